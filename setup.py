@@ -1,0 +1,32 @@
+"""Packages, extras and console scripts of mm01_jax."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mm01_jax",
+    version="0.1.0",
+    description="MiniMax-01 (lightning attention, softmax attention, experts) in JAX/Flax for TPUs and GPUs",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=find_packages(include=["mm01_jax", "mm01_jax.*", "pallas_kernels", "pallas_kernels.*", "configs"]),
+    install_requires=[
+        "jax>=0.11.2",
+        "flax>=0.12.9",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "grain>=0.2.18",
+        "numpy>=2.0",
+        "absl-py>=2.1",
+        "ml-collections>=1.1",
+        "safetensors>=0.8",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+        "tokenizers": ["tokenizers>=0.23"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "plots": ["matplotlib>=3.9"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "libtpu", "matplotlib>=3.9", "tokenizers>=0.23"],
+    },
+    entry_points={"console_scripts": ["mm01-convert=mm01_jax.convert.__main__:main"]},
+)
