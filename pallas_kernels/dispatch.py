@@ -1,0 +1,87 @@
+"""Choose the implementation of an operation, or say why none of them fits.
+
+A name asks for that implementation and no other: it answers or raises `Unsupported`. `None` takes the first
+candidate, in the operation's order, that has no reason against it; the choice is logged once with the reasons of
+those passed over.
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import logging
+from types import ModuleType
+
+import jax
+
+_log = logging.getLogger("pallas_kernels")
+
+
+class Unsupported(ValueError):
+    """The named implementation cannot take these arguments on this device; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation's name and its implementations in order of preference: name -> module to import when asked."""
+
+    name: str
+    modules: dict[str, str]
+
+    def module(self, implementation: str) -> ModuleType:
+        # Late, so that a CPU user does not pay for importing two accelerators' compilers.
+        return importlib.import_module(self.modules[implementation])
+
+
+def platform() -> str:
+    """`tpu`, `gpu` or `cpu`: where the code being traced will run.
+
+    The mesh in force (`jax.set_mesh`, `jax.shard_map`) decides, so that compiling for a machine that is not here picks
+    that machine's kernels; without a mesh it is the default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
+def device_kind() -> str:
+    """Kind of the device the code will run on, as the mesh in force or the default backend names it."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device is not None else jax.devices()[0].device_kind
+
+
+def choose(operation: Operation, implementation: str | None, *arguments) -> str:
+    """Name of the implementation to use for `arguments`.
+
+    Raises:
+      ValueError: `implementation` is no implementation of this operation.
+      Unsupported: it is one, and cannot take these arguments here; or, for `None`, none can.
+    """
+    if implementation is not None:
+        _check_name(operation, implementation)
+        if reason := operation.module(implementation).unsupported(*arguments):
+            raise Unsupported(f"{operation.name}: implementation {implementation!r} cannot be used: {reason}")
+        return implementation
+    passed_over = []
+    for name in operation.modules:
+        reason = operation.module(name).unsupported(*arguments)
+        if reason is None:
+            _log_choice(operation.name, name, tuple(passed_over))
+            return name
+        passed_over.append(f"{name}: {reason}")
+    raise Unsupported(f"{operation.name}: no implementation fits; " + "; ".join(passed_over))
+
+
+def _check_name(operation: Operation, implementation: str) -> None:
+    if implementation in operation.modules:
+        return
+    allowed = ", ".join(repr(name) for name in operation.modules)
+    close = difflib.get_close_matches(implementation, operation.modules, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{operation.name}: implementation={implementation!r} is not one of {allowed} or None{hint}")
+
+
+@functools.cache
+def _log_choice(operation: str, name: str, passed_over: tuple[str, ...]) -> None:
+    """Cached: one line for each choice and set of reasons, however often the operation is traced."""
+    reasons = f" (passed over: {'; '.join(passed_over)})" if passed_over else ""
+    _log.info("%s: using %r%s", operation, name, reasons)

@@ -1,0 +1,159 @@
+"""Lightning attention, the public operation (MiniMax-01, arXiv 2501.08313, section 2.2; decay as in the released code).
+
+For each head, with decay exp(-slope) and a state S of (H keys, H values):
+
+    S_t = exp(-slope) S_{t-1} + k_t v_t^T        o_t = S_t^T q_t
+
+Letters: B batch, S sequence, N heads, H head dim. This file checks arguments, chooses an implementation and owns the
+only gradient rule; its residuals are the inputs.
+"""
+
+import functools
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+
+OPERATION = dispatch.Operation(
+    "lightning_attention",
+    {
+        name: module
+        for name in ("tpu", "gpu", "xla")
+        if importlib.util.find_spec(module := f"pallas_kernels.lightning_attention.{name}")
+    },
+)
+
+
+def lightning_attention(
+    q_BSNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    slope_N: jax.Array,
+    state_BNHH: jax.Array | None = None,
+    *,
+    segment_ids: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Output and outgoing state of a sequence.
+
+    Args:
+      q_BSNH, k_BSNH, v_BSNH: (B, S, N, H), all bfloat16 or all float32. The query is not scaled.
+      slope_N: (N,) float32, >= 0; a head's state decays by exp(-slope) per token. It gets no gradient.
+      state_BNHH: (B, N, H key, H value) float32, the state before the first token; None is zero.
+      segment_ids: (B, S) int32. A change of id between a token and the last one that is not padding resets the state;
+        the incoming state continues into the first token's document whatever its id. A negative id is padding: it
+        writes nothing, decays nothing, its output and gradients are 0. None is one document without padding.
+      implementation: "tpu", "gpu", "xla", or None for the first of these that can.
+
+    Returns:
+      out (B, S, N, H) in q's dtype; state (B, N, H, H) float32 after the last token that is not padding.
+
+    Raises:
+      ValueError: a shape or dtype is not as above, or `implementation` is no name of one.
+      Unsupported: the named implementation cannot take these arguments on this device.
+    """
+    _check_sequence(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
+    B, _, N, H = q_BSNH.shape
+    if state_BNHH is None:
+        state_BNHH = jnp.zeros((B, N, H, H), jnp.float32)
+    arguments = _vary_alike(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
+    return _attend(dispatch.choose(OPERATION, implementation, *arguments), *arguments)
+
+
+def lightning_attention_step(
+    q_BNH: jax.Array,
+    k_BNH: jax.Array,
+    v_BNH: jax.Array,
+    slope_N: jax.Array,
+    state_BNHH: jax.Array,
+    *,
+    active_B: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One token of every row (decode): update the state and read it. Donate `state_BNHH` to update it in place.
+
+    Args:
+      q_BNH, k_BNH, v_BNH: (B, N, H), all bfloat16 or all float32.
+      slope_N: (N,) float32.
+      state_BNHH: (B, N, H, H) float32.
+      active_B: (B,) bool; an inactive row keeps its state and outputs 0. None: all rows are active.
+      implementation: as in `lightning_attention`.
+
+    Returns:
+      out (B, N, H) in q's dtype; the new state (B, N, H, H) float32.
+
+    Raises: as `lightning_attention`.
+    """
+    _check_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
+    *arrays, active_B = _vary_alike(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
+    name = dispatch.choose(OPERATION, implementation, *arrays, None)
+    return OPERATION.module(name).step(*arrays, active_B)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(name, q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
+    return OPERATION.module(name).forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS)
+
+
+def _attend_forward(name, *arguments):
+    return _attend(name, *arguments), arguments
+
+
+def _attend_backward(name, arguments, cotangents):
+    dq, dk, dv, d_state = OPERATION.module(name).backward(*arguments, *cotangents)
+    return dq, dk, dv, None, d_state, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
+    """Inside `shard_map`, makes all arguments vary over the union of their mesh axes.
+
+    A gradient has to vary over the axes of what it belongs to; here, outside the gradient rule, the transpose of the
+    cast sums it over the axes that an argument did not vary over.
+    """
+    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in arrays if x is not None))
+
+    def cast(x):
+        missing = () if x is None else tuple(sorted(axes - jax.typeof(x).mat.varying))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return [cast(x) for x in arrays]
+
+
+def _check_sequence(q, k, v, slope, state, segment_ids) -> None:
+    if q.ndim != 4 or 0 in q.shape:
+        raise ValueError(f"q must be (B, S, N, H) without empty axes, got {q.shape}")
+    B, S, N, H = q.shape
+    _check_common(q, k, v, slope)
+    if state is not None:
+        _check_array("state", state, (B, N, H, H), jnp.float32)
+    if segment_ids is not None:
+        _check_array("segment_ids", segment_ids, (B, S), jnp.int32)
+
+
+def _check_step(q, k, v, slope, state, active) -> None:
+    if q.ndim != 3 or 0 in q.shape:
+        raise ValueError(f"q must be (B, N, H) without empty axes in a decode step, got {q.shape}")
+    B, N, H = q.shape
+    _check_common(q, k, v, slope)
+    _check_array("state", state, (B, N, H, H), jnp.float32)
+    if active is not None:
+        _check_array("active", active, (B,), jnp.bool_)
+
+
+def _check_common(q, k, v, slope) -> None:
+    if q.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"q must be bfloat16 or float32, got {q.dtype}")
+    _check_array("k", k, q.shape, q.dtype)
+    _check_array("v", v, q.shape, q.dtype)
+    _check_array("slope", slope, q.shape[-2:-1], jnp.float32)
+
+
+def _check_array(name, array, shape, dtype) -> None:
+    if array.shape != shape or array.dtype != dtype:
+        wanted = f"{jnp.dtype(dtype).name}{list(shape)}"
+        raise ValueError(f"{name} must be {wanted} to go with q, got {array.dtype.name}{list(array.shape)}")
