@@ -1,0 +1,82 @@
+"""What decoding remembers: a lightning state per head, and softmax keys and values; one pytree, allocated once.
+
+The cache travels through the layer scan as part of its carry and is updated in place at (period, layer): nothing of
+its size is ever copied when the caller donates it. A row's next token goes to slot `lengths[row]`; slot = position.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig, Rules
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeysValues:
+    """Keys and values of every softmax layer of a run, and which layer is in hand.
+
+    keys, values: (M, n, B, T, K, H) in the compute dtype, RoPE applied. period, layer: int32 scalars.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    period: jax.Array
+    layer: jax.Array
+
+    def write(
+        self, key_BSKH: jax.Array, value_BSKH: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array
+    ) -> "KeysValues":
+        """Puts each row's tokens into the slots of their positions; padding (segment < 0) is not written."""
+        slots = jnp.where(segments_BS >= 0, positions_BS, self.keys.shape[3])  # one past the end: dropped
+        rows = jnp.arange(slots.shape[0], dtype=slots.dtype)[:, None]
+
+        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+            return store.at[self.period, self.layer, rows, slots].set(new.astype(store.dtype), mode="drop")
+
+        return dataclasses.replace(self, keys=put(self.keys, key_BSKH), values=put(self.values, value_BSKH))
+
+    def read(
+        self, positions_BS: jax.Array, segments_BS: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """(key (B, T, K, H), value, key positions (B, T), key segments (B, T)) of the layer in hand.
+
+        Slots after a query's position may hold nothing; the causal mask hides them, so no length is needed.
+        """
+        del segments_BS
+        batch, slots = self.keys.shape[2:4]
+        slot_BT = jnp.broadcast_to(jnp.arange(slots, dtype=positions_BS.dtype)[None, :], (batch, slots))
+        layer_keys = self.keys[self.period, self.layer]
+        return layer_keys, self.values[self.period, self.layer], slot_BT, jnp.zeros_like(slot_BT)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecodeCache:
+    """The whole cache.
+
+    runs: one entry per run of the period: a state (M, n, B, N, H, H) float32 for lightning,
+      a (keys, values) pair of (M, n, B, T, K, H) for softmax.
+    lengths: (B,) int32, tokens seen by each row.
+    """
+
+    runs: tuple
+    lengths: jax.Array
+
+    @classmethod
+    def zeros(cls, config: ModelConfig, rules: Rules, batch_size: int, max_length: int) -> "DecodeCache":
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, sharded at birth."""
+        runs = []
+        for kind, count in config.runs:
+            lead = (config.num_periods, count, batch_size)
+            if kind == "lightning":
+                state = jnp.zeros((*lead, config.num_heads, config.head_dim, config.head_dim), jnp.float32)
+                runs.append(sharding.constrain(state, rules, None, None, "batch", "heads", None, None))
+            else:
+                shape = (*lead, max_length, config.num_kv_heads, config.head_dim)
+                empty = [jnp.zeros(shape, config.dtype) for _ in range(2)]
+                axes = (None, None, "batch", None, "kv_heads", None)
+                runs.append(tuple(sharding.constrain(x, rules, *axes) for x in empty))
+        return cls(tuple(runs), jnp.zeros((batch_size,), jnp.int32))

@@ -1,0 +1,157 @@
+"""The text model: layers, runs of layers, periods of runs (paper section 2; spec 0, A.3).
+
+    h = Embed[tokens];  per layer  x = norm(h), h = a x + b Mixer(x);  x = norm(h), h = a x + b Experts(x)
+    logits = W_head norm(h)
+
+The residual comes from the normed input (DeepNorm as a delayed post-norm). A *run* is a maximal stretch of layers of
+one kind inside a period; its weights carry two leading dims (period, layer). Two nested scans walk them, so the
+compiled program holds one body per run however deep the model is.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.model.cache import DecodeCache, KeysValues
+from mm01_jax.model.experts import Experts
+from mm01_jax.model.layers import einsum, ones, param, read, rms_norm, xavier
+from mm01_jax.model.lightning import Lightning, slopes
+from mm01_jax.model.softmax import Softmax
+from mm01_jax.parallel.experts import RouterStats
+from mm01_jax.parallel.vocabulary import embed
+
+MIXERS = {"lightning": Lightning, "softmax": Softmax}
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Layer(nnx.Module):
+    """One run of layers: mixer and experts, each behind a norm and DeepNorm's residual."""
+
+    def __init__(self, kind: str, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...]):
+        gain = (8.0 * config.num_layers) ** -0.25  # DeepNorm's beta: an initialisation gain (paper 4.2)
+        D, dtype = config.embed_dim, config.param_dtype
+        self.input_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
+        self.mixer = MIXERS[kind](config, rules, rngs=rngs, stack=stack, gain=gain)
+        self.post_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
+        self.experts = Experts(config, rules, rngs=rngs, stack=stack, gain=gain)
+        self.kind, self.config, self.rules = kind, config, rules
+
+    def __call__(
+        self, h_BSD: jax.Array, slope_N: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any, RouterStats]:
+        config, dtype = self.config, h_BSD.dtype
+        x = rms_norm(h_BSD, self.input_norm[...].astype(dtype), config.norm_eps)
+        if self.kind == "lightning":
+            y, cache = self.mixer(x, slope_N, segments_BS, cache)
+            alpha, beta = config.lightning_alpha, config.lightning_beta
+        else:
+            y, cache = self.mixer(x, positions_BS, segments_BS, cache)
+            alpha, beta = config.softmax_alpha, config.softmax_beta
+        h = self.residual(x, y, alpha, beta)
+        x = rms_norm(h, self.post_norm[...].astype(dtype), config.norm_eps)
+        y, stats = self.experts(x, segments_BS)
+        return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
+
+    def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
+        """alpha x + beta y, constrained to the layout of activations between sub-layers."""
+        return sharding.constrain(alpha * x + beta * y, self.rules, "batch", "seq", "act_embed")
+
+
+class TextModel(nnx.Module):
+    """MiniMax-Text-01 as an immutable pytree: built once, then only read."""
+
+    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs):
+        V, D, dtype = config.vocab_size, config.embed_dim, config.param_dtype
+        self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), dtype=dtype)
+        self.runs = nnx.List(
+            [
+                Layer(kind, config, rules, rngs=rngs, stack=(config.num_periods, count))
+                for kind, count in config.runs
+            ]
+        )
+        self.final_norm = param(rngs, (D,), ("act_embed",), ones, dtype=dtype)
+        self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
+        self.config, self.rules = config, rules
+
+    def hidden(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        segments_BS: jax.Array,
+        cache: DecodeCache | None = None,
+    ) -> tuple[jax.Array, DecodeCache | None, RouterStats]:
+        """The one forward of training (no cache), prefill (many tokens, a cache) and decode (one token, a cache).
+
+        Args:
+          tokens_BS, positions_BS: int32. With a cache, a token's position is its slot.
+          segments_BS: int32 document ids; < 0 is padding, which changes nothing.
+        Returns:
+          (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
+        """
+        config = self.config
+        h = embed(tokens_BS, read(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
+        h = sharding.constrain(h, self.rules, "batch", "seq", "act_embed")
+        body = functools.partial(self._period, positions_BS, segments_BS)
+        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.runs, self._slopes())
+        (h, runs), stats = jax.lax.scan(body, (h, None if cache is None else cache.runs), xs)
+        if cache is not None:
+            seen = jnp.sum(segments_BS >= 0, axis=1, dtype=jnp.int32)
+            cache = DecodeCache(runs, cache.lengths + seen)
+        stats = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *stats)
+        return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), cache, stats
+
+    def logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        """float32 logits (B, S, V); training uses the chunked loss instead and never holds them."""
+        wide = jnp.promote_types(hidden_BSD.dtype, jnp.float32)
+        return einsum("bsd,dv->bsv", hidden_BSD, read(self.head, hidden_BSD.dtype, self.rules), wide)
+
+    def __call__(self, tokens_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
+        """float32 logits (B, S, V) of whole rows."""
+        return self.logits(self.hidden(tokens_BS, positions_BS, segments_BS)[0])
+
+    def _slopes(self) -> list[jax.Array]:
+        """Per run, float32 slopes (M, n, N): constants that enter the scan as values, out of reach of dtype policies."""
+        config = self.config
+        table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
+        starts = np.cumsum([0] + [count for _, count in config.runs])
+        return [jnp.asarray(table[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+    def _period(self, positions_BS, segments_BS, carry, xs):
+        """One period: each run scanned over its layers; returns the stacked router statistics per run."""
+        h, caches = carry
+        period, runs, run_slopes = xs
+        new_caches, stats = [], []
+        for index, (run, slope) in enumerate(zip(runs, run_slopes, strict=True)):
+            step = functools.partial(_run_layer, positions_BS, segments_BS, period)
+            if self.config.remat != "none" and caches is None:
+                step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)
+            layers = jnp.arange(slope.shape[0], dtype=jnp.int32)
+            run_cache = None if caches is None else caches[index]
+            (h, run_cache), run_stats = jax.lax.scan(step, (h, run_cache), (layers, run, slope))
+            new_caches.append(run_cache)
+            stats.append(run_stats)
+        return (h, None if caches is None else tuple(new_caches)), stats
+
+
+def _run_layer(positions_BS, segments_BS, period, carry, xs):
+    """Scan body of one layer: takes its part of the cache out of the carry and puts it back in place."""
+    h, cache = carry
+    index, layer, slope_N = xs
+    if cache is None:
+        h, _, stats = layer(h, slope_N, positions_BS, segments_BS, None)
+    elif layer.kind == "lightning":
+        h, state, stats = layer(h, slope_N, positions_BS, segments_BS, cache[period, index])
+        cache = cache.at[period, index].set(state)
+    else:
+        h, view, stats = layer(h, slope_N, positions_BS, segments_BS, KeysValues(*cache, period, index))
+        cache = (view.keys, view.values)
+    return (h, cache), stats

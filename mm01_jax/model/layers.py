@@ -1,0 +1,112 @@
+"""What every layer is made of: a weight, a matmul, RMSNorm, the residual rule, partial RoPE.
+
+A weight is stated once, by one `param` line: shape, logical axes, initializer. Its sharding follows from the axes
+through the rules, at birth (`shardings`) and in use (`read`); nothing else in the repository states either.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from mm01_jax import sharding
+from mm01_jax.config import Rules
+
+Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
+
+
+def param(
+    rngs: nnx.Rngs,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    init: Initializer,
+    *,
+    stack: Sequence[int] = (),
+    dtype: str = "float32",
+) -> nnx.Param:
+    """A weight of `stack + shape`; `stack` (period, layer) goes in front and is scanned over.
+
+    Args:
+      shape: dims of one layer's weight, without the stack.
+      axes: logical axis of each dim of `shape` (None: never sharded).
+      init: (key, full shape, dtype) -> array.
+    """
+    value = init(rngs.params(), (*stack, *shape), jnp.dtype(dtype))
+    return nnx.Param(value, axes=("period", "layer")[: len(stack)] + tuple(axes))
+
+
+def xavier(fan_in: int, fan_out: int, gain: float | Sequence[float] = 1.0, gain_axis: int = -1) -> Initializer:
+    """Xavier normal, std = gain * sqrt(2 / (fan_in + fan_out)); paper 4.2 with DeepNorm's gain on some matrices.
+
+    A sequence of gains applies along `gain_axis`: the packed q|k|v has DeepNorm's gain on v alone.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        std = math.sqrt(2.0 / (fan_in + fan_out))
+        scale = jnp.asarray(gain, dtype)
+        if scale.ndim:
+            dims = [1] * len(shape)
+            dims[gain_axis] = scale.size
+            scale = scale.reshape(dims)
+        else:
+            scale = scale.reshape((1,) * len(shape))
+        return jax.random.normal(key, shape, dtype) * (scale * jnp.asarray(std, dtype))
+
+    return init
+
+
+def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Norm weights start at one."""
+    del key
+    return jnp.ones(shape, dtype)
+
+
+def read(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
+    """A weight ready for use: cast to the compute dtype, then gathered over the axes that only store it.
+
+    The cast comes first, so a bfloat16 model gathers half the bytes of its float32 masters.
+    """
+    axes = weight.get_metadata()["axes"][-weight[...].ndim :]
+    return sharding.constrain(weight[...].astype(dtype), sharding.ungathered(rules), *axes)
+
+
+def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> nnx.Module:
+    """The model with each weight replaced by its NamedSharding; `model` may be abstract (jax.eval_shape)."""
+
+    def one(weight: nnx.Variable) -> nnx.Variable:
+        return weight.replace(sharding.named(mesh, rules, *weight.get_metadata()["axes"]))
+
+    return jax.tree.map(one, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`)."""
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    accumulate = jnp.promote_types(x.dtype, jnp.float32)
+    y = jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=accumulate)
+    return y.astype(out_dtype or x.dtype)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> jax.Array:
+    """weight * cast(x / sqrt(mean(x^2) + eps)) over the last `num_axes` dims; statistics in float32 (spec A.2)."""
+    axes = tuple(range(-num_axes, 0))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
+    lead = (1,) * (x.ndim - num_axes)
+    return weight.reshape(lead + weight.shape) * (wide * inverse).astype(x.dtype)
+
+
+def rope(x_BSNH: jax.Array, positions_BS: jax.Array, rotary_dim: int, theta: float) -> jax.Array:
+    """Rotates the first `rotary_dim` dims of each head, pairing i with i + rotary_dim/2 (spec A.5); float32 inside."""
+    half = rotary_dim // 2
+    wide = jnp.promote_types(x_BSNH.dtype, jnp.float32)
+    frequency = jnp.asarray(theta, wide) ** (-jnp.arange(half, dtype=wide) * (2.0 / rotary_dim))
+    angle = positions_BS[:, :, None, None].astype(wide) * frequency[None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first = x_BSNH[..., :half].astype(wide)
+    second = x_BSNH[..., half:rotary_dim].astype(wide)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x_BSNH.dtype), x_BSNH[..., rotary_dim:]], axis=-1)

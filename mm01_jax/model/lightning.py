@@ -1,0 +1,74 @@
+"""Lightning attention as a layer (paper 2.2; spec A.4).
+
+    [q|k|v] = silu(W_qkv x) per head      S_t = exp(-s) S_{t-1} + k_t v_t'      o_t = S_t' q_t
+    y = W_out( sigmoid(W_gate x) * RMSNorm_{N*H}(o) )
+
+No softmax, no denominator, no RoPE, no scale of q. The slope s is a float32 constant of the head and of the global
+layer index. One norm spans all heads.
+"""
+
+import math
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.model.layers import einsum, ones, param, read, rms_norm, xavier
+from mm01_jax.parallel.lightning import lightning_attention, lightning_attention_step
+
+
+def slopes(num_heads: int, num_layers: int) -> np.ndarray:
+    """Decay slopes (num_layers, num_heads) float32: ALiBi slopes times 1 - l/(L-1) + 1e-5 (spec A.4).
+
+    Head counts that are no power of two follow ALiBi: the slopes of the next lower power, then every second one of
+    the next higher. Computed in float64 and rounded once.
+    """
+
+    def geometric(n: int) -> list[float]:
+        return [2.0 ** (-8.0 * (h + 1) / n) for h in range(n)]
+
+    lower = 2 ** int(math.log2(num_heads))
+    heads = geometric(lower) + geometric(2 * lower)[0::2][: num_heads - lower]
+    factor = 1.0 - np.arange(num_layers) / max(num_layers - 1, 1) + 1e-5
+    return (factor[:, None] * np.asarray(heads)[None, :]).astype(np.float32)
+
+
+class Lightning(nnx.Module):
+    """The lightning mixer; its cache is one state (B, N, H key, H value) float32 a layer."""
+
+    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...], gain: float):
+        D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, config.param_dtype
+        qkv_init = xavier(D, N * H, (1.0, 1.0, gain), gain_axis=-2)
+        self.qkv = param(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, stack=stack, dtype=dtype)
+        gate_init = xavier(D, N * H)
+        self.output_gate = param(
+            rngs, (D, N, H), ("embed", "heads", "head_dim"), gate_init, stack=stack, dtype=dtype
+        )
+        self.norm = param(rngs, (N, H), ("heads", "head_dim"), ones, stack=stack, dtype=dtype)
+        out_init = xavier(N * H, D, gain)
+        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
+        self.config, self.rules = config, rules
+
+    def project(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k, v (B, S, N, H): SiLU on all three."""
+        qkv = jax.nn.silu(einsum("bsd,dnch->bsnch", x_BSD, read(self.qkv, x_BSD.dtype, self.rules)))
+        return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
+
+    def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
+        """Norm over all heads, output gate, output projection."""
+        dtype = x_BSD.dtype
+        y = rms_norm(out_BSNH, self.norm[...].astype(dtype), self.config.lightning_norm_eps, num_axes=2)
+        y = jax.nn.sigmoid(einsum("bsd,dnh->bsnh", x_BSD, read(self.output_gate, dtype, self.rules))) * y
+        return einsum("bsnh,nhd->bsd", y, read(self.out, dtype, self.rules))
+
+    def __call__(
+        self, x_BSD: jax.Array, slope_N: jax.Array, segments_BS: jax.Array, state_BNHH: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """x (B, S, D) normed layer input -> (out (B, S, D), state (B, N, H, H) float32 after the last token)."""
+        q, k, v = self.project(x_BSD)
+        if state_BNHH is not None and x_BSD.shape[1] == 1:
+            out, state = lightning_attention_step(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules)
+        else:
+            out, state = lightning_attention(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules)
+        return self.finish(x_BSD, out), state

@@ -1,0 +1,49 @@
+"""Grouped-query softmax attention with partial RoPE (spec A.5): every 8th layer of the released model."""
+
+import jax
+from flax import nnx
+
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.model.cache import KeysValues
+from mm01_jax.model.layers import einsum, param, read, rope, xavier
+from mm01_jax.parallel.softmax import softmax_attention
+
+
+class Softmax(nnx.Module):
+    """The softmax mixer; its cache holds rotated keys and values (B, T, K, H)."""
+
+    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...], gain: float):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        dtype = config.param_dtype
+        heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.query = param(rngs, (D, N, H), heads, xavier(D, N * H), stack=stack, dtype=dtype)
+        self.key = param(rngs, (D, K, H), kv_heads, xavier(D, K * H), stack=stack, dtype=dtype)
+        self.value = param(rngs, (D, K, H), kv_heads, xavier(D, K * H, gain), stack=stack, dtype=dtype)
+        out_init = xavier(N * H, D, gain)
+        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
+        self.config, self.rules = config, rules
+
+    def __call__(
+        self, x_BSD: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, cache: KeysValues | None
+    ) -> tuple[jax.Array, KeysValues | None]:
+        """x (B, S, D) normed layer input -> (out (B, S, D), the cache with this call's keys and values written)."""
+        config, dtype = self.config, x_BSD.dtype
+        query = einsum("bsd,dnh->bsnh", x_BSD, read(self.query, dtype, self.rules))
+        key = einsum("bsd,dkh->bskh", x_BSD, read(self.key, dtype, self.rules))
+        value = einsum("bsd,dkh->bskh", x_BSD, read(self.value, dtype, self.rules))
+        query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
+        key = rope(key, positions_BS, config.rotary_dim, config.rope_theta)
+        if cache is None:
+            key_positions, key_segments = positions_BS, segments_BS
+        else:
+            cache = cache.write(key, value, positions_BS, segments_BS)
+            key, value, key_positions, key_segments = cache.read(positions_BS, segments_BS)
+        out = softmax_attention(
+            query,
+            key,
+            value,
+            query_index=(positions_BS, segments_BS),
+            key_index=(key_positions, key_segments),
+            rules=self.rules,
+        )
+        return einsum("bsnh,nhd->bsd", out, read(self.out, dtype, self.rules)), cache

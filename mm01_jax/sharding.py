@@ -1,0 +1,69 @@
+"""The device mesh, and the translation of logical axis names into mesh axes.
+
+Axes are `Auto`: XLA places what nobody states, `constrain` states it at layer boundaries, and everything with a
+collective of its own is a `shard_map` in `mm01_jax/parallel` (docs/architecture.md, "Decisions").
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mm01_jax.config import MeshConfig, Rules
+
+AXES = ("data", "expert", "tensor", "sequence")
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh (data, expert, tensor, sequence) of `config` over `devices` (default: all of them).
+
+    Raises:
+      ValueError: the product of the axis sizes is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = tuple(getattr(config, axis) for axis in AXES)
+    size = shape[0] * shape[1] * shape[2] * shape[3]
+    if size != len(devices):
+        sizes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, shape, strict=True))
+        raise ValueError(f"mesh {sizes} = {size} devices, but {len(devices)} are available")
+    if devices[0].platform == "tpu":
+        devices = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True).flat
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=tuple(devices))
+
+
+def spec(rules: Rules, *logical: str | None) -> P:
+    """PartitionSpec of an array whose dims carry these logical axis names (None: replicated).
+
+    Raises:
+      ValueError: a logical axis is unknown, or a mesh axis would shard two dims.
+    """
+    used: dict[str, str] = {}
+    parts = []
+    for name in logical:
+        if name is not None and name not in rules.__dataclass_fields__:
+            raise ValueError(f"unknown logical axis {name!r}; known: {', '.join(rules.__dataclass_fields__)}")
+        mesh_axes = () if name is None else getattr(rules, name)
+        for axis in mesh_axes:
+            if axis in used:
+                raise ValueError(f"mesh axis {axis!r} would shard both {used[axis]!r} and {name!r}")
+            used[axis] = str(name)
+        parts.append(None if not mesh_axes else mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes)
+    return P(*parts)
+
+
+def constrain(x: jax.Array, rules: Rules, *logical: str | None) -> jax.Array:
+    """States the sharding of an activation or of a gathered weight."""
+    return jax.lax.with_sharding_constraint(x, spec(rules, *logical))
+
+
+def named(mesh: Mesh, rules: Rules, *logical: str | None) -> NamedSharding:
+    """The NamedSharding of an array with these logical axes on `mesh`."""
+    return NamedSharding(mesh, spec(rules, *logical))
+
+
+def ungathered(rules: Rules) -> Rules:
+    """The rules of a weight in use: fully sharded dims (`embed`) are gathered, all others stay where they are."""
+    return dataclasses.replace(rules, embed=())

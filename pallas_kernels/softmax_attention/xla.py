@@ -1,0 +1,69 @@
+"""Softmax attention in plain XLA, a block of queries at a time.
+
+    P = softmax(Q K' / sqrt(H) + mask)      O = P V
+
+Logits are float32 and exist for one block of queries only; the backward recomputes them.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+QUERY_BLOCK = 512
+
+
+def softmax_attention(
+    query_BSNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    *,
+    query_index: tuple[jax.Array, jax.Array],
+    key_index: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """Attention of N query heads over K key/value heads; head n uses key head n // (N // K).
+
+    Args:
+      query_index, key_index: (positions, segments), int32 (B, S) and (B, T). A query sees keys of its own segment at
+        positions up to its own; a negative segment is padding, sees nothing and outputs 0.
+    Returns:
+      (B, S, N, H) in the query's dtype.
+    """
+    B, S, N, H = query_BSNH.shape
+    K = key_BTKH.shape[2]
+    query = query_BSNH.reshape(B, S, K, N // K, H)
+    attend = functools.partial(_block, key_BTKH, value_BTKH, *key_index)
+    if S <= QUERY_BLOCK:
+        return attend((query, *query_index)).reshape(B, S, N, H)
+    blocks = -(-S // QUERY_BLOCK)
+    split = functools.partial(_split, blocks=blocks)
+    positions, segments = query_index
+    xs = (split(query, fill=0), split(positions, fill=0), split(segments, fill=-1))
+    out = jax.lax.map(jax.checkpoint(attend), xs)  # (blocks, B, block, K, G, H)
+    return jnp.moveaxis(out, 0, 1).reshape(B, blocks * QUERY_BLOCK, N, H)[:, :S]
+
+
+def _split(x: jax.Array, *, blocks: int, fill: int) -> jax.Array:
+    """(B, S, ...) -> (blocks, B, block, ...), padded with `fill`."""
+    padding = [(0, 0), (0, blocks * QUERY_BLOCK - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    padded = jnp.pad(x, padding, constant_values=fill)
+    return jnp.moveaxis(padded.reshape(x.shape[0], blocks, QUERY_BLOCK, *x.shape[2:]), 1, 0)
+
+
+def _block(key_BTKH, value_BTKH, key_positions, key_segments, block):
+    query_BSKGH, positions, segments = block
+    wide = jnp.promote_types(query_BSKGH.dtype, jnp.float32)
+    precision = "highest" if query_BSKGH.dtype == jnp.float32 else "default"
+    einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    logits = einsum("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * (1.0 / math.sqrt(query_BSKGH.shape[-1]))
+    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments >= 0)[:, :, None]
+    mask = (same & (key_positions[:, None, :] <= positions[:, :, None]))[:, None, None]
+    # A large finite number instead of -inf: rows that see nothing (padding) stay finite and are zeroed below.
+    logits = jnp.where(mask, logits, jnp.finfo(wide).min)
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.where(mask, jnp.exp(logits - peak), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    probabilities = weights / jnp.where(total > 0, total, 1.0)
+    out = einsum("bkgst,btkh->bskgh", probabilities.astype(value_BTKH.dtype), value_BTKH)
+    return out.astype(query_BSKGH.dtype)
