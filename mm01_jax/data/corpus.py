@@ -1,0 +1,109 @@
+"""A corpus: every good document of a list of shards, by index, with the digests that say which corpus it is."""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from mm01_jax.data.text import DataError, Shard
+
+PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileSummary:
+    """What one shard holds; the fingerprint of a corpus is made of these."""
+
+    documents: int
+    size: int  # bytes of text
+    digest: str  # sha256 of its documents' digests, in order
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """Documents D of all shards in order, about 40 bytes of memory each; the text stays on disk."""
+
+    shards: tuple[Shard, ...]
+    shard_D: np.ndarray  # int32, index into `shards`
+    key_D: np.ndarray  # int64, where the shard finds the document
+    size_D: np.ndarray  # int64, bytes of UTF-8
+    digest_D2: np.ndarray  # uint64, the first 16 bytes of the text's sha256
+    files: dict[str, FileSummary]
+    bad: tuple[str, ...]  # the records that were skipped, each with its reason
+
+    def __len__(self) -> int:
+        return len(self.size_D)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the files' names, sizes and content, in order of names."""
+        sha = hashlib.sha256(b"mm01 corpus 1")
+        for name, file in self.files.items():
+            sha.update(f"{name}\0{file.documents} {file.size} {file.digest}\0".encode())
+        return sha.hexdigest()
+
+    def read(self, document: int, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of a document."""
+        stop = int(self.size_D[document]) if stop is None else stop
+        return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
+
+    def label(self, document: int) -> str:
+        """How a person finds a document: its file, and which of the file's documents it is."""
+        shard = self.shard_D[document]
+        return f"{self.shards[shard].name} document {document - int(np.searchsorted(self.shard_D, shard))}"
+
+
+def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], None]) -> Corpus:
+    """Reads every byte once: checks the text, and finds where documents lie.
+
+    Raises:
+      DataError: a broken file, more than `max_bad_records` bad records, the same file of records twice, no text.
+    """
+    columns, files, bad = [], {}, []
+    clock, done = time.monotonic(), 0
+    for index, shard in enumerate(shards):
+        sha, first = hashlib.sha256(), len(columns)
+        for record in shard.scan():
+            if record.problem is None:
+                columns.append((index, record.key, record.size, record.digest))
+                sha.update(record.digest)
+            else:
+                bad.append(f"{record.label}: {record.problem}")
+                _check_bad(bad, max_bad_records)
+            done += record.size
+            if time.monotonic() - clock > PROGRESS_SECONDS:
+                clock = time.monotonic()
+                log(f"data: read {done / 1e6:,.0f} MB, file {index + 1} of {len(shards)} ({shard.name})")
+        size = sum(column[2] for column in columns[first:])
+        files[shard.name] = FileSummary(documents=len(columns) - first, size=size, digest=sha.hexdigest())
+    _check_duplicates(files)
+    if not columns:
+        raise DataError(f"No document is left of {len(shards)} files: {'; '.join(bad[:5])}.")
+    shard, key, size, digest = zip(*columns, strict=True)
+    return Corpus(
+        shards=tuple(shards),
+        shard_D=np.array(shard, np.int32),
+        key_D=np.array(key, np.int64),
+        size_D=np.array(size, np.int64),
+        digest_D2=np.frombuffer(b"".join(digest), "<u8").reshape(-1, 2),
+        files=files,
+        bad=tuple(bad),
+    )
+
+
+def _check_bad(bad: list[str], allowed: int) -> None:
+    if len(bad) > allowed:
+        raise DataError(
+            f"{len(bad)} bad records, allowed are data.max_bad_records={allowed}: {'; '.join(bad[-5:])}. "
+            "Repair or remove them, or raise data.max_bad_records to skip and count them."
+        )
+
+
+def _check_duplicates(files: dict[str, FileSummary]) -> None:
+    """A shard of many records that is there twice is a copying mistake; a single text may repeat."""
+    seen: dict[str, str] = {}
+    for name, file in files.items():
+        if file.documents > 1 and (first := seen.setdefault(file.digest, name)) != name:
+            raise DataError(f"{name} holds the same {file.documents} documents as {first}; remove one of them.")

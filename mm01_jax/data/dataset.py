@@ -1,0 +1,134 @@
+"""A data set: from `DataConfig` to rows to train on and rows to evaluate on."""
+
+import dataclasses
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mm01_jax.config import DataConfig
+from mm01_jax.data.corpus import Corpus, scan_corpus
+from mm01_jax.data.packing import VERSION, PackedRows
+from mm01_jax.data.shuffle import held_out_documents
+from mm01_jax.data.sources import find_shards
+from mm01_jax.data.text import DataError
+from mm01_jax.data.tokenized import TokenizedDocuments
+from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
+
+NAMED = 4  # files named in a message before "and n more"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Rows of S tokens; no held-out document is ever in `train`."""
+
+    tokenizer: Tokenizer
+    corpus: Corpus
+    train: PackedRows  # without end
+    held_out: PackedRows | None  # one epoch, None when data.held_out is 0
+    manifest: dict[str, Any]  # what the data is, as JSON values; `check_unchanged` compares two
+
+    @property
+    def targets_per_byte(self) -> float:
+        """Predicted tokens a byte of training text: bits per byte = loss in nats / ln 2 * this."""
+        return self.train.documents.targets_per_byte
+
+    def describe(self) -> str:
+        """One line for the log."""
+        sizes = self.corpus.size_D
+        held_out = 0 if self.held_out is None else len(self.held_out.documents.num_tokens_D)
+        bad = f", {len(self.corpus.bad)} bad records skipped" if self.corpus.bad else ""
+        return (
+            f"data {self.manifest['source']}: {len(self.corpus.files):,} files, {len(sizes):,} documents, "
+            f"{int(sizes.sum()):,} bytes, {held_out:,} documents held out{bad}, "
+            f"tokenizer {self.tokenizer.name}, python {platform.python_version()}, sha256 {self.corpus.fingerprint}"
+        )
+
+
+def open_dataset(
+    config: DataConfig, sequence_length: int, vocab_size: int, log: Callable[[str], None] = print
+) -> Dataset:
+    """Finds, checks and splits the data of a run. Every byte of it is read once.
+
+    Raises:
+      ValueError: a setting that cannot be (no such file, a vocabulary smaller than the tokenizer's).
+      DataError: the data itself is bad.
+    """
+    _check(config)
+    tokenizer = open_tokenizer(config.tokenizer)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
+            f"data.tokenizer={config.tokenizer!r}; at least {tokenizer.vocab_size} is allowed."
+        )
+    corpus = scan_corpus(find_shards(config.source, config.text_field), config.max_bad_records, log)
+    held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
+    train = TokenizedDocuments(corpus, np.flatnonzero(~held_out_D), tokenizer, log)
+    held_out = None
+    if config.held_out:
+        documents = TokenizedDocuments(corpus, np.flatnonzero(held_out_D), tokenizer, log)
+        held_out = PackedRows(documents, sequence_length, config.seed, epochs=1)
+    return Dataset(
+        tokenizer=tokenizer,
+        corpus=corpus,
+        train=PackedRows(train, sequence_length, config.seed),
+        held_out=held_out,
+        manifest=_manifest(config, corpus, tokenizer),
+    )
+
+
+def _check(config: DataConfig) -> None:
+    if not 0.0 <= config.held_out < 1.0:
+        raise ValueError(f"data.held_out={config.held_out} must be at least 0 and less than 1.")
+    for name, value in (("seed", config.seed), ("max_bad_records", config.max_bad_records)):
+        if value < 0:
+            raise ValueError(f"data.{name}={value} must be at least 0.")
+
+
+def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+    files = {name: [file.documents, file.size, file.digest] for name, file in corpus.files.items()}
+    return {
+        "source": config.source,
+        "fingerprint": corpus.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "held_out": config.held_out,
+        "seed": config.seed,
+        "packing": VERSION,
+        "python": platform.python_version() if config.source == "stdlib" else None,
+        "bad_records": list(corpus.bad),
+        "files": files,
+    }
+
+
+def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the manifest a run began with to today's; DataError names what changed.
+
+    The place of the data (`source`) may change, its content may not.
+    """
+    changes = [
+        f"{key} was {saved.get(key)!r}, is {now[key]!r}"
+        for key in ("tokenizer", "held_out", "seed", "packing")
+        if saved.get(key) != now[key]
+    ]
+    if saved.get("fingerprint") != now["fingerprint"]:
+        if saved.get("python") != now["python"]:
+            changes.append(f"the corpus is that of Python {saved.get('python')}, now of {now['python']}")
+        changes += _changed_files(saved.get("files", {}), now["files"])
+    if changes:
+        raise DataError(
+            f"The data is not what this run began with: {'; '.join(changes)}. Restore it, or begin a new run."
+        )
+
+
+def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    kinds = {
+        "gone": [name for name in before if name not in now],
+        "new": [name for name in now if name not in before],
+        "changed": [name for name in now if name in before and list(before[name]) != list(now[name])],
+    }
+    return [
+        f"{kind}: {', '.join(names[:NAMED])}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        for kind, names in kinds.items()
+        if names
+    ]

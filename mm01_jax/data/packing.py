@@ -1,0 +1,101 @@
+"""Documents into rows, in index space.
+
+The stream of an epoch is the tokens of every document in that epoch's order, each document followed by one
+end-of-document token; epochs follow one another. Row i is tokens [i S, (i + 1) S) of the stream, so a row is a
+function of its index alone: batch size, workers and hosts neither repeat nor skip a token.
+
+    stream     a a a . b b | b b b . c . | ...        S = 6, "." ends a document
+    segments   0 0 0 0 1 1 | 0 0 0 0 1 1
+    positions  0 1 2 3 0 1 | 0 1 2 3 0 1              a document cut by a row starts afresh in the next row
+    targets    a a . b b b | b b . c . d              the next token of the stream
+    weights    1 1 1 0 1 1 | 1 1 1 0 1 0              0 where the next token is another document's
+"""
+
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from mm01_jax.data.shuffle import epoch_order
+
+VERSION = 1  # of the rule above; a run resumes only with the rule that it began with
+
+
+class TokenDocuments(Protocol):
+    """Tokenised documents by index."""
+
+    num_tokens_D: np.ndarray  # int64, without the end-of-document token, all >= 1
+    end_of_document: int
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """int32 tokens [start, stop) of a document."""
+
+
+class PackedRows:
+    """Rows of S tokens of a token stream.
+
+    `epochs=None` repeats the documents for ever, each epoch in another order. `epochs=1` is a finite stream for
+    evaluation: what is past its end is padding.
+    """
+
+    def __init__(self, documents: TokenDocuments, sequence_length: int, seed: int, epochs: int | None = None):
+        if sequence_length < 1:
+            raise ValueError(f"train.sequence_length={sequence_length} must be at least 1.")
+        self.documents, self.sequence_length, self.seed, self.epochs = documents, sequence_length, seed, epochs
+        self.tokens_per_epoch = int(documents.num_tokens_D.sum()) + len(documents.num_tokens_D)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows that hold a token, None when there is no end."""
+        if self.epochs is None:
+            return None
+        return -(-self.epochs * self.tokens_per_epoch // self.sequence_length)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """(S,) int32 tokens, targets, positions, segments and float32 weights of row `index`."""
+        S = self.sequence_length
+        stream = np.zeros(S + 1, np.int32)  # one more: the target of the row's last token
+        segments = np.full(S, -1, np.int32)
+        positions = np.zeros(S, np.int32)
+        weights = np.zeros(S, np.float32)
+        filled = segment = 0
+        while filled <= S and (piece := self._piece(index * S + filled, S + 1 - filled)) is not None:
+            tokens, ends_document = piece
+            stop = filled + len(tokens)
+            stream[filled:stop] = tokens
+            segments[filled:stop] = segment
+            positions[filled:stop] = np.arange(min(stop, S) - filled)
+            weights[filled:stop] = 1.0
+            if ends_document:
+                weights[stop - 1 : stop] = 0.0
+            filled, segment = stop, segment + 1
+        return {
+            "tokens": stream[:S],
+            "targets": stream[1:],
+            "positions": positions,
+            "segments": segments,
+            "weights": weights,
+        }
+
+    def _piece(self, at: int, most: int) -> tuple[np.ndarray, bool] | None:
+        """Up to `most` tokens of the one document at stream position `at`, and whether they reach its end."""
+        epoch, offset = divmod(at, self.tokens_per_epoch)
+        if self.epochs is not None and epoch >= self.epochs:
+            return None
+        order_D, ends_D = self._epoch(epoch)
+        place = int(np.searchsorted(ends_D, offset, side="right"))
+        document = int(order_D[place])
+        length = int(self.documents.num_tokens_D[document])
+        start = offset - (int(ends_D[place]) - length - 1)
+        stop = min(start + most, length + 1)
+        tokens = self.documents.tokens(document, start, min(stop, length))
+        ends_document = stop == length + 1
+        if ends_document:
+            tokens = np.append(tokens, np.int32(self.documents.end_of_document))
+        return tokens, ends_document
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 (rows of neighbouring epochs are made at the same time; a run has one object)
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of an epoch's documents and where each ends in the epoch's stream, int64."""
+        order_D = epoch_order(len(self.documents.num_tokens_D), self.seed, epoch)
+        return order_D, np.cumsum(self.documents.num_tokens_D[order_D] + 1)

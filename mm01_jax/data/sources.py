@@ -1,0 +1,83 @@
+"""From `data.source` to a sorted list of shards.
+
+`stdlib` is real text that every machine with Python has: the standard library's own source, and the language
+reference that `help()` prints. Anything else is a path, a directory or a glob of a user's files.
+"""
+
+import difflib
+import glob
+import os
+import pathlib
+import platform
+import sysconfig
+
+from mm01_jax.data.text import JsonLines, Shard, TextFile, TextInMemory
+
+SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
+# Not the library itself, or (tests) text that is broken on purpose.
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def find_shards(source: str, text_field: str) -> list[Shard]:
+    """The shards that `source` names, sorted by name; ValueError when it names none."""
+    if source == "stdlib":
+        return sorted(stdlib_shards(), key=lambda shard: shard.name)
+    paths = _find_paths(source)
+    root = paths[0].parent if len(paths) == 1 else pathlib.Path(os.path.commonpath([path.parent for path in paths]))
+    named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
+    return [_open_shard(name, path, text_field) for name, path in named]
+
+
+def stdlib_shards() -> list[Shard]:
+    """The standard library's non-empty `.py` files, one document each, and one document a `help()` topic."""
+    root = pathlib.Path(sysconfig.get_path("stdlib"))
+    shards: list[Shard] = []
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        # _sysconfigdata* is written when Python is built and holds that machine's paths.
+        generated = name.name.startswith("_sysconfigdata") or name.as_posix() == "pydoc_data/topics.py"
+        if not generated and not SKIPPED_FOLDERS & set(name.parts) and path.stat().st_size:
+            shards.append(TextFile(name.as_posix(), path))
+    if not shards:
+        raise ValueError(f"data.source='stdlib': Python {platform.python_version()} has no .py files under {root}.")
+    from pydoc_data.topics import topics  # a large module that only this source needs
+
+    return shards + [TextInMemory(f"pydoc_data/topics/{topic}", text) for topic, text in topics.items()]
+
+
+def _find_paths(source: str) -> list[pathlib.Path]:
+    if os.path.isdir(source):
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
+        paths = [path for path in found if path.endswith(SUFFIXES)]
+    else:
+        paths = (
+            [source] if os.path.isfile(source) else [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
+        )
+    # One file under two names (a link, a glob that overlaps) is one file.
+    unique = {os.path.realpath(path): pathlib.Path(os.path.abspath(path)) for path in sorted(paths)}
+    if not unique:
+        raise ValueError(_nothing_found(source))
+    for path in unique.values():
+        if path.suffix not in SUFFIXES:
+            raise ValueError(f"data.source: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}.")
+    return list(unique.values())
+
+
+def _nothing_found(source: str) -> str:
+    if os.path.isdir(source):
+        return f"data.source={source!r} is a directory without {', '.join(SUFFIXES)} files."
+    parent = pathlib.Path(source).parent
+    names = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []
+    near = difflib.get_close_matches(source, ["stdlib", *names], n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"data.source={source!r} is neither 'stdlib' nor a path or glob of {', '.join(SUFFIXES)} files.{hint}"
+
+
+def _open_shard(name: str, path: pathlib.Path, text_field: str) -> Shard:
+    if path.suffix == ".txt":
+        return TextFile(name, path)
+    if path.suffix == ".jsonl":
+        return JsonLines(name, path, text_field)
+    from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
+
+    return ArrayRecordFile(name, path)

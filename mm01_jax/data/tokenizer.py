@@ -1,0 +1,97 @@
+"""Text to token ids and back: bytes, which need nothing, or a user's `tokenizer.json`."""
+
+import difflib
+import hashlib
+import os
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+# What published tokenizers call the token that ends a text, in the order in which they are looked for.
+END_NAMES = ("<|endoftext|>", "<end_of_document>", "<end_of_sentence>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
+
+
+class Tokenizer(Protocol):
+    """Ids in [0, vocab_size); `end_of_document` is never the id of text."""
+
+    name: str
+    vocab_size: int
+    end_of_document: int
+    fingerprint: str
+
+    def encode(self, text: bytes | str) -> np.ndarray:
+        """int32 ids of a text (UTF-8 when bytes), without any special token."""
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """The text of ids; what is no text (the end of a document, half a character) is shown, not raised."""
+
+
+class BytesTokenizer:
+    """Ids 0..255 are the bytes of UTF-8, 256 ends a document."""
+
+    name = "bytes"
+    vocab_size = 257
+    end_of_document = 256
+    fingerprint = "bytes-257"
+
+    def encode(self, text: bytes | str) -> np.ndarray:
+        data = text.encode() if isinstance(text, str) else text
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """Ids of 256 and above (a vocabulary is often rounded up) have no text and are left out."""
+        return bytes(int(i) for i in ids if 0 <= int(i) < 256).decode("utf-8", errors="replace")
+
+
+class FileTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library."""
+
+    def __init__(self, path: str):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError(
+                f"data.tokenizer={path!r} needs the `tokenizers` extra: pip install 'mm01_jax[tokenizers]'. "
+                "data.tokenizer='bytes' needs nothing."
+            ) from error
+        content = pathlib.Path(path).read_bytes()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"data.tokenizer={path!r} is not a tokenizer.json: {error}") from error
+        # A file may ask for truncation: documents would silently become shorter.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # "<|endoftext|>" in a document is text, never the end of that document.
+        self._tokenizer.encode_special_tokens = True
+        self.name = path
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.end_of_document = self._find_end()
+
+    def _find_end(self) -> int:
+        for name in END_NAMES:
+            if (token := self._tokenizer.token_to_id(name)) is not None:
+                return token
+        raise ValueError(
+            f"data.tokenizer={self.name!r} has no token that ends a text; known are {', '.join(END_NAMES)}."
+        )
+
+    def encode(self, text: bytes | str) -> np.ndarray:
+        text = text.decode() if isinstance(text, bytes) else text
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """`bytes`, or a path to a tokenizer.json; ValueError for anything else."""
+    if name == "bytes":
+        return BytesTokenizer()
+    if not os.path.isfile(name):
+        near = difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")
+    return FileTokenizer(name)
