@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
     "lightning_attention",
@@ -58,7 +59,7 @@ def lightning_attention(
     B, _, N, H = q_BSNH.shape
     if state_BNHH is None:
         state_BNHH = jnp.zeros((B, N, H, H), jnp.float32)
-    arguments = _vary_alike(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
+    arguments = vary_alike(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
     return _attend(dispatch.choose(OPERATION, implementation, *arguments), *arguments)
 
 
@@ -87,7 +88,7 @@ def lightning_attention_step(
     Raises: as `lightning_attention`.
     """
     _check_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
-    *arrays, active_B = _vary_alike(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
+    *arrays, active_B = vary_alike(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
     name = dispatch.choose(OPERATION, implementation, *arrays, None)
     return OPERATION.module(name).step(*arrays, active_B)
 
@@ -107,21 +108,6 @@ def _attend_backward(name, arguments, cotangents):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _vary_alike(*arrays: jax.Array | None) -> list[jax.Array | None]:
-    """Inside `shard_map`, makes all arguments vary over the union of their mesh axes.
-
-    A gradient has to vary over the axes of what it belongs to; here, outside the gradient rule, the transpose of the
-    cast sums it over the axes that an argument did not vary over.
-    """
-    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in arrays if x is not None))
-
-    def cast(x):
-        missing = () if x is None else tuple(sorted(axes - jax.typeof(x).mat.varying))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return [cast(x) for x in arrays]
 
 
 def _check_sequence(q, k, v, slope, state, segment_ids) -> None:

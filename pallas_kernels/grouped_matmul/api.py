@@ -1,0 +1,64 @@
+"""Grouped matmul, the public operation: rows sorted by expert, each times its expert's matrix.
+
+Letters: R rows after dispatch, D width of a row, E experts, F width of the result.
+"""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.varying import vary_alike
+
+OPERATION = dispatch.Operation(
+    "grouped_matmul",
+    {
+        name: module
+        for name in ("tpu", "gpu", "xla")
+        if importlib.util.find_spec(module := f"pallas_kernels.grouped_matmul.{name}")
+    },
+)
+
+
+def grouped_matmul(
+    x_RD: jax.Array,
+    weights_EDF: jax.Array,
+    group_sizes_E: jax.Array,
+    *,
+    capacity: int,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`out[r] = x[r] @ weights[e]` for the rows r of group e: the first `group_sizes[0]` rows, the next, and so on.
+
+    Args:
+      x_RD: (R, D), bfloat16 or float32, rows sorted by group. Rows after the last group give 0 and get gradient 0.
+      weights_EDF: (E, D, F) in x's dtype.
+      group_sizes_E: (E,) int32, >= 0, their sum <= R.
+      capacity: a bound on every group's size; a larger group's rows beyond it may give 0. Callers count overflow.
+      implementation: "tpu", "xla", or None for the first of these that can.
+
+    Returns:
+      (R, F) in x's dtype, accumulated in float32. Differentiable in x and weights.
+
+    Raises:
+      ValueError: a shape, dtype or the capacity is not as above.
+      Unsupported: the named implementation cannot take these arguments on this device.
+    """
+    _check(x_RD, weights_EDF, group_sizes_E, capacity)
+    arrays = vary_alike(x_RD, weights_EDF, group_sizes_E)
+    name = dispatch.choose(OPERATION, implementation, *arrays, capacity)
+    return OPERATION.module(name).forward(*arrays, capacity)
+
+
+def _check(x, weights, group_sizes, capacity) -> None:
+    if x.ndim != 2 or x.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"x must be (R, D) in bfloat16 or float32, got {x.dtype.name}{list(x.shape)}")
+    if weights.ndim != 3 or weights.shape[1] != x.shape[1] or weights.dtype != x.dtype:
+        got = f"{weights.dtype.name}{list(weights.shape)}"
+        raise ValueError(f"weights must be (E, D={x.shape[1]}, F) in {x.dtype.name} to go with x, got {got}")
+    if group_sizes.shape != weights.shape[:1] or group_sizes.dtype != jnp.int32:
+        got = f"{group_sizes.dtype.name}{list(group_sizes.shape)}"
+        raise ValueError(f"group_sizes must be int32[{weights.shape[0]}] to go with weights, got {got}")
+    if capacity < 1:
+        raise ValueError(f"capacity={capacity} must be at least 1")
