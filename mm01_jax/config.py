@@ -1,10 +1,12 @@
-"""The configuration of a run: frozen dataclasses and the rules a valid run obeys.
+"""The configuration of a run: frozen dataclasses, every field with its type.
 
-A config is a value: complete, typed, checked when it is finalised, saved as JSON beside every checkpoint.
-`docs/architecture.md` has the letters used in comments (M periods, L layers, D model width, N heads, ...).
+A config is a value: complete, typed, checked by `config_rules.check`, saved as JSON beside every checkpoint.
+The README has the letters used in comments (M periods, L layers, D model width, N heads, ...).
 """
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 MixerKind = Literal["lightning", "softmax"]
@@ -40,7 +42,7 @@ class ModelConfig:
     capacity_factor: float = 1.25
     # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
     dropless_bound: float | None = None
-    # Arithmetic: compute dtype of activations and matmul operands. Norm statistics, softmax, states, logits are float32.
+    # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"
     remat: Literal["none", "dots", "full"] = "full"
@@ -48,6 +50,11 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return self.num_periods * len(self.period)
+
+    @property
+    def runs(self) -> tuple[tuple[MixerKind, int], ...]:
+        """(kind, count) of each maximal stretch of equal layers inside a period."""
+        return tuple((kind, len(list(group))) for kind, group in itertools.groupby(self.period))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,3 +158,36 @@ class Config:
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with what a person typed: the key, its value, what is allowed, the nearest valid choice."""
+
+    key: str
+    got: object
+    allowed: str
+    nearest: str | None
+
+    def __str__(self) -> str:
+        try:
+            got = repr(self.got)
+        except ValueError:  # Python prints no whole number of more than 4300 digits
+            got = f"an {type(self.got).__name__} too large to print"
+        got = got if len(got) <= 80 else got[:77] + "..."  # a message stays on one screen
+        nearest = f"; nearest: {self.nearest}" if self.nearest is not None else ""
+        return f"{self.key}: got {got}; allowed: {self.allowed}{nearest}"
+
+
+class ConfigError(ValueError):
+    """Everything wrong with a config, one line each."""
+
+    MOST_LINES = 20
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        lines = [f"  {problem}" for problem in self.problems[: self.MOST_LINES]]
+        if len(self.problems) > self.MOST_LINES:
+            lines.append(f"  and {len(self.problems) - self.MOST_LINES} more")
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n".join([f"the config has {count}:", *lines]))

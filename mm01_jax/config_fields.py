@@ -1,0 +1,192 @@
+"""The fields of a config by dotted key: their declared types, their values, the nearest right name.
+
+A key is the path of a field, `train.steps` or `mesh.rules.batch`. Sections are dataclasses, everything else is a leaf.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from mm01_jax.config import Config, Problem
+
+
+@functools.cache
+def field_types(section: type) -> dict[str, Any]:
+    """Name -> annotation of one section's fields, in order."""
+    hints = typing.get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section)}
+
+
+@functools.cache
+def leaf_types(section: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> annotation of every leaf below a section."""
+    leaves = {}
+    for name, annotation in field_types(section).items():
+        if dataclasses.is_dataclass(annotation):
+            leaves |= leaf_types(annotation, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = annotation
+    return leaves
+
+
+def values(config: Config) -> dict[str, Any]:
+    """Dotted key -> value of every leaf."""
+    return {key: get(config, key) for key in leaf_types()}
+
+
+def get(config: Config, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def replace(config: Any, key: str, value: Any) -> Any:
+    """A copy of the config with another value at a dotted key."""
+    name, _, rest = key.partition(".")
+    return dataclasses.replace(config, **{name: replace(getattr(config, name), rest, value) if rest else value})
+
+
+def default(key: str) -> Any:
+    """The default of the leaf at a dotted key, `dataclasses.MISSING` where it must be given."""
+    *sections, name = key.split(".")
+    section = Config
+    for step in sections:
+        section = field_types(section)[step]
+    return {field.name: field.default for field in dataclasses.fields(section)}[name]
+
+
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """(key, old value, new value) of every leaf that differs, in the order of the fields."""
+    before, after = values(old), values(new)
+    return [(key, before[key], after[key]) for key in before if before[key] != after[key]]
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a value has the declared type. A whole number is a number; True is neither."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is types.UnionType:
+        return any(fits(value, choice) for choice in arguments)
+    if origin is tuple:
+        return type(value) is tuple and _items_fit(value, arguments)
+    if annotation is float:
+        return type(value) is int or isinstance(value, float)
+    if annotation is type(None):
+        return value is None
+    return type(value) is annotation
+
+
+def _items_fit(items: tuple, arguments: tuple) -> bool:
+    if arguments[-1] is Ellipsis:
+        return all(fits(item, arguments[0]) for item in items)
+    return len(items) == len(arguments) and all(map(fits, items, arguments))
+
+
+def canonical(value: Any, annotation: Any) -> Any:
+    """A value as its declared type writes it: lists become tuples, a whole number in a field of numbers a float."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is types.UnionType and value is not None:
+        return canonical(value, next(choice for choice in arguments if choice is not type(None)))
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(canonical(item, kind) for item, kind in zip(value, kinds, strict=len(kinds) == len(value)))
+    if annotation is float and type(value) is int and abs(value) < sys.float_info.max:
+        return float(value)
+    return value
+
+
+def describe(annotation: Any) -> str:
+    """A declared type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin is types.UnionType:
+        return " or ".join(map(describe, arguments))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a tuple of ({describe(arguments[0])})"
+    if origin is tuple:
+        return f"a tuple ({', '.join(map(describe, arguments))})"
+    if dataclasses.is_dataclass(annotation):
+        return f"a {annotation.__name__}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "True or False", type(None): "None"}[
+        annotation
+    ]
+
+
+def type_problems(section: Any, annotation: type = Config, prefix: str = "") -> Iterator[Problem]:
+    """Every leaf and section whose value is not of its declared type."""
+    for name, wanted in field_types(annotation).items():
+        key, value = prefix + name, getattr(section, name)
+        if not dataclasses.is_dataclass(wanted):
+            if not fits(value, wanted):
+                yield Problem(key=key, got=value, allowed=describe(wanted), nearest=nearest_value(key, value, wanted))
+        elif type(value) is wanted:
+            yield from type_problems(value, wanted, key + ".")
+        else:
+            yield Problem(key=key, got=value, allowed=describe(wanted), nearest=f"{wanted.__name__}(...)")
+
+
+def nearest_value(key: str, value: Any, annotation: Any) -> str:
+    """The nearest value of the declared type: the like-named choice, the number that was meant, else the default."""
+    for as_tuple in ((value,), tuple(value) if isinstance(value, list) else None):
+        if fits(as_tuple, annotation):
+            return repr(as_tuple)
+    choices = [choice for choice in _choices(annotation) if isinstance(choice, str)]
+    if choices:
+        words = value if isinstance(value, tuple | list) else (value,)
+        found = tuple(nearest_name(str(word), choices) or choices[0] for word in words)
+        return repr(found) if typing.get_origin(annotation) is tuple else repr(found[0] if found else choices[0])
+    if {int, float} & {annotation, *typing.get_args(annotation)} and isinstance(value, str | int | float):
+        number = _number(value, whole=int in (annotation, *typing.get_args(annotation)))
+        if number is not None:
+            return repr(number)
+    return default_text(key)
+
+
+def default_text(key: str) -> str:
+    """The default at a dotted key as text; for a leaf that must be given, the plainest value of its type."""
+    fallback = default(key)
+    if fallback is not dataclasses.MISSING:
+        return repr(fallback)
+    return {int: "1", str: "'my_run'"}.get(leaf_types()[key], "see configs/tiny.py")
+
+
+def _choices(annotation: Any) -> tuple:
+    if typing.get_origin(annotation) is Literal:
+        return typing.get_args(annotation)
+    return sum((_choices(argument) for argument in typing.get_args(annotation)), ())
+
+
+def _number(value: str | int | float, *, whole: bool) -> int | float | None:
+    try:
+        number = round(float(value)) if whole else float(value)
+        return number if math.isfinite(number) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The most similar of some names, None where nothing resembles."""
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[close[0]] if close else None
+
+
+def nearest_key(key: str) -> str | None:
+    """The leaf or section a mistyped dotted key most likely means: a sibling, a namesake elsewhere, a similar key."""
+    *sections, name = key.split(".")
+    keys = list(leaf_types())
+    keys += sorted({leaf.rsplit(".", 1)[0] for leaf in keys if "." in leaf})
+    siblings = {known.rsplit(".", 1)[-1]: known for known in keys if known.split(".")[:-1] == sections}
+    namesakes = [known for known in keys if known.rsplit(".", 1)[-1] == name]
+    if close := nearest_name(name, siblings):
+        if namesakes and difflib.SequenceMatcher(None, close, name).ratio() < 0.75:
+            return nearest_name(key, namesakes) or namesakes[0]
+        return siblings[close]
+    return nearest_name(key, namesakes) or (namesakes[0] if namesakes else nearest_name(key, keys))

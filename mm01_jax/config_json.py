@@ -1,0 +1,92 @@
+"""A config as JSON text and back, exactly. Reading executes nothing and accepts only a complete, valid config."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from mm01_jax import config_fields, config_rules
+from mm01_jax.config import Config, ConfigError, Problem
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, its fields in order; equal configs give equal text."""
+    return json.dumps(_plain(config), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    plain = {}
+    for name, annotation in config_fields.field_types(type(section)).items():
+        value = getattr(section, name)
+        nested = dataclasses.is_dataclass(annotation)
+        plain[name] = _plain(value) if nested else config_fields.canonical(value, annotation)
+    return plain
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote. Raises ConfigError on unknown, missing or repeated keys and on every rule."""
+    try:
+        plain = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        allowed = f"a config as JSON ({error})"
+        raise ConfigError(
+            [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
+        ) from None
+    problems = list(_shape_problems(plain, Config, ""))
+    if problems:
+        raise ConfigError(problems)
+    return config_rules.check(_build(plain, Config))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        values = {name: [value for other, value in pairs if other == name] for name in repeated}
+        raise ConfigError(
+            [Problem(key=k, got=v, allowed="each key once", nearest=f"{k}: {v[0]!r}") for k, v in values.items()]
+        )
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]:
+    """Sections that are no objects, keys that are no fields, fields without a key, values of another type."""
+    fields = config_fields.field_types(section)
+    where = prefix.removesuffix(".") or "config"
+    if not isinstance(plain, dict):
+        yield Problem(key=where, got=plain, allowed=f"an object with the keys {', '.join(fields)}", nearest="{...}")
+        return
+    for name in plain.keys() - fields.keys():
+        allowed = f"the fields of {where}: {', '.join(fields)}"
+        yield Problem(
+            key=prefix + name, got=plain[name], allowed=allowed, nearest=config_fields.nearest_key(prefix + name)
+        )
+    for name, annotation in fields.items():
+        if name not in plain:
+            near = config_fields.nearest_name(name, plain.keys() - fields.keys())
+            nearest = f"the key {prefix}{near}, mistyped" if near else f"{prefix}{name} = ..."
+            yield Problem(key=prefix + name, got="nothing", allowed="every field of a config", nearest=nearest)
+        elif dataclasses.is_dataclass(annotation):
+            yield from _shape_problems(plain[name], annotation, f"{prefix}{name}.")
+        else:
+            yield from _value_problems(prefix + name, plain[name], annotation)
+
+
+def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
+    if not config_fields.fits(config_fields.canonical(value, annotation), annotation):
+        nearest = config_fields.nearest_value(key, value, annotation)
+        yield Problem(key=key, got=value, allowed=config_fields.describe(annotation), nearest=nearest)
+
+
+def _build(plain: dict[str, Any], section: type) -> Any:
+    read = {
+        name: (_build if dataclasses.is_dataclass(annotation) else config_fields.canonical)(plain[name], annotation)
+        for name, annotation in config_fields.field_types(section).items()
+    }
+    return section(**read)
