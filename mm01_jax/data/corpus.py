@@ -3,11 +3,11 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from mm01_jax.data.text import DataError, Shard
+from mm01_jax.data.text import DataError, Record, Shard
 
 PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
 
@@ -47,7 +47,10 @@ class Corpus:
     def read(self, document: int, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of a document."""
         stop = int(self.size_D[document]) if stop is None else stop
-        return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
+        try:
+            return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
+        except OSError as error:
+            raise DataError(f"{self.label(document)} cannot be read any more: {error}") from error
 
     def label(self, document: int) -> str:
         """How a person finds a document: its file, and which of the file's documents it is."""
@@ -65,7 +68,7 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
     clock, done = time.monotonic(), 0
     for index, shard in enumerate(shards):
         sha, first = hashlib.sha256(), len(columns)
-        for record in shard.scan():
+        for record in _scan(shard):
             if record.problem is None:
                 columns.append((index, record.key, record.size, record.digest))
                 sha.update(record.digest)
@@ -91,6 +94,13 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
         files=files,
         bad=tuple(bad),
     )
+
+
+def _scan(shard: Shard) -> Iterator[Record]:
+    try:
+        yield from shard.scan()
+    except OSError as error:
+        raise DataError(f"{shard.name} cannot be read: {error}") from error
 
 
 def _check_bad(bad: list[str], allowed: int) -> None:

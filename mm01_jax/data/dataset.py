@@ -1,6 +1,7 @@
 """A data set: from `DataConfig` to rows to train on and rows to evaluate on."""
 
 import dataclasses
+import pathlib
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -47,9 +48,16 @@ class Dataset:
 
 
 def open_dataset(
-    config: DataConfig, sequence_length: int, vocab_size: int, log: Callable[[str], None] = print
+    config: DataConfig,
+    sequence_length: int,
+    vocab_size: int,
+    *,
+    cache: pathlib.Path | None = None,
+    log: Callable[[str], None] = print,
 ) -> Dataset:
     """Finds, checks and splits the data of a run. Every byte of it is read once.
+
+    `cache` is a folder that keeps the token counts of a corpus for the next start (a tokenizer.json only).
 
     Raises:
       ValueError: a setting that cannot be (no such file, a vocabulary smaller than the tokenizer's).
@@ -64,10 +72,10 @@ def open_dataset(
         )
     corpus = scan_corpus(find_shards(config.source, config.text_field), config.max_bad_records, log)
     held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
-    train = TokenizedDocuments(corpus, np.flatnonzero(~held_out_D), tokenizer, log)
+    train = TokenizedDocuments.counted(corpus, np.flatnonzero(~held_out_D), tokenizer, cache, log)
     held_out = None
     if config.held_out:
-        documents = TokenizedDocuments(corpus, np.flatnonzero(held_out_D), tokenizer, log)
+        documents = TokenizedDocuments.counted(corpus, np.flatnonzero(held_out_D), tokenizer, cache, log)
         held_out = PackedRows(documents, sequence_length, config.seed, epochs=1)
     return Dataset(
         tokenizer=tokenizer,

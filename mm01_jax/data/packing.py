@@ -43,6 +43,8 @@ class PackedRows:
             raise ValueError(f"train.sequence_length={sequence_length} must be at least 1.")
         self.documents, self.sequence_length, self.seed, self.epochs = documents, sequence_length, seed, epochs
         self.tokens_per_epoch = int(documents.num_tokens_D.sum()) + len(documents.num_tokens_D)
+        # Rows of two neighbouring epochs are made at the same time.
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     @property
     def num_rows(self) -> int | None:
@@ -94,8 +96,7 @@ class PackedRows:
             tokens = np.append(tokens, np.int32(self.documents.end_of_document))
         return tokens, ends_document
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 (rows of neighbouring epochs are made at the same time; a run has one object)
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of an epoch's documents and where each ends in the epoch's stream, int64."""
         order_D = epoch_order(len(self.documents.num_tokens_D), self.seed, epoch)
         return order_D, np.cumsum(self.documents.num_tokens_D[order_D] + 1)

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from mm01_jax.data.text import DataError
-
 ORDER, HELD_OUT = 1, 2  # which choice a hash is for: equal seeds must not make them agree
 
 
@@ -33,14 +31,14 @@ def held_out_documents(digest_D2: np.ndarray, fraction: float, seed: int) -> np.
     At least one text is held out and at least one is not, however few there are.
 
     Raises:
-      DataError: all documents are one text.
+      ValueError: all documents are one text.
     """
     if fraction == 0.0:
         return np.zeros(len(digest_D2), bool)
     rank_D = hash64(digest_D2[:, 0] ^ hash64(digest_D2[:, 1]), HELD_OUT, seed)
     lowest, highest = rank_D.min(), rank_D.max()
     if lowest == highest:
-        raise DataError(
+        raise ValueError(
             f"data.held_out={fraction} needs two different documents, the data has {len(rank_D)} of one text. "
             "Split the text into documents, or set data.held_out=0 to train without evaluation."
         )

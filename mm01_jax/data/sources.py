@@ -47,8 +47,7 @@ def stdlib_shards() -> list[Shard]:
 
 def _find_paths(source: str) -> list[pathlib.Path]:
     if os.path.isdir(source):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names]
-        paths = [path for path in found if path.endswith(SUFFIXES)]
+        paths = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names if name[0] != "."]
     else:
         paths = (
             [source] if os.path.isfile(source) else [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
@@ -59,7 +58,10 @@ def _find_paths(source: str) -> list[pathlib.Path]:
         raise ValueError(_nothing_found(source))
     for path in unique.values():
         if path.suffix not in SUFFIXES:
-            raise ValueError(f"data.source: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}.")
+            raise ValueError(
+                f"data.source={source!r}: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}. "
+                "A glob such as 'folder/**/*.txt' chooses among the files of a folder."
+            )
     return list(unique.values())
 
 

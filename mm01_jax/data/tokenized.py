@@ -1,6 +1,9 @@
 """The documents of one split as tokens, counted once and read by position."""
 
 import functools
+import hashlib
+import os
+import pathlib
 import time
 from collections.abc import Callable
 
@@ -15,14 +18,36 @@ class TokenizedDocuments:
     """`packing.TokenDocuments` over some documents of a corpus.
 
     Bytes are counted without being read and read by range. Any other tokenizer counts by encoding every document
-    once at the start; a document is encoded again where it is used.
+    once, at the first start with `cache`; a document is encoded again where it is used.
     """
 
-    def __init__(self, corpus: Corpus, chosen_D: np.ndarray, tokenizer: Tokenizer, log: Callable[[str], None]):
+    def __init__(self, corpus: Corpus, chosen_D: np.ndarray, tokenizer: Tokenizer):
         self._corpus, self._chosen_D, self._tokenizer = corpus, chosen_D, tokenizer
+        self._bytewise = tokenizer.name == "bytes"
         self.end_of_document = tokenizer.end_of_document
         self.num_bytes = int(corpus.size_D[chosen_D].sum())
-        self.num_tokens_D = corpus.size_D[chosen_D] if tokenizer.name == "bytes" else self._count(log)
+        # A document that goes on over many rows is encoded once, not once a row.
+        self._encode = functools.lru_cache(maxsize=16)(self._encode_once)
+        self.num_tokens_D = corpus.size_D[chosen_D]
+
+    @classmethod
+    def counted(
+        cls,
+        corpus: Corpus,
+        chosen_D: np.ndarray,
+        tokenizer: Tokenizer,
+        cache: pathlib.Path | None,
+        log: Callable[[str], None],
+    ) -> "TokenizedDocuments":
+        """The documents with their numbers of tokens, which are kept in the folder `cache`."""
+        documents = cls(corpus, chosen_D, tokenizer)
+        if not documents._bytewise:
+            key = hashlib.sha256(f"{corpus.fingerprint} {tokenizer.fingerprint}".encode() + chosen_D.tobytes())
+            file = cache and cache / f"token_counts_{key.hexdigest()[:24]}.npy"
+            documents.num_tokens_D = documents._load_counts(file) if file and file.exists() else documents._count(log)
+            if file and not file.exists():
+                _save(file, documents.num_tokens_D)
+        return documents
 
     @property
     def targets_per_byte(self) -> float:
@@ -30,9 +55,16 @@ class TokenizedDocuments:
         return int(self.num_tokens_D.sum()) / self.num_bytes
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        if self._tokenizer.name == "bytes":
+        """int32 tokens [start, stop) of a document."""
+        if self._bytewise:
             return self._tokenizer.encode(self._corpus.read(int(self._chosen_D[document]), start, stop))
-        return self._encode(document)[start:stop]
+        ids = self._encode(document)
+        if len(ids) != self.num_tokens_D[document]:
+            raise DataError(
+                f"{self._corpus.label(int(self._chosen_D[document]))} has {len(ids)} tokens, "
+                f"{self.num_tokens_D[document]} were counted: the text or the token counts changed."
+            )
+        return ids[start:stop]
 
     def _count(self, log: Callable[[str], None]) -> np.ndarray:
         counts_D = np.zeros(len(self._chosen_D), np.int64)
@@ -42,6 +74,15 @@ class TokenizedDocuments:
             if time.monotonic() - clock > PROGRESS_SECONDS:
                 clock = time.monotonic()
                 log(f"data: counted the tokens of {document + 1:,} of {len(counts_D):,} documents")
+        return counts_D
+
+    def _load_counts(self, file: pathlib.Path) -> np.ndarray:
+        try:
+            counts_D = np.load(file, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{file} cannot be read ({error}); delete it, it is made again.") from error
+        if counts_D.shape != self._chosen_D.shape or counts_D.dtype != np.int64 or (counts_D < 1).any():
+            raise DataError(f"{file} does not hold {len(self._chosen_D)} token counts; delete it, it is made again.")
         return counts_D
 
     def _encode_once(self, document: int) -> np.ndarray:
@@ -54,5 +95,11 @@ class TokenizedDocuments:
             )
         return ids
 
-    # A document that goes on over many rows is encoded once, not once a row.
-    _encode = functools.lru_cache(maxsize=16)(_encode_once)  # noqa: B019
+
+def _save(file: pathlib.Path, counts_D: np.ndarray) -> None:
+    """All or nothing, also when several processes write the same counts."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as out:
+        np.save(out, counts_D)
+    partial.replace(file)
