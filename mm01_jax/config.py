@@ -180,7 +180,7 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Everything wrong with a config, one line each."""
+    """Everything wrong with a config and the flags that made it, one line each."""
 
     MOST_LINES = 20
 
@@ -190,4 +190,4 @@ class ConfigError(ValueError):
         if len(self.problems) > self.MOST_LINES:
             lines.append(f"  and {len(self.problems) - self.MOST_LINES} more")
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"the config has {count}:", *lines]))
+        super().__init__("\n".join([f"refused for {count}:", *lines]))

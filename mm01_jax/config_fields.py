@@ -171,22 +171,23 @@ def _number(value: str | int | float, *, whole: bool) -> int | float | None:
         return None
 
 
-def nearest_name(name: str, names: Iterable[str]) -> str | None:
+def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The most similar of some names, None where nothing resembles."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
 
 
 def nearest_key(key: str) -> str | None:
-    """The leaf or section a mistyped dotted key most likely means: a sibling, a namesake elsewhere, a similar key."""
-    *sections, name = key.split(".")
+    """What a mistyped dotted key most likely means: a sibling, a namesake elsewhere, a similar name, a similar key."""
+    section, _, name = key.rpartition(".")
     keys = list(leaf_types())
-    keys += sorted({leaf.rsplit(".", 1)[0] for leaf in keys if "." in leaf})
-    siblings = {known.rsplit(".", 1)[-1]: known for known in keys if known.split(".")[:-1] == sections}
-    namesakes = [known for known in keys if known.rsplit(".", 1)[-1] == name]
-    if close := nearest_name(name, siblings):
-        if namesakes and difflib.SequenceMatcher(None, close, name).ratio() < 0.75:
-            return nearest_name(key, namesakes) or namesakes[0]
+    keys += sorted({leaf.rpartition(".")[0] for leaf in keys if "." in leaf})
+    siblings = {known.rpartition(".")[2]: known for known in keys if known.rpartition(".")[0] == section}
+    namesakes = [known for known in keys if known.rpartition(".")[2] == name]
+    if close := nearest_name(name, siblings, cutoff=0.75 if namesakes else 0.5):
         return siblings[close]
-    return nearest_name(key, namesakes) or (namesakes[0] if namesakes else nearest_name(key, keys))
+    if namesakes:
+        return nearest_name(key, namesakes, cutoff=0.0)
+    by_name = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    return by_name.get(nearest_name(name, by_name, cutoff=0.6)) or nearest_name(key, keys)

@@ -51,6 +51,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return [found[1] for found in map(override.fullmatch, argv) if found]
 
 
+def require_flag(name: str, value: str | None, allowed: str, example: str) -> None:
+    """Raises ConfigError when a flag that the program needs was not given."""
+    if not value:
+        raise _refused(f"--{name}", value, allowed, example)
+
+
 def _refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
     return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
 
@@ -137,25 +143,21 @@ def _assign(found: Config, assignment: str) -> Config:
 
 
 def _unknown_key(key: str, text: str) -> ConfigError:
-    leaves = config_fields.leaf_types()
-    near = config_fields.nearest_key(key)
+    leaves = list(config_fields.leaf_types())
     inside = [leaf for leaf in leaves if leaf.startswith(f"{key}.")]
     if inside:
         return _refused(key, text, f"one field of this section at a time: {', '.join(inside)}", inside[0])
-    section = key.rpartition(".")[0]
-    names = sorted(
-        {
-            leaf.removeprefix(f"{section}." if section else "").split(".")[0]
-            for leaf in leaves
-            if leaf.startswith(f"{section}." if section else "")
-        }
-    )
-    allowed = f"the fields of {section or 'config'}: {', '.join(names)}" if names else "the fields of config"
-    return _refused(key, text, allowed, near)
+    prefix = key[: key.rfind(".") + 1]
+    siblings = [leaf.removeprefix(prefix).partition(".")[0] for leaf in leaves if leaf.startswith(prefix)]
+    allowed = f"the fields of {prefix.removesuffix('.') or 'config'}: {', '.join(dict.fromkeys(siblings))}"
+    if not siblings:
+        allowed = f"the sections of config: {', '.join(config_fields.field_types(Config))}"
+    return _refused(key, text, allowed, config_fields.nearest_key(key))
 
 
 def _read(key: str, text: str, annotation: Any) -> Any:
     """Text as a value of the declared type: as it stands, as a Python or JSON literal, as a number (nan, 1e-4)."""
+    closest = text
     for read in (str, ast.literal_eval, float):
         try:
             value = config_fields.canonical(read(text), annotation)
@@ -163,4 +165,5 @@ def _read(key: str, text: str, annotation: Any) -> Any:
             continue
         if config_fields.fits(value, annotation):
             return value
-    raise _refused(key, text, config_fields.describe(annotation), config_fields.nearest_value(key, text, annotation))
+        closest = value
+    raise _refused(key, text, config_fields.describe(annotation), config_fields.nearest_value(key, closest, annotation))

@@ -82,8 +82,10 @@ def _changes(old: MeshConfig, new: MeshConfig) -> str:
     return " ".join(f"--config.mesh.{axis}={size}" for axis, size in sizes)
 
 
-def _distance(mesh: MeshConfig, other: MeshConfig) -> float:
-    return sum(abs(math.log(getattr(mesh, axis) / getattr(other, axis))) for axis in MESH_AXES)
+def _distance(mesh: MeshConfig, other: MeshConfig) -> tuple[float, int, int, int]:
+    """Factors of two apart; of equal ones, the mesh that is larger in the earlier axes."""
+    apart = sum(abs(math.log2(getattr(mesh, axis) / getattr(other, axis))) for axis in MESH_AXES)
+    return round(apart, 6), -mesh.data, -mesh.expert, -mesh.tensor
 
 
 def divisors(number: int) -> list[int]:
@@ -177,9 +179,14 @@ def _smaller_axis(dim: int, axes: list[tuple[str, int]]) -> list[str]:
     return [f"{axis}={nearest_divisor(dim, size)}" for axis, size in sharded] if len(sharded) == 1 else []
 
 
+_SIZES = tuple(f"mesh.{axis}" for axis in MESH_AXES)
+# (the keys that a rule reads, the rule)
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]], ...] = (
     (("mesh.rules",), _used_twice),
-    *((("mesh", key), _dim_rule(name, key)) for name, key in _DIMS.items()),
-    (("mesh", "model.period"), _layer_rule),
-    (("mesh", "train.batch_size", "train.batch_ramp", "train.num_microbatches"), _batch_rule),
+    *(((*_SIZES, f"mesh.rules.{name}", key), _dim_rule(name, key)) for name, key in _DIMS.items()),
+    ((*_SIZES, "mesh.rules.layer"), _layer_rule),
+    (
+        (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),
+        _batch_rule,
+    ),
 )

@@ -38,7 +38,7 @@ class Range:
 _WHOLE, _NUMBER = Range(least=1, most=INT32_MAX), Range(above=0.0)
 _RANGES = {
     **dict.fromkeys(
-        ("data.seed", "data.max_bad_records", "optimizer.schedule.warmup_steps", "train.seed"),
+        ("data.seed", "data.max_bad_records", "data.prefetch", "optimizer.schedule.warmup_steps", "train.seed"),
         Range(least=0, most=INT32_MAX),
     ),
     **dict.fromkeys(

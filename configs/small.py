@@ -1,0 +1,30 @@
+"""A billion parameters for one host of 8 chips with 16 GB each or more (v5e-8, v6e-8), on bytes."""
+
+from mm01_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    deepnorm_alpha = (2 * 16) ** 0.25  # (2 x layers)^(1/4), paper 4.2
+    return Config(
+        name="small",
+        model=ModelConfig(
+            vocab_size=320,
+            embed_dim=1024,
+            num_periods=2,
+            period=("lightning",) * 7 + ("softmax",),
+            num_heads=16,
+            num_kv_heads=4,
+            head_dim=64,
+            rotary_dim=32,
+            rope_theta=10_000.0,
+            num_experts=8,
+            num_experts_per_token=2,
+            expert_dim=2048,
+            lightning_alpha=deepnorm_alpha,
+            softmax_alpha=deepnorm_alpha,
+            experts_alpha=deepnorm_alpha,
+        ),
+        mesh=MeshConfig(data=2, expert=4),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=200)),
+        train=TrainConfig(steps=5_000, batch_size=64, sequence_length=2048),
+    )

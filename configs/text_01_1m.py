@@ -1,0 +1,27 @@
+"""text_01 at 1 M context: rows of 1,032,192 tokens, cut over a sequence axis of 8, on the same 512 chips.
+
+The batch and the learning rate are those of the paper's long supervised stage (table 7, stage II), the tokens those of
+its 1 M extension (table 6): 26 B.
+"""
+
+import dataclasses
+
+from configs import text_01
+from mm01_jax.config import Config, MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    return dataclasses.replace(
+        text_01.get_config(),
+        name="text_01_1m",
+        mesh=MeshConfig(data=2, expert=8, tensor=4, sequence=8),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-6, warmup_steps=0)),
+        train=TrainConfig(
+            steps=315,
+            batch_size=80,
+            num_microbatches=5,  # one row of each shard at a time
+            sequence_length=1_032_192,
+            checkpoint_every=50,
+            eval_every=50,
+        ),
+    )

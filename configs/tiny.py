@@ -1,0 +1,31 @@
+"""CPU size: minutes on two cores, on the standard library's own source. Every test and notebook starts here."""
+
+from mm01_jax.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    deepnorm_alpha = (2 * 8) ** 0.25  # (2 x layers)^(1/4), paper 4.2
+    return Config(
+        name="tiny",
+        model=ModelConfig(
+            vocab_size=320,  # 257 used: bytes and the end of a document; a multiple of 64 divides over any small mesh
+            embed_dim=128,
+            num_periods=2,
+            period=("lightning",) * 3 + ("softmax",),
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            rotary_dim=16,
+            rope_theta=10_000.0,
+            num_experts=4,
+            num_experts_per_token=2,
+            expert_dim=256,
+            lightning_alpha=deepnorm_alpha,
+            softmax_alpha=deepnorm_alpha,
+            experts_alpha=deepnorm_alpha,
+            dtype="float32",  # CPUs have no bfloat16 matmul worth the name
+            remat="none",
+        ),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=50)),
+        train=TrainConfig(steps=600, batch_size=8, sequence_length=256, loss_chunk=2048),
+    )
