@@ -48,3 +48,30 @@ def before_chunks(documents: Documents, chunk: int) -> jax.Array:
     ends = documents.age[:, chunk - 1 :: chunk]
     number = -(-documents.age.shape[1] // chunk)
     return jnp.concatenate([jnp.zeros_like(documents.age[:, :1]), ends], axis=1)[:, :number]
+
+
+ROWS = 8  # a TPU register has eight rows; the last three of `chunk_rows` are unused
+
+
+def chunk_rows(segment_ids_BS: jax.Array, chunk: int) -> jax.Array:
+    """What a kernel needs of each token, relative to its chunk: float32 (B, ROWS, S), S a multiple of `chunk`.
+
+    Ages are counted from the incoming state of the chunk, so all numbers are small and exact. Rows:
+      0 age of a key, -1 for padding                1 `first` of a query, at least 0, beyond every age for padding
+      2 distance from the incoming state to here    3 distance from here to the chunk's end
+      4 distance from the incoming state to the chunk's end, the same for all tokens of the chunk
+    A distance is -1 where nothing is carried: another document, or padding. Otherwise it is >= 0.
+    """
+    tokens = documents(segment_ids_BS)
+    before_BS = jnp.repeat(before_chunks(tokens, chunk), chunk, axis=1)
+    after_BS = jnp.repeat(tokens.age[:, chunk - 1 :: chunk], chunk, axis=1)
+    first_after_BS = jnp.repeat(tokens.first[:, chunk - 1 :: chunk], chunk, axis=1)
+    rows = [
+        jnp.where(tokens.valid, tokens.age - before_BS, -1),
+        jnp.where(tokens.valid, jnp.maximum(tokens.first - before_BS, 0), chunk + 1),
+        jnp.where(tokens.valid & (tokens.first <= before_BS), tokens.age - before_BS, -1),
+        jnp.where(tokens.valid & (tokens.age >= first_after_BS), after_BS - tokens.age, -1),
+        jnp.where(first_after_BS <= before_BS, after_BS - before_BS, -1),
+    ]
+    rows += [jnp.zeros_like(rows[0])] * (ROWS - len(rows))
+    return jnp.stack(rows, axis=1).astype(jnp.float32)
