@@ -1,0 +1,13 @@
+"""What can go wrong with a checkpoint, by who has to act."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged or incomplete; the message names the file and the tensor. Exit code 3."""
+
+
+class NoValidCheckpoint(CheckpointError):
+    """A directory holds checkpoints and none of them verifies. Exit code 3: starting anew would lose the run."""
+
+
+class SaveFailed(Exception):
+    """A save did not complete (full disk, I/O error). Steps saved before it are untouched."""

@@ -1,0 +1,109 @@
+"""One writer per work directory.
+
+The lock is flock on a file that is never deleted, so a dead process's lock is free at once and races have one winner.
+flock may not reach across hosts on a network file system, so the file also names its holder, who touches it every half
+minute: another host's lock is honoured while it is fresh and taken over once it is stale.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+import uuid
+
+_NAME = "run.lock"
+_BEAT_SECONDS = 30.0
+_STALE_SECONDS = 300.0
+
+
+class Locked(Exception):
+    """Another process writes to this work directory; the message says which."""
+
+
+class RunLock:
+    """Held from construction until `close`, or until the process ends in whatever way.
+
+    Raises:
+      Locked: another writer holds it; names pid, host and start time.
+    """
+
+    def __init__(self, workdir):
+        self._path = pathlib.Path(workdir) / _NAME
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._id = uuid.uuid4().hex
+        try:
+            self._acquire()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._closed = threading.Event()
+        # A forked child shares the lock and could outlive us with it: closing its copy leaves ours held.
+        os.register_at_fork(after_in_child=self._forget)
+        threading.Thread(target=self._beat, name="run lock", daemon=True).start()
+
+    def _acquire(self):
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(f"{self._path}: {_describe(self._holder())} is writing to this directory") from None
+        except OSError as error:
+            raise Locked(f"{self._path}: this file system has no file locks ({error.strerror}); use another") from error
+        holder = self._holder()
+        if holder.get("host", socket.gethostname()) != socket.gethostname() and self._age() < _STALE_SECONDS:
+            raise Locked(
+                f"{self._path}: {_describe(holder)} wrote here {self._age():.0f} s ago; if that host is gone, "
+                f"wait {_STALE_SECONDS:.0f} s or delete this file"
+            )
+        me = {"pid": os.getpid(), "host": socket.gethostname(), "id": self._id}
+        self._replace(me | {"start": time.strftime("%Y-%m-%d %H:%M:%S %z")})
+
+    def check(self) -> None:
+        """Raises Locked if another host took over in the meantime (we were suspended for minutes)."""
+        if self._holder().get("id") != self._id:
+            raise Locked(f"{self._path}: {_describe(self._holder())} took over this directory")
+
+    def close(self) -> None:
+        """Frees the lock."""
+        if not self._closed.is_set():
+            self._closed.set()
+            with contextlib.suppress(Locked):
+                self.check()
+                self._replace({})
+            os.close(self._fd)
+
+    def _replace(self, holder: dict):
+        os.pwrite(self._fd, json.dumps(holder).encode().ljust(512), 0)
+
+    def _holder(self) -> dict:
+        try:
+            return json.loads(os.pread(self._fd, 512, 0) or b"{}")
+        except ValueError:  # read in the middle of the holder's first write
+            return {}
+
+    def _age(self) -> float:
+        """Seconds since the holder's last beat, by the file system's own clock."""
+        probe = self._path.with_name(f".{_NAME}.{self._id}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        return now - os.fstat(self._fd).st_mtime
+
+    def _beat(self):
+        while not self._closed.wait(_BEAT_SECONDS):
+            os.utime(self._fd)
+
+    def _forget(self):
+        if not self._closed.is_set():
+            self._closed.set()
+            os.close(self._fd)
+
+
+def _describe(holder: dict) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder['pid']} on {holder['host']}, started {holder['start']},"

@@ -1,0 +1,160 @@
+"""The manifest: what a checkpoint holds and the digest of all of it, in one JSON file that checks itself.
+
+    {"sha256": "<of every byte after this line>",
+    "format": "mm01-checkpoint-1", "step": 200, "tree_sha256": "...", "meta": {...}, "versions": {...},
+    "files": {"config.json": "<sha256>"}, "source_sha256": {"<source tensor>": "<sha256>"},
+    "leaves": {"model/embed": {"shape": [..], "dtype": "bfloat16", "stack": 0, "file": [..], "block": [..],
+                               "lanes": "<32 hex digits per chunk, in index order>", "sha256": "..."}, ...}}
+
+The manifest is enough to read the arrays: a reader trusts no other metadata.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import pathlib
+import platform
+import re
+
+import numpy as np
+
+from mm01_jax.checkpoint import digest, layout
+from mm01_jax.checkpoint.errors import CheckpointError
+
+NAME = "manifest.json"
+CONFIG = "config.json"
+_FORMAT = "mm01-checkpoint-1"
+_FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
+_PACKAGES = ("mm01_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+    """One stored array: shape, dtype name, number of leading stack axes, the shapes of its files and blocks."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stack: int
+    file: tuple[int, ...]
+    block: tuple[int, ...]
+    lanes: np.ndarray | None = None  # uint32, shape[:stack] + (4,): the digest of each logical chunk
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __post_init__(self):
+        shapes = (self.shape, self.file, self.block)
+        if self.dtype not in layout.DTYPES:
+            raise ValueError(f"dtype={self.dtype} cannot be stored: allowed are {', '.join(layout.DTYPES)}")
+        if any(type(n) is not int or n < 1 for shape in shapes for n in shape):
+            raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are positive integers")
+        if len({len(shape) for shape in shapes}) > 1 or not 0 <= self.stack <= len(self.shape):
+            raise ValueError(f"stack={self.stack} shape={self.shape} file={self.file} block={self.block} disagree")
+        if math.prod(self.shape[self.stack :]) >= 2**32:
+            raise ValueError(f"shape={self.shape} stack={self.stack}: a chunk has at most 2**32 - 1 elements")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything the manifest file says; `meta` is the writer's own JSON object (mesh, data position, ...)."""
+
+    leaves: dict[str, Leaf]
+    files: dict[str, str]  # small file -> its SHA-256
+    step: int | None = None  # None: a conversion, not a training step
+    meta: dict = dataclasses.field(default_factory=dict)
+    versions: dict = dataclasses.field(default_factory=dict)
+    source_sha256: dict = dataclasses.field(default_factory=dict)  # source tensor -> SHA-256 of its bytes
+
+    def leaf_sha256(self, path: str) -> str:
+        leaf = self.leaves[path]
+        return digest.leaf_sha256(path, leaf.shape, leaf.dtype, leaf.lanes)
+
+    def tree_sha256(self, prefix: str = "") -> str:
+        """One digest of all leaves whose path starts with `prefix`: equal on every mesh."""
+        return digest.tree_sha256({p: self.leaf_sha256(p) for p in self.leaves if p.startswith(prefix)})
+
+    def to_bytes(self) -> bytes:
+        leaves = {
+            path: {
+                "shape": leaf.shape,
+                "dtype": leaf.dtype,
+                "stack": leaf.stack,
+                "file": leaf.file,
+                "block": leaf.block,
+                "lanes": leaf.lanes.astype("<u4").tobytes().hex(),
+                "sha256": self.leaf_sha256(path),
+            }
+            for path, leaf in self.leaves.items()
+        }
+        body = {"format": _FORMAT, "step": self.step, "tree_sha256": self.tree_sha256(), "meta": self.meta}
+        body |= {"versions": self.versions, "files": self.files, "source_sha256": self.source_sha256}
+        rest = json.dumps(body)[1:-1] + ',\n"leaves": {\n'
+        rest += ",\n".join(f"{json.dumps(path)}: {json.dumps(leaf)}" for path, leaf in leaves.items()) + "\n}}\n"
+        raw = rest.encode()
+        return b'{"sha256": "' + hashlib.sha256(raw).hexdigest().encode() + b'",\n' + raw
+
+
+def read(directory: pathlib.Path) -> Manifest:
+    """The manifest of a checkpoint, after its own checksum and those of the small files beside it.
+
+    Raises:
+      CheckpointError: a file is missing, cut, altered or not ours; the message names it.
+    """
+    path = directory / NAME
+    raw = _read_bytes(path)
+    first = _FIRST_LINE.match(raw)
+    if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
+        raise CheckpointError(f"{path}: the manifest does not match its own checksum")
+    body = json.loads(raw)
+    if body["format"] != _FORMAT:
+        raise CheckpointError(f"{path}: format={body['format']!r}, allowed is {_FORMAT!r}")
+    for name, sha256 in body["files"].items():
+        if pathlib.PurePath(name).name != name or hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
+            raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
+    try:
+        leaves = {name: _leaf(name, entry) for name, entry in body["leaves"].items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    keys = ("files", "step", "meta", "versions", "source_sha256")
+    manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
+    if manifest.tree_sha256() != body["tree_sha256"]:
+        raise CheckpointError(f"{path}: the digest of the tree does not follow from those of its leaves")
+    return manifest
+
+
+def _leaf(path: str, entry: dict) -> Leaf:
+    if not layout.is_leaf_path(path):
+        raise ValueError(f"{path!r} is not the path of a leaf")
+    shape, stack = tuple(entry["shape"]), entry["stack"]
+    lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)
+    return Leaf(
+        shape=shape,
+        dtype=entry["dtype"],
+        stack=stack,
+        file=tuple(entry["file"]),
+        block=tuple(entry["block"]),
+        lanes=lanes.reshape(shape[:stack] + (digest.LANES,)),
+    )
+
+
+def _read_bytes(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a run."""
+    found = {dist.name: dist.version for dist in map(_distribution, _PACKAGES) if dist is not None}
+    return {"python": platform.python_version()} | found
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return None

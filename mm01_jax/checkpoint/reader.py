@@ -1,0 +1,160 @@
+"""Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mm01_jax.checkpoint import digest, layout, manifest
+from mm01_jax.checkpoint.arrays import StoredArray
+from mm01_jax.checkpoint.errors import CheckpointError
+from mm01_jax.checkpoint.snapshot import sum_over_processes
+
+CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
+STATE = "state"  # the checkpoint proper, inside a step or a conversion
+
+
+class Checkpoint:
+    """One verified manifest and the arrays it describes."""
+
+    def __init__(self, directory: pathlib.Path, prefix: str = ""):
+        self.directory = pathlib.Path(directory) / STATE
+        self.manifest = manifest.read(self.directory)
+        self.prefix = prefix
+
+    @property
+    def leaves(self) -> dict[str, manifest.Leaf]:
+        """Leaves under the prefix, by their path without it: shape, dtype, stack and chunk digests of each."""
+        n = len(self.prefix)
+        return {path[n:]: leaf for path, leaf in self.manifest.leaves.items() if path.startswith(self.prefix)}
+
+    @property
+    def config_json(self) -> str:
+        """The run's configuration, as saved: JSON text, never code."""
+        return (self.directory / manifest.CONFIG).read_text()
+
+    def read(self, path: str, index: tuple[int, ...] = ()) -> np.ndarray:
+        """One logical chunk, of shape leaf.shape[leaf.stack:].
+
+        Raises:
+          CheckpointError: the chunk is missing or not what was saved; the message names file and tensor.
+        """
+        path = self.prefix + path
+        leaf = self.manifest.leaves[path]
+        bounds = tuple(slice(i, i + 1) for i in index) + tuple(slice(0, n) for n in leaf.shape[leaf.stack :])
+        chunk = StoredArray(self.directory, path, leaf).read(bounds).reshape(leaf.shape[leaf.stack :])
+        if (digest.chunk_digest(chunk) != leaf.lanes[tuple(index)]).any():
+            raise CheckpointError(self._mismatch(path, [index]))
+        return chunk
+
+    def restore(self, abstract, *, cast: bool = False):
+        """A tree like `abstract` (ShapeDtypeStructs with shardings) with the stored arrays, verified on their devices.
+
+        With `cast` the arrays are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
+
+        Raises:
+          ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
+          CheckpointError: an array is damaged; the message names file and tensor.
+        """
+        wanted = dict(zip(layout.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
+        self._check_tree(wanted, cast)
+        leaves, arrays, lanes, failure = self.leaves, {}, {}, None
+        try:
+            for path, leaf in wanted.items():
+                arrays[path] = self._load(self.prefix + path, leaf)
+                lanes[path] = digest.array_digest(arrays[path], leaves[path].stack)
+                arrays[path] = arrays[path].astype(leaf.dtype)
+        except CheckpointError as error:
+            failure = error
+        _agree(failure)
+        for path, total in zip(lanes, sum_over_processes(list(lanes.values())), strict=True):
+            bad = np.argwhere((total != leaves[path].lanes).any(axis=-1))
+            if len(bad):
+                raise CheckpointError(self._mismatch(self.prefix + path, [tuple(map(int, i)) for i in bad]))
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted])
+
+    def _check_tree(self, wanted, cast):
+        stored, problems = self.leaves, []
+        problems += [f"missing {path}" for path in wanted if path not in stored]
+        problems += [f"surplus {path}" for path in stored if path not in wanted]
+        for path in wanted.keys() & stored.keys():
+            want, have = wanted[path], stored[path]
+            if want.shape != have.shape or (want.dtype.name != have.dtype and not cast):
+                problems.append(f"{path}: stored {have.dtype}{list(have.shape)}, wanted {want.dtype}{list(want.shape)}")
+        if problems:
+            raise ValueError(f"{self.directory} does not fit the model: " + "; ".join(sorted(problems)))
+
+    def _load(self, path: str, want: jax.ShapeDtypeStruct) -> jax.Array:
+        sharding = want.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        stored = StoredArray(self.directory, path, self.manifest.leaves[path])
+        shards, read = [], {}
+        for device, index in sharding.addressable_devices_indices_map(want.shape).items():
+            bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, want.shape, strict=True))
+            key = tuple((s.start, s.stop) for s in bounds)
+            if key not in read:
+                read = {key: stored.read(bounds)}  # one shard at a time in host memory, kept for the next replica
+            # may_alias=False: a buffer that NumPy owns could not be donated to the first step.
+            shards.append(jax.device_put(read[key], device, may_alias=False))
+        return jax.make_array_from_single_device_arrays(want.shape, sharding, shards)
+
+    def _mismatch(self, path: str, chunks: list[tuple[int, ...]]) -> str:
+        leaf = self.manifest.leaves[path]
+        inner = tuple(slice(0, n) for n in leaf.shape[leaf.stack :])
+        bounds = [tuple(slice(i, i + 1) for i in index) + inner for index in chunks]
+        files = sorted({name for box in bounds for name in layout.file_names(path, box, leaf.file)})
+        what = f"tensor {path}: {len(chunks)} chunks, the first {chunks[0]}, differ from their digests"
+        return f"{self.directory}: {what}; files {', '.join(files[:8])}"
+
+
+def _agree(failure: CheckpointError | None) -> None:
+    """Raises on every process when one of them failed, so that all take the same step."""
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failed.any() and failure is None:
+            failure = CheckpointError(f"process {int(np.argmax(failed))} could not read its part")
+    if failure is not None:
+        raise failure
+
+
+def open_checkpoint(directory, prefix: str = layout.WEIGHTS) -> Checkpoint:
+    """The checkpoint in `directory`: a conversion, one step of a run, or a run's newest step with a sound manifest.
+
+    By default only the weights are seen, under the paths of the model itself.
+
+    Raises:
+      CheckpointError: there is none, or its manifest is damaged.
+    """
+    directory = pathlib.Path(directory)
+    if (directory / STATE).is_dir():
+        return Checkpoint(directory, prefix)
+    problems = []
+    for _, step in reversed(list_steps(directory / CHECKPOINTS)):
+        try:
+            return Checkpoint(step, prefix)
+        except CheckpointError as error:
+            problems.append(str(error))
+    raise CheckpointError(f"{directory}: no checkpoint here" + "".join(f"; {p}" for p in problems))
+
+
+def load_weights(directory, abstract_model):
+    """The weights in `directory` (see `open_checkpoint`), verified, on the mesh and in the dtypes of `abstract_model`.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+      ValueError: it holds another model; every missing, surplus or mis-shaped leaf is named.
+    """
+    return open_checkpoint(directory).restore(abstract_model, cast=True)
+
+
+def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """Committed steps in rising order; whether they are sound is another question."""
+    if not directory.is_dir():
+        return []
+    return sorted((int(p.name), p) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def load_config(directory) -> dict:
+    """The configuration saved with a checkpoint, as parsed JSON."""
+    return json.loads(open_checkpoint(directory).config_json)

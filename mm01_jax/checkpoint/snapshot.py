@@ -1,0 +1,111 @@
+"""A copy in host memory of a state that lives on a mesh, and how it reaches the disk.
+
+Taking it digests the live arrays on their devices and copies each process's shards once (replica 0 only), after which
+the training step may donate the arrays. Writing it needs nothing of the devices and runs in the background.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mm01_jax.checkpoint import digest, layout, manifest
+from mm01_jax.checkpoint.arrays import StoredArray, Writes
+
+
+class Snapshot:
+    """The local shards of a state with the manifest of the whole."""
+
+    def __init__(self, step: int, state, meta: dict, stack_axes=layout.stack_axes):
+        arrays = dict(zip(layout.leaf_paths(state), jax.tree.leaves(state), strict=True))
+        leaves = {path: _leaf(path, array, stack_axes(path)) for path, array in arrays.items()}
+        for array in arrays.values():
+            array.copy_to_host_async()
+        lanes = [digest.array_digest(array, leaves[path].stack) for path, array in arrays.items()]
+        lanes = dict(zip(arrays, sum_over_processes(lanes), strict=True))
+        self._shards = {path: _local_shards(array) for path, array in arrays.items()}
+        self._config = json.dumps(meta["config"], indent=1).encode()
+        self.manifest = manifest.Manifest(
+            leaves={path: _with_lanes(leaf, lanes[path]) for path, leaf in leaves.items()},
+            files={manifest.CONFIG: hashlib.sha256(self._config).hexdigest()},
+            step=step,
+            meta={key: value for key, value in meta.items() if key != "config"},
+            versions=manifest.versions(),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all processes together will write."""
+        return sum(leaf.nbytes for leaf in self.manifest.leaves.values())
+
+    def write(self, root: pathlib.Path) -> None:
+        """Writes this process's shards, and on the first process the small files; the manifest comes last.
+
+        The snapshot is empty afterwards: each leaf's copy is freed as soon as it is on disk.
+        """
+        writes = Writes()
+        for path, leaf in self.manifest.leaves.items():
+            array = StoredArray(root, path, leaf, create=True)
+            for bounds, data in self._shards.pop(path):
+                for box in layout.boxes(bounds, leaf.file):
+                    local = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(box, bounds, strict=True))
+                    writes.add(array, box, data[local])
+        writes.finish()
+        if jax.process_index() == 0:
+            write_file(root / manifest.CONFIG, self._config)
+            write_file(root / manifest.NAME, self.manifest.to_bytes())
+
+
+def sum_over_processes(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Each process's parts of the digests, added mod 2^32 over the processes."""
+    if jax.process_count() == 1:
+        return parts
+    return [np.sum(p, axis=0, dtype=np.uint32) for p in multihost_utils.process_allgather(parts)]
+
+
+def write_file(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file under a temporary name, syncs it, and renames it into place."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: pathlib.Path) -> None:
+    """Makes renames inside a directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _leaf(path: str, array: jax.Array, stack: int) -> manifest.Leaf:
+    try:
+        shard = array.sharding.shard_shape(array.shape)
+        file, block = layout.file_grid(array.shape, shard, stack, array.dtype.itemsize)
+        return manifest.Leaf(shape=array.shape, dtype=array.dtype.name, stack=stack, file=file, block=block)
+    except ValueError as error:
+        raise ValueError(f"leaf {path}: {error}") from error
+
+
+def _with_lanes(leaf: manifest.Leaf, lanes: np.ndarray) -> manifest.Leaf:
+    return manifest.Leaf(**{**vars(leaf), "lanes": lanes})
+
+
+def _local_shards(array: jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
+    shards = []
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(shard.index, array.shape, strict=True))
+            # On a CPU device asarray is a view of the buffer, which the next step's donation overwrites.
+            copy = shard.device.platform == "cpu"
+            shards.append((bounds, np.array(shard.data, copy=copy or None)))
+    return shards

@@ -1,0 +1,219 @@
+"""The checkpoints of a run: saved behind the training, kept N at a time, restored only when they verify.
+
+Orbax makes the step directories: it writes into a temporary directory, waits for all processes, and renames. What is
+in them is ours (`snapshot`, `reader`). Retired steps are renamed out of sight before they are deleted, so no listed
+step is ever half there.
+"""
+
+import json
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from mm01_jax.checkpoint import layout
+from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
+from mm01_jax.checkpoint.lock import RunLock
+from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
+from mm01_jax.checkpoint.snapshot import Snapshot, sync_directory
+
+_RETIRED = "retired"  # steps on their way out
+_DAMAGED = "damaged"  # steps that did not verify, kept for a look
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gave back. `meta` is what was saved with it, `meta["config"]` included."""
+
+    state: Any
+    meta: dict
+    step: int
+
+
+class Checkpoints:
+    """Writes and restores the steps under `workdir`/checkpoints; holds the run lock until `close`.
+
+    Args:
+      keep: how many steps stay.
+      stack_axes: path of a leaf -> number of its leading stack axes.
+      say: where messages about skipped steps go.
+
+    Raises:
+      Locked: another process writes here.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        *,
+        keep: int = 3,
+        stack_axes: Callable[[str], int] = layout.stack_axes,
+        say: Callable[[str], None] = print,
+    ):
+        self.directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        self._keep, self._stack_axes, self._say = keep, stack_axes, say
+        self._lock = RunLock(workdir) if jax.process_index() == 0 else None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._purge()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def save(self, step: int, state, meta: dict) -> None:
+        """Starts saving; when this returns, `state` may be donated. A step that is already there is left alone.
+
+        Args:
+          meta: a JSON object; `meta["config"]` becomes config.json, the rest (mesh, data position) joins the manifest.
+
+        Raises:
+          SaveFailed: the previous save failed, or there is no room for this one.
+        """
+        self.wait()
+        if (self.directory / _name(step)).exists():
+            return
+        if self._lock:
+            self._lock.check()
+        snapshot = Snapshot(step, state, meta, self._stack_axes)
+        free = shutil.disk_usage(self.directory).free
+        if free < snapshot.nbytes:
+            raise SaveFailed(f"step {step} needs {snapshot.nbytes:,} bytes, {self.directory} has {free:,} free")
+        with _orbax():
+            response = ocp.save_checkpointables_async(self.directory / _name(step), {STATE: snapshot})
+        self._thread = threading.Thread(target=self._finish, args=(step, response), name=f"save {step}", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises SaveFailed if the save in the background has failed; never waits. Call it every step."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise SaveFailed(f"{self.directory}: {error}") from error
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises SaveFailed if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        """Waits for the save in the background and frees the lock."""
+        try:
+            self.wait()
+        finally:
+            if self._lock:
+                self._lock.close()
+
+    def latest_meta(self) -> dict | None:
+        """`meta` of the newest step whose manifest is sound, or None: for comparing configurations before restoring."""
+        for _, path in reversed(list_steps(self.directory)):
+            try:
+                return _meta(Checkpoint(path))
+            except CheckpointError as error:
+                self._say(f"skipped: {error}")
+        return None
+
+    def restore_latest(self, abstract_state) -> Restored | None:
+        """The newest step that verifies, on the mesh that `abstract_state` names; None if nothing was ever saved.
+
+        Steps that do not verify are reported, and moved aside once an older one does.
+
+        Raises:
+          NoValidCheckpoint: there are steps and none verifies.
+          ValueError: a sound step holds other leaves than `abstract_state`.
+        """
+        self.wait()
+        problems = []
+        for step, path in reversed(list_steps(self.directory)):
+            try:
+                checkpoint = Checkpoint(path)
+                if checkpoint.manifest.step != step:
+                    raise CheckpointError(f"{path}: the manifest is of step {checkpoint.manifest.step}")
+                state = checkpoint.restore(abstract_state)
+            except CheckpointError as error:
+                self._say(f"step {step} is skipped: {error}")
+                problems.append((path, str(error)))
+                continue
+            self._set_aside([path for path, _ in problems])
+            return Restored(state, _meta(checkpoint), step)
+        if problems:
+            texts = "; ".join(text for _, text in problems)
+            raise NoValidCheckpoint(f"none of the {len(problems)} steps in {self.directory} verifies: {texts}")
+        return None
+
+    def _finish(self, step, response):
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                self._retire()
+        except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to: `check` does
+            self._error = error
+            self._purge()
+
+    def _retire(self):
+        for _, path in list_steps(self.directory)[: -self._keep]:
+            retired = self.directory / _RETIRED / path.name
+            retired.parent.mkdir(exist_ok=True)
+            path.rename(retired)
+        sync_directory(self.directory)
+        self._purge()
+
+    def _purge(self):
+        """Deletes what is not a step: retired steps and saves that did not finish."""
+        if jax.process_index() == 0:
+            for path in [self.directory / _RETIRED, *self.directory.glob(_TEMPORARY)]:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _set_aside(self, paths: list[pathlib.Path]):
+        """Frees the names of damaged steps, which the run will reach again."""
+        for path in paths if jax.process_index() == 0 else []:
+            target = self.directory / _DAMAGED / path.name
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+
+
+def _name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def _meta(checkpoint: Checkpoint) -> dict:
+    return checkpoint.manifest.meta | {"config": json.loads(checkpoint.config_json)}
+
+
+class _SnapshotHandler:
+    """Orbax's view of a Snapshot: write it into the directory that Orbax is making."""
+
+    async def save(self, directory, checkpointable: Snapshot):
+        return self._write(directory, checkpointable)
+
+    async def _write(self, directory, snapshot: Snapshot):
+        snapshot.write(pathlib.Path(await directory.await_creation()))
+
+    async def load(self, directory, abstract_checkpointable=None):
+        raise NotImplementedError("mm01_jax.checkpoint.open_checkpoint reads this directory")
+
+    async def metadata(self, directory):
+        return None
+
+    def is_handleable(self, checkpointable) -> bool:
+        return isinstance(checkpointable, Snapshot)
+
+    def is_abstract_handleable(self, abstract_checkpointable) -> bool:
+        return False
+
+
+def _orbax() -> ocp.Context:
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry(include_global_registry=False)
+    registry.add(_SnapshotHandler, checkpointable_name=STATE)
+    context.checkpointables.registry = registry
+    return context
