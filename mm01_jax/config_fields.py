@@ -95,7 +95,8 @@ def canonical(value: Any, annotation: Any) -> Any:
         return canonical(value, next(choice for choice in arguments if choice is not type(None)))
     if origin is tuple and isinstance(value, list | tuple):
         kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(canonical(item, kind) for item, kind in zip(value, kinds, strict=len(kinds) == len(value)))
+        # A tuple of the wrong length stays as it is, for `fits` to refuse.
+        return tuple(map(canonical, value, kinds)) if len(kinds) == len(value) else tuple(value)
     if annotation is float and type(value) is int and abs(value) < sys.float_info.max:
         return float(value)
     return value
@@ -134,8 +135,8 @@ def type_problems(section: Any, annotation: type = Config, prefix: str = "") -> 
 
 def nearest_value(key: str, value: Any, annotation: Any) -> str:
     """The nearest value of the declared type: the like-named choice, the number that was meant, else the default."""
-    for as_tuple in ((value,), tuple(value) if isinstance(value, list) else None):
-        if fits(as_tuple, annotation):
+    for as_tuple in ((value,), tuple(value) if isinstance(value, list) else ()):
+        if as_tuple and fits(as_tuple, annotation):
             return repr(as_tuple)
     choices = [choice for choice in _choices(annotation) if isinstance(choice, str)]
     if choices:
