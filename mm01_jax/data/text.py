@@ -138,7 +138,7 @@ class JsonLines:
         if not line.strip():
             raise ValueError("the line is blank")
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode())  # json.loads of bytes would guess at UTF-16 and drop a byte order mark
         except UnicodeDecodeError as error:
             raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
         except (ValueError, RecursionError) as error:
