@@ -93,6 +93,17 @@ def layer_of(model: TextModel, run: int, period: int, index: int):
     return jax.tree.map(lambda x: x[period, index], model.runs[run])
 
 
+def lightning_states(model: TextModel, cache) -> list[np.ndarray]:
+    """States (B, N, H, H) of the lightning layers in global order."""
+    runs = [states for (kind, _), states in zip(model.config.runs, cache.runs, strict=True) if kind == "lightning"]
+    return [np.asarray(state) for period in range(model.config.num_periods) for run in runs for state in run[period]]
+
+
+def compiled(function):
+    """`jax.jit` that compiles in half the time: what runs here runs once, for milliseconds."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": "0"})
+
+
 @contextlib.contextmanager
 def float64_operations():
     """float64 arithmetic everywhere, the kernel operations replaced by their definitions."""
