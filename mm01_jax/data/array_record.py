@@ -21,6 +21,8 @@ class ArrayRecordFile:
     multiple of 64 KiB and a count of 0 are therefore refused. Each record is behind a hash of its own.
     """
 
+    reads_ranges = False
+
     def __init__(self, name: str, path: pathlib.Path):
         self.name, self.path = name, path
         self._lock = threading.Lock()

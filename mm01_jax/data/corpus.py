@@ -52,6 +52,10 @@ class Corpus:
         except OSError as error:
             raise DataError(f"{self.label(document)} cannot be read any more: {error}") from error
 
+    def reads_ranges(self, document: int) -> bool:
+        """Whether a range of a document costs no more than its own length."""
+        return self.shards[self.shard_D[document]].reads_ranges
+
     def label(self, document: int) -> str:
         """How a person finds a document: its file, and which of the file's documents it is."""
         shard = self.shard_D[document]

@@ -32,6 +32,7 @@ class Shard(Protocol):
     """A named sequence of documents."""
 
     name: str
+    reads_ranges: bool  # a range costs its own length, not that of the document
 
     def scan(self) -> Iterator[Record]:
         """Every record in order, bad ones included; DataError when the file itself is broken."""
@@ -77,6 +78,8 @@ def _exact(text: bytes, name: str, wanted: int) -> bytes:
 class TextFile:
     """A `.txt` (or `.py`) file: one document."""
 
+    reads_ranges = True
+
     def __init__(self, name: str, path: pathlib.Path):
         self.name, self.path = name, path
 
@@ -94,6 +97,8 @@ class TextFile:
 class TextInMemory:
     """One document that has no file of its own."""
 
+    reads_ranges = True
+
     def __init__(self, name: str, text: str):
         self.name, self.text = name, text.encode()
 
@@ -107,6 +112,8 @@ class TextInMemory:
 
 class JsonLines:
     """A `.jsonl` file: one JSON object a line, its text under `field`."""
+
+    reads_ranges = False
 
     def __init__(self, name: str, path: pathlib.Path, field: str):
         self.name, self.path, self.field = name, path, field

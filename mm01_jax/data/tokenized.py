@@ -17,8 +17,8 @@ from mm01_jax.data.tokenizer import Tokenizer
 class TokenizedDocuments:
     """`packing.TokenDocuments` over some documents of a corpus.
 
-    Bytes are counted without being read and read by range. Any other tokenizer counts by encoding every document
-    once, at the first start with `cache`; a document is encoded again where it is used.
+    Bytes are counted without being read, and read by range where the file allows it. Any other tokenizer counts by
+    encoding every document once, at the first start with `cache`; a document is encoded again where it is used.
     """
 
     def __init__(self, corpus: Corpus, chosen_D: np.ndarray, tokenizer: Tokenizer):
@@ -56,12 +56,13 @@ class TokenizedDocuments:
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of a document."""
-        if self._bytewise:
-            return self._tokenizer.encode(self._corpus.read(int(self._chosen_D[document]), start, stop))
+        source = int(self._chosen_D[document])
+        if self._bytewise and self._corpus.reads_ranges(source):
+            return self._tokenizer.encode(self._corpus.read(source, start, stop))
         ids = self._encode(document)
         if len(ids) != self.num_tokens_D[document]:
             raise DataError(
-                f"{self._corpus.label(int(self._chosen_D[document]))} has {len(ids)} tokens, "
+                f"{self._corpus.label(source)} has {len(ids)} tokens, "
                 f"{self.num_tokens_D[document]} were counted: the text or the token counts changed."
             )
         return ids[start:stop]

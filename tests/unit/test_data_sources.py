@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mm01_jax.config import DataConfig
-from mm01_jax.data.corpus import scan_corpus
+from mm01_jax.data.corpus import Corpus, scan_corpus
 from mm01_jax.data.dataset import check_unchanged, open_dataset
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import BLOCK, DataError
@@ -174,3 +175,15 @@ def test_a_source_that_names_no_data_is_refused_with_what_is_allowed(tmp_path, s
     (write_txt(tmp_path / "mixed", TEXTS) / "5.txt.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=said):
         open_dataset(DataConfig(source=source.format(tmp=tmp_path)), 8, 257)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "arrayrecord"])
+def test_a_five_million_token_record_is_read_once_for_all_its_rows(tmp_path, monkeypatch, kind):
+    write = {"jsonl": write_jsonl, "arrayrecord": write_array_record}[kind]
+    path = write(tmp_path / f"data.{kind}", ["0123456789" * 500_000])
+    rows = open_dataset(DataConfig(source=str(path), held_out=0.0), 1000, 257).train
+    reads, read = [], Corpus.read
+    monkeypatch.setattr(Corpus, "read", lambda *args: reads.append(args[1:]) or read(*args))
+    made = [rows.row(i)["tokens"] for i in range(5_000)]
+    assert reads == [(0,)]
+    assert (np.concatenate(made).reshape(-1, 10) == np.arange(48, 58)).all()
