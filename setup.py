@@ -1,12 +1,17 @@
 """Packages, extras and console scripts of mm01_jax."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 setup(
     name="mm01_jax",
     version="0.1.0",
     description="MiniMax-01 (lightning attention, softmax attention, experts) in JAX/Flax for TPUs and GPUs",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.12",
     packages=find_packages(include=["mm01_jax", "mm01_jax.*", "pallas_kernels", "pallas_kernels.*", "configs"]),
     install_requires=[
@@ -17,7 +22,6 @@ setup(
         "grain>=0.2.18",
         "numpy>=2.0",
         "absl-py>=2.1",
-        "ml-collections>=1.1",
         "safetensors>=0.8",
     ],
     extras_require={
@@ -26,6 +30,9 @@ setup(
         "tokenizers": ["tokenizers>=0.23"],
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
+        # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
+        "interop": ["torch>=2.6", "transformers>=5"],
+        # libtpu compiles for TPUs on a machine without one.
         "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "libtpu", "matplotlib>=3.9", "tokenizers>=0.23"],
     },
     entry_points={"console_scripts": ["mm01-convert=mm01_jax.convert.__main__:main"]},

@@ -254,7 +254,8 @@ def table() -> Iterator[str]:
         problem = refusal.error.problems[0]
         code, _, seconds = command_line(refusal.wrong) if refusal.wrong.overrides else (None, "", 0.0)
         process = f"{seconds:.2f} ({code})" if code is not None else "–"
-        cells = (refusal.wrong.title, problem.key, repr(problem.got), problem.allowed, problem.nearest)
+        key = problem.key.rpartition("/")[2]  # of a path, the file
+        cells = (refusal.wrong.title, key, repr(problem.got), problem.allowed, problem.nearest)
         short = (cell if len(cell) <= 90 else f"{cell[:87]}..." for cell in map(str, cells))
         yield f"| {' | '.join(c.replace('|', '¦') for c in short)} | {refusal.seconds * 1e3:.1f} | {process} |"
     made = [refuse(wrong) for wrong in generated()]

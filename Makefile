@@ -1,0 +1,46 @@
+# Two commands do everything, set-up included: `make train` and `make test`.
+.POSIX:
+.DELETE_ON_ERROR:
+.PHONY: train test test-all lint clean
+
+VENV = .venv
+PY = $(VENV)/bin/python
+
+train: $(VENV)/.ready-train
+	$(PY) train_main.py --config=configs/tiny.py --workdir=runs/tiny
+
+test: $(VENV)/.ready-test
+	$(PY) -m pytest
+
+test-all: $(VENV)/.ready-test
+	$(PY) -m pytest -m 'not tpu and not gpu'
+
+lint: $(VENV)/.ready-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# A stamp is renewed when the dependencies change; until then the second call of a command installs nothing.
+$(VENV)/.ready-train: setup.py pyproject.toml $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[plots]'
+	@touch $@
+
+$(VENV)/.ready-test: setup.py pyproject.toml $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/.ready-train
+
+# The first Python >= 3.12 that runs: a name on the PATH may be a shim (pyenv) of a version that is not active.
+$(PY):
+	@for python in $(PYTHON) python3.12 python3.13 python3.14 python3 python \
+	    "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.1[2-9]*/bin/python3; do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+	    echo "Setting up $(VENV) with $$("$$python" -c 'import sys; print(sys.executable, sys.version.split()[0])')"; \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	  fi; \
+	done; \
+	echo "No Python 3.12 or newer with venv and pip runs here (looked for python3.12, 3.13, 3.14, python3 and pyenv's)." >&2; \
+	echo "Install one, e.g. 'apt install python3.12-venv', 'brew install python@3.12', 'pyenv install 3.12'," >&2; \
+	echo "then: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+	exit 1
