@@ -10,13 +10,14 @@ from mm01_jax import config_fields, config_io, config_json
 from mm01_jax.config import ConfigError
 from tests.unit import wrong_base
 
-CONFIGS = sorted(path.stem for path in pathlib.Path("configs").glob("[a-z]*.py"))
-GOLDEN = pathlib.Path("tests/golden/configs")
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(path.stem for path in ROOT.glob("configs/[a-z]*.py"))
+GOLDEN = ROOT / "tests/golden/configs"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_through_json_is_equal_and_its_text_too(name):
-    config = config_io.load(f"configs/{name}.py")
+    config = config_io.load(f"{ROOT}/configs/{name}.py")
     text = config_json.to_json(config)
     back = config_json.from_json(text)
     assert back == config
@@ -26,7 +27,7 @@ def test_config_through_json_is_equal_and_its_text_too(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_is_the_golden_text(name):
-    text = config_json.to_json(config_io.load(f"configs/{name}.py"))
+    text = config_json.to_json(config_io.load(f"{ROOT}/configs/{name}.py"))
     refresh = f"python train_main.py --config=configs/{name}.py --dry_run > tests/golden/configs/{name}.json"
     assert text == (GOLDEN / f"{name}.json").read_text(), f"configs/{name}.py changed; when that is meant: {refresh}"
 
@@ -43,7 +44,7 @@ def test_whole_number_in_a_field_of_numbers_gives_the_same_text():
 
 
 def test_saved_json_is_a_config_file_too(tmp_path):
-    config = config_io.load("configs/tiny.py", ["train.steps=7"])
+    config = config_io.load(f"{ROOT}/configs/tiny.py", ["train.steps=7"])
     (tmp_path / "config.json").write_text(config_json.to_json(config))
     assert config_io.load(str(tmp_path / "config.json")) == config
     longer = config_io.load(str(tmp_path / "config.json"), ["train.steps=9"])
