@@ -1,5 +1,6 @@
 """A corpus: every good document of a list of shards, by index, with the digests that say which corpus it is."""
 
+import array
 import dataclasses
 import hashlib
 import time
@@ -26,7 +27,7 @@ class Corpus:
     """Documents D of all shards in order, about 40 bytes of memory each; the text stays on disk."""
 
     shards: tuple[Shard, ...]
-    shard_D: np.ndarray  # int32, index into `shards`
+    shard_D: np.ndarray  # int64, index into `shards`
     key_D: np.ndarray  # int64, where the shard finds the document
     size_D: np.ndarray  # int64, bytes of UTF-8
     digest_D2: np.ndarray  # uint64, the first 16 bytes of the text's sha256
@@ -68,14 +69,14 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
     Raises:
       DataError: a broken file, more than `max_bad_records` bad records, the same file of records twice, no text.
     """
-    columns, files, bad = [], {}, []
+    places_D3, digests, files, bad = array.array("q"), bytearray(), {}, []
     clock, done = time.monotonic(), 0
     for index, shard in enumerate(shards):
-        sha, first = hashlib.sha256(), len(columns)
+        first = len(digests)
         for record in _scan(shard):
             if record.problem is None:
-                columns.append((index, record.key, record.size, record.digest))
-                sha.update(record.digest)
+                places_D3.extend((index, record.key, record.size))
+                digests += record.digest
             else:
                 bad.append(f"{record.label}: {record.problem}")
                 _check_bad(bad, max_bad_records)
@@ -83,18 +84,20 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
             if time.monotonic() - clock > PROGRESS_SECONDS:
                 clock = time.monotonic()
                 log(f"data: read {done / 1e6:,.0f} MB, file {index + 1} of {len(shards)} ({shard.name})")
-        size = sum(column[2] for column in columns[first:])
-        files[shard.name] = FileSummary(documents=len(columns) - first, size=size, digest=sha.hexdigest())
+        documents = (len(digests) - first) // 16
+        size = sum(places_D3[len(places_D3) - 3 * documents + 2 :: 3])
+        digest = hashlib.sha256(digests[first:]).hexdigest()
+        files[shard.name] = FileSummary(documents=documents, size=size, digest=digest)
     _check_duplicates(files)
-    if not columns:
+    if not digests:
         raise DataError(f"No document is left of {len(shards)} files: {'; '.join(bad[:5])}.")
-    shard, key, size, digest = zip(*columns, strict=True)
+    shard_D, key_D, size_D = np.frombuffer(places_D3, np.int64).reshape(-1, 3).T
     return Corpus(
         shards=tuple(shards),
-        shard_D=np.array(shard, np.int32),
-        key_D=np.array(key, np.int64),
-        size_D=np.array(size, np.int64),
-        digest_D2=np.frombuffer(b"".join(digest), "<u8").reshape(-1, 2),
+        shard_D=shard_D,
+        key_D=key_D,
+        size_D=size_D,
+        digest_D2=np.frombuffer(digests, "<u8").reshape(-1, 2),
         files=files,
         bad=tuple(bad),
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from mm01_jax.config import DataConfig
 from mm01_jax.data.corpus import Corpus, scan_corpus
-from mm01_jax.data.packing import VERSION, PackedRows
+from mm01_jax.data.packing import VERSION, PackedRows, ShuffledRows
 from mm01_jax.data.shuffle import held_out_documents
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
@@ -27,7 +27,7 @@ class Dataset:
     tokenizer: Tokenizer
     corpus: Corpus
     train: PackedRows  # without end
-    held_out: PackedRows | None  # one epoch, None when data.held_out is 0
+    held_out: ShuffledRows | None  # one epoch, None when data.held_out is 0
     manifest: dict[str, Any]  # what the data is, as JSON values; `check_unchanged` compares two
 
     @property
@@ -76,7 +76,7 @@ def open_dataset(
     held_out = None
     if config.held_out:
         documents = TokenizedDocuments.counted(corpus, np.flatnonzero(held_out_D), tokenizer, cache, log)
-        held_out = PackedRows(documents, sequence_length, config.seed, epochs=1)
+        held_out = ShuffledRows(PackedRows(documents, sequence_length, config.seed, epochs=1))
     return Dataset(
         tokenizer=tokenizer,
         corpus=corpus,

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mm01_jax.data.shuffle import epoch_order
+from mm01_jax.data.shuffle import ROWS, epoch_order, permutation
 
 VERSION = 1  # of the rule above; a run resumes only with the rule that it began with
 
@@ -31,6 +31,15 @@ class TokenDocuments(Protocol):
         """int32 tokens [start, stop) of a document."""
 
 
+class Rows(Protocol):
+    """Rows of S tokens by index."""
+
+    num_rows: int | None  # rows that hold a token, None when there is no end
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """(S,) int32 tokens, targets, positions, segments and float32 weights of row `index`."""
+
+
 class PackedRows:
     """Rows of S tokens of a token stream.
 
@@ -43,18 +52,11 @@ class PackedRows:
             raise ValueError(f"train.sequence_length={sequence_length} must be at least 1.")
         self.documents, self.sequence_length, self.seed, self.epochs = documents, sequence_length, seed, epochs
         self.tokens_per_epoch = int(documents.num_tokens_D.sum()) + len(documents.num_tokens_D)
+        self.num_rows = None if epochs is None else -(-epochs * self.tokens_per_epoch // sequence_length)
         # Rows of two neighbouring epochs are made at the same time.
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
-    @property
-    def num_rows(self) -> int | None:
-        """Rows that hold a token, None when there is no end."""
-        if self.epochs is None:
-            return None
-        return -(-self.epochs * self.tokens_per_epoch // self.sequence_length)
-
     def row(self, index: int) -> dict[str, np.ndarray]:
-        """(S,) int32 tokens, targets, positions, segments and float32 weights of row `index`."""
         S = self.sequence_length
         stream = np.zeros(S + 1, np.int32)  # one more: the target of the row's last token
         segments = np.full(S, -1, np.int32)
@@ -100,3 +102,14 @@ class PackedRows:
         """The order of an epoch's documents and where each ends in the epoch's stream, int64."""
         order_D = epoch_order(len(self.documents.num_tokens_D), self.seed, epoch)
         return order_D, np.cumsum(self.documents.num_tokens_D[order_D] + 1)
+
+
+class ShuffledRows:
+    """The rows of a finite stream in another order: its first rows are a sample of all documents, not the first few."""
+
+    def __init__(self, stream: PackedRows):
+        self.stream, self.num_rows, self.documents = stream, stream.num_rows, stream.documents
+        self._order = permutation(stream.num_rows, ROWS, stream.seed)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        return self.stream.row(int(self._order[index]) if index < self.num_rows else index)

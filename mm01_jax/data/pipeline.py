@@ -10,7 +10,7 @@ import grain
 import jax
 import numpy as np
 
-from mm01_jax.data.packing import PackedRows
+from mm01_jax.data.packing import Rows
 from mm01_jax.data.text import DataError
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,7 @@ STEPS_AHEAD = 4096  # steps of one batch size that share a grain graph
 
 
 def batches(
-    rows: PackedRows,
+    rows: Rows,
     start_row: int,
     batch_size_at: Callable[[int], int],
     process_index: int = 0,
@@ -62,7 +62,7 @@ def _stage(batch_size_at: Callable[[int], int], step: int) -> tuple[int, int]:
 
 
 def _graph(
-    rows: PackedRows, first_row: int, stage: tuple[int, int], process: tuple[int, int], prefetch: int
+    rows: Rows, first_row: int, stage: tuple[int, int], process: tuple[int, int], prefetch: int
 ) -> grain.IterDataset:
     """`steps` batches of one size from `first_row` on, this process's share of each."""
     (size, steps), (index, count) = stage, process

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-ORDER, HELD_OUT = 1, 2  # which choice a hash is for: equal seeds must not make them agree
+ORDER, HELD_OUT, ROWS = 1, 2, 3  # which choice a hash is for: equal seeds must not make them agree
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -20,9 +20,14 @@ def hash64(x: np.ndarray, *salts: int) -> np.ndarray:
     return x
 
 
+def permutation(n: int, *salts: int) -> np.ndarray:
+    """int64 (n,), one permutation per tuple of salts."""
+    return np.argsort(hash64(np.arange(n, dtype=np.uint64), *salts), kind="stable")
+
+
 def epoch_order(num_documents: int, seed: int, epoch: int) -> np.ndarray:
     """int64 permutation of the documents for one epoch."""
-    return np.argsort(hash64(np.arange(num_documents, dtype=np.uint64), ORDER, seed, epoch), kind="stable")
+    return permutation(num_documents, ORDER, seed, epoch)
 
 
 def held_out_documents(digest_D2: np.ndarray, fraction: float, seed: int) -> np.ndarray:

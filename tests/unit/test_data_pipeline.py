@@ -85,6 +85,12 @@ def test_an_evaluation_ends_after_one_epoch_with_a_padded_batch(dataset):
     assert all(batch["weights"].sum() > 0 for _, batch in made)
 
 
+def test_the_first_rows_of_an_evaluation_are_a_sample_of_its_documents(dataset):
+    first = [dataset.held_out.row(i)["tokens"].tobytes() for i in range(dataset.held_out.num_rows)]
+    stream = [dataset.held_out.stream.row(i)["tokens"].tobytes() for i in range(dataset.held_out.num_rows)]
+    assert sorted(first) == sorted(stream) and len(set(first[:20]) & set(stream[:20])) < 10
+
+
 def test_padding_has_no_weight_and_a_negative_segment(dataset):
     for _, batch in take(10**9, dataset.held_out, 0, lambda step: 64):
         padding = batch["segments"] < 0

@@ -30,7 +30,7 @@ def texts_of_one_epoch(rows):
 def test_no_held_out_document_is_ever_in_a_training_row_and_none_is_lost(tmp_path):
     texts = [f"document {i} " * (i % 7 + 1) for i in range(400)]
     dataset = open_dataset(DataConfig(source=jsonl(tmp_path / "a.jsonl", texts), held_out=0.2), 32, 257)
-    trained, held_out = texts_of_one_epoch(dataset.train), texts_of_one_epoch(dataset.held_out)
+    trained, held_out = texts_of_one_epoch(dataset.train), texts_of_one_epoch(dataset.held_out.stream)
     assert not set(trained) & set(held_out)
     assert sorted(trained + held_out) == sorted(texts)
     assert 50 < len(held_out) < 110  # 80 expected, standard deviation 8
@@ -38,14 +38,14 @@ def test_no_held_out_document_is_ever_in_a_training_row_and_none_is_lost(tmp_pat
 
 def test_no_held_out_text_of_the_standard_library_is_in_a_training_row():
     dataset = open_dataset(DataConfig(), 4096, 257)
-    trained, held_out = set(texts_of_one_epoch(dataset.train)), set(texts_of_one_epoch(dataset.held_out))
+    trained, held_out = set(texts_of_one_epoch(dataset.train)), set(texts_of_one_epoch(dataset.held_out.stream))
     assert trained and held_out and not trained & held_out
 
 
 def test_copies_of_a_text_are_on_one_side(tmp_path):
     texts = [f"text {i % 50}" for i in range(200)]
     dataset = open_dataset(DataConfig(source=jsonl(tmp_path / "a.jsonl", texts), held_out=0.5), 32, 257)
-    assert not set(texts_of_one_epoch(dataset.train)) & set(texts_of_one_epoch(dataset.held_out))
+    assert not set(texts_of_one_epoch(dataset.train)) & set(texts_of_one_epoch(dataset.held_out.stream))
 
 
 def test_documents_added_later_do_not_move_the_others():
@@ -62,7 +62,7 @@ def test_seeds_hold_out_different_documents():
 @pytest.mark.parametrize("fraction", [1e-9, 0.02, 0.5, 1 - 1e-9])
 def test_two_documents_are_one_to_train_on_and_one_to_evaluate_on(tmp_path, fraction):
     dataset = open_dataset(DataConfig(source=jsonl(tmp_path / "a.jsonl", ["one", "two"]), held_out=fraction), 8, 257)
-    both = [texts_of_one_epoch(dataset.train), texts_of_one_epoch(dataset.held_out)]
+    both = [texts_of_one_epoch(dataset.train), texts_of_one_epoch(dataset.held_out.stream)]
     assert sorted(both) == [["one"], ["two"]]
 
 
