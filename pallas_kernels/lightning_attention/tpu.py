@@ -81,7 +81,7 @@ def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, 
     x = sequences[0]
     B, N, S, H = x.shape
     C = tiles.chunk
-    block = tiling.block_tokens(S, C, tiles.block)
+    block = tiling.block_tokens(S, H, x.dtype.itemsize, tiles)
     blocks = S // block
     packed = rows.shape[2] == S
 
@@ -173,7 +173,7 @@ def _over_chunks(body, slope, rows_ref, tables, block: int, *, chunk: int, packe
     jax.lax.fori_loop(0, block // chunk, step, None, unroll=min(unroll, block // chunk))
 
 
-def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, last_ref, state_ref, *tables, **sizes):
+def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, last_ref, state_ref, *tables, **kw):
     @pl.when(pl.program_id(2) == 0)
     def _():
         state_ref[...] = first_ref[...]
@@ -186,7 +186,7 @@ def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, l
         state_ref[...] = decay.carry * state + _dot(_scale(k, decay.write), v, 0, 0)
 
     slope = slope_ref[pl.program_id(1)]
-    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=False, **sizes)
+    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=False, **kw)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -194,7 +194,19 @@ def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, l
 
 
 def _reverse_kernel(
-    slope_ref, rows_ref, q_ref, k_ref, v_ref, d_out_ref, last_ref, dk_ref, dv_ref, first_ref, state_ref, *tables, **sizes
+    slope_ref,
+    rows_ref,
+    q_ref,
+    k_ref,
+    v_ref,
+    d_out_ref,
+    last_ref,
+    dk_ref,
+    dv_ref,
+    first_ref,
+    state_ref,
+    *tables,
+    **sizes,
 ):
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -212,7 +224,7 @@ def _reverse_kernel(
         state_ref[...] = decay.carry * d_state + _dot(_scale(q, decay.read), d_out, 0, 0)
 
     slope = slope_ref[pl.program_id(1)]
-    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=True, **sizes)
+    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=True, **kw)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():

@@ -1,0 +1,83 @@
+"""Other libraries' lightning attention with MiniMax's decay, where they are installed, for `bench.py`.
+
+Each peer is a function of (inputs) that returns {what: a function to time}, and None without the library.
+`fla.ops.lightning_attn` uses another decay than MiniMax's and is no peer.
+"""
+
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def installed() -> list[str]:
+    """Names of the peers that can run here: they are written for CUDA."""
+    if jax.default_backend() != "gpu":
+        return []
+    needs = {"jla": ("jla",), "fla": ("fla", "torch")}
+    return [name for name, modules in needs.items() if all(importlib.util.find_spec(m) for m in modules)]
+
+
+def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
+    """jax-linear-attention 0.1.0, Mosaic GPU."""
+    import jla.ops
+
+    decay_BSN = jnp.broadcast_to(-slope_N, q.shape[:3])
+
+    def attend(q, k, v):
+        out = jla.ops.linear_attention("simple_gla", q, k, v, g=decay_BSN, scale=1.0, impl="mosaic_gpu")
+        return out[0] if isinstance(out, tuple) else out
+
+    def both(q, k, v, d_out):
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(d_out)
+
+    forward, both = jax.jit(attend), jax.jit(both)
+    return {"forward": lambda: forward(q, k, v), "forward+backward": lambda: both(q, k, v, d_out)}
+
+
+def fla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
+    """flash-linear-attention (fla-core 0.6.0), Triton."""
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    q, k, v, d_out, slope = (_torch(x) for x in (q, k, v, d_out, slope_N))
+
+    def forward():
+        return chunk_simple_gla(q, k, v, g_gamma=-slope, scale=1.0)[0]
+
+    def both():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = chunk_simple_gla(*leaves, g_gamma=-slope, scale=1.0)[0]
+        out.backward(d_out)
+        return [out, *(x.grad for x in leaves)]
+
+    return {"forward": forward, "forward+backward": both}
+
+
+def fla_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH) -> Callable:
+    """fla's one-token form; it returns a new state."""
+    from fla.ops.simple_gla import fused_recurrent_simple_gla
+
+    q, k, v = (_torch(x)[:, None] for x in (q_BNH, k_BNH, v_BNH))
+    slope, state = _torch(slope_N), _torch(state_BNHH)
+
+    def run():
+        return fused_recurrent_simple_gla(
+            q, k, v, g_gamma=-slope, scale=1.0, initial_state=state, output_final_state=True
+        )
+
+    return run
+
+
+def wait(_result) -> None:
+    """Until torch's queue is empty."""
+    import torch
+
+    torch.cuda.synchronize()
+
+
+def _torch(x: jax.Array):
+    import torch
+
+    return torch.from_dlpack(x)
