@@ -5,8 +5,10 @@ from mm01_jax.checkpoint.layout import leaf_paths, stack_axes
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import Checkpoint, load_config, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
+from mm01_jax.checkpoint.writer import ArrayWriter
 
 __all__ = [
+    "ArrayWriter",
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",

@@ -4,7 +4,10 @@ The CRC makes a damaged block an error that names its file; that the right data 
 """
 
 import collections
+import functools
+import math
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorstore as ts
@@ -25,25 +28,69 @@ class StoredArray:
         # The manifest, which has a checksum, is the metadata: a damaged zarr.json cannot change what is read.
         self._store = ts.open(_spec(root / layout.leaf_directory(path), leaf), **mode).result()
 
-    def write(self, bounds: tuple[slice, ...], data: np.ndarray) -> "ts.Future":
-        """Starts writing one box of whole files; `data` must not change until the result is there."""
-        return self._store[bounds].write(data, can_reference_source_data_indefinitely=True)
+    def write(self, bounds: tuple[slice, ...], data: np.ndarray, queue: "Queue") -> None:
+        """Queues the writing of a box of whole files; `data` must not change until the queue has finished."""
+        for box in layout.boxes(bounds, self.leaf.file):
+            part = data[_inside(box, bounds)]
+            queue.room(part.nbytes)
+            # Without a promise that `part` stays, tensorstore would copy it first.
+            queue.add(self._store[box].write(part, can_reference_source_data_indefinitely=True), part.nbytes)
 
     def read(self, bounds: tuple[slice, ...]) -> np.ndarray:
-        """The box, of the leaf's dtype.
+        """The box, of the leaf's dtype; beside it at most about 512 MiB are held.
 
         Raises:
           CheckpointError: a block is missing or does not match its CRC; the message names file and tensor.
         """
-        try:
-            return np.asarray(self._store[bounds].read(order="C").result())
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"tensor {self.path}: {self._files(bounds, str(error))}") from error
+        out = np.empty([s.stop - s.start for s in bounds], np.dtype(self.leaf.dtype))
+        # tensorstore decodes into `out` itself, which spares a copy.
+        target = ts.array(out).translate_to[tuple(s.start for s in bounds)]
+        queue = Queue()
+        for box in layout.boxes(bounds, self.leaf.file):
+            nbytes = math.prod(s.stop - s.start for s in box) * out.itemsize
+            queue.room(nbytes)
+            queue.add(target[box].write(self._store[box]), nbytes, functools.partial(self._check, box))
+        queue.finish()
+        return out
 
-    def _files(self, bounds, message: str) -> str:
-        names = layout.file_names(self.path, bounds, self.leaf.file)
-        hit = [name for name in names if name in message]
-        return message if hit else f"{', '.join(names)} in {self.root}: {message}"
+    def _check(self, box, future):
+        try:
+            future.result()
+        except (ValueError, OSError) as error:
+            [name] = layout.file_names(self.path, box, self.leaf.file)
+            raise CheckpointError(f"{self.root / name}: tensor {self.path}: {error}") from error
+
+
+def _inside(box, bounds) -> tuple[slice, ...]:
+    return tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(box, bounds, strict=True))
+
+
+class Queue:
+    """Reads or writes under way, bounded in bytes; what one of them met is raised by a later call."""
+
+    def __init__(self):
+        self._waiting = collections.deque()
+        self._bytes = 0
+
+    def room(self, nbytes: int) -> None:
+        """Waits until `nbytes` more may start."""
+        while self._waiting and self._bytes + nbytes > _IN_FLIGHT_BYTES:
+            self._finish_oldest()
+
+    def add(self, future, nbytes: int, receive: Callable = lambda future: future.result()) -> None:
+        """Takes over an operation that has started; `receive` gets it when it is done."""
+        self._waiting.append((future, nbytes, receive))
+        self._bytes += nbytes
+
+    def finish(self) -> None:
+        """Waits for all."""
+        while self._waiting:
+            self._finish_oldest()
+
+    def _finish_oldest(self):
+        future, nbytes, receive = self._waiting.popleft()
+        self._bytes -= nbytes
+        receive(future)
 
 
 def _spec(directory: pathlib.Path, leaf: Leaf) -> dict:
@@ -64,28 +111,3 @@ def _spec(directory: pathlib.Path, leaf: Leaf) -> dict:
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }
-
-
-class Writes:
-    """Writes under way, bounded: at most about 512 MiB are being encoded at once."""
-
-    def __init__(self):
-        self._futures = collections.deque()
-        self._bytes = 0
-
-    def add(self, array: StoredArray, bounds: tuple[slice, ...], data: np.ndarray) -> None:
-        """Starts one file's write; raises what an earlier one met."""
-        while self._futures and self._bytes + data.nbytes > _IN_FLIGHT_BYTES:
-            self._finish_oldest()
-        self._futures.append((array.write(bounds, data), data.nbytes))
-        self._bytes += data.nbytes
-
-    def finish(self) -> None:
-        """Waits for all writes; raises what one of them met."""
-        while self._futures:
-            self._finish_oldest()
-
-    def _finish_oldest(self):
-        future, nbytes = self._futures.popleft()
-        self._bytes -= nbytes
-        future.result()

@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 
-_NAME = "run.lock"
 _BEAT_SECONDS = 30.0
 _STALE_SECONDS = 300.0
 
@@ -31,8 +30,10 @@ class RunLock:
       Locked: another writer holds it; names pid, host and start time.
     """
 
+    NAME = "run.lock"
+
     def __init__(self, workdir):
-        self._path = pathlib.Path(workdir) / _NAME
+        self._path = pathlib.Path(workdir) / self.NAME
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._id = uuid.uuid4().hex
@@ -87,7 +88,7 @@ class RunLock:
 
     def _age(self) -> float:
         """Seconds since the holder's last beat, by the file system's own clock."""
-        probe = self._path.with_name(f".{_NAME}.{self._id}")
+        probe = self._path.with_name(f".{self.NAME}.{self._id}")
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink()

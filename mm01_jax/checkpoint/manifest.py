@@ -45,6 +45,14 @@ class Leaf:
     def nbytes(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    def bounds(self, index: tuple[int, ...]) -> tuple[slice, ...]:
+        """The box of logical chunk `index`."""
+        return tuple(slice(i, i + 1) for i in index) + tuple(slice(0, n) for n in self.shape[self.stack :])
+
+    def with_lanes(self, lanes: np.ndarray) -> "Leaf":
+        """This leaf with the digests of its chunks."""
+        return dataclasses.replace(self, lanes=lanes)
+
     def __post_init__(self):
         shapes = (self.shape, self.file, self.block)
         if self.dtype not in layout.DTYPES:

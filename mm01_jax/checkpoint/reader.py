@@ -43,8 +43,7 @@ class Checkpoint:
         """
         path = self.prefix + path
         leaf = self.manifest.leaves[path]
-        bounds = tuple(slice(i, i + 1) for i in index) + tuple(slice(0, n) for n in leaf.shape[leaf.stack :])
-        chunk = StoredArray(self.directory, path, leaf).read(bounds).reshape(leaf.shape[leaf.stack :])
+        chunk = StoredArray(self.directory, path, leaf).read(leaf.bounds(index)).reshape(leaf.shape[leaf.stack :])
         if (digest.chunk_digest(chunk) != leaf.lanes[tuple(index)]).any():
             raise CheckpointError(self._mismatch(path, [index]))
         return chunk
@@ -101,9 +100,7 @@ class Checkpoint:
 
     def _mismatch(self, path: str, chunks: list[tuple[int, ...]]) -> str:
         leaf = self.manifest.leaves[path]
-        inner = tuple(slice(0, n) for n in leaf.shape[leaf.stack :])
-        bounds = [tuple(slice(i, i + 1) for i in index) + inner for index in chunks]
-        files = sorted({name for box in bounds for name in layout.file_names(path, box, leaf.file)})
+        files = sorted({name for i in chunks for name in layout.file_names(path, leaf.bounds(i), leaf.file)})
         what = f"tensor {path}: {len(chunks)} chunks, the first {chunks[0]}, differ from their digests"
         return f"{self.directory}: {what}; files {', '.join(files[:8])}"
 

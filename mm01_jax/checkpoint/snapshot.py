@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mm01_jax.checkpoint import digest, layout, manifest
-from mm01_jax.checkpoint.arrays import StoredArray, Writes
+from mm01_jax.checkpoint.arrays import Queue, StoredArray
 
 
 class Snapshot:
@@ -30,7 +30,7 @@ class Snapshot:
         self._shards = {path: _local_shards(array) for path, array in arrays.items()}
         self._config = json.dumps(meta["config"], indent=1).encode()
         self.manifest = manifest.Manifest(
-            leaves={path: _with_lanes(leaf, lanes[path]) for path, leaf in leaves.items()},
+            leaves={path: leaf.with_lanes(lanes[path]) for path, leaf in leaves.items()},
             files={manifest.CONFIG: hashlib.sha256(self._config).hexdigest()},
             step=step,
             meta={key: value for key, value in meta.items() if key != "config"},
@@ -47,14 +47,12 @@ class Snapshot:
 
         The snapshot is empty afterwards: each leaf's copy is freed as soon as it is on disk.
         """
-        writes = Writes()
+        queue = Queue()
         for path, leaf in self.manifest.leaves.items():
             array = StoredArray(root, path, leaf, create=True)
             for bounds, data in self._shards.pop(path):
-                for box in layout.boxes(bounds, leaf.file):
-                    local = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(box, bounds, strict=True))
-                    writes.add(array, box, data[local])
-        writes.finish()
+                array.write(bounds, data, queue)
+        queue.finish()
         if jax.process_index() == 0:
             write_file(root / manifest.CONFIG, self._config)
             write_file(root / manifest.NAME, self.manifest.to_bytes())
@@ -94,10 +92,6 @@ def _leaf(path: str, array: jax.Array, stack: int) -> manifest.Leaf:
         return manifest.Leaf(shape=array.shape, dtype=array.dtype.name, stack=stack, file=file, block=block)
     except ValueError as error:
         raise ValueError(f"leaf {path}: {error}") from error
-
-
-def _with_lanes(leaf: manifest.Leaf, lanes: np.ndarray) -> manifest.Leaf:
-    return manifest.Leaf(**{**vars(leaf), "lanes": lanes})
 
 
 def _local_shards(array: jax.Array) -> list[tuple[tuple[slice, ...], np.ndarray]]:
