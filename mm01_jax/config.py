@@ -40,8 +40,14 @@ class ModelConfig:
     # Expert routing. `dropless` never drops; `capacity` drops tokens beyond capacity_factor * assigned / E (paper 2.1).
     routing: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
+    # Which tokens share one capacity: the global microbatch, or those of one expert group alone (paper 4.1).
+    capacity_scope: Literal["global", "expert_group"] = "global"
     # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
     dropless_bound: float | None = None
+    # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
+    exchange_groups: int = 1
+    # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring.
+    sequence_attention: Literal["gather", "ring"] = "gather"
     # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"
@@ -55,6 +61,23 @@ class ModelConfig:
     def runs(self) -> tuple[tuple[MixerKind, int], ...]:
         """(kind, count) of each maximal stretch of equal layers inside a period."""
         return tuple((kind, len(list(group))) for kind, group in itertools.groupby(self.period))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Shape of the vision transformer of MiniMax-VL-01; the projector behind it has the text model's width."""
+
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    image_size: int  # pixels along a side of a tile
+    patch_size: int
+    norm_eps: float = 1e-5
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,6 +177,7 @@ class Config:
 
     name: str
     model: ModelConfig
+    vision: VisionConfig | None = None
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -141,7 +141,8 @@ def nearest_value(key: str, value: Any, annotation: Any) -> str:
     choices = [choice for choice in _choices(annotation) if isinstance(choice, str)]
     if choices:
         words = value if isinstance(value, tuple | list) else (value,)
-        found = tuple(nearest_name(str(word), choices) or choices[0] for word in words)
+        near = (nearest_name(word, choices) if isinstance(word, str) else None for word in words)
+        found = tuple(name or choices[0] for name in near)
         return repr(found) if typing.get_origin(annotation) is tuple else repr(found[0] if found else choices[0])
     if {int, float} & {annotation, *typing.get_args(annotation)} and isinstance(value, str | int | float):
         number = _number(value, whole=int in (annotation, *typing.get_args(annotation)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +19,7 @@ def _plain(section: Any) -> dict[str, Any]:
     plain = {}
     for name, annotation in config_fields.field_types(type(section)).items():
         value = getattr(section, name)
-        nested = dataclasses.is_dataclass(annotation)
-        plain[name] = _plain(value) if nested else config_fields.canonical(value, annotation)
+        plain[name] = _plain(value) if dataclasses.is_dataclass(value) else config_fields.canonical(value, annotation)
     return plain
 
 
@@ -68,6 +68,7 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
             key=prefix + name, got=plain[name], allowed=allowed, nearest=config_fields.nearest_key(prefix + name)
         )
     for name, annotation in fields.items():
+        annotation = _present(annotation, plain.get(name))
         if name not in plain:
             near = config_fields.nearest_name(name, plain.keys() - fields.keys())
             nearest = f"the key {prefix}{near}, mistyped" if near else f"{prefix}{name} = ..."
@@ -85,8 +86,15 @@ def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
 
 
 def _build(plain: dict[str, Any], section: type) -> Any:
-    read = {
-        name: (_build if dataclasses.is_dataclass(annotation) else config_fields.canonical)(plain[name], annotation)
-        for name, annotation in config_fields.field_types(section).items()
-    }
+    read = {}
+    for name, annotation in config_fields.field_types(section).items():
+        annotation = _present(annotation, plain[name])
+        build = _build if dataclasses.is_dataclass(annotation) else config_fields.canonical
+        read[name] = build(plain[name], annotation)
     return section(**read)
+
+
+def _present(annotation: Any, value: Any) -> Any:
+    """The section of an optional section whose value is there: `VisionConfig | None` with an object."""
+    sections = [choice for choice in typing.get_args(annotation) if dataclasses.is_dataclass(choice)]
+    return sections[0] if sections and isinstance(value, dict) else annotation

@@ -6,10 +6,11 @@ import math
 import pytest
 
 from mm01_jax import config_fields, config_io, config_mesh, config_resume, config_rules
-from mm01_jax.config import ConfigError, MeshConfig, Rules
+from mm01_jax.config import ConfigError, MeshConfig, Rules, VisionConfig
 from tests.unit import wrong_base, wrong_configs
 
 BASE = str(wrong_configs.ROOT / wrong_configs.BASE)
+VISION = VisionConfig(embed_dim=32, num_layers=2, num_heads=2, mlp_dim=64, image_size=28, patch_size=14)
 
 
 def _with(**changes: object):
@@ -106,7 +107,9 @@ def test_resumed_run_may_change_what_is_listed_and_nothing_else():
     saved = wrong_base.get_config()
     for key, kind in config_fields.leaf_types().items():
         value = config_fields.get(saved, key)
-        other = next(v for v in ("other", ("other",), ((1, 2),), 5, 0.5) if v != value and _like(v, value, kind))
+        other = next(
+            v for v in ("other", ("other",), ((1, 2),), 5, 0.5, VISION) if v != value and _like(v, value, kind)
+        )
         refused = [p.key for p in config_resume.resume_problems(saved, _with(**{key: other}))]
         allowed = key in config_resume.MAY_CHANGE or key.startswith("mesh.")
         assert refused == ([] if allowed else [key])
