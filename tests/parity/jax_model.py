@@ -114,6 +114,8 @@ def float64_operations():
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
+        # Counts stay float32 and meet float64 values; float32 itself is tested under strict promotion.
+        stack.enter_context(jax.numpy_dtype_promotion("standard"))
         for name, operation in operations.items():
             stack.enter_context(unittest.mock.patch(name, operation))
         yield
