@@ -24,13 +24,12 @@ def main(argv: list[str]) -> int:
             print(config_json.to_json(config), end="")
             return 0
         config_io.require_flag("workdir", _WORKDIR.value, "a folder for this run", f"--workdir=runs/{config.name}")
-        from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
-
-        loop.run(config, _WORKDIR.value, _INIT_FROM.value)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0
+    from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
+
+    return loop.main(config, _WORKDIR.value, _INIT_FROM.value)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ through the rules, at birth (`shardings`) and in use (`read`); nothing else in t
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from mm01_jax import sharding
 from mm01_jax.config import Rules
 
+Tree = TypeVar("Tree")
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -73,13 +75,19 @@ def read(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
     return sharding.constrain(weight[...].astype(dtype), sharding.ungathered(rules), *axes)
 
 
-def shardings(model: nnx.Module, mesh: Mesh, rules: Rules) -> nnx.Module:
-    """The model with each weight replaced by its NamedSharding; `model` may be abstract (jax.eval_shape)."""
+def shardings(tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
+    """A model, gradients or a whole training state with each leaf replaced by its NamedSharding.
 
-    def one(weight: nnx.Variable) -> nnx.Variable:
-        return weight.replace(sharding.named(mesh, rules, *weight.get_metadata()["axes"]))
+    Weights, and moments made from them, carry their axes; anything else (counters) is on every device. Leaves may be
+    abstract (jax.eval_shape).
+    """
 
-    return jax.tree.map(one, model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    def one(leaf):
+        if isinstance(leaf, nnx.Variable):
+            return leaf.replace(sharding.named(mesh, rules, *leaf.get_metadata()["axes"]))
+        return sharding.named(mesh, rules)
+
+    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:

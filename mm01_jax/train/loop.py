@@ -1,0 +1,277 @@
+"""A run from start to end: open the data, restore or initialise, step, evaluate, save, report.
+
+The effects of training live here: files, clocks, messages. The device never waits for the host: the metrics of step
+n-1 are fetched after step n was dispatched, and saving copies the state and goes on behind.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from mm01_jax import checkpoint, config_json, sharding
+from mm01_jax.config import Config, ConfigError
+from mm01_jax.config_mesh import mesh_problems
+from mm01_jax.data import pipeline
+from mm01_jax.data.dataset import Dataset, open_dataset
+from mm01_jax.data.entropy import entropy
+from mm01_jax.data.text import DataError
+from mm01_jax.train import plots, step
+from mm01_jax.train.flops import peak_flops, train_flops_per_token
+from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
+from mm01_jax.train.preemption import Preempted, Preemption
+from mm01_jax.train.start import Start, begin, check_resumable
+
+
+class NonFinite(Exception):
+    """Too many steps in a row were refused. Exit code 4."""
+
+
+# Exception -> exit code of the command; anything else is a bug and shows its traceback.
+EXIT_CODES = {
+    ConfigError: 2,
+    checkpoint.Locked: 2,
+    ValueError: 2,
+    DataError: 3,
+    checkpoint.CheckpointError: 3,
+    NonFinite: 4,
+    checkpoint.SaveFailed: 74,
+    Preempted: 75,
+}
+
+
+def main(config: Config, workdir: str, init_from: str | None) -> int:
+    """`run` as a command: one plain message on stderr instead of a traceback, and the exit code."""
+    try:
+        run(config, workdir, init_from)
+    except tuple(EXIT_CODES) as error:
+        print(error, file=sys.stderr)
+        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+    return 0
+
+
+def run(config: Config, workdir: str, init_from: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Trains `config` in `workdir`, or goes on with the run that is there.
+
+    Args:
+      init_from: a run or checkpoint whose weights a new run starts from.
+
+    Raises:
+      ConfigError: the config does not fit the devices, or not the run in `workdir`.
+      DataError, CheckpointError: the data, or every checkpoint of the run, is bad.
+      SaveFailed: the last step could not be saved.
+      NonFinite, Preempted: see there.
+    """
+    problems = mesh_problems(config, jax.device_count())
+    if problems:
+        raise ConfigError(problems)
+    root = pathlib.Path(workdir)
+    root.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh(config.mesh)
+    with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, say=say) as checkpoints, jax.set_mesh(mesh):
+        check_resumable(config, checkpoints.latest_meta(), init_from, say)
+        (root / "config.json").write_text(config_json.to_json(config))
+        train = config.train
+        dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=say)
+        say(dataset.describe())
+        start = begin(config, mesh, checkpoints, dataset, init_from, say)
+        _Loop(config, root, checkpoints, dataset, start).train(say)
+
+
+class _Loop:
+    """Where a run is: the one mutable object of training."""
+
+    def __init__(self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start):
+        self.config, self.root, self.checkpoints, self.dataset = config, root, checkpoints, dataset
+        self.state, self.row = start
+        self.step = int(self.state.step)
+        self.refused_in_a_row = 0
+        self.last_fetch = time.monotonic()
+        mesh = jax.sharding.get_mesh()
+        self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
+        state_placed = jax.tree.map(lambda x: x.sharding, self.state)
+        self.train_step = jax.jit(
+            functools.partial(step.train_step, config=config), donate_argnums=0, out_shardings=(state_placed, None)
+        )
+        self.eval_step = jax.jit(functools.partial(step.eval_step, config=config))
+        self.peak = peak_flops(mesh.devices.flat[0])
+        self.progress = Progress(self.step, config.train.steps)
+        self.log = MetricsLog(root, self.step)
+
+    def train(self, say: Callable[[str], None]) -> None:
+        """Everything from the first step to the last message."""
+        say(_describe(self.config, self.state))
+        held_out = self._held_out()
+        with Preemption() as preemption:
+            try:
+                self._steps(held_out, preemption)
+            finally:
+                self.log.close()
+        _report(self.config, self.root, self._summary(held_out), say)
+
+    def _steps(self, held_out: list[pipeline.Batch], preemption: Preemption) -> None:
+        train = self.config.train
+        waiting = None  # the step whose metrics have not been fetched
+        for row, batch in self._batches() if self.step < train.steps else ():
+            self.state, metrics = self.train_step(self.state, self._on_devices(batch, self.step))
+            self.step, self.row = self.step + 1, row
+            if waiting:
+                self._record(*waiting)
+            waiting = (self.step, metrics)
+            stop = preemption.requested(self.step)
+            last = self.step == train.steps
+            evaluate = bool(held_out) and (last or self.step % train.eval_every == 0)
+            if stop or last or evaluate or self.step % train.checkpoint_every == 0:
+                self._record(*waiting, held_out=held_out if evaluate else None)
+                waiting = None
+            if stop or last or self.step % train.checkpoint_every == 0:
+                self._save(must=stop or last)
+            else:
+                self._check_save()
+            if stop:
+                raise Preempted(f"step {self.step} is saved; the same command goes on from there")
+            if last:
+                return
+
+    def _batches(self) -> Iterator[tuple[int, pipeline.Batch]]:
+        train = self.config.train
+        share = pipeline.process_share(self.placed, train.batch_size, train.sequence_length)
+        return pipeline.batches(
+            self.dataset.train,
+            self.row,
+            self._batch_size_at,
+            *share,
+            vocab_size=self.config.model.vocab_size,
+            start_step=self.step,
+            prefetch=self.config.data.prefetch,
+        )
+
+    def _batch_size_at(self, at: int) -> int:
+        sizes = [size for start, size in self.config.train.batch_ramp if start <= at]
+        return sizes[-1] if sizes else self.config.train.batch_size
+
+    def _on_devices(self, batch: pipeline.Batch, at: int) -> dict[str, jax.Array]:
+        return pipeline.to_global(batch, self.placed, self._batch_size_at(at))
+
+    def _held_out(self) -> list[pipeline.Batch]:
+        """The rows that every evaluation of this run scores (this process's share of them)."""
+        train, rows = self.config.train, self.dataset.held_out
+        if rows is None:
+            return []
+        share = pipeline.process_share(self.placed, train.batch_size, train.sequence_length)
+        found = pipeline.batches(rows, 0, lambda _: train.batch_size, *share, vocab_size=self.config.model.vocab_size)
+        return [batch for _, (_, batch) in zip(range(train.eval_batches), found, strict=False)]
+
+    def _evaluate(self, held_out: list[pipeline.Batch]) -> float:
+        """Mean cross-entropy of the held-out rows, nats a target."""
+        size = self.config.train.batch_size
+        sums = [self.eval_step(self.state.model, pipeline.to_global(b, self.placed, size)) for b in held_out]
+        losses, weights = np.sum(jax.device_get(sums), axis=0)
+        return float(losses / max(weights, 1.0))
+
+    def _record(self, at: int, metrics: dict[str, jax.Array], held_out: list[pipeline.Batch] | None = None) -> None:
+        """Fetches the metrics of step `at`, writes and shows them; stops the run on too many refused steps."""
+        values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
+        now = time.monotonic()
+        seconds, self.last_fetch = now - self.last_fetch, now
+        train = self.config.train
+        tokens = self._batch_size_at(at - 1) * train.sequence_length / seconds
+        record = {"step": at, **values, "tokens_per_second": tokens, "seconds": seconds}
+        record["bits_per_byte"] = values["loss"] / math.log(2) * self.dataset.targets_per_byte
+        if self.peak:
+            flops = tokens * train_flops_per_token(self.config.model, train.sequence_length)
+            record["mfu"] = flops / (self.peak * jax.device_count())
+        if held_out:
+            record["held_out_loss"] = self._evaluate(held_out)
+            self.last_fetch = time.monotonic()
+        if at % train.log_every == 0 or held_out:
+            self.log.write(record)
+        self.progress.show(at, _line(record))
+        self._count_refused(at, values)
+
+    def _count_refused(self, at: int, values: dict[str, Any]) -> None:
+        if not values["refused"]:
+            self.refused_in_a_row = 0
+            return
+        self.refused_in_a_row += 1
+        why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}"
+        self.progress.say(f"step {at} is refused, weights unchanged: {why}")
+        if self.refused_in_a_row >= self.config.train.max_nonfinite_steps:
+            raise NonFinite(
+                f"{self.refused_in_a_row} steps in a row were refused, the last is {at}: {why}. Checkpoints before it "
+                f"are untouched. Try a lower optimizer.schedule.peak, or look at the rows before {self.row}."
+            )
+
+    def _save(self, *, must: bool) -> None:
+        """Saves the current step behind the training; `must` waits for it and lets a failure rise."""
+        meta = {
+            "config": json.loads(config_json.to_json(self.config)),
+            "row": self.row,
+            "data": self.dataset.manifest,
+            "mesh": dict(jax.sharding.get_mesh().shape),
+        }
+        try:
+            self.checkpoints.save(self.step, self.state, meta)
+            if must:
+                self.checkpoints.wait()
+        except checkpoint.SaveFailed as error:
+            if must:
+                raise
+            self.progress.say(f"NOT SAVED, training goes on: {error}")
+        self.last_fetch = time.monotonic()
+
+    def _check_save(self) -> None:
+        try:
+            self.checkpoints.check()
+        except checkpoint.SaveFailed as error:
+            self.progress.say(f"NOT SAVED, training goes on: {error}")
+
+    def _summary(self, held_out: list[pipeline.Batch]) -> dict[str, float]:
+        """Held-out loss against what counting achieves on the same targets, nats a target."""
+        if not held_out:
+            return {}
+        counted = entropy(held_out)
+        records = [r["held_out_loss"] for r in read_metrics(self.root) if "held_out_loss" in r]
+        loss = records[-1] if records else self._evaluate(held_out)
+        return {"held_out_loss": loss, "unigram": counted.unigram, "bigram": counted.bigram}
+
+
+def _describe(config: Config, state: step.TrainState) -> str:
+    mesh = jax.sharding.get_mesh()
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    weights = sum(x.size for x in jax.tree.leaves(state.model))
+    kind = mesh.devices.flat[0].device_kind
+    return f"model {config.name}: {weights:,} parameters, {mesh.size} x {kind} ({axes}); compiling the first step"
+
+
+def _line(record: dict[str, Any]) -> str:
+    parts = [f"loss {record['loss']:.4f}", f"{record['bits_per_byte']:.3f} bits/byte"]
+    if "held_out_loss" in record:
+        parts.append(f"held out {record['held_out_loss']:.4f}")
+    parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in record:
+        parts.append(f"{100 * record['mfu']:.1f} % MFU")
+    return "  ".join(parts)
+
+
+def _report(config: Config, root: pathlib.Path, summary: dict[str, float], say: Callable[[str], None]) -> None:
+    """What the run achieved, its pictures, and what to type next."""
+    if summary:
+        say(
+            f"held-out loss {summary['held_out_loss']:.4f} nats a token; "
+            f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
+        )
+    drawn = plots.draw(root, read_metrics(root), summary.get("bigram"))
+    say(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
+    more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
+    say("next:")
+    say(f"  python -m mm01_jax.generate --checkpoint={root} --prompt='def '")
+    say(f"  python train_main.py {more}")
+    say(f"  python -m mm01_jax.train.evaluate --checkpoint={root}")

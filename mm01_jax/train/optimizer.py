@@ -1,0 +1,67 @@
+"""AdamW and the learning-rate schedule of the paper (section 4.2; spec D.2)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mm01_jax.config import OptimizerConfig, ScheduleConfig
+
+
+def learning_rate(schedule: ScheduleConfig, steps: int) -> optax.Schedule:
+    """Step -> float32 rate: linear warm-up, constant, an optional step down, an optional exponential decay."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        at = jnp.asarray(step, jnp.float32)
+        value = jnp.full_like(at, schedule.peak)
+        if schedule.step_down_at is not None:
+            value = jnp.where(at >= schedule.step_down_at, schedule.stepped, value)
+        if schedule.decay_start is not None:
+            start = schedule.peak if schedule.stepped is None else schedule.stepped
+            progress = jnp.clip((at - schedule.decay_start) / max(steps - schedule.decay_start, 1), 0.0, 1.0)
+            value = jnp.where(at >= schedule.decay_start, start * (schedule.final / start) ** progress, value)
+        return value * jnp.minimum(1.0, (at + 1.0) / max(schedule.warmup_steps, 1))
+
+    return rate
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam, decoupled weight decay on everything but norm weights, the schedule.
+
+    `moment_dtype` is the storage type of the first moment; the second stays float32, whose small values bfloat16
+    would freeze (an update below 1/256 of the old value rounds away).
+    """
+    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype)),
+        _decay_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(config.schedule, steps)),
+    )
+
+
+def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
+    """Adds weight_decay * weight to the update of every leaf whose name does not end in `norm`."""
+
+    def update(updates, state, params):
+        def one(path, step, weight):
+            name = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
+            return step if any(part.endswith("norm") for part in name) else step + weight_decay * weight
+
+        return jax.tree_util.tree_map_with_path(one, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def apply_gradients(optimizer: optax.GradientTransformation, gradients: Any, opt_state: Any, model: Any):
+    """(new model, new opt_state)."""
+    # optax 0.2.8 raises Python floats to integer counters, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradients, opt_state, model)
+        return optax.apply_updates(model, updates), opt_state
+
+
+def steps_taken(opt_state: Any) -> jax.Array:
+    """Optimiser steps taken so far (int32): what the schedule reads; refused steps are not among them."""
+    return optax.tree_utils.tree_get(opt_state, "count", filtering=lambda path, _: "ScaleByAdam" in str(path))

@@ -1,0 +1,74 @@
+"""How a run begins: fresh, from weights alone, or from its own newest checkpoint that verifies."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from mm01_jax import checkpoint, config_fields, config_json
+from mm01_jax.config import Config, ConfigError
+from mm01_jax.config_resume import resume_problems
+from mm01_jax.data.dataset import Dataset, check_unchanged
+from mm01_jax.train import step
+
+Say = Callable[[str], None]
+
+
+class Start(NamedTuple):
+    """A state on the mesh, and the next global row of the data."""
+
+    state: step.TrainState
+    row: int
+
+
+def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str | None, say: Say) -> None:
+    """Compares `config` with the one saved in the work directory; `meta` is None where nothing was saved.
+
+    Raises:
+      ConfigError: names every value that a resumed run may not change.
+    """
+    if meta is None:
+        return
+    saved = config_json.from_json(json.dumps(meta["config"]))
+    problems = resume_problems(saved, config)
+    if problems:
+        raise ConfigError(problems)
+    for key, before, after in config_fields.differences(saved, config):
+        say(f"changed since the last checkpoint: {key} {before!r} -> {after!r}")
+    if init_from:
+        say(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
+
+
+def begin(
+    config: Config,
+    mesh: Mesh,
+    checkpoints: checkpoint.Checkpoints,
+    dataset: Dataset,
+    init_from: str | None,
+    say: Say,
+) -> Start:
+    """Restores the newest sound step, or loads weights from `init_from`, or initialises.
+
+    Raises:
+      DataError: the data is not what the run began with.
+      CheckpointError: checkpoints exist and none verifies.
+    """
+    abstract = step.abstract_state(config, mesh)
+    began = time.monotonic()
+    restored = checkpoints.restore_latest(abstract)
+    if restored is not None:
+        check_unchanged(restored.meta["data"], dataset.manifest)
+        say(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
+        return Start(restored.state, restored.meta["row"])
+    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    if init_from:
+        model = checkpoint.load_weights(init_from, abstract.model)
+        say(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
+        make = functools.partial(step.state_of, config)
+        return Start(jax.jit(make, out_shardings=placed)(model), 0)
+    make = functools.partial(step.init_state, config)
+    return Start(jax.jit(make, out_shardings=placed)(jax.random.key(config.train.seed)), 0)

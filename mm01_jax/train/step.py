@@ -1,0 +1,114 @@
+"""TrainState, and the pure functions of one step: init, train, evaluate."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mm01_jax import sharding
+from mm01_jax.config import Config
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import shardings
+from mm01_jax.train.loss import objective, token_loss
+from mm01_jax.train.optimizer import apply_gradients, learning_rate, make_optimizer, steps_taken
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a step reads and replaces. `step` counts steps taken, refused ones included."""
+
+    step: jax.Array
+    model: TextModel
+    opt_state: Any
+
+
+def init_state(config: Config, key: jax.Array) -> TrainState:
+    """A fresh state; call under jit with `state_shardings` as out_shardings, or under eval_shape."""
+    model = TextModel(config.model, config.mesh.rules, rngs=nnx.Rngs(key))
+    return state_of(config, model)
+
+
+def state_of(config: Config, model: TextModel) -> TrainState:
+    """A state at step 0 around given weights."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state as ShapeDtypeStructs that carry their shardings: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
+    placed = shardings(shapes, mesh, config.mesh.rules)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+
+
+def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on a global batch; jit it with `config` static and `state` donated.
+
+    A step whose loss or gradient is not finite, or whose routing overflowed a stated bound, changes neither weights
+    nor moments nor the schedule: `refused` is 1 and only `step` advances.
+
+    Returns:
+      (new state, float32 metrics: loss (nats a target), grad_norm, learning_rate, refused, overflow,
+      dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load).
+    """
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    loss, stats, gradients = _gradients(state.model, batch, config)
+    norm = optax.global_norm(gradients)
+    overflow = jnp.sum(stats.overflow)
+    accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
+    model, opt_state = apply_gradients(optimizer, gradients, state.opt_state, state.model)
+    new = jax.tree.map(
+        lambda new, old: jnp.where(accepted, new, old), (model, opt_state), (state.model, state.opt_state)
+    )
+    assigned = jnp.maximum(stats.assigned.sum(-1, keepdims=True), 1.0)
+    metrics = {
+        "loss": loss,
+        "grad_norm": norm,
+        "learning_rate": learning_rate(config.optimizer.schedule, config.train.steps)(steps_taken(state.opt_state)),
+        "refused": 1.0 - accepted.astype(jnp.float32),
+        "overflow": overflow,
+        "dropped": jnp.sum(stats.dropped) / jnp.sum(assigned),
+        "expert_load": stats.assigned / assigned * config.model.num_experts,
+    }
+    return TrainState(state.step + 1, *new), metrics
+
+
+def eval_step(model: TextModel, batch: Batch, *, config: Config) -> tuple[jax.Array, jax.Array]:
+    """(weighted sum of cross-entropies in nats, sum of weights) of a batch."""
+    hidden, _, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+    return token_loss(model, hidden, batch, config.train), jnp.sum(batch["weights"])
+
+
+def _gradients(model: TextModel, batch: Batch, config: Config):
+    """(mean cross-entropy, router statistics, gradients) of the whole global step."""
+    count = config.train.num_microbatches
+    total_weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    gradient = jax.value_and_grad(
+        functools.partial(objective, total_weight=total_weight, share=1.0 / count, config=config.train), has_aux=True
+    )
+    if count == 1:
+        (_, (loss, stats)), gradients = gradient(model, batch)
+        return loss, stats, gradients
+
+    def split(x: jax.Array) -> jax.Array:
+        # Rows i, i + count, ...: each device's own rows are dealt out, none moves.
+        parts = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+        return sharding.constrain(parts, model.rules, None, "batch", "seq")
+
+    def add(total, part):
+        (_, found), gradients = gradient(model, part)
+        return jax.tree.map(jnp.add, total, (found, gradients)), None
+
+    shapes = jax.eval_shape(gradient, model, {name: split(x)[0] for name, x in batch.items()})
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))
+    ((loss, stats), gradients), _ = jax.lax.scan(add, zeros, {name: split(x) for name, x in batch.items()})
+    return loss, stats, gradients
+
