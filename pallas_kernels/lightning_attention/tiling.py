@@ -11,6 +11,7 @@ class Tiling:
     block_bytes: int  # most of one sequence tensor brought into VMEM together
     unroll: int  # chunks of a block scheduled together
     step_heads: int  # heads of one decode block
+    vmem_limit_bytes: int | None = None  # None: the compiler's own
 
 
 # Counted, not measured: a step of the grid costs a fraction of a microsecond whatever it does, so a block must hold
@@ -31,3 +32,21 @@ def block_tokens(S: int, H: int, itemsize: int, tiles: Tiling) -> int:
     most = max(tiles.block_bytes // (lanes * itemsize * tiles.chunk), 1)
     chunks = S // tiles.chunk
     return tiles.chunk * max(n for n in range(1, most + 1) if chunks % n == 0)
+
+
+def vmem_bytes(tensors: int, block: int, H: int, itemsize: int, tiles: Tiling, *, packed: bool) -> int:
+    """VMEM of a scan over `tensors` sequence tensors (in and out), from block and scratch shapes; blocks exist twice.
+
+    The compiler adds what it spills and its own buffers.
+    """
+    lanes, C = max(H, 128), tiles.chunk
+    sequences = tensors * block * lanes * itemsize
+    states, rows = 2 * H * lanes * 4, 8 * (block if packed else C) * 4
+    scratch = H * lanes * 4 + C * max(C, 128) * 4 + C * 128 * 4
+    return 2 * (sequences + states + rows) + scratch
+
+
+def step_vmem_bytes(H: int, itemsize: int, tiles: Tiling) -> int:
+    """VMEM of a decode block: the state in and out, q, k, v, out; each twice. Eight heads fill a register's rows."""
+    lanes = max(H, 128)
+    return 2 * tiles.step_heads * lanes * (2 * H * 4 + 4 * itemsize)
