@@ -79,7 +79,7 @@ def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[st
     age_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.float32)  # tokens since the shard began, this one included
     entering, final = _prefix(state, slope_N, segments_BS, age_BS[:, -1], state_BNHH, seq_axes)
     seen_BS = valid_BS & _open_document(segments_BS)
-    decay_BSN = jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]) * seen_BS[:, :, None]
+    decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
     precision = "highest" if q.dtype == jnp.float32 else "default"
     extra = jnp.einsum(
@@ -123,8 +123,7 @@ def _prefix(state_BNHH, slope_N, segments_BS, count_B, initial_BNHH, seq_axes):
         continues = (open_id == -1) | (first[shard] == open_id) | (first[shard] == -1)
         usable = jnp.where(continues[:, None, None, None], carried, 0.0)
         entering = jnp.where(me == shard, usable, entering)
-        decay = jnp.exp(-slope_N[None, :] * count[shard][:, None]) * whole[shard][:, None]
-        # A state rejected by this shard's first document is still lost if the shard holds any token.
+        decay = jnp.where(whole[shard][:, None], jnp.exp(-slope_N[None, :] * count[shard][:, None]), 0.0)
         carried = usable * decay[:, :, None, None] + states[shard]
         open_id = jnp.where(last[shard] == -1, open_id, last[shard])
     return entering, _unvarying(carried, seq_axes)

@@ -1,0 +1,55 @@
+"""Rows moved by an index whose inverse is known, so that both directions are gathers.
+
+JAX's transpose of a gather is a scatter-add, which a GPU does with atomics and a TPU nearly row by row.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def move_rows(x_ND: jax.Array, source_R: jax.Array, places_NA: jax.Array) -> jax.Array:
+    """out[r] = x[source[r]], and zeros where source[r] >= N; (R, D) in x's dtype.
+
+    Args:
+      source_R: int32, >= 0.
+      places_NA: int32, >= 0, every r with source[r] == n once; >= R where row n has fewer than A places.
+    """
+    return _gather(x_ND, source_R)
+
+
+def _gather(x: jax.Array, index: jax.Array) -> jax.Array:
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _forward(x_ND, source_R, places_NA):
+    return _gather(x_ND, source_R), places_NA
+
+
+def _backward(places_NA, d_RD):
+    wide = jnp.promote_types(d_RD.dtype, jnp.float32)
+    return jnp.sum(_gather(d_RD, places_NA), axis=1, dtype=wide).astype(d_RD.dtype), None, None
+
+
+move_rows.defvjp(_forward, _backward)
+
+
+def permutation_by(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(order, place) of a stable ascending sort of int32 keys (n,): key[order] is sorted, place[order[i]] = i."""
+    # lax.sort, not argsort: argsort's indices are typed as equal on all devices inside a checked shard_map, and
+    # gathers through them get wrong gradients (jax 0.10 to 0.12).
+    index = jnp.arange(key.size, dtype=jnp.int32) + 0 * key
+    _, order = jax.lax.sort((key, index), num_keys=1)
+    _, place = jax.lax.sort((order, index), num_keys=1)
+    return order, place
+
+
+def in_block(index: jax.Array, starts: jax.Array, ends: jax.Array, values: jax.Array, outside: int) -> jax.Array:
+    """values[b] of the block [starts[b], ends[b]) that holds each index, `outside` where none does.
+
+    Args:
+      index: (..., n). starts, ends, values: (..., b), blocks disjoint, b small: every index is compared with all.
+    """
+    held = (starts[..., None, :] <= index[..., :, None]) & (index[..., :, None] < ends[..., None, :])
+    found = jnp.sum(jnp.where(held, values[..., None, :], 0), axis=-1, dtype=jnp.int32)
+    return jnp.where(jnp.any(held, axis=-1), found, outside)
