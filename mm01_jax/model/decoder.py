@@ -73,10 +73,7 @@ class TextModel(nnx.Module):
         V, D, dtype = config.vocab_size, config.embed_dim, config.param_dtype
         self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), dtype=dtype)
         self.runs = nnx.List(
-            [
-                Layer(kind, config, rules, rngs=rngs, stack=(config.num_periods, count))
-                for kind, count in config.runs
-            ]
+            [Layer(kind, config, rules, rngs=rngs, stack=(config.num_periods, count)) for kind, count in config.runs]
         )
         self.final_norm = param(rngs, (D,), ("act_embed",), ones, dtype=dtype)
         self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
@@ -119,7 +116,7 @@ class TextModel(nnx.Module):
         return self.logits(self.hidden(tokens_BS, positions_BS, segments_BS)[0])
 
     def _slopes(self) -> list[jax.Array]:
-        """Per run, float32 slopes (M, n, N): constants that enter the scan as values, out of reach of dtype policies."""
+        """Per run, float32 slopes (M, n, N): constants that enter the scan as values, out of any dtype policy."""
         config = self.config
         table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
         starts = np.cumsum([0] + [count for _, count in config.runs])

@@ -1,6 +1,6 @@
 """Mixture of experts (paper 2.1, Eq. 1; spec A.6): router, expert weights and what the balance loss needs.
 
-    p = softmax_fp32(W_r x)     w = top-k(p) / sum(top-k(p))     y = sum_k w_k W_down_k( silu(W_gate_k x) * W_up_k x )
+p = softmax_fp32(W_r x)     w = top-k(p) / sum(top-k(p))     y = sum_k w_k W_down_k( silu(W_gate_k x) * W_up_k x )
 """
 
 import jax
@@ -29,5 +29,3 @@ class Experts(nnx.Module):
         weights = (self.router, self.gate, self.up, self.down)
         router, gate, up, down = (read(w, dtype, rules) for w in weights)
         return expert_layer(x_BSD, segments_BS, (router, gate, up, down), config=self.config, rules=rules)
-
-

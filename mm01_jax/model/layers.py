@@ -6,7 +6,6 @@ through the rules, at birth (`shardings`) and in use (`read`); nothing else in t
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ from jax.sharding import Mesh
 from mm01_jax import sharding
 from mm01_jax.config import Rules
 
-Tree = TypeVar("Tree")
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -75,7 +73,7 @@ def read(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
     return sharding.constrain(weight[...].astype(dtype), sharding.ungathered(rules), *axes)
 
 
-def shardings(tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
+def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """A model, gradients or a whole training state with each leaf replaced by its NamedSharding.
 
     Weights, and moments made from them, carry their axes; anything else (counters) is on every device. Leaves may be

@@ -42,9 +42,7 @@ class Lightning(nnx.Module):
         qkv_init = xavier(D, N * H, (1.0, 1.0, gain), gain_axis=-2)
         self.qkv = param(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, stack=stack, dtype=dtype)
         gate_init = xavier(D, N * H)
-        self.output_gate = param(
-            rngs, (D, N, H), ("embed", "heads", "head_dim"), gate_init, stack=stack, dtype=dtype
-        )
+        self.output_gate = param(rngs, (D, N, H), ("embed", "heads", "head_dim"), gate_init, stack=stack, dtype=dtype)
         self.norm = param(rngs, (N, H), ("heads", "head_dim"), ones, stack=stack, dtype=dtype)
         out_init = xavier(N * H, D, gain)
         self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)

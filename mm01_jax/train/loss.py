@@ -36,9 +36,7 @@ def objective(
 def token_loss(model: TextModel, hidden: jax.Array, batch: dict[str, jax.Array], config: TrainConfig) -> jax.Array:
     """Weighted sum of cross-entropies of a batch, float32 nats."""
     head = read(model.head, hidden.dtype, model.rules)
-    return cross_entropy(
-        hidden, head, batch["targets"], batch["weights"], chunk=config.loss_chunk, rules=model.rules
-    )
+    return cross_entropy(hidden, head, batch["targets"], batch["weights"], chunk=config.loss_chunk, rules=model.rules)
 
 
 def balance_loss(stats: RouterStats, form: str) -> jax.Array:

@@ -111,4 +111,3 @@ def _gradients(model: TextModel, batch: Batch, config: Config):
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))
     ((loss, stats), gradients), _ = jax.lax.scan(add, zeros, {name: split(x) for name, x in batch.items()})
     return loss, stats, gradients
-
