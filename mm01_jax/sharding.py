@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -29,9 +30,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if size != len(devices):
         sizes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, shape, strict=True))
         raise ValueError(f"mesh {sizes} = {size} devices, but {len(devices)} are available")
+    ordered = np.asarray(devices).reshape(shape)
     if devices[0].platform == "tpu":
-        devices = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True).flat
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 4, devices=tuple(devices))
+        ordered = _tpu_order(shape, devices)
+    return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def _tpu_order(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices laid out so that neighbours of an axis are neighbours of the torus; `data` spans slices, whose links
+    are the slow ones.
+
+    `jax.make_mesh` refuses most shapes of four axes: it does not split a physical axis.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise ValueError(f"mesh.data={shape[0]} must be a multiple of the {slices} slices, over which it alone may go")
+    inner = (shape[0] // slices, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
+    )
 
 
 def spec(rules: Rules, *logical: str | None) -> P:
