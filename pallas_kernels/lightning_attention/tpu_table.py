@@ -69,7 +69,6 @@ def write(path: str, generations: list[str], rows: list[Row] | None = None) -> i
     for name in generations:
         if name not in CHIPS:
             raise ValueError(f"no TPU generation {name!r}; allowed: {', '.join(CHIPS)}")
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     jax.config.update("jax_platforms", "cpu")
     lines = _header()
     print("\n".join(lines), flush=True)
@@ -105,7 +104,7 @@ def _header() -> list[str]:
 
 
 def _line(generation: str, row: Row) -> tuple[str, bool]:
-    mesh = _mesh(generation)
+    mesh = compile_only_mesh(generation)
     tiles = tiling.tiling(mesh.devices.flat[0].device_kind)
     shape = row.shape
     vmem = _vmem_bytes(row, tiles)
@@ -129,7 +128,9 @@ def _line(generation: str, row: Row) -> tuple[str, bool]:
 
 
 @functools.cache
-def _mesh(generation: str) -> Mesh:
+def compile_only_mesh(generation: str) -> Mesh:
+    """A mesh of one chip that is not here. libtpu must be told that there is none before it is loaded."""
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[generation].topology)
     return Mesh(np.array(topology.devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
 

@@ -1,0 +1,149 @@
+"""Inputs, exact results and error bounds shared by the tests of lightning attention."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from pallas_kernels.lightning_attention import reference, xla
+
+NAMES = ("out", "state", "dq", "dk", "dv", "d_state")
+UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8}  # largest relative error of rounding to nearest
+
+# Around multiples of the chunk lengths 64, 128 and 256, and lengths that are nowhere near one.
+LENGTHS = [1, 2, 3, 17, 63, 64, 65, 100, 127, 128, 129, 191, 192, 193, 255, 256, 257, 300, 383, 384, 385, 511, 512, 513]
+LENGTHS += [640, 767, 1000, 1023, 1024, 1025, 1537, 2047, 2048, 2049, 3000, 4095, 4096, 4097]
+
+
+def slope(layer: int, head: int, heads: int = 64) -> float:
+    """Decay slope of the released model: 2^(-8 (h + 1) / heads) (1 - layer / 79 + 1e-5)."""
+    return 2.0 ** (-8 * (head + 1) / heads) * (1 - layer / 79 + 1e-5)
+
+
+SLOPES = [slope(0, 0), slope(1, 63), slope(40, 31), slope(78, 63), slope(79, 63)]
+
+
+class Case(NamedTuple):
+    """Arguments of a forward and backward pass, in the order that the implementations take them."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    slope: jax.Array
+    state: jax.Array
+    segment_ids: jax.Array | None
+    d_out: jax.Array
+    d_state: jax.Array
+
+
+def case(S, dtype, *, B=1, H=64, slopes=SLOPES, segment_ids=None, seed=0, scale=1.0) -> Case:
+    """Normal inputs, `scale` times as large."""
+    rng, N = np.random.default_rng(seed), len(slopes)
+    q, k, v, d_out = (jnp.asarray(scale * rng.normal(size=(B, S, N, H)), dtype) for _ in range(4))
+    state, d_state = (jnp.asarray(scale**2 * rng.normal(size=(B, N, H, H)), jnp.float32) for _ in range(2))
+    segment_ids = None if segment_ids is None else jnp.asarray(segment_ids, jnp.int32)
+    return Case(q, k, v, jnp.asarray(slopes, jnp.float32), state, segment_ids, d_out, d_state)
+
+
+def both_passes(implementation):
+    """(out, state, dq, dk, dv, d_state) of a case, compiled."""
+
+    def run(x: Case):
+        return *implementation.forward(*x[:6]), *implementation.backward(*x)
+
+    return jax.jit(run)
+
+
+xla_passes = both_passes(xla)
+
+
+def exact(x: Case):
+    """The same six arrays in float64."""
+    x = Case(*(None if a is None else np.asarray(a) for a in x))
+    return *reference.forward(*x[:6]), *reference.backward(*x)
+
+
+def magnitude(x: Case):
+    """The exact passes of absolute values: what every rounding error is a fraction of."""
+    positive = {name: jnp.abs(getattr(x, name)) for name in ("q", "k", "v", "state", "d_out", "d_state")}
+    return exact(x._replace(**positive))
+
+
+def errors(results, exact_results):
+    """Largest error of each result, row and head, (6, B, N): no head hides behind a larger one."""
+    return np.array(
+        [_per_head(np.abs(np.asarray(r, np.float64) - e)) for r, e in zip(results, exact_results, strict=True)]
+    )
+
+
+def assert_no_worse_than_xla(results, x: Case):
+    """max|result - float64| <= 2 max|xla - float64| + tiny for every result, row and head.
+
+    tiny is float32's rounding of the largest element: an xla that happened to be exact must not demand the same luck.
+    """
+    truth = exact(x)
+    got, plain = errors(results, truth), errors(xla_passes(x), truth)
+    tiny = UNIT["float32"] * np.array([_per_head(np.abs(e)) for e in truth])
+    assert all(np.all(np.isfinite(np.asarray(r, np.float64))) for r in results)
+    over = got > 2 * plain + tiny
+    assert not over.any(), [
+        f"{NAMES[i]} row {b} head {n}: {got[i, b, n]:.3g} > 2 * {plain[i, b, n]:.3g} + {tiny[i, b, n]:.1g}"
+        for i, b, n in np.argwhere(over)[:8]
+    ]
+
+
+def _per_head(x):
+    """(B, S, N, H) or (B, N, H, H) -> (B, N): the axis of the heads is where the sizes say; states are square."""
+    is_state = x.shape[2] == x.shape[3]
+    return x.max(axis=(2, 3) if is_state else (1, 3))
+
+
+def boundary_patterns(S: int) -> dict[str, np.ndarray]:
+    """Segment ids (S,) with boundaries and padding at every kind of place; chunks are 128 or 256 tokens."""
+    t = np.arange(S)
+    one = np.zeros(S, np.int32)
+
+    def starts(*places):
+        return np.isin(t, places).cumsum().astype(np.int32)
+
+    def padded(ids, *slices):
+        ids = ids.copy()
+        for piece in slices:
+            ids[piece] = -1
+        return ids
+
+    return {
+        "one document": one,
+        "one document of id 7": one + 7,
+        "boundary after the first token": starts(1),
+        "boundary before the last token": starts(S - 1),
+        "boundary on a chunk": starts(128),
+        "boundary one before a chunk": starts(127),
+        "boundary one after a chunk": starts(129),
+        "boundaries on every chunk": starts(128, 256, 384),
+        "three in one chunk": starts(130, 140, 200),
+        "every token its own document": t.astype(np.int32),
+        "documents of two tokens": (t // 2).astype(np.int32),
+        "documents of 127 tokens": (t // 127).astype(np.int32),
+        "an id that comes back": ((t // 50) % 2).astype(np.int32),
+        "ids that fall": (100 - t // 60).astype(np.int32),
+        "padding at the end": padded(starts(100), np.s_[S - 77 :]),
+        "padding of more than a chunk at the end": padded(starts(100), np.s_[S - 200 :]),
+        "padding at the start": padded(starts(200), np.s_[:60]),
+        "padding of more than a chunk at the start": padded(starts(200), np.s_[:150]),
+        "padding inside a document": padded(one, np.s_[100:110], np.s_[250:260]),
+        "a padded chunk inside a document": padded(one, np.s_[120:300]),
+        "padding across a boundary": padded(starts(150), np.s_[140:160]),
+        "every other token padding": np.where(t % 2, -1, t // 100).astype(np.int32),
+        "padding with different negative ids": np.where(t % 5 == 0, -1 - t, t // 90).astype(np.int32),
+        "all padding": one - 1,
+        "all padding but the last token": padded(one, np.s_[: S - 1]),
+    }
+
+
+def tpu_mesh(device_kind: str = "TPU v5") -> AbstractMesh:
+    """A mesh in force that makes the code being traced the code for a TPU ("TPU v5" is v5p)."""
+    device = AbstractDevice(device_kind=device_kind, num_cores=1, platform="tpu")
+    return AbstractMesh((1,), ("chip",), axis_types=(AxisType.Auto,), abstract_device=device)
