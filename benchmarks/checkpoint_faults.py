@@ -1,0 +1,159 @@
+"""Damages a checkpoint in six ways and counts what a restore makes of it.
+
+    python -m benchmarks.checkpoint_faults [--each=50] [--seed=0]
+
+Prints one table row per kind of damage. "silent" would be a restore with other bits and no error: it must stay 0.
+Each damage is made in place on a step saved from 8 devices, the step is restored onto another mesh, and the files are
+put back. Bits are drawn uniformly over the bytes of the checkpoint, files uniformly over its files.
+"""
+
+import argparse
+import collections
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+
+
+def flip_bit(files, _, random):
+    sizes = np.array([file.stat().st_size for file in files])
+    file = files[random.choice(len(files), p=sizes / sizes.sum())]
+    raw = bytearray(file.read_bytes())
+    raw[random.integers(len(raw))] ^= 1 << int(random.integers(8))
+    return {file: bytes(raw)}
+
+
+def truncate(files, _, random):
+    file = random.choice(files)
+    raw = file.read_bytes()
+    return {file: raw[: random.integers(len(raw))]}
+
+
+def zero_block(files, _, random):
+    file = random.choice(files)
+    raw = bytearray(file.read_bytes())
+    start = int(random.integers(len(raw)))
+    raw[start : start + 4096] = bytes(len(raw[start : start + 4096]))
+    return {file: bytes(raw)}
+
+
+def delete(files, _, random):
+    return {random.choice(files): None}
+
+
+def swap(files, _, random):
+    first, second = random.choice(files, 2, replace=False)
+    return {first: second.read_bytes(), second: first.read_bytes()}
+
+
+def stale(files, other, random):
+    """One file is that of another step of the same run."""
+    root = other.parent / "00000001"
+    file = random.choice(files)
+    return {file: (other / file.relative_to(root)).read_bytes()}
+
+
+KINDS = {
+    "bit flip": flip_bit,
+    "truncation": truncate,
+    "zeroed block of 4 KiB": zero_block,
+    "deleted file": delete,
+    "two files swapped": swap,
+    "file of another step": stale,
+}
+OUTCOMES = ("refused", "identical", "silent", "crash")
+
+
+def damage(kind: str, step: pathlib.Path, other: pathlib.Path, random, restore) -> tuple[str, bool, str]:
+    """Damages `step`, restores it, and puts it back: (outcome, file and tensor named, message)."""
+    from mm01_jax.checkpoint import CheckpointError
+
+    files = sorted(path for path in step.rglob("*") if path.is_file())
+    changes = KINDS[kind](files, other, random)
+    before = {file: file.read_bytes() for file in changes}
+    try:
+        for file, raw in changes.items():
+            file.unlink() if raw is None else file.write_bytes(raw)
+        return ("identical" if restore(step) else "silent"), False, ""
+    except CheckpointError as error:
+        return "refused", any(is_named(file, step, str(error)) for file in changes), str(error)
+    except Exception as error:  # noqa: BLE001 - any other exception is what we count
+        return "crash", False, repr(error)
+    finally:
+        for file, raw in before.items():
+            file.write_bytes(raw)
+
+
+def is_named(file: pathlib.Path, step: pathlib.Path, message: str) -> bool:
+    """Whether the message names the file and, when it belongs to an array, the array."""
+    name = file.relative_to(step / "state").as_posix() if file.is_relative_to(step / "state") else file.name
+    tensor = name.split("/")[1].replace(".", "/") if name.startswith("arrays/") else ""
+    return name in message and f"tensor {tensor}" in message if tensor else name in message
+
+
+def make_run(workdir: pathlib.Path):
+    """A run with steps 0 and 1, and a function that restores a step and says whether its bits are right."""
+    from mm01_jax import checkpoint
+    from tests.checkpoint_standin import META, abstract, bits, make_mesh, make_state
+
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        for step in (0, 1):
+            checkpoints.save(step, make_state(make_mesh(1, 2, 2, 2), seed=step), META)
+    wanted = make_state(make_mesh(2, 1, 2, 2), seed=1)
+    shapes, expected = abstract(wanted), bits(wanted)
+
+    def restore(step: pathlib.Path) -> bool:
+        opened = checkpoint.open_checkpoint(step, prefix="")
+        return bits(opened.restore(shapes)) == expected and opened.manifest.step == 1
+
+    return restore
+
+
+def count(each: int, seed: int, workdir: pathlib.Path) -> dict[str, collections.Counter]:
+    """Outcomes of `each` damages of every kind; "named" counts refusals that name file and tensor."""
+    restore, table = make_run(workdir), {}
+    step, other = workdir / "checkpoints/00000001", workdir / "checkpoints/00000000"
+    for number, kind in enumerate(KINDS):
+        random, table[kind] = np.random.default_rng([seed, number]), collections.Counter()
+        for _ in range(each):
+            outcome, named, message = damage(kind, step, other, random, restore)
+            table[kind] += collections.Counter({outcome: 1, "named": int(named)})
+            if outcome in ("silent", "crash"):
+                print(f"{kind}: {outcome} {message}")
+    assert restore(step)
+    return table
+
+
+def as_text(table: dict[str, collections.Counter]) -> str:
+    """The table as Markdown, with a row of totals."""
+    rows = table | {"all": sum(table.values(), collections.Counter())}
+    lines = [
+        "| damage | tried | refused | naming file and tensor | bits unchanged | silent | crash |",
+        "|" + " --- |" * 7,
+    ]
+    for kind, found in rows.items():
+        tried = sum(found[outcome] for outcome in OUTCOMES)
+        cells = (kind, tried, found["refused"], found["named"], found["identical"], found["silent"], found["crash"])
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--each", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    try:
+        print(as_text(count(args.each, args.seed, workdir)))
+    finally:
+        shutil.rmtree(workdir)
+
+
+if __name__ == "__main__":
+    main()
