@@ -108,7 +108,7 @@ class TextModel(nnx.Module):
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """float32 logits (B, S, V); training uses the chunked loss instead and never holds them."""
-        wide = jnp.promote_types(hidden_BSD.dtype, jnp.float32)
+        wide = np.promote_types(hidden_BSD.dtype, np.float32)
         return einsum("bsd,dv->bsv", hidden_BSD, read(self.head, hidden_BSD.dtype, self.rules), wide)
 
     def __call__(self, tokens_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:

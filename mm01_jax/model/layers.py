@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -91,7 +92,7 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
 def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
     """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`)."""
     precision = "highest" if x.dtype == jnp.float32 else "default"
-    accumulate = jnp.promote_types(x.dtype, jnp.float32)
+    accumulate = np.promote_types(x.dtype, np.float32)
     y = jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=accumulate)
     return y.astype(out_dtype or x.dtype)
 
@@ -99,7 +100,7 @@ def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> jax.Array:
     """weight * cast(x / sqrt(mean(x^2) + eps)) over the last `num_axes` dims; statistics in float32 (spec A.2)."""
     axes = tuple(range(-num_axes, 0))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
     lead = (1,) * (x.ndim - num_axes)
     return weight.reshape(lead + weight.shape) * (wide * inverse).astype(x.dtype)
@@ -108,7 +109,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> 
 def rope(x_BSNH: jax.Array, positions_BS: jax.Array, rotary_dim: int, theta: float) -> jax.Array:
     """Rotates the first `rotary_dim` dims of each head, pairing i with i + rotary_dim/2 (spec A.5); float32 inside."""
     half = rotary_dim // 2
-    wide = jnp.promote_types(x_BSNH.dtype, jnp.float32)
+    wide = np.promote_types(x_BSNH.dtype, np.float32)
     frequency = jnp.asarray(theta, wide) ** (-jnp.arange(half, dtype=wide) * (2.0 / rotary_dim))
     angle = positions_BS[:, :, None, None].astype(wide) * frequency[None, None, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules
@@ -88,7 +89,7 @@ def exchange_and_compute(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, 
 
 
 def _combine(out_TAD: jax.Array, weight_TA: jax.Array) -> jax.Array:
-    wide = out_TAD.astype(jnp.promote_types(out_TAD.dtype, weight_TA.dtype))
+    wide = out_TAD.astype(np.promote_types(out_TAD.dtype, weight_TA.dtype))
     return jnp.sum(wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
 
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules
@@ -16,7 +17,7 @@ def route(
 
     float32 from the logits on. The weights are the chosen probabilities over their sum.
     """
-    wide = jnp.promote_types(x_TD.dtype, jnp.float32)
+    wide = np.promote_types(x_TD.dtype, np.float32)
     precision = "highest" if x_TD.dtype == jnp.float32 else "default"
     logits = jnp.einsum("td,de->te", x_TD, router_DE, precision=precision, preferred_element_type=wide)
     lse = jax.nn.logsumexp(logits, axis=-1)

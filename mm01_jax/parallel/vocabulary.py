@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mm01_jax import sharding
@@ -73,7 +74,7 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules
 
 def _chunk_cross_entropy(head_DV, vocab_axes, xs):
     hidden_CD, target_C, weight_C = xs
-    wide = jnp.promote_types(hidden_CD.dtype, jnp.float32)
+    wide = np.promote_types(hidden_CD.dtype, np.float32)
     precision = "highest" if hidden_CD.dtype == jnp.float32 else "default"
     logits = jnp.einsum("cd,dv->cv", hidden_CD, head_DV, precision=precision, preferred_element_type=wide)
     peak = lax.stop_gradient(jnp.max(logits, axis=-1))

@@ -44,7 +44,7 @@ def state_of(config: Config, model: TextModel) -> TrainState:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs that carry their shardings: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(functools.partial(init_state, config), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
     placed = shardings(shapes, mesh, config.mesh.rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
 
