@@ -1,0 +1,91 @@
+"""Lightning attention for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16.
+
+Forward and backward are streaming passes of one kernel, `gpu_scan`: q, k, v -> out; do, v, k -> dq; and one launch of
+two reverse passes for dv and dk, which read the same four tensors at the same time, so that the second finds them in L2.
+Where heads are too few to fill the chip, `gpu_split` cuts the sequence into time segments.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.lightning_attention import gpu_scan, gpu_split, packing
+from pallas_kernels.lightning_attention.gpu_step import step as step  # part of the contract
+
+HEAD_DIMS = (64, 128)
+MULTIPROCESSORS = 132  # of an H100 or H200 SXM
+
+
+def unsupported(q, k, v, slope, state, segment_ids) -> str | None:
+    """Why this implementation cannot take the arguments, or None."""
+    del k, v, slope, state, segment_ids
+    if dispatch.platform() != "gpu":
+        return f"it needs a GPU, the code runs on {dispatch.platform()!r}"
+    if not any(name in dispatch.device_kind() for name in ("H100", "H200", "H800", "H20", "GH200")):
+        return f"it needs an NVIDIA Hopper GPU (wgmma), got {dispatch.device_kind()!r}"
+    if q.dtype != jnp.bfloat16:
+        return f"it takes bfloat16, got {q.dtype.name}"
+    if q.shape[-1] not in HEAD_DIMS:
+        return f"head_dim must be one of {HEAD_DIMS}, got {q.shape[-1]}"
+    return None
+
+
+def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
+    """Contract in the package's docstring."""
+    S = q_BSNH.shape[1]
+    run = _Pass(q_BSNH, slope_N, segment_ids_BS)
+    q, k, v = run.padded(q_BSNH, k_BSNH, v_BSNH)
+    states = run.entering((k, v), state_BNHH, reverse=False)
+    (out,), ends = run.scan(((0, 1, 2),), (q, k, v), states[:, None], reverse=False)
+    return out[:, :S], ends[-1, 0]
+
+
+def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_BSNH, d_state_BNHH):
+    """Contract in the package's docstring."""
+    S = q_BSNH.shape[1]
+    run = _Pass(q_BSNH, slope_N, segment_ids_BS)
+    q, k, v, d_out = run.padded(q_BSNH, k_BSNH, v_BSNH, d_out_BSNH)
+    states = run.entering((v, k), jnp.swapaxes(state_BNHH, -1, -2), reverse=False)
+    (dq,), _ = run.scan(((0, 1, 2),), (d_out, v, k), states[:, None], reverse=False, writes_state=False)
+    grads = run.entering((q, d_out), d_state_BNHH, reverse=True)
+    grads = jnp.stack([grads, jnp.swapaxes(grads, -1, -2)], axis=1)
+    (dv, dk), starts = run.scan(((1, 0, 3), (2, 3, 0)), (q, k, v, d_out), grads, reverse=True)
+    return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0]
+
+
+class _Pass:
+    """A call's chunks, keys and time segments, shared by its passes."""
+
+    def __init__(self, q_BSNH, slope_N, segment_ids_BS):
+        B, S, N, H = q_BSNH.shape
+        self.warpgroups = H // gpu_scan.ROWS
+        chunk = self.warpgroups * gpu_scan.ROWS
+        self.slope, self.fill = slope_N, -S % chunk
+        if segment_ids_BS is None and self.fill:
+            segment_ids_BS = jnp.zeros((B, S), jnp.int32)
+        if segment_ids_BS is None:
+            self.keys, chunks = None, gpu_split.plain_chunks(S, chunk)
+        else:
+            ids = jnp.pad(segment_ids_BS, ((0, 0), (0, self.fill)), constant_values=-1)
+            chunks, self.keys = gpu_split.packed_chunks(packing.documents(ids), chunk)
+        programs = B * N * (H // gpu_scan.VALUES)
+        self.segments = gpu_split.segments(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
+        self.split = gpu_split.split(chunks, self.segments, slope_N, B) if self.segments > 1 else None
+
+    def padded(self, *arrays):
+        if not self.fill:
+            return arrays
+        return tuple(jnp.pad(x, ((0, 0), (0, self.fill), (0, 0), (0, 0))) for x in arrays)
+
+    def scan(self, tasks, arrays, states, *, reverse: bool, first=None, **writes):
+        keyed = self.keys is not None
+        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, keyed=keyed, warpgroups=self.warpgroups, **writes)
+        return gpu_scan.scan(plan, arrays, self.slope, states, self.keys, segments=self.segments, first=first)
+
+    def entering(self, arrays, state_BNHH, *, reverse: bool) -> jax.Array:
+        """The states that enter the time segments, for the outer products of two arrays: (segments, B, N, H, H)."""
+        if self.split is None:
+            return state_BNHH[None]
+        first = self.split.skip_reverse if reverse else self.split.skip_forward
+        _, partial = self.scan(((0, 0, 1),), arrays, None, reverse=reverse, first=first, writes_out=False)
+        return gpu_split.prefix(self.split.decay, partial[:, 0], state_BNHH, reverse=reverse)
