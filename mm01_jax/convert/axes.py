@@ -25,7 +25,7 @@ def shape(text: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
 
 
 def rearrange(x: np.ndarray, have: str, want: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """A contiguous array with axes `want` and the elements of `x`, whose axes are `have`; `x` itself if nothing moves."""
+    """`x`, whose axes are `have`, as a contiguous array with axes `want`; `x` itself if nothing moves."""
     old = [axis for dim in parse(have) for axis in dim]
     new = [axis for dim in parse(want) for axis in dim]
     runs = _unmoved_runs([old.index(axis) for axis in new])
@@ -70,6 +70,11 @@ def enclosing(bounds: tuple[slice, ...], have: str, want: str, sizes: Mapping[st
     """
     cut = dict(zip((dim[0] for dim in parse(have)), bounds, strict=True))
     inner = [math.prod(sizes[axis] for axis in dim[1:]) for dim in parse(want)]
-    return tuple(
-        slice(cut[dim[0]].start * n, cut[dim[0]].stop * n) for dim, n in zip(parse(want), inner, strict=True)
-    )
+    return tuple(slice(cut[dim[0]].start * n, cut[dim[0]].stop * n) for dim, n in zip(parse(want), inner, strict=True))
+
+
+def sizes_inside(sizes: Mapping[str, int], bounds: tuple[slice, ...], have: str, want: str) -> dict[str, int]:
+    """Sizes of the axes inside the box that `enclosing` gives: cut outermost axes, whole inner ones."""
+    cut = dict(zip((dim[0] for dim in parse(have)), bounds, strict=True))
+    outer = {dim[0]: cut[dim[0]].stop - cut[dim[0]].start for dim in parse(want)}
+    return {**sizes, **outer}

@@ -198,9 +198,7 @@ def leaves(found: list[Tensor]) -> dict[str, Leaf]:
     for tensor in found:
         last = stacks.get(tensor.leaf, tensor.index)
         stacks[tensor.leaf] = tuple(map(max, last, tensor.index))
-    return {
-        path: Leaf(tuple(i + 1 for i in stacks[path]) + shape, len(stacks[path])) for path, shape in shapes.items()
-    }
+    return {path: Leaf(tuple(i + 1 for i in stacks[path]) + shape, len(stacks[path])) for path, shape in shapes.items()}
 
 
 def num_elements(tensor: Tensor) -> int:

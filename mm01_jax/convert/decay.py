@@ -1,0 +1,81 @@
+"""The decay buffers of transformers' native checkpoints: made anew on export, compared and dropped on import.
+
+    slope_rate     2^(-8 (h+1)/N) * (1 - l/(L-1+1e-5) + 1e-5)           (N, 1, 1)
+    query_decay    exp(-slope i),  key_decay  exp(-slope (B - i))       (N, B, 1)    i = 1 ... B
+    diagonal_decay exp(-slope (i - j)) where i >= j, else 0             (1, N, B, B)
+
+This is native's own formula (spec D3): its 1e-5 stands in another place than in the released code, a relative 1e-5.
+transformers evaluates it in float32 or, under `from_pretrained(dtype=bfloat16)`, with every step in bfloat16 (D4).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from mm01_jax.config import ModelConfig
+
+PARTS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+_TOLERANCE_ULPS = 4  # exp and pow of two libraries, at the end of three rounded steps
+
+
+class Buffer(NamedTuple):
+    """One persistent buffer: its name without a dialect's prefix, layer, part and shape."""
+
+    name: str
+    layer: int
+    part: str
+    shape: tuple[int, ...]
+
+
+def buffers(model: ModelConfig, block: int) -> Iterator[Buffer]:
+    """The four buffers of every lightning layer."""
+    N = model.num_heads
+    shapes = dict(zip(PARTS, ((N, 1, 1), (N, block, 1), (N, block, 1), (1, N, block, block)), strict=True))
+    for layer in range(model.num_layers):
+        if model.period[layer % len(model.period)] == "lightning":
+            for part, shape in shapes.items():
+                yield Buffer(f"model.layers.{layer}.self_attn.{part}", layer, part, shape)
+
+
+def value(buffer: Buffer, model: ModelConfig, step_dtype: str = "float32") -> np.ndarray:
+    """float32 value of a buffer, every step rounded to `step_dtype`."""
+    step = _rounding(step_dtype)
+    N = model.num_heads
+    heads = np.arange(1, N + 1, dtype=np.float32)
+    factor = 1 - buffer.layer / (model.num_layers - 1 + 1e-5) + 1e-5
+    base = np.float32(1 / 2 ** (8 / N))
+    slope = step(step(base**heads) * np.float32(factor))[:, None, None]
+    if buffer.part == "slope_rate":
+        return slope
+    block = buffer.shape[-2]
+    i = np.arange(1, block + 1, dtype=np.float32)[:, None]
+    if buffer.part == "query_decay":
+        return step(np.exp(step(-slope * i)))
+    if buffer.part == "key_decay":
+        return step(np.exp(step(-slope * (block - i))))
+    distance = i - i.T
+    return np.where(distance >= 0, step(np.exp(step(-slope * np.maximum(distance, 0)))), np.float32(0))[None]
+
+
+def _rounding(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+    if dtype == "float32":
+        return lambda x: x.astype(np.float32)
+    return lambda x: x.astype(dtype).astype(np.float32)
+
+
+def problem(buffer: Buffer, found: np.ndarray, model: ModelConfig) -> str | None:
+    """Why a stored buffer is not what native computes for this model, in float32 or in the buffer's own dtype."""
+    got = found.astype(np.float32)
+    differences = []
+    for step_dtype in dict.fromkeys(("float32", found.dtype.name)):
+        want = value(buffer, model, step_dtype)
+        ulp = np.maximum(np.abs(want), np.float32(2**-100)) * float(ml_dtypes.finfo(found.dtype).eps)
+        # A NaN is no smaller than any bound: it counts as infinitely far.
+        far = np.nan_to_num(np.abs(got - want) / ulp, nan=np.inf, posinf=np.inf)
+        differences.append((float(far.max()), np.unravel_index(int(far.argmax()), far.shape), want))
+    worst, at, want = min(differences, key=lambda d: d[0])
+    if worst <= _TOLERANCE_ULPS:
+        return None
+    return f"{tuple(map(int, at))} is {got[at]:.8g}, the decay of layer {buffer.layer} is {want[at]:.8g}"

@@ -1,0 +1,117 @@
+"""A PyTorch checkpoint into ours, one logical chunk in memory at a time, resumable (docs/conversion.md).
+
+Each tensor of the source becomes one chunk of one leaf (table.py). The writer keeps a journal of chunks that are on
+disk; the same command again verifies those and goes on. The manifest gets the SHA-256 of every source tensor.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from mm01_jax import config_json
+from mm01_jax.checkpoint import ArrayWriter, CheckpointError
+from mm01_jax.convert import decay, parallel, table
+from mm01_jax.convert.progress import Plan, Progress
+from mm01_jax.convert.sources import TorchSource, with_dtype
+
+_ORIGIN = "source.json"  # beside an interrupted conversion: what it was reading
+
+
+def from_torch(
+    source,
+    target,
+    *,
+    dtype: str | None = None,
+    check_finite: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Converts the PyTorch checkpoint in `source` into a checkpoint of ours at `target`.
+
+    Args:
+      dtype: "bfloat16" or "float32" casts every weight; None keeps the bits.
+      check_finite: refuse NaN and infinity.
+      dry_run: only say what would be done.
+
+    Raises:
+      CheckpointError: the source is damaged or contradicts its config.json; names file and tensor.
+      ValueError: the target is there already, holds another interrupted conversion, or has no room.
+    """
+    torch = TorchSource(source, check_finite=check_finite)
+    wanted = dtype or torch.dtype
+    if wanted not in ("bfloat16", "float32"):
+        raise ValueError(f"dtype: the weights are {torch.dtype}; choose --dtype=bfloat16 or --dtype=float32")
+    target = pathlib.Path(target).absolute()
+    plan = _plan(torch, target, wanted)
+    say(str(plan))
+    if target.exists():
+        raise ValueError(f"target={target} exists already; remove it or choose another directory")
+    if dry_run:
+        return
+    plan.check_room()
+    _check_buffers(torch)
+    leaves = {path: (leaf.shape, wanted, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
+    with ArrayWriter(target, leaves) as writer:
+        _check_origin(torch, target)
+        progress = Progress(plan.bytes_in, "from-torch")
+        itemsize = np.dtype(torch.dtype).itemsize
+
+        def convert(tensor: table.Tensor) -> None:
+            if not writer.done(tensor.leaf, tensor.index):
+                chunk, sha256 = torch.read_with_sha256(tensor)
+                sources = {torch.dialect.torch_name(tensor): sha256}
+                writer.write(tensor.leaf, tensor.index, chunk.astype(wanted, copy=False), sources)
+            progress.add(table.num_elements(tensor) * itemsize)
+
+        parallel.for_each(torch.tensors, lambda tensor: table.num_elements(tensor) * itemsize, convert)
+        config = with_dtype(torch.config, wanted)
+        origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
+        writer.finish(config_json.to_json(config), {"source": origin})
+    (target / _ORIGIN).unlink()
+    say(progress.finish())
+
+
+def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:
+    elements = sum(map(table.num_elements, torch.tensors))
+    notes = [f"dialect {torch.dialect.name}, {torch.dtype} -> {dtype}"]
+    if torch.buffers:
+        notes.append(f"{len(torch.buffers)} decay buffers are compared with their formula and dropped")
+    if torch.sha256s:
+        notes.append("every tensor is compared with the directory's list of SHA-256")
+    partial = _partial(target)
+    done = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    return Plan(
+        tensors=len(torch.tensors),
+        bytes_in=elements * np.dtype(torch.dtype).itemsize,
+        bytes_out=elements * np.dtype(dtype).itemsize,
+        bytes_done=min(done, elements * np.dtype(dtype).itemsize),
+        target=target,
+        notes=tuple(notes),
+    )
+
+
+def _check_buffers(torch: TorchSource) -> None:
+    for buffer in torch.buffers:
+        found = torch.files.rows(buffer.name, 0, buffer.shape[0])
+        problem = decay.problem(buffer, found, torch.config.model)
+        if problem:
+            raise CheckpointError(f"{torch.files.where(buffer.name)}: {problem}")
+
+
+def _partial(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _check_origin(torch: TorchSource, target: pathlib.Path) -> None:
+    """An interrupted conversion goes on with the source it began with, known by config, names, sizes and times."""
+    entries = sorted((name, torch.files.shard[name], *entry) for name, entry in torch.files.entries.items())
+    shards = {shard: (torch.directory / shard).stat() for shard in sorted(set(torch.files.shard.values()))}
+    times = [(shard, status.st_size, status.st_mtime_ns) for shard, status in shards.items()]
+    origin = hashlib.sha256(json.dumps([torch.plain, entries, times]).encode()).hexdigest()
+    path = _partial(target) / _ORIGIN
+    if path.exists() and path.read_text() != origin:
+        raise ValueError(f"{path.parent} holds an interrupted conversion of another source; remove it to start anew")
+    path.write_text(origin)

@@ -1,0 +1,119 @@
+"""The header of one safetensors file, read and believed in nothing (spec B.4; the format: 8 bytes length, JSON, data).
+
+The library guards memory, not content: it loads duplicate names, and a flipped bit in a name is another tensor. So the
+header is parsed here, strictly, before the library opens the file. Cost: the header's own bytes, whatever the file.
+"""
+
+import json
+import math
+import os
+import pathlib
+import stat
+import struct
+from typing import NamedTuple
+
+from mm01_jax.checkpoint import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"}
+_BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+
+
+class Entry(NamedTuple):
+    """One tensor of a file: dtype as the format writes it (BF16, F32, ...), shape, where its bytes begin and end."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def read(path: pathlib.Path) -> dict[str, Entry]:
+    """Name -> entry of a file.
+
+    Raises:
+      CheckpointError: not a regular file, cut, longer than its header says, or a header that contradicts itself.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        raw = file.read(8)
+        if len(raw) < 8:
+            raise CheckpointError(f"{path}: {status.st_size} bytes are no safetensors file")
+        length = struct.unpack("<Q", raw)[0]
+        if length > MAX_HEADER_BYTES or length > status.st_size - 8:
+            allowed = min(MAX_HEADER_BYTES, status.st_size - 8)
+            raise CheckpointError(f"{path}: header of {length} bytes; allowed here: at most {allowed}")
+        found = _parse(path, file.read(length))
+    _check_layout(path, found, status.st_size - 8 - length)
+    return found
+
+
+def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
+    plain = parse_object(path, raw)
+    plain.pop("__metadata__", None)
+    return {name: _entry(path, name, value) for name, value in plain.items()}
+
+
+def parse_object(path: pathlib.Path, raw: bytes) -> dict:
+    """A JSON object with each key once and no NaN; anything else is a CheckpointError that names `path`."""
+    try:
+        plain = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path}: JSON of a {type(plain).__name__}, not of an object")
+    return plain
+
+
+def _no_duplicates(pairs: list) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {twice!r} occurs twice")
+    return found
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _entry(path: pathlib.Path, name: str, value: object) -> Entry:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets, got {str(value)[:80]}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BYTES:
+        raise CheckpointError(f"{where}: dtype {str(dtype)[:40]!r}; known are {', '.join(_BYTES)}")
+    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
+        raise CheckpointError(f"{where}: shape {str(shape)[:80]} and data_offsets {str(offsets)[:80]} must be >= 0")
+    start, stop = offsets
+    if stop - start != math.prod(shape) * _BYTES[dtype]:
+        needs = math.prod(shape) * _BYTES[dtype]
+        raise CheckpointError(f"{where}: {dtype} {shape} needs {needs} bytes, data_offsets give {stop - start}")
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def _whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+def _check_layout(path: pathlib.Path, found: dict[str, Entry], nbytes: int) -> None:
+    """The tensors' bytes follow one another without gap or overlap and end with the file."""
+    at, before = 0, "the header"
+    for name, entry in sorted(found.items(), key=lambda item: item[1][2:]):
+        if entry.start != at:
+            what = "overlaps" if entry.start < at else "leaves a gap after"
+            raise CheckpointError(f"{path}: tensor {name!r} at {entry.start} {what} {before}, which ends at {at}")
+        at, before = entry.stop, repr(name)
+    if at != nbytes:
+        what = "cut" if at > nbytes else "followed by bytes that belong to no tensor"
+        raise CheckpointError(f"{path}: is {what}: tensors end at byte {at}, the data of the file at {nbytes}")

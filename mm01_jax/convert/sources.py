@@ -1,0 +1,141 @@
+"""Weights to read, whatever directory they lie in: a PyTorch checkpoint of any dialect, or one of ours.
+
+Both kinds have `config`, `tensors` (one per logical chunk), `dtype`, and `read(tensor)` -> the chunk in our layout.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+
+from mm01_jax import config_json
+from mm01_jax.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from mm01_jax.config import Config, ConfigError
+from mm01_jax.convert import axes, structure, table
+from mm01_jax.convert.dialects import DIALECTS, Dialect
+from mm01_jax.convert.files import SHA256S, TensorFiles, update_sha256
+from mm01_jax.convert.settings import read as read_settings
+
+
+class TorchSource:
+    """A PyTorch checkpoint, its structure checked against its config.json.
+
+    Raises:
+      CheckpointError: a structural fault; every missing, surplus or mis-shaped tensor is named at once.
+    """
+
+    def __init__(self, directory, *, check_finite: bool = False):
+        self.files = TensorFiles(directory)
+        self.directory = self.files.directory
+        settings = read_settings(self.files.json("config.json"), str(self.directory / "config.json"))
+        self.dialect: Dialect = settings.dialect
+        self.plain = settings.plain
+        self.dtype = settings.dtype or structure.common_dtype(self.files)
+        self.config = with_dtype(settings.config, self.dtype)
+        self.tensors = table.tensors(self.config.model, self.config.vision)
+        self.buffers = structure.decay_buffers(self.files, self.config.model, self.dialect, self.plain)
+        problems = structure.problems(self)
+        if problems:
+            more = f"; and {len(problems) - 50} more" if len(problems) > 50 else ""
+            raise CheckpointError(f"{self.directory}: {len(problems)} problems: {'; '.join(problems[:50])}{more}")
+        self.sha256s = self._known_sha256s()
+        self._check_finite = check_finite
+
+    def _known_sha256s(self) -> dict[str, str]:
+        """The SHA-256 of every tensor, where the directory has a list of them."""
+        if not (self.directory / SHA256S).exists():
+            return {}
+        known = self.files.json(SHA256S).get("tensors")
+        if not isinstance(known, dict) or known.keys() != self.files.entries.keys():
+            raise CheckpointError(f"{self.directory / SHA256S}: does not list the tensors of this directory")
+        return known
+
+    def read(self, tensor: table.Tensor) -> np.ndarray:
+        """The chunk that holds a tensor, in our layout and the stored dtype."""
+        return self.read_with_sha256(tensor)[0]
+
+    def read_with_sha256(self, tensor: table.Tensor) -> tuple[np.ndarray, str]:
+        """The chunk and the SHA-256 of the tensor's own bytes; beside the chunk at most its size again is held.
+
+        Raises:
+          CheckpointError: the bytes are not those of the directory's list, or are not finite where that was asked.
+        """
+        name, row = self.dialect.torch_name(tensor), tensor.row
+        total, dtype = hashlib.sha256(), np.dtype(self.dtype)
+        turned = row.torch_axes.split()[::-1] == row.our_axes.split() and len(tensor.shape) == 2
+        out = np.empty(tensor.chunk_shape if turned else tensor.shape, dtype)
+        for start, block in self.files.blocks(name):
+            update_sha256(total, block)
+            if self._check_finite:
+                self._refuse_nonfinite(name, start, block)
+            if turned:
+                axes.transpose_into(out[:, start : start + len(block)], block)
+            else:
+                out[start : start + len(block)] = block
+        digest = total.hexdigest()
+        if self.sha256s and self.sha256s[name] != digest:
+            raise CheckpointError(f"{self.files.where(name)}: its SHA-256 is not the one in {SHA256S}")
+        return (out if turned else axes.rearrange(out, row.torch_axes, row.our_axes, tensor.sizes)), digest
+
+    def read_box(self, tensor: table.Tensor, bounds: tuple[slice, ...]) -> np.ndarray:
+        """A box of a chunk, reading little more than the box from the file; nothing is verified."""
+        row = tensor.row
+        wide = axes.enclosing(bounds, row.our_axes, row.torch_axes, tensor.sizes)
+        part = self.files.box(self.dialect.torch_name(tensor), wide)
+        sizes = axes.sizes_inside(tensor.sizes, bounds, row.our_axes, row.torch_axes)
+        ours = axes.rearrange(part, row.torch_axes, row.our_axes, sizes)
+        whole = [s.stop - s.start == n for s, n in zip(bounds, ours.shape, strict=True)]
+        return ours[tuple(slice(None) if fits else s for s, fits in zip(bounds, whole, strict=True))]
+
+    def _refuse_nonfinite(self, name: str, start: int, block: np.ndarray) -> None:
+        bad = ~np.isfinite(block)
+        if bad.any():
+            at = np.argwhere(bad)[0]
+            place = (int(at[0]) + start, *map(int, at[1:]))
+            raise CheckpointError(f"{self.files.where(name)}: {int(bad.sum())} values are not finite, first {place}")
+
+
+class CheckpointSource:
+    """One of our checkpoints: a conversion, a training step, or a run's newest sound step."""
+
+    def __init__(self, directory):
+        self.directory = pathlib.Path(directory)
+        self.checkpoint: Checkpoint = open_checkpoint(directory)
+        try:
+            self.config: Config = config_json.from_json(self.checkpoint.config_json)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.directory}: config.json: {error}") from None
+        self.tensors = table.tensors(self.config.model, self.config.vision)
+        problems = structure.leaf_problems(self.checkpoint.leaves, table.leaves(self.tensors))
+        if problems:
+            raise CheckpointError(f"{self.directory}: {'; '.join(problems)}")
+        self.dtype = next(iter(self.checkpoint.leaves.values())).dtype
+        origin = self.checkpoint.manifest.meta.get("source", {})
+        self.dialect = DIALECTS.get(origin.get("dialect"), DIALECTS["vl-01" if self.config.vision else "original"])
+        self.plain: dict = origin.get("config", {})
+
+    def read(self, tensor: table.Tensor) -> np.ndarray:
+        """A chunk, verified against its digest."""
+        return self.checkpoint.read(tensor.leaf, tensor.index)
+
+
+def open_source(directory, *, check_finite: bool = False) -> TorchSource | CheckpointSource:
+    """The weights in a directory of either kind."""
+    directory = pathlib.Path(directory)
+    if (directory / "state").is_dir() or (directory / "checkpoints").is_dir():
+        return CheckpointSource(directory)
+    return TorchSource(directory, check_finite=check_finite)
+
+
+def with_dtype(config: Config, dtype: str) -> Config:
+    """The config with weights of this dtype; float16 weights, which no model of ours has, leave it as it is."""
+    if dtype not in ("bfloat16", "float32"):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype, param_dtype=dtype))
+
+
+def write_json(path: pathlib.Path, plain: dict) -> None:
+    """Writes a JSON object, indented."""
+    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,240 @@
+"""A checkpoint of ours into a PyTorch directory of any dialect: tensor by tensor, shard by shard, resumable.
+
+Everything grows in `<target>.partial`. A shard is built in memory, written by the safetensors library, synced, renamed,
+and noted in a journal with the SHA-256 of its tensors; the same command again verifies noted shards and goes on.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mm01_jax.checkpoint import CheckpointError, RunLock
+from mm01_jax.convert import axes, decay, files, parallel, released, table
+from mm01_jax.convert.dialects import DIALECTS, Dialect
+from mm01_jax.convert.progress import Plan, Progress
+from mm01_jax.convert.sources import CheckpointSource, with_dtype, write_json
+
+SHARD_BYTES = 2_500_000_000  # held in memory while it is written; the released embedding has 2.46 GB
+_JOURNAL = "journal.jsonl"
+_PLAN = "plan.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One tensor to write: a weight, or a decay buffer that is made anew."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    origin: table.Tensor | decay.Buffer
+
+
+def to_torch(
+    source,
+    target,
+    *,
+    dialect: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Exports the checkpoint in `source` (ours) as safetensors files at `target`.
+
+    Args:
+      dialect: "original", "native", "m1" or "vl-01"; None is the one the weights came from.
+      dtype: "bfloat16" or "float32" casts every weight; None keeps the bits.
+      shard_bytes: a shard holds at most this, or one tensor that is larger.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged; names file and tensor.
+      ValueError: the dialect cannot hold this model, or the target is taken or has no room.
+    """
+    checkpoint = CheckpointSource(source)
+    chosen = DIALECTS[dialect] if dialect else checkpoint.dialect
+    wanted = dtype or checkpoint.dtype
+    settings = released.config_json(checkpoint.config, chosen, wanted, checkpoint.plain)
+    items = _items(checkpoint, chosen, wanted, settings.get("block_size"))
+    shards = _shards(items, shard_bytes)
+    target = pathlib.Path(target).absolute()
+    partial = target.with_name(target.name + ".partial")
+    nbytes = sum(item.nbytes for item in items)
+    plan = _plan(checkpoint, items, shards, target, (chosen, wanted))
+    say(str(plan))
+    if target.exists():
+        raise ValueError(f"target={target} exists already; remove it or choose another directory")
+    if dry_run:
+        return
+    plan.check_room()
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = RunLock(partial)
+    try:
+        _check_plan(partial, checkpoint, settings, shards)
+        progress = Progress(nbytes, "to-torch")
+        sha256s = _write_shards(_Export(checkpoint, chosen, wanted, partial, progress), shards)
+        config = with_dtype(checkpoint.config, wanted)
+        _write_small_files(partial, settings, shards, sha256s)
+        (partial / "README.md").write_text(released.model_card(config, chosen, len(items), nbytes, wanted))
+        _give_final_name(partial, target)
+    finally:
+        lock.close()
+    say(progress.finish())
+
+
+def _items(checkpoint: CheckpointSource, dialect: Dialect, dtype: str, block: int | None) -> list[Item]:
+    itemsize = np.dtype(dtype).itemsize
+    origins = {dialect.torch_name(tensor): tensor for tensor in checkpoint.tensors}
+    items = [Item(name, t.shape, table.num_elements(t) * itemsize, t) for name, t in origins.items()]
+    if dialect.native:
+        made = decay.buffers(checkpoint.config.model, block)
+        items += [Item(b.name, b.shape, int(np.prod(b.shape)) * itemsize, b) for b in made]
+    return items
+
+
+def _shards(items: list[Item], limit: int) -> dict[str, list[Item]]:
+    """File name -> its tensors; neighbours together until a file is full."""
+    groups: list[list[Item]] = []
+    size = limit + 1
+    for item in items:
+        if size + item.nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += item.nbytes
+    if len(groups) == 1:
+        return {files.SINGLE: groups[0]}
+    return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups)}
+
+
+def _plan(checkpoint, items, shards, target, chosen) -> Plan:
+    dialect, dtype = chosen
+    partial = target.with_name(target.name + ".partial")
+    done = sum(p.stat().st_size for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    elements = sum(map(table.num_elements, checkpoint.tensors))
+    notes = [f"dialect {dialect.name}, {checkpoint.dtype} -> {dtype}, {len(shards)} shards"]
+    made = len(items) - len(checkpoint.tensors)
+    if made:
+        notes.append(f"{made} decay buffers are made anew")
+    nbytes = sum(item.nbytes for item in items)
+    return Plan(
+        tensors=len(items),
+        bytes_in=elements * np.dtype(checkpoint.dtype).itemsize,
+        bytes_out=nbytes,
+        bytes_done=min(done, nbytes),
+        target=target,
+        notes=tuple(notes),
+    )
+
+
+def _check_plan(partial: pathlib.Path, checkpoint: CheckpointSource, settings: dict, shards: dict) -> None:
+    names = {shard: [item.name for item in items] for shard, items in shards.items()}
+    plan = json.dumps([checkpoint.checkpoint.manifest.tree_sha256(), settings, names], sort_keys=True)
+    path = partial / _PLAN
+    if path.exists() and path.read_text() != plan:
+        raise ValueError(f"{partial} holds another interrupted conversion; remove it to start anew")
+    path.write_text(plan)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    checkpoint: CheckpointSource
+    dialect: Dialect
+    dtype: str
+    partial: pathlib.Path
+    progress: Progress
+
+    def array(self, item: Item) -> np.ndarray:
+        """The tensor in PyTorch's layout; bits that came in under this name must go out under it."""
+        if isinstance(item.origin, decay.Buffer):
+            return decay.value(item.origin, self.checkpoint.config.model).astype(self.dtype)
+        row, sizes = item.origin.row, item.origin.sizes
+        chunk = self.checkpoint.read(item.origin).astype(self.dtype, copy=False)
+        return axes.rearrange(chunk, row.our_axes, row.torch_axes, sizes)
+
+    def shard(self, name: str, items: list[Item]) -> dict[str, str]:
+        """Writes one shard durably; tensor -> SHA-256."""
+        arrays = parallel.for_each(items, lambda item: item.nbytes, self.array)
+        sha256s = dict(zip((i.name for i in items), parallel.for_each(arrays, _nbytes, files.sha256), strict=True))
+        self._compare(name, sha256s)
+        temporary = self.partial / (name + ".tmp")
+        tensors = {item.name: array for item, array in zip(items, arrays, strict=True)}
+        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
+        _sync(temporary)
+        temporary.rename(self.partial / name)
+        _sync(self.partial)
+        return sha256s
+
+    def _compare(self, shard: str, sha256s: dict[str, str]) -> None:
+        known = self.checkpoint.checkpoint.manifest.source_sha256
+        origin = self.checkpoint.checkpoint.manifest.meta.get("source", {})
+        if origin.get("dtype") != self.dtype or self.checkpoint.dtype != self.dtype:
+            return
+        differ = [name for name, sha256 in sha256s.items() if known.get(name, sha256) != sha256]
+        if differ:
+            raise CheckpointError(f"{self.partial / shard}: tensor {differ[0]}: not the bits that were converted")
+
+
+def _nbytes(array: np.ndarray) -> int:
+    return array.nbytes
+
+
+def _write_shards(export: _Export, shards: dict[str, list[Item]]) -> dict[str, str]:
+    """All shards; those an earlier run finished are read back and compared instead."""
+    journal, sha256s = export.partial / _JOURNAL, {}
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    noted = dict(map(json.loads, (line for line in lines if line.endswith("]"))))  # the last line may be cut
+    journal.write_text("".join(json.dumps(entry) + "\n" for entry in noted.items()))
+    for name, items in shards.items():
+        found = noted.get(name)
+        if found is None or not _holds(export.partial / name, found):
+            found = export.shard(name, items)
+            with open(journal, "a") as file:
+                file.write(json.dumps([name, found]) + "\n")
+        sha256s |= found
+        export.progress.add(sum(item.nbytes for item in items))
+    return sha256s
+
+
+def _holds(path: pathlib.Path, sha256s: dict[str, str]) -> bool:
+    """Whether a shard of an earlier run is whole."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as shard:
+            names = list(shard.keys())
+            return sorted(names) == sorted(sha256s) and all(
+                files.sha256(shard.get_tensor(name)) == sha256s[name] for name in names
+            )
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha256s: dict[str, str]) -> None:
+    write_json(partial / "config.json", settings)
+    write_json(partial / files.SHA256S, {"tensors": sha256s})
+    if list(shards) != [files.SINGLE]:
+        weight_map = {item.name: shard for shard, items in shards.items() for item in items}
+        total = sum(item.nbytes for items in shards.values() for item in items)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(partial / files.INDEX, index)
+
+
+def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:
+    for path in (partial / "config.json", partial / files.SHA256S):
+        _sync(path)
+    partial.rename(target)
+    _sync(target.parent)
+    for name in (_JOURNAL, _PLAN, RunLock.NAME):
+        (target / name).unlink()
+
+
+def _sync(path: pathlib.Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
