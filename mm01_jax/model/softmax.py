@@ -45,5 +45,6 @@ class Softmax(nnx.Module):
             query_index=(positions_BS, segments_BS),
             key_index=(key_positions, key_segments),
             rules=self.rules,
+            ring=cache is None and config.sequence_attention == "ring",
         )
         return einsum("bsnh,nhd->bsd", out, read(self.out, dtype, self.rules)), cache

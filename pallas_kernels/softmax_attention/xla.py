@@ -10,6 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.softmax_attention.masking import split_queries, visible
 
 QUERY_BLOCK = 512
 
@@ -33,32 +36,20 @@ def softmax_attention(
     B, S, N, H = query_BSNH.shape
     K = key_BTKH.shape[2]
     query = query_BSNH.reshape(B, S, K, N // K, H)
-    attend = functools.partial(_block, key_BTKH, value_BTKH, *key_index)
+    attend = functools.partial(_block, key_BTKH, value_BTKH, key_index)
     if S <= QUERY_BLOCK:
         return attend((query, *query_index)).reshape(B, S, N, H)
-    blocks = -(-S // QUERY_BLOCK)
-    split = functools.partial(_split, blocks=blocks)
-    positions, segments = query_index
-    xs = (split(query, fill=0), split(positions, fill=0), split(segments, fill=-1))
-    out = jax.lax.map(jax.checkpoint(attend), xs)  # (blocks, B, block, K, G, H)
-    return jnp.moveaxis(out, 0, 1).reshape(B, blocks * QUERY_BLOCK, N, H)[:, :S]
+    out = jax.lax.map(jax.checkpoint(attend), split_queries((query, *query_index), QUERY_BLOCK))
+    return jnp.moveaxis(out, 0, 1).reshape(B, -1, N, H)[:, :S]  # from (blocks, B, block, K, G, H)
 
 
-def _split(x: jax.Array, *, blocks: int, fill: int) -> jax.Array:
-    """(B, S, ...) -> (blocks, B, block, ...), padded with `fill`."""
-    padding = [(0, 0), (0, blocks * QUERY_BLOCK - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    padded = jnp.pad(x, padding, constant_values=fill)
-    return jnp.moveaxis(padded.reshape(x.shape[0], blocks, QUERY_BLOCK, *x.shape[2:]), 1, 0)
-
-
-def _block(key_BTKH, value_BTKH, key_positions, key_segments, block):
+def _block(key_BTKH, value_BTKH, key_index, block):
     query_BSKGH, positions, segments = block
-    wide = jnp.promote_types(query_BSKGH.dtype, jnp.float32)
+    wide = np.promote_types(query_BSKGH.dtype, np.float32)
     precision = "highest" if query_BSKGH.dtype == jnp.float32 else "default"
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
     logits = einsum("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * (1.0 / math.sqrt(query_BSKGH.shape[-1]))
-    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments >= 0)[:, :, None]
-    mask = (same & (key_positions[:, None, :] <= positions[:, :, None]))[:, None, None]
+    mask = visible((positions, segments), key_index)[:, None, None]
     # A large finite number instead of -inf: rows that see nothing (padding) stay finite and are zeroed below.
     logits = jnp.where(mask, logits, jnp.finfo(wide).min)
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))

@@ -1,0 +1,120 @@
+"""Softmax attention over a part of the keys, parts merged by their logsumexp; and its gradient given the whole's.
+
+    O_i, l_i = attention and logsumexp over part i        l = log sum_i exp l_i        O = sum_i exp(l_i - l) O_i
+    P = exp(Q K' - l)     dV = P' dO     dS = P * (dO V' - sum_h dO O)     dQ = dS K     dK = dS' Q
+
+For keys that come one part at a time (a ring). Plain XLA, a block of queries at a time, logits in float32.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.softmax_attention.masking import split_queries, visible
+
+QUERY_BLOCK = 512
+
+
+def attend(
+    query_BSNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    query_index: tuple[jax.Array, jax.Array],
+    key_index: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """(out (B, S, N, H), logsumexp (B, S, N)) over these keys, both float32.
+
+    Indices are (positions, segments) as in `softmax_attention`. A query that sees none of these keys has out 0 and the
+    smallest finite logsumexp.
+    """
+    B, S, N, H = query_BSNH.shape
+    blocks = split_queries((_grouped(query_BSNH, key_BTKH), *query_index), QUERY_BLOCK)
+    out, lse = jax.lax.map(functools.partial(_attend_block, key_BTKH, value_BTKH, key_index), blocks)
+    return _joined(out, S).reshape(B, S, N, H), _joined(lse, S).reshape(B, S, N)
+
+
+def merge(
+    out_BSNH: jax.Array, lse_BSN: jax.Array, other_BSNH: jax.Array, other_lse_BSN: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention over the union of two disjoint parts of the keys."""
+    lse = jnp.logaddexp(lse_BSN, other_lse_BSN)
+    left, right = jnp.exp(lse_BSN - lse), jnp.exp(other_lse_BSN - lse)
+    return out_BSNH * left[..., None] + other_BSNH * right[..., None], lse
+
+
+def attend_gradient(
+    query_BSNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    query_index: tuple[jax.Array, jax.Array],
+    key_index: tuple[jax.Array, jax.Array],
+    whole: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What these keys add to (d query, d key, d value), float32.
+
+    Args:
+      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N); sum over H of d_out * out (B, S, N), float32.
+    """
+    B, S, N, H = query_BSNH.shape
+    grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
+    d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
+    blocks = split_queries((grouped(query_BSNH), *query_index, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)
+    wide = whole[1].dtype
+    start = jax.tree.map(lambda x: jnp.zeros_like(x, wide), (key_BTKH, value_BTKH))
+    body = functools.partial(_gradient_block, key_BTKH, value_BTKH, key_index)
+    (d_key, d_value), d_query = jax.lax.scan(body, start, blocks)
+    return _joined(d_query, S).reshape(B, S, N, H), d_key, d_value
+
+
+def _grouped(x_BSNH: jax.Array, key_BTKH: jax.Array) -> jax.Array:
+    """(B, S, N, ...) -> (B, S, K, N / K, ...)."""
+    B, S, N = x_BSNH.shape[:3]
+    K = key_BTKH.shape[2]
+    return x_BSNH.reshape(B, S, K, N // K, *x_BSNH.shape[3:])
+
+
+def _joined(blocks: jax.Array, S: int) -> jax.Array:
+    """(blocks, B, block, ...) -> (B, S, ...)."""
+    joined = jnp.moveaxis(blocks, 0, 1)
+    return joined.reshape(joined.shape[0], -1, *joined.shape[3:])[:, :S]
+
+
+def _einsum(like: jax.Array):
+    wide = jnp.promote_types(like.dtype, jnp.float32)
+    precision = "highest" if like.dtype == jnp.float32 else "default"
+    return functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+
+
+def _logits(query_BSKGH, key_BTKH, query_index, key_index):
+    """(logits (B, K, G, S, T) float32, mask (B, 1, 1, S, T))."""
+    scale = 1.0 / math.sqrt(query_BSKGH.shape[-1])
+    logits = _einsum(query_BSKGH)("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * scale
+    return logits, visible(query_index, key_index)[:, None, None]
+
+
+def _attend_block(key_BTKH, value_BTKH, key_index, block):
+    query, positions, segments = block
+    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+    least = jnp.finfo(logits.dtype).min
+    peak = jnp.max(jnp.where(mask, logits, least), axis=-1, keepdims=True)
+    weights = jnp.where(mask, jnp.exp(logits - peak), 0.0)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = _einsum(query)("bkgst,btkh->bskgh", weights.astype(value_BTKH.dtype), value_BTKH)
+    seen = jnp.where(total > 0, total, 1.0)
+    lse = jnp.where(total > 0, peak + jnp.log(seen), least)[..., 0]
+    return out / jnp.moveaxis(seen, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _gradient_block(key_BTKH, value_BTKH, key_index, carry, block):
+    query, positions, segments, d_out, lse, delta = block
+    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+    lse, delta = (jnp.moveaxis(x, 1, 3)[..., None] for x in (lse, delta))
+    weights = jnp.where(mask, jnp.exp(logits - lse), 0.0)
+    einsum, dtype, scale = _einsum(query), query.dtype, 1.0 / math.sqrt(query.shape[-1])
+    d_weights = einsum("bskgh,btkh->bkgst", d_out, value_BTKH)
+    d_logits = (weights * (d_weights - delta) * scale).astype(dtype)
+    d_key = carry[0] + einsum("bkgst,bskgh->btkh", d_logits, query)
+    d_value = carry[1] + einsum("bkgst,bskgh->btkh", weights.astype(dtype), d_out)
+    return (d_key, d_value), einsum("bkgst,btkh->bskgh", d_logits, key_BTKH)
