@@ -53,7 +53,7 @@ _RANGES = {
         Range(least=0.0),
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2"), Range(least=0.0, below=1.0)),
-    "data.held_out": Range(above=0.0, below=1.0),
+    "data.held_out": Range(least=0.0, below=1.0),
     "model.dropless_bound": Range(least=1.0),
     "model.rotary_dim": Range(least=2, most=INT32_MAX),
 }

@@ -4,9 +4,7 @@ Prefill runs the prompt through the model in chunks, decode one token at a time;
 a cache, which is allocated once and donated from call to call. The config is the JSON saved with the checkpoint.
 """
 
-import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -14,15 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from flax import nnx
 
-from mm01_jax import checkpoint, config_json, sharding
-from mm01_jax.config import Config, MeshConfig
+from mm01_jax import checkpoint, sharding
+from mm01_jax.config import MeshConfig
 from mm01_jax.data.text import DataError
-from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
+from mm01_jax.load import load
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import shardings
 from mm01_jax.sampling import Sampling, sample
 
 PREFILL_CHUNK = 512
@@ -139,40 +135,24 @@ def _check(model: TextModel, prompts: Sequence[np.ndarray], max_tokens: int) -> 
             raise ValueError(f"prompt {row} has id {bad}; allowed are 0 to {model.config.vocab_size - 1}")
 
 
-def load(directory: str) -> tuple[TextModel, Tokenizer, Config]:
-    """The model of a checkpoint in its compute dtype on one device, its tokenizer and its config.
-
-    Call under `jax.set_mesh` of a mesh whose axes all have size 1.
-    """
-    config = config_json.from_json(json.dumps(checkpoint.load_config(directory)))
-    mesh_config = dataclasses.replace(config.mesh, data=1, expert=1, tensor=1, sequence=1)
-    config = dataclasses.replace(config, mesh=mesh_config)
-    model_config = dataclasses.replace(config.model, param_dtype=config.model.dtype)
-    mesh = jax.sharding.get_mesh()
-    shapes = jax.eval_shape(
-        lambda key: TextModel(model_config, mesh_config.rules, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
-    placed = shardings(shapes, mesh, mesh_config.rules)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    return checkpoint.load_weights(directory, abstract), open_tokenizer(config.data.tokenizer), config
-
-
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "a run's work directory, one of its steps, or a conversion")
-_PROMPT = flags.DEFINE_string("prompt", None, "the text to go on from")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "at most this many new tokens")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 is greedy")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "choose among the k most likely tokens; 0: all")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "choose among the most likely tokens that hold this probability")
-_SEED = flags.DEFINE_integer("seed", 0, "the same seed gives the same text")
+def _define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "a run's work directory, one of its steps, or a conversion")
+    flags.DEFINE_string("prompt", None, "the text to go on from")
+    flags.DEFINE_integer("max_tokens", 256, "at most this many new tokens")
+    flags.DEFINE_float("temperature", 0.8, "0 is greedy")
+    flags.DEFINE_integer("top_k", 0, "choose among the k most likely tokens; 0: all")
+    flags.DEFINE_float("top_p", 1.0, "choose among the most likely tokens that hold this probability")
+    flags.DEFINE_integer("seed", 0, "the same seed gives the same text")
 
 
 def main(argv: list[str]) -> int:
+    _define_flags()
     try:
         flags.FLAGS(argv)
-        for name, value in (("checkpoint", _CHECKPOINT.value), ("prompt", _PROMPT.value)):
+        for name, value in (("checkpoint", flags.FLAGS.checkpoint), ("prompt", flags.FLAGS.prompt)):
             if value is None:
                 raise ValueError(f"--{name} is missing; e.g. --checkpoint=runs/tiny --prompt='def '")
-        sampling = Sampling(temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value)
+        sampling = Sampling(temperature=flags.FLAGS.temperature, top_k=flags.FLAGS.top_k, top_p=flags.FLAGS.top_p)
         with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
             _print_text(sampling)
     except (ValueError, flags.Error) as error:
@@ -186,15 +166,15 @@ def main(argv: list[str]) -> int:
 
 def _print_text(sampling: Sampling) -> None:
     """Prints the prompt, then the new text as it comes; bytes of an unfinished character wait for the next block."""
-    model, tokenizer, _ = load(_CHECKPOINT.value)
-    print(_PROMPT.value, end="", flush=True)
+    model, tokenizer, _ = load(flags.FLAGS.checkpoint)
+    print(flags.FLAGS.prompt, end="", flush=True)
     ids, text, shown = [], "", ""
     blocks = generate(
         model,
-        [tokenizer.encode(_PROMPT.value)],
-        max_tokens=_MAX_TOKENS.value,
+        [tokenizer.encode(flags.FLAGS.prompt)],
+        max_tokens=flags.FLAGS.max_tokens,
         sampling=sampling,
-        key=jax.random.key(_SEED.value),
+        key=jax.random.key(flags.FLAGS.seed),
         stop=tokenizer.end_of_document,
         vocab_size=tokenizer.vocab_size,
     )

@@ -107,3 +107,10 @@ def to_global(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: in
         name: jax.make_array_from_process_local_data(sharding, array, (batch_size, array.shape[1]))
         for name, array in batch.items()
     }
+
+
+def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+    """Global arrays from whole batches that every process holds alike: each gives its devices their part."""
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in batch.items()
+    }

@@ -161,18 +161,16 @@ class _Loop:
         return pipeline.to_global(batch, self.placed, self._batch_size_at(at))
 
     def _held_out(self) -> list[pipeline.Batch]:
-        """The rows that every evaluation of this run scores (this process's share of them)."""
+        """The rows that every evaluation of this run scores: whole batches, the same in every process."""
         train, rows = self.config.train, self.dataset.held_out
         if rows is None:
             return []
-        share = pipeline.process_share(self.placed, train.batch_size, train.sequence_length)
-        found = pipeline.batches(rows, 0, lambda _: train.batch_size, *share, vocab_size=self.config.model.vocab_size)
+        found = pipeline.batches(rows, 0, lambda _: train.batch_size, vocab_size=self.config.model.vocab_size)
         return [batch for _, (_, batch) in zip(range(train.eval_batches), found, strict=False)]
 
     def _evaluate(self, held_out: list[pipeline.Batch]) -> float:
         """Mean cross-entropy of the held-out rows, nats a target."""
-        size = self.config.train.batch_size
-        sums = [self.eval_step(self.state.model, pipeline.to_global(b, self.placed, size)) for b in held_out]
+        sums = [self.eval_step(self.state.model, pipeline.whole_to_global(b, self.placed)) for b in held_out]
         losses, weights = np.sum(jax.device_get(sums), axis=0)
         return float(losses / max(weights, 1.0))
 
@@ -272,6 +270,6 @@ def _report(config: Config, root: pathlib.Path, summary: dict[str, float], say: 
     say(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
     more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
     say("next:")
-    say(f"  python -m mm01_jax.generate --checkpoint={root} --prompt='def '")
-    say(f"  python train_main.py {more}")
-    say(f"  python -m mm01_jax.train.evaluate --checkpoint={root}")
+    say(f"  {sys.executable} -m mm01_jax.generate --checkpoint={root} --prompt='def '")
+    say(f"  {sys.executable} train_main.py {more}")
+    say(f"  {sys.executable} -m mm01_jax.evals.perplexity --checkpoint={root}")
