@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.rows_of_vmap import rows_of_vmap
 from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
     "lightning_attention",
     {name: f"pallas_kernels.lightning_attention.{name}" for name in ("tpu", "gpu", "xla")},
 )
+SLOPE = 3  # place of the one argument without a batch axis
 
 
 def lightning_attention(
@@ -85,12 +87,13 @@ def lightning_attention_step(
     _check_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
     *arrays, active_B = vary_alike(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B)
     name = dispatch.choose(OPERATION, implementation, *arrays, None)
-    return OPERATION.module(name).step(*arrays, active_B)
+    return rows_of_vmap(OPERATION.module(name).step, shared=SLOPE)(*arrays, active_B)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(name, q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
-    return OPERATION.module(name).forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS)
+    forward = rows_of_vmap(OPERATION.module(name).forward, shared=SLOPE)
+    return forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS)
 
 
 def _attend_forward(name, *arguments):
@@ -98,7 +101,8 @@ def _attend_forward(name, *arguments):
 
 
 def _attend_backward(name, arguments, cotangents):
-    dq, dk, dv, d_state = OPERATION.module(name).backward(*arguments, *cotangents)
+    backward = rows_of_vmap(OPERATION.module(name).backward, shared=SLOPE)
+    dq, dk, dv, d_state = backward(*arguments, *cotangents)
     return dq, dk, dv, None, d_state, None
 
 
