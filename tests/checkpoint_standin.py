@@ -60,7 +60,7 @@ def make_model(mesh, seed: int, dtype: str = "float32", shapes: dict = LEAVES) -
         shape, axes = shapes[path]
         kind = "bfloat16" if "experts" in path else dtype
         value = random.standard_normal(shape).astype(jnp.dtype(kind))
-        return nnx.Param(jax.device_put(value, NamedSharding(mesh, PartitionSpec(*axes))))
+        return nnx.Param(_place(value, NamedSharding(mesh, PartitionSpec(*axes))))
 
     def module(prefix):
         names = dict.fromkeys(p[len(prefix) :].split("/")[0] for p in shapes if p.startswith(prefix))
@@ -80,11 +80,15 @@ def make_state(mesh, seed: int = 0, dtype: str = "float32", shapes: dict = LEAVE
 
     def noise(x):
         if x.ndim == 0:
-            return jax.device_put(np.int32(seed), NamedSharding(mesh, PartitionSpec()))
-        return jax.device_put(random.standard_normal(x.shape).astype(x.dtype), x.sharding)
+            return _place(np.array(seed, np.int32), NamedSharding(mesh, PartitionSpec()))
+        return _place(random.standard_normal(x.shape).astype(x.dtype), x.sharding)
 
-    step = jax.device_put(np.int32(seed), NamedSharding(mesh, PartitionSpec()))
+    step = _place(np.array(seed, np.int32), NamedSharding(mesh, PartitionSpec()))
     return State(step=step, model=model, opt_state=jax.tree.map(noise, opt_state))
+
+
+def _place(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def abstract(state) -> Any:

@@ -37,7 +37,7 @@ class StoredArray:
             queue.add(self._store[box].write(part, can_reference_source_data_indefinitely=True), part.nbytes)
 
     def read(self, bounds: tuple[slice, ...]) -> np.ndarray:
-        """The box, of the leaf's dtype; beside it at most about 512 MiB are held.
+        """The box, of the leaf's dtype; beside it at most about 256 MiB are held.
 
         Raises:
           CheckpointError: a block is missing or does not match its CRC; the message names file and tensor.

@@ -14,7 +14,7 @@ import jax
 from flax import nnx
 
 WEIGHTS = "model/"  # leaves of a TrainState that are weights; a converted checkpoint has no others
-FILE_BYTES = 256 * 2**20  # no file holds more than this, which bounds the memory that encoding one takes
+FILE_BYTES = 128 * 2**20  # no file holds more than this, which bounds the memory that encoding one takes
 # Blocks are the unit of reading: small and cut along all axes, so that a device that wants a sixteenth of a chunk does
 # not read all of it, and so that tensorstore's buffers are recycled by malloc (twice the speed of 113 MB blocks).
 BLOCK_BYTES = 2 * 2**20

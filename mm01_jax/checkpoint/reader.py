@@ -5,12 +5,10 @@ import pathlib
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from mm01_jax.checkpoint import digest, layout, manifest
+from mm01_jax.checkpoint import digest, layout, manifest, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
-from mm01_jax.checkpoint.snapshot import sum_over_processes
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
@@ -67,8 +65,8 @@ class Checkpoint:
                 arrays[path] = arrays[path].astype(leaf.dtype)
         except CheckpointError as error:
             failure = error
-        _agree(failure)
-        for path, total in zip(lanes, sum_over_processes(list(lanes.values())), strict=True):
+        processes.agree(failure, CheckpointError)
+        for path, total in zip(lanes, processes.add(list(lanes.values())), strict=True):
             bad = np.argwhere((total != leaves[path].lanes).any(axis=-1))
             if len(bad):
                 raise CheckpointError(self._mismatch(self.prefix + path, [tuple(map(int, i)) for i in bad]))
@@ -103,16 +101,6 @@ class Checkpoint:
         files = sorted({name for i in chunks for name in layout.file_names(path, leaf.bounds(i), leaf.file)})
         what = f"tensor {path}: {len(chunks)} chunks, the first {chunks[0]}, differ from their digests"
         return f"{self.directory}: {what}; files {', '.join(files[:8])}"
-
-
-def _agree(failure: CheckpointError | None) -> None:
-    """Raises on every process when one of them failed, so that all take the same step."""
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(failure is not None))
-        if failed.any() and failure is None:
-            failure = CheckpointError(f"process {int(np.argmax(failed))} could not read its part")
-    if failure is not None:
-        raise failure
 
 
 def open_checkpoint(directory, prefix: str = layout.WEIGHTS) -> Checkpoint:

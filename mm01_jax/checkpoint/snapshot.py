@@ -11,9 +11,8 @@ import pathlib
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from mm01_jax.checkpoint import digest, layout, manifest
+from mm01_jax.checkpoint import digest, layout, manifest, processes
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 
 
@@ -26,7 +25,7 @@ class Snapshot:
         for array in arrays.values():
             array.copy_to_host_async()
         lanes = [digest.array_digest(array, leaves[path].stack) for path, array in arrays.items()]
-        lanes = dict(zip(arrays, sum_over_processes(lanes), strict=True))
+        lanes = dict(zip(arrays, processes.add(lanes), strict=True))
         self._shards = {path: _local_shards(array) for path, array in arrays.items()}
         self._config = json.dumps(meta["config"], indent=1).encode()
         self.manifest = manifest.Manifest(
@@ -36,11 +35,6 @@ class Snapshot:
             meta={key: value for key, value in meta.items() if key != "config"},
             versions=manifest.versions(),
         )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that all processes together will write."""
-        return sum(leaf.nbytes for leaf in self.manifest.leaves.values())
 
     def write(self, root: pathlib.Path) -> None:
         """Writes this process's shards, and on the first process the small files; the manifest comes last.
@@ -56,13 +50,6 @@ class Snapshot:
         if jax.process_index() == 0:
             write_file(root / manifest.CONFIG, self._config)
             write_file(root / manifest.NAME, self.manifest.to_bytes())
-
-
-def sum_over_processes(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Each process's parts of the digests, added mod 2^32 over the processes."""
-    if jax.process_count() == 1:
-        return parts
-    return [np.sum(p, axis=0, dtype=np.uint32) for p in multihost_utils.process_allgather(parts)]
 
 
 def write_file(path: pathlib.Path, data: bytes) -> None:

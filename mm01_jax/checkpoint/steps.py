@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mm01_jax.checkpoint import layout
+from mm01_jax.checkpoint import layout, processes
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
-from mm01_jax.checkpoint.lock import RunLock
+from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
 from mm01_jax.checkpoint.snapshot import Snapshot, sync_directory
 
@@ -80,16 +80,25 @@ class Checkpoints:
         self.wait()
         if (self.directory / _name(step)).exists():
             return
-        if self._lock:
-            self._lock.check()
+        processes.agree(self._obstacle(step, state), SaveFailed)
         snapshot = Snapshot(step, state, meta, self._stack_axes)
-        free = shutil.disk_usage(self.directory).free
-        if free < snapshot.nbytes:
-            raise SaveFailed(f"step {step} needs {snapshot.nbytes:,} bytes, {self.directory} has {free:,} free")
         with _orbax():
             response = ocp.save_checkpointables_async(self.directory / _name(step), {STATE: snapshot})
         self._thread = threading.Thread(target=self._finish, args=(step, response), name=f"save {step}", daemon=True)
         self._thread.start()
+
+    def _obstacle(self, step: int, state) -> Exception | None:
+        """Why this save need not be tried: another writer took over, or there is no room."""
+        try:
+            if self._lock:
+                self._lock.check()
+        except Locked as error:
+            return error
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            return SaveFailed(f"step {step} needs {needed:,} bytes, {self.directory} has {free:,} free")
+        return None
 
     def check(self) -> None:
         """Raises SaveFailed if the save in the background has failed; never waits. Call it every step."""
