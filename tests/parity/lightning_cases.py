@@ -81,11 +81,12 @@ def errors(results, exact_results):
 def assert_no_worse_than_xla(results, x: Case):
     """max|result - float64| <= 2 max|xla - float64| + tiny for every result, row and head.
 
-    tiny is float32's rounding of the largest element: an xla that happened to be exact must not demand the same luck.
+    tiny is one float32 rounding of the largest sum of absolute values: two orders of the same float32 sum differ by as
+    much, and on a few tokens xla's may be a lucky one (seen: 4 times better on one token).
     """
     truth = exact(x)
     got, plain = errors(results, truth), errors(xla_passes(x), truth)
-    tiny = UNIT["float32"] * np.array([_per_head(np.abs(e)) for e in truth])
+    tiny = UNIT["float32"] * np.array([_per_head(m) for m in magnitude(x)])
     assert all(np.all(np.isfinite(np.asarray(r, np.float64))) for r in results)
     over = got > 2 * plain + tiny
     assert not over.any(), [
