@@ -13,7 +13,7 @@ def visible(query_index: tuple[jax.Array, jax.Array], key_index: tuple[jax.Array
 
 
 def split_queries(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array, ...]:
-    """(B, S, ...) -> (blocks, B, block, ...) each; the last block is filled with -1, which a segment reads as padding."""
+    """(B, S, ...) -> (blocks, B, block, ...) each; the last block is filled with -1, padding to a segment."""
     B, S = arrays[0].shape[:2]
     size = min(block, S)
     blocks = -(-S // size)
