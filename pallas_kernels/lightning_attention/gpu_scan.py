@@ -28,7 +28,7 @@ ROWS = 64  # tokens of a compute warpgroup: the height of a wgmma
 VALUES = 64  # value columns of a program: 128 bytes, the widest swizzle
 PAD = 1 << 20  # the key of a padding token
 DOCUMENT = 256  # what a new document adds to a key: above any distance within a chunk, so that the decay is 0
-META = 4  # floats after a chunk's keys (the first is the key at the chunk's end): 16 bytes, the alignment of a TMA row
+META = 32  # floats after a chunk's keys, the key at the chunk's end: slots stay on TMA's 128 byte boundaries
 
 
 @dataclasses.dataclass(frozen=True)
