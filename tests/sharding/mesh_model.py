@@ -73,21 +73,25 @@ def batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 
-def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL) -> Evaluation:
-    """One forward and backward on the first devices of this process."""
+def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, order: int = 0) -> Evaluation:
+    """One forward and backward on the first devices of this process.
+
+    `order` permutes the model width and the experts' width, weights and gradients alike: the same function, its sums
+    in another order.
+    """
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
-        model = _model(config, mesh.rules, devices)
+        model = _model(config, mesh.rules, devices, order)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
         arrays = {name: put(array) for name, array in batch().items()}
-        (loss, (logits, stats)), gradients = compiled(jax.value_and_grad(total_loss, has_aux=True))(model, arrays)
+        (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(
             logits=np.asarray(logits),
             loss=np.asarray(loss),
             stats={field.name: np.asarray(getattr(stats, field.name)) for field in dataclasses.fields(stats)},
-            gradients={leaf_path(path): np.asarray(weight[...]) for path, weight in flat},
+            gradients={leaf_path(path): _permuted(np.asarray(w[...]), w, order, back=True) for path, w in flat},
         )
 
 
@@ -110,7 +114,21 @@ def total_loss(model: TextModel, arrays: dict[str, jax.Array]):
     return loss, (model.logits(hidden), stats)
 
 
-def _model(config: ModelConfig, rules: Rules, devices) -> TextModel:
+_value_and_gradient = compiled(jax.value_and_grad(total_loss, has_aux=True))
+
+
+def _permuted(value: np.ndarray, weight: nnx.Variable, order: int, *, back: bool = False) -> np.ndarray:
+    """A weight's array with its widths in the order numbered `order`, or out of it; 0 changes nothing."""
+    for axis, name in enumerate(weight.get_metadata()["axes"]):
+        width = {"embed": "embed", "act_embed": "embed", "ffn": "ffn"}.get(name)
+        if order and width:
+            seed = (order, len(width))
+            permutation = np.random.default_rng(seed).permutation(value.shape[axis])
+            value = np.take(value, np.argsort(permutation) if back else permutation, axis)
+    return value
+
+
+def _model(config: ModelConfig, rules: Rules, devices, order: int) -> TextModel:
     """The model with the same weights whatever the mesh and dtype: NumPy's, rounded to float32."""
     rng = np.random.default_rng(3)
     empty = jax.eval_shape(lambda: TextModel(config, rules, rngs=nnx.Rngs(params=0)))
@@ -119,6 +137,7 @@ def _model(config: ModelConfig, rules: Rules, devices) -> TextModel:
         shape = weight.shape
         value = rng.normal(size=shape).astype(np.float32)
         value = 1 + 0.1 * value if "norm" in leaf_path(path) else value * (2.0 / sum(shape[-2:])) ** 0.5
+        value = _permuted(value, weight, order)
         return weight.replace(jax.device_put(value.astype(config.dtype), place.get_value()))
 
     is_weight = lambda x: isinstance(x, nnx.Variable)  # noqa: E731

@@ -56,7 +56,7 @@ def run_both(workdir, *steps: int) -> list[str]:
 def test_two_processes_save_and_restore_what_one_process_would(tmp_path):
     outputs = run_both(tmp_path, 1, 2, 3)
     assert all("restored 3" in output for output in outputs), "\n".join(outputs)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000003"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000003", "retired"]
     expected = make_state(make_mesh(1, 1, 1, 1), seed=3)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert bits(checkpoints.restore_latest(abstract(expected)).state) == bits(expected)
