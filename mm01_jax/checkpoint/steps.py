@@ -43,6 +43,7 @@ class Checkpoints:
       say: where messages about skipped steps go.
 
     Raises:
+      ValueError: `keep` is less than 1.
       Locked: another process writes here.
     """
 
@@ -54,6 +55,8 @@ class Checkpoints:
         stack_axes: Callable[[str], int] = layout.stack_axes,
         say: Callable[[str], None] = print,
     ):
+        if keep < 1:
+            raise ValueError(f"keep={keep} must be at least 1")
         self.directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
         self._keep, self._stack_axes, self._say = keep, stack_axes, say
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
@@ -178,8 +181,11 @@ class Checkpoints:
     def _purge(self):
         """Deletes what is not a step: retired steps and saves that did not finish."""
         if jax.process_index() == 0:
-            for path in [self.directory / _RETIRED, *self.directory.glob(_TEMPORARY)]:
-                shutil.rmtree(path, ignore_errors=True)
+            for path in [*self.directory.glob(f"{_RETIRED}/*"), *self.directory.glob(_TEMPORARY)]:
+                try:
+                    shutil.rmtree(path)
+                except OSError as error:  # costs room, not correctness: the run goes on
+                    self._say(f"{path} could not be deleted: {error}")
 
     def _set_aside(self, paths: list[pathlib.Path]):
         """Frees the names of damaged steps, which the run will reach again."""

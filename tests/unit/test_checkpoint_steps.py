@@ -37,7 +37,9 @@ def run(tmp_path, states):
 
 
 def listed(workdir) -> list[str]:
-    return sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    """Names in the checkpoints directory; the folder of retired steps, empty between saves, does not count."""
+    names = {p.name for p in (workdir / "checkpoints").iterdir()}
+    return sorted(names - {"retired"})
 
 
 def restore(workdir, state, said=None):
@@ -80,6 +82,9 @@ def test_only_the_newest_steps_are_kept_and_nothing_else_stays(tmp_path, states)
         for step in (10, 20, 30, 100):
             checkpoints.save(step, states[0], META)
     assert listed(tmp_path) == ["00000030", "00000100"]
+    assert not any((tmp_path / "checkpoints/retired").iterdir())
+    with pytest.raises(ValueError, match="keep=0"):
+        checkpoint.Checkpoints(tmp_path, keep=0)
 
 
 def test_saving_a_step_that_is_there_leaves_it_alone(run, states):
