@@ -3,7 +3,7 @@
 Every hypothesis (no mistake, each of mistakes.py) is run in float32 on the same ids. An observable (the logits, the
 state of a lightning layer) is at distance
 
-    rms(other - hypothesis) / rms(hypothesis),     counted in multiples of the noise: rms(float32 - float64) of no mistake
+    rms(other - hypothesis) / rms(hypothesis),   in multiples of the noise: the same of float32 from float64, no mistake
 
 and a hypothesis is as far as its farthest observable. One is named only if it is within the noise and every other is
 SEPARATION times farther; what cannot be told apart is listed instead. Nothing is named from a wrong side: logits of
@@ -52,7 +52,7 @@ def certify(source, against, *, ids: np.ndarray | None = None, say: Callable[[st
     """Compares the checkpoint in `source` with `against`: another checkpoint, or an npz of logits (and states).
 
     Args:
-      against: a directory of either kind, or an .npz with `logits` (batch, time, vocab), any `state_<layer>`, and `ids`.
+      against: a directory of either kind, or an .npz of `logits` (batch, time, vocab), any `state_<layer>`, and `ids`.
       ids: (batch, time) token ids; default those of the npz, or a fixed sequence of 300.
 
     Raises:

@@ -32,6 +32,7 @@ def check(source, against=None, *, check_finite: bool = False, say: Callable[[st
     problems = _buffer_problems(found)
     known = _known_sha256s(found, against)
     if known is not None:
+        problems += _settings_differences(found, against)
         problems += _sha256_problems(found, known)
         what = f"the SHA-256 in {against}"
     elif against is not None:
@@ -70,6 +71,15 @@ def _known_sha256s(found, against) -> dict[str, str] | None:
     known = CheckpointSource(path).checkpoint.manifest.source_sha256
     # From another dialect: names differ, so chunks are compared.
     return known if known.keys() == {found.dialect.torch_name(tensor) for tensor in found.tensors} else None
+
+
+def _settings_differences(found: TorchSource, against) -> list[str]:
+    """Fields of config.json that are not those of the conversion `against`."""
+    if pathlib.Path(against).is_file():
+        return []
+    plain = CheckpointSource(against).plain
+    names = [name for name in plain.keys() | found.plain.keys() if plain.get(name) != found.plain.get(name)]
+    return [f"config.json: {name}={found.plain.get(name)!r} against {plain.get(name)!r}" for name in sorted(names)]
 
 
 def _sha256_problems(found: TorchSource, known: dict[str, str]) -> list[str]:

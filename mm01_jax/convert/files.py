@@ -18,7 +18,7 @@ from mm01_jax.convert import header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SHA256S = "sha256.json"  # SHA-256 of every tensor, written beside every export
+SHA256S = "sha256.json"  # of tensors, headers and small files, written beside every export
 MAX_JSON_BYTES = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _BLOCK_BYTES = 256 * 2**20  # rows of one read
@@ -38,7 +38,9 @@ class TensorFiles:
         self._root = self.directory.resolve()
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
-        headers = {shard: header.read(self._inside(shard)) for shard in shards}
+        read = {shard: header.read(self._inside(shard)) for shard in shards}
+        headers = {shard: found.entries for shard, found in read.items()}
+        self.header_sha256s = {shard: found.sha256 for shard, found in read.items()}
         self.shard = {name: shard for shard, entries in headers.items() for name in entries}
         if index is not None:
             self._check_index(index, headers)
@@ -48,6 +50,11 @@ class TensorFiles:
     def json(self, name: str) -> dict:
         """The JSON object in a file of the directory."""
         return read_json(self._inside(name))
+
+    def small_sha256s(self) -> dict[str, str]:
+        """SHA-256 of config.json and of the index, where there is one."""
+        names = [name for name in ("config.json", INDEX) if (self.directory / name).exists()]
+        return {name: hashlib.sha256(self._inside(name).read_bytes()).hexdigest() for name in names}
 
     def _index(self) -> dict[str, str] | None:
         path = self.directory / INDEX

@@ -139,7 +139,7 @@ def _field(plain: dict, names: list[str], problems: list[str]) -> Any:
 
 def _missing_advice(name: str) -> str:
     if name == "rotary_dim":
-        return " (64 for the released weights; transformers ignores it and rotates whole heads: spec D2)"
+        return " (64 for the released weights; transformers ignores it and rotates whole heads)"
     return ""
 
 
@@ -191,7 +191,7 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
     for name, (value, allowed) in fixed.items():
         if not any(type(value) is type(choice) and value == choice for choice in allowed):
             got = "is missing" if value is None else f"= {str(value)[:60]}"
-            words = " or ".join("absent" if choice is None else repr(choice) for choice in allowed)
+            words = " or ".join("none" if choice is None else repr(choice) for choice in allowed)
             problems.append(f"{name} {got}; this model has {words}")
     rope = text.get("rope_parameters")
     if isinstance(rope, dict):

@@ -39,7 +39,7 @@ class TorchSource:
         problems = structure.problems(self)
         if problems:
             more = f"; and {len(problems) - 50} more" if len(problems) > 50 else ""
-            raise CheckpointError(f"{self.directory}: {len(problems)} problems: {'; '.join(problems[:50])}{more}")
+            raise CheckpointError(f"{self.directory}: {'; '.join(problems[:50])}{more}")
         self.sha256s = self._known_sha256s()
         self._check_finite = check_finite
 
@@ -47,9 +47,14 @@ class TorchSource:
         """The SHA-256 of every tensor, where the directory has a list of them."""
         if not (self.directory / SHA256S).exists():
             return {}
-        known = self.files.json(SHA256S).get("tensors")
+        listed = self.files.json(SHA256S)
+        known = listed.get("tensors")
         if not isinstance(known, dict) or known.keys() != self.files.entries.keys():
             raise CheckpointError(f"{self.directory / SHA256S}: does not list the tensors of this directory")
+        for kind, found in (("headers", self.files.header_sha256s), ("files", self.files.small_sha256s())):
+            for name, sha256 in found.items():
+                if listed.get(kind, found).get(name) != sha256:
+                    raise CheckpointError(f"{self.directory / name}: its {kind[:-1]} is not the one in {SHA256S}")
         return known
 
     def read(self, tensor: table.Tensor) -> np.ndarray:

@@ -215,12 +215,14 @@ def _holds(path: pathlib.Path, sha256s: dict[str, str]) -> bool:
 
 def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha256s: dict[str, str]) -> None:
     write_json(partial / "config.json", settings)
-    write_json(partial / files.SHA256S, {"tensors": sha256s})
     if list(shards) != [files.SINGLE]:
         weight_map = {item.name: shard for shard, items in shards.items() for item in items}
         total = sum(item.nbytes for items in shards.values() for item in items)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(partial / files.INDEX, index)
+    written = files.TensorFiles(partial)  # the last word on what lies here is the reader's
+    listed = {"files": written.small_sha256s(), "headers": written.header_sha256s, "tensors": sha256s}
+    write_json(partial / files.SHA256S, listed)
 
 
 def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:

@@ -1,0 +1,223 @@
+"""Bad input is refused with exit code 3, the file or tensor named, nothing written that looks finished."""
+
+import contextlib
+import io
+import json
+import pathlib
+import random
+import shutil
+import sys
+import time
+
+import pytest
+
+from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.convert.__main__ import main
+from mm01_jax.convert.check import check
+from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.to_torch import to_torch
+from tests.unit import convert_samples as samples
+from tests.unit import convert_spoil as spoil
+from tests.unit.convert_bad_inputs import CASES, PATHS, make
+
+_opened: list[str] | None = None
+
+
+def _hook(event: str, arguments: tuple) -> None:
+    if _opened is not None and event in ("open", "os.open"):
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_hook)  # cannot be taken off again; idle unless a test listens
+
+
+@contextlib.contextmanager
+def opened():
+    """Collects every path that is opened."""
+    global _opened
+    _opened = []
+    try:
+        yield _opened
+    finally:
+        _opened = None
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = main(arguments)
+    return code, said.getvalue()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title[:40])
+def test_bad_input_is_refused_by_name_and_leaves_nothing_finished(case, tmp_path):
+    source = make(tmp_path / "in", case)
+    before = sorted(tmp_path.iterdir())
+    start = time.monotonic()
+    with opened() as paths:
+        code, said = run("from-torch", f"--source={source}", f"--target={tmp_path / 'out'}", *case.flags)
+    assert code == 3, said
+    assert all(words in said for words in case.says), said
+    assert time.monotonic() - start < 10
+    assert set(tmp_path.iterdir()) - set(before) <= {tmp_path / "out.partial"}
+    if case in PATHS:
+        assert not [path for path in paths if "outside" in path or path in ("/etc/passwd", "/dev/zero")]
+
+
+def test_header_as_long_as_is_read_is_refused_within_ten_seconds(tmp_path):
+    samples.make(tmp_path / "in")
+    path, text = tmp_path / "in" / spoil.SHARD, b'{"a":[' + b"0," * 7_999_000 + b"0]}"
+    path.write_bytes(spoil.with_header(text, b""))
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="an entry has dtype"):
+        check(tmp_path / "in", say=lambda line: None)
+    assert time.monotonic() - start < 10
+
+
+# Mutations of a directory that has a manifest: each takes the directory and a random stream.
+
+
+def shard_of(directory: pathlib.Path, stream: random.Random) -> pathlib.Path:
+    return stream.choice(sorted(directory.glob("*.safetensors")))
+
+
+def flip(path: pathlib.Path, start: int, stop: int, stream: random.Random) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[stream.randrange(start, stop)] ^= 1 << stream.randrange(8)
+    path.write_bytes(raw)
+
+
+def header_stop(path: pathlib.Path) -> int:
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def flip_length(directory, stream):
+    flip(shard_of(directory, stream), 0, 8, stream)
+
+
+def flip_header(directory, stream):
+    path = shard_of(directory, stream)
+    flip(path, 8, header_stop(path), stream)
+
+
+def flip_data(directory, stream):
+    path = shard_of(directory, stream)
+    flip(path, header_stop(path), path.stat().st_size, stream)
+
+
+def flip_small_file(directory, stream):
+    path = directory / stream.choice(["config.json", spoil.INDEX])
+    flip(path, 0, path.stat().st_size, stream)
+
+
+def truncate(directory, stream):
+    path = shard_of(directory, stream)
+    path.write_bytes(path.read_bytes()[: stream.randrange(path.stat().st_size)])
+
+
+def append(directory, stream):
+    path = shard_of(directory, stream)
+    path.write_bytes(path.read_bytes() + stream.randbytes(stream.randrange(1, 64)))
+
+
+def change_header(directory, stream, change):
+    path = shard_of(directory, stream)
+    header, data = spoil.header_of(path.read_bytes())
+    names = [name for name in header if name != "__metadata__"]
+    path.write_bytes(spoil.with_header(change(header, names), data))
+
+
+def duplicate(directory, stream):
+    def change(header, names):
+        return f'{{"{stream.choice(names)}": {json.dumps(header[names[0]])}, {json.dumps(header)[1:]}'
+
+    change_header(directory, stream, change)
+
+
+def other_dtype(directory, stream):
+    def change(header, names):
+        header[stream.choice(names)]["dtype"] = stream.choice(["F16", "I16", "U16", "F32", "I64"])
+        return json.dumps(header)
+
+    change_header(directory, stream, change)
+
+
+def transpose(directory, stream):
+    def change(header, names):
+        name = stream.choice([n for n in names if len(set(header[n]["shape"])) > 1])
+        header[name]["shape"].reverse()
+        return json.dumps(header)
+
+    change_header(directory, stream, change)
+
+
+def swap_names(directory, stream):
+    def change(header, names):
+        one, two = stream.sample(names, 2)
+        header[one], header[two] = header[two], header[one]
+        return json.dumps(header)
+
+    change_header(directory, stream, change)
+
+
+def lose_shard(directory, stream):
+    shard_of(directory, stream).unlink()
+
+
+def gain_shard(directory, stream):
+    shutil.copy(shard_of(directory, stream), directory / f"model-{stream.randrange(10**5):05d}.safetensors")
+
+
+def misplace(directory, stream):
+    index = json.loads((directory / spoil.INDEX).read_text())
+    name = stream.choice(sorted(index["weight_map"]))
+    others = sorted(set(index["weight_map"].values()) - {index["weight_map"][name]})
+    index["weight_map"][name] = stream.choice(others)
+    (directory / spoil.INDEX).write_text(json.dumps(index))
+
+
+MUTATIONS = (flip_length, flip_header, flip_data, flip_small_file, truncate, append, duplicate, other_dtype, transpose)
+MUTATIONS += (swap_names, lose_shard, gain_shard, misplace)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> pathlib.Path:
+    """A directory that our export wrote, with its list of SHA-256, and the checkpoint it came from."""
+    room = tmp_path_factory.mktemp("exported")
+    quiet = {"say": lambda line: None}
+    from_torch(samples.make(room / "in"), room / "ours", **quiet)
+    to_torch(room / "ours", room / "out", shard_bytes=25_000, **quiet)
+    return room
+
+
+def assert_refused(exported, tmp_path, seeds, **options):
+    accepted = []
+    for seed in seeds:
+        mutation = MUTATIONS[seed % len(MUTATIONS)]
+        directory = tmp_path / "mutated"
+        shutil.copytree(exported / "out", directory)
+        mutation(directory, random.Random(seed))
+        if options:
+            (directory / "sha256.json").unlink()
+        try:
+            check(directory, say=lambda line: None, **options)
+            accepted.append(f"{mutation.__name__} {seed}")
+        except CheckpointError:
+            pass
+        shutil.rmtree(directory)
+    assert not accepted
+
+
+def test_mutations_of_a_directory_with_digests_are_refused(exported, tmp_path):
+    assert_refused(exported, tmp_path, range(len(MUTATIONS) * 2))
+
+
+def test_mutations_are_refused_against_the_manifest_of_a_conversion(exported, tmp_path):
+    # Metadata of headers and of the index are no tensors: a manifest of ours does not know them.
+    strict = [i for i, m in enumerate(MUTATIONS) if m not in (flip_header, flip_small_file)]
+    assert_refused(exported, tmp_path, strict, against=exported / "ours")
+
+
+@pytest.mark.slow
+def test_six_hundred_and_fifty_mutations_are_refused(exported, tmp_path):
+    assert_refused(exported, tmp_path, range(1000, 1000 + 50 * len(MUTATIONS)))
