@@ -18,7 +18,9 @@ from mm01_jax.config import ModelConfig, Rules
 class KeysValues:
     """Keys and values of every softmax layer of a run, and which layer is in hand.
 
-    keys, values: (M, n, B, T, K, H) in the compute dtype, RoPE applied. period, layer: int32 scalars.
+    keys, values: (M, n, B, K, T, H) in the compute dtype, RoPE applied. period, layer: int32 scalars.
+    T next to H: TPUs tile the last two dims, and with few heads a shard (T, K, H) was copied to another layout and back
+    in every period.
     """
 
     keys: jax.Array
@@ -30,11 +32,11 @@ class KeysValues:
         self, key_BSKH: jax.Array, value_BSKH: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array
     ) -> "KeysValues":
         """Puts each row's tokens into the slots of their positions; padding (segment < 0) is not written."""
-        slots = jnp.where(segments_BS >= 0, positions_BS, self.keys.shape[3])  # one past the end: dropped
+        slots = jnp.where(segments_BS >= 0, positions_BS, self.keys.shape[4])  # one past the end: dropped
         rows = jnp.arange(slots.shape[0], dtype=slots.dtype)[:, None]
 
         def put(store: jax.Array, new: jax.Array) -> jax.Array:
-            return store.at[self.period, self.layer, rows, slots].set(new.astype(store.dtype), mode="drop")
+            return store.at[self.period, self.layer, rows, :, slots].set(new.astype(store.dtype), mode="drop")
 
         return dataclasses.replace(self, keys=put(self.keys, key_BSKH), values=put(self.values, value_BSKH))
 
@@ -46,10 +48,10 @@ class KeysValues:
         Slots after a query's position may hold nothing; the causal mask hides them, so no length is needed.
         """
         del segments_BS
-        batch, slots = self.keys.shape[2:4]
+        batch, slots = self.keys.shape[2], self.keys.shape[4]
         slot_BT = jnp.broadcast_to(jnp.arange(slots, dtype=positions_BS.dtype)[None, :], (batch, slots))
-        layer_keys = self.keys[self.period, self.layer]
-        return layer_keys, self.values[self.period, self.layer], slot_BT, jnp.zeros_like(slot_BT)
+        key, value = (jnp.swapaxes(store[self.period, self.layer], 1, 2) for store in (self.keys, self.values))
+        return key, value, slot_BT, jnp.zeros_like(slot_BT)
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +60,7 @@ class DecodeCache:
     """The whole cache.
 
     runs: one entry per run of the period: a state (M, n, B, N, H, H) float32 for lightning,
-      a (keys, values) pair of (M, n, B, T, K, H) for softmax.
+      a (keys, values) pair of (M, n, B, K, T, H) for softmax.
     lengths: (B,) int32, tokens seen by each row.
     """
 
@@ -72,11 +74,17 @@ class DecodeCache:
         for kind, count in config.runs:
             lead = (config.num_periods, count, batch_size)
             if kind == "lightning":
-                state = jnp.zeros((*lead, config.num_heads, config.head_dim, config.head_dim), jnp.float32)
-                runs.append(sharding.constrain(state, rules, None, None, "batch", "heads", None, None))
+                runs.append(jnp.zeros((*lead, config.num_heads, config.head_dim, config.head_dim), jnp.float32))
             else:
-                shape = (*lead, max_length, config.num_kv_heads, config.head_dim)
-                empty = [jnp.zeros(shape, config.dtype) for _ in range(2)]
-                axes = (None, None, "batch", None, "kv_heads", None)
-                runs.append(tuple(sharding.constrain(x, rules, *axes) for x in empty))
-        return cls(tuple(runs), jnp.zeros((batch_size,), jnp.int32))
+                shape = (*lead, config.num_kv_heads, max_length, config.head_dim)
+                runs.append((jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)))
+        cache = cls(tuple(runs), jnp.zeros((batch_size,), jnp.int32))
+        return jax.tree.map(jax.lax.with_sharding_constraint, cache, cls.specs(config, rules))
+
+    @classmethod
+    def specs(cls, config: ModelConfig, rules: Rules) -> "DecodeCache":
+        """The PartitionSpec of every array: rows over the batch's axes, heads over theirs."""
+        state = sharding.spec(rules, None, None, "batch", "heads", None, None)
+        keys = sharding.spec(rules, None, None, "batch", "kv_heads", None, None)
+        runs = tuple(state if kind == "lightning" else (keys, keys) for kind, _ in config.runs)
+        return cls(runs, sharding.spec(rules, "batch"))

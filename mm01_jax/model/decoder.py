@@ -98,7 +98,9 @@ class TextModel(nnx.Module):
         h = embed(tokens_BS, read(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
         h = sharding.constrain(h, self.rules, "batch", "seq", "act_embed")
         body = functools.partial(self._period, positions_BS, segments_BS)
-        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.runs, self._slopes())
+        # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
+        # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
+        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.runs if cache is None else None, self._slopes())
         (h, runs), stats = jax.lax.scan(body, (h, None if cache is None else cache.runs), xs)
         if cache is not None:
             seen = jnp.sum(segments_BS >= 0, axis=1, dtype=jnp.int32)
@@ -127,8 +129,10 @@ class TextModel(nnx.Module):
         h, caches = carry
         period, runs, run_slopes = xs
         new_caches, stats = [], []
-        for index, (run, slope) in enumerate(zip(runs, run_slopes, strict=True)):
-            step = functools.partial(_run_layer, positions_BS, segments_BS, period)
+        for index, slope in enumerate(run_slopes):
+            run = None if runs is None else runs[index]
+            stack = self.runs[index] if runs is None else None
+            step = functools.partial(_run_layer, positions_BS, segments_BS, period, stack)
             if self.config.remat != "none" and caches is None:
                 step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)
             layers = jnp.arange(slope.shape[0], dtype=jnp.int32)
@@ -139,10 +143,12 @@ class TextModel(nnx.Module):
         return (h, None if caches is None else tuple(new_caches)), stats
 
 
-def _run_layer(positions_BS, segments_BS, period, carry, xs):
+def _run_layer(positions_BS, segments_BS, period, stack, carry, xs):
     """Scan body of one layer: takes its part of the cache out of the carry and puts it back in place."""
     h, cache = carry
     index, layer, slope_N = xs
+    if layer is None:
+        layer = jax.tree.map(lambda weight: weight[period, index], stack)
     if cache is None:
         h, _, stats = layer(h, slope_N, positions_BS, segments_BS, None)
     elif layer.kind == "lightning":

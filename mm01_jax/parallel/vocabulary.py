@@ -67,7 +67,13 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules
         flat = jnp.pad(flat, [(0, padded - count)] + [(0, 0)] * (flat.ndim - 1))
         return flat.reshape(padded // chunk, chunk, *flat.shape[1:])
 
-    one = jax.checkpoint(functools.partial(_chunk_cross_entropy, head_DV, rules.vocab))
+    # Made to vary here and widened: else every chunk would sum its gradient of the head over all chips, and the chunks'
+    # gradients would add up in bfloat16. XLA removes the casts there and back.
+    token_axes = {*rules.batch, *rules.seq} - jax.typeof(head_DV).mat.varying
+    if token_axes:
+        head_DV = lax.pcast(head_DV, tuple(sorted(token_axes)), to="varying")
+    wide_head_DV = head_DV.astype(np.promote_types(head_DV.dtype, np.float32))
+    one = jax.checkpoint(functools.partial(_chunk_cross_entropy, wide_head_DV, rules.vocab))
     losses = lax.map(one, (split(hidden), split(targets), split(weights)))
     return lax.psum(jnp.sum(losses), (*rules.batch, *rules.seq))
 
@@ -76,6 +82,7 @@ def _chunk_cross_entropy(head_DV, vocab_axes, xs):
     hidden_CD, target_C, weight_C = xs
     wide = np.promote_types(hidden_CD.dtype, np.float32)
     precision = "highest" if hidden_CD.dtype == jnp.float32 else "default"
+    head_DV = head_DV.astype(hidden_CD.dtype)
     logits = jnp.einsum("cd,dv->cv", hidden_CD, head_DV, precision=precision, preferred_element_type=wide)
     peak = lax.stop_gradient(jnp.max(logits, axis=-1))
     index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
