@@ -1,0 +1,94 @@
+"""The steps that are planned, as functions and the shapes they are called with: the very ones that run.
+
+    train     one optimiser step on a global batch (train/step.py)
+    prefill   one chunk of a prompt into the cache (generate.py)
+    decode    one token for every row (generate.py)
+
+For prefill and decode `train.batch_size` is the number of rows, `train.sequence_length` the length of their cache, and
+weights are stored in the compute dtype, as generate.py loads them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+
+from mm01_jax import sharding
+from mm01_jax.config import Config, ModelConfig
+from mm01_jax.generate import PREFILL_CHUNK, decode_step, prefill
+from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import shardings
+from mm01_jax.train import step as training
+
+KINDS = ("train", "prefill", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted function, its arguments as ShapeDtypeStructs with shardings, and what the parts of them are.
+
+    parts: name of a part ("parameters", "optimizer", "cache", "batch") -> its arrays. tokens: taken in by one call.
+    """
+
+    function: Callable
+    arguments: tuple
+    parts: dict[str, Any]
+    tokens: int
+
+
+def make_step(kind: str, config: Config, mesh: Mesh | AbstractMesh) -> Step:
+    """The step of `kind` on a mesh, which is in force (`jax.set_mesh`) when this is called."""
+    return _train(config, mesh) if kind == "train" else _infer(kind, config, mesh)
+
+
+def _train(config: Config, mesh) -> Step:
+    state = training.abstract_state(config, mesh)
+    shape = (config.train.batch_size, config.train.sequence_length)
+    dtypes = dict.fromkeys(("tokens", "targets", "positions", "segments"), jnp.int32) | {"weights": jnp.float32}
+    placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for name, dtype in dtypes.items()}
+    # As the training loop jits it.
+    function = jax.jit(functools.partial(training.train_step, config=config), donate_argnums=0)
+    parts = {"parameters": state.model, "optimizer": (state.step, state.opt_state), "batch": batch}
+    return Step(function, (state, batch), parts, shape[0] * shape[1])
+
+
+def _infer(kind: str, config: Config, mesh) -> Step:
+    rules, rows = config.mesh.rules, config.train.batch_size
+    served = dataclasses.replace(config.model, param_dtype=config.model.dtype)
+    model = _place(lambda: TextModel(served, rules, rngs=nnx.Rngs(0)), lambda made: shardings(made, mesh, rules))
+    cache = _abstract_cache(served, config, mesh)
+    row = sharding.named(mesh, rules, "batch")
+
+    def of_rows(dtype, *shape):
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=row)
+
+    if kind == "prefill":
+        chunk = min(PREFILL_CHUNK, config.train.sequence_length)
+        function, batch = prefill, (of_rows(jnp.int32, chunk), of_rows(jnp.int32))
+    else:
+        function = jax.jit(decode_step, donate_argnums=1)
+        chunk, batch = 1, (of_rows(jnp.int32), of_rows(jnp.bool_))
+    parts = {"parameters": model, "cache": cache, "batch": batch}
+    return Step(function, (model, cache, *batch), parts, rows * chunk)
+
+
+def _abstract_cache(model: ModelConfig, config: Config, mesh) -> DecodeCache:
+    rules, rows, length = config.mesh.rules, config.train.batch_size, config.train.sequence_length
+    specs = DecodeCache.specs(model, rules)
+    return _place(
+        lambda: DecodeCache.zeros(model, rules, rows, length),
+        lambda _: jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs),
+    )
+
+
+def _place(make: Callable[[], Any], place: Callable[[Any], Any]) -> Any:
+    """The shapes of what `make` returns, with the shardings that `place` gives them; nothing is computed."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place(shapes))

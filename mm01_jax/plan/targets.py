@@ -1,0 +1,137 @@
+"""The machines that a plan can be made for, by the names their vendors sell them under. Imports no jax.
+
+    v5p-1024     Google's name: v4 and v5p count cores, two a chip, so this is 512 chips, an 8x8x8 torus
+    v6e-256      v5e and v6e count chips
+    v6e-256x2    two such slices, joined by the data-centre network
+    v5p:4x4x8    a torus by its shape, for generations and sizes without a name here
+    h100-512     GPUs, eight a host
+"""
+
+import dataclasses
+import math
+import re
+
+from mm01_jax import config_fields
+from mm01_jax.config import ConfigError, Problem
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip as its vendor's data sheet has it; a device of jax is one chip.
+
+    flops: dense bfloat16 FLOP/s. hbm: bytes a program may use (of TPUs what libtpu's compiler allows, measured by
+    programs that it refused). hbm_speed, link_speed, network_speed: bytes/s of the memory, of all links to neighbours
+    (ICI, NVLink) in one direction, and of the network between slices or hosts.
+    """
+
+    flops: float
+    hbm: int
+    hbm_speed: float
+    link_speed: float
+    network_speed: float
+
+
+CHIPS = {
+    "v4": Chip(flops=275e12, hbm=int(30.75 * GIB), hbm_speed=1.2e12, link_speed=150e9, network_speed=6.25e9),
+    "v5e": Chip(flops=197e12, hbm=int(15.75 * GIB), hbm_speed=0.819e12, link_speed=100e9, network_speed=6.25e9),
+    "v5p": Chip(flops=459e12, hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=300e9, network_speed=6.25e9),
+    "v6e": Chip(flops=918e12, hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=224e9, network_speed=12.5e9),
+    "h100": Chip(flops=989e12, hbm=84_942_979_072, hbm_speed=3.352e12, link_speed=450e9, network_speed=50e9),
+}
+
+_TORUS = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+    1024: "8x8x16",
+    2048: "8x16x16",
+    4096: "16x16x16",
+    6144: "16x16x24",
+}
+_PLANE = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+# Generation -> (cores that a name counts for one chip, chips -> shape).
+_TPUS = {"v4": (2, _TORUS), "v5p": (2, _TORUS), "v5e": (1, _PLANE), "v6e": (1, _PLANE)}
+_GPUS = tuple(2**n for n in range(14))
+_GPUS_OF_A_HOST = 8
+_MOST_SLICES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A machine: `topology` as the compiler's plugin wants it named, `chips` of all slices together."""
+
+    name: str
+    platform: str  # "tpu" or "cuda"
+    topology: str
+    chips: int
+    slices: int
+    chip: Chip
+
+    @property
+    def generation(self) -> str:
+        return re.split("[-:]", self.name)[0]
+
+
+def parse(name: str) -> Target:
+    """The target of a name; ConfigError with the nearest name when there is none."""
+    if found := re.fullmatch(r"h100-(\d+)", name):
+        if int(found[1]) in _GPUS:
+            return _gpus(name, int(found[1]))
+    elif found := re.fullmatch(r"(v\w+)-(\d+)(?:x(\d+))?", name):
+        generation, size, slices = found[1], int(found[2]), int(found[3] or 1)
+        cores, shapes = _TPUS.get(generation, (1, {}))
+        if size % cores == 0 and size // cores in shapes and 1 <= slices <= _MOST_SLICES:
+            return _tpus(name, generation, shapes[size // cores], slices)
+    elif found := re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})(?:x(\d+)slices)?", name):
+        if found[1] in _TPUS and found[2].count("x") == next(iter(_TPUS[found[1]][1].values())).count("x"):
+            return _tpus(name, found[1], found[2], int(found[3] or 1))
+    raise ConfigError(
+        [
+            Problem(
+                key="--target",
+                got=name,
+                allowed="a TPU slice (v4-, v5p-CORES, v5e-, v6e-CHIPS, then x2 for two slices), v5p:XxYxZ, or h100-GPUS",
+                nearest=_nearest(name),
+            )
+        ]
+    )
+
+
+def _tpus(name: str, generation: str, shape: str, slices: int) -> Target:
+    chips = math.prod(map(int, shape.split("x"))) * slices
+    chip = CHIPS[generation]
+    return Target(
+        name=name, platform="tpu", topology=f"{generation}:{shape}", chips=chips, slices=slices, chip=chip
+    )
+
+
+def _gpus(name: str, chips: int) -> Target:
+    hosts, each = max(1, chips // _GPUS_OF_A_HOST), min(chips, _GPUS_OF_A_HOST)
+    return Target(
+        name=name, platform="cuda", topology=f"1x{hosts}x{each}", chips=chips, slices=1, chip=CHIPS["h100"]
+    )
+
+
+def names() -> list[str]:
+    """Every name of one slice."""
+    tpus = [f"{kind}-{chips * cores}" for kind, (cores, shapes) in _TPUS.items() for chips in shapes]
+    return [*tpus, *(f"h100-{count}" for count in _GPUS)]
+
+
+def _nearest(name: str) -> str | None:
+    """The generation as typed or the nearest, at the size nearest in ratio."""
+    found = re.fullmatch(r"([a-zA-Z]\w*?)[-_: ]?(\d+)(x\d+)?", name.lower().replace("v5litepod", "v5e"))
+    if not found or int(found[2]) < 1:
+        return config_fields.nearest_name(name, names())
+    generation = config_fields.nearest_name(found[1], list(CHIPS))
+    sizes = [other for other in names() if other.startswith(f"{generation}-")]
+    if not sizes:
+        return config_fields.nearest_name(name, names())
+    return min(sizes, key=lambda other: abs(math.log(int(other.split("-")[1]) / int(found[2]))))
