@@ -25,9 +25,12 @@ _KEY = re.compile(r"[A-Za-z0-9_]+")
 def stack_axes(path: str) -> int:
     """Number of leading stack axes of the leaf at `path`, for a weight, a gradient or an optimiser moment alike.
 
-    Weights of a run are stacked (period, layer); the matrices of experts (period, layer, expert).
+    Weights of a run are stacked (period, layer); the matrices of experts (period, layer, expert); those of the vision
+    tower's blocks (layer).
     """
     keys = path.split("/")
+    if "blocks" in keys:
+        return 1
     if "runs" not in keys:
         return 0
     return 3 if keys[-2] == "experts" and keys[-1] in ("gate", "up", "down") else 2
