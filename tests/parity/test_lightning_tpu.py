@@ -1,7 +1,7 @@
 """The TPU kernels of lightning attention, interpreted on the CPU, against NumPy float64.
 
 The interpreter fills memory that nothing wrote with NaN, refuses reads out of bounds and watches for races. Bound: not
-worse than twice plain XLA at the same dtype (`lightning_cases.assert_no_worse_than_xla`), for every row and head.
+worse than twice plain XLA at the same dtype, and each element within its rounding (`lightning_cases`).
 """
 
 import dataclasses
