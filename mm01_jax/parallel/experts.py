@@ -67,7 +67,8 @@ def expert_layer(
 
 
 def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
-    router_DE, *experts = weights
+    # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
+    router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
     B, S, D = x_BSD.shape
     E = config.num_experts
     x_TD, valid_T = x_BSD.reshape(B * S, D), (segments_BS >= 0).reshape(B * S)
@@ -86,6 +87,11 @@ def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
         overflow=overflow.astype(jnp.float32),
     )
     return y_TD.reshape(B, S, -1), lax.psum(stats, (*rules.batch, *rules.seq))
+
+
+def _varying(x: jax.Array, axes: set[str]) -> jax.Array:
+    missing = tuple(sorted(axes - jax.typeof(x).mat.varying))
+    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: Rules):

@@ -1,0 +1,155 @@
+"""Does the exchange of one token group run beside the experts' compute of another? Read off compiled programs.
+
+    python -m benchmarks.overlap --target=v5p --groups=1,2 --out=benchmarks/overlap.md
+    python -m benchmarks.overlap --target=h100 --groups=1,2 --out=benchmarks/overlap.md    (with jax's CUDA plugin)
+
+Compiles forward and backward of one expert layer of MiniMax-Text-01's widths for four chips that need not be here,
+and walks the schedule of the result: which matmuls stand between the start and the end of each all-to-all of rows.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+from configs import text_01  # noqa: E402
+from mm01_jax import sharding  # noqa: E402
+from mm01_jax.config import MeshConfig  # noqa: E402
+from mm01_jax.parallel.experts import expert_layer  # noqa: E402
+from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
+
+# NVIDIA's data sheet and CUDA's limits for compute capability 9.0, as XLA's compiler wants them told.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Of one compiled program: all-to-alls of rows, how many are asynchronous, the matmuls inside each."""
+
+    exchanges: int
+    asynchronous: int
+    matmuls_inside: tuple[int, ...]
+
+    @property
+    def overlapped(self) -> int:
+        return sum(count > 0 for count in self.matmuls_inside)
+
+
+def topology(target: str):
+    if target == "h100":
+        return topologies.get_topology_desc(platform="cuda", topology_name="h100", target_config=H100, topology="1x1x4")
+    return topologies.get_topology_desc(platform="tpu", topology_name=f"{target}:2x2x1")
+
+
+def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True):
+    """The compiled forward and backward of one expert layer over expert 4, two experts a chip."""
+    config = dataclasses.replace(text_01.get_config().model, num_experts=8, expert_dim=2304, exchange_groups=groups)
+    mesh_config = MeshConfig(expert=4)
+    mesh, rules = sharding.make_mesh(mesh_config, topology(target).devices), mesh_config.rules
+    D, E, F = config.embed_dim, config.num_experts, config.expert_dim
+
+    def array(shape, *axes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(mesh, rules, *axes))
+
+    def loss(x, weights, segments):
+        y, stats = expert_layer(x, segments, weights, config=config, rules=rules)
+        return jnp.sum(y.astype(jnp.float32) ** 2), stats
+
+    wide = array((E, D, F), "expert", None, "ffn")
+    weights = (array((D, E), None, None), wide, wide, array((E, F, D), "expert", "ffn", None))
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(
+            array((4, tokens, D), "batch", "seq", None),
+            weights,
+            array((4, tokens), "batch", "seq", dtype=jnp.int32),
+        )
+        return lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform) if options else {})
+
+
+def inspect(program: str) -> Found:
+    """Walks the entry computation, which is in the order that the compiler scheduled."""
+    computations, entry = _computations(program)
+    lines, open_since, inside, synchronous, matmuls = computations[entry], {}, [], 0, 0
+    for line in lines:
+        name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
+        if "bf16" in rest.partition("all-to-all")[0] and " all-to-all-start(" in rest:
+            open_since[name] = matmuls
+        elif found := re.search(r" all-to-all-done\((?:.*?)(%[\w.-]+)\)", rest):
+            if found[1] in open_since:
+                inside.append(matmuls - open_since.pop(found[1]))
+        elif " all-to-all(" in rest and "bf16" in rest.partition("all-to-all")[0]:
+            synchronous += 1
+        elif _multiplies(rest, computations):
+            matmuls += 1
+    return Found(len(inside) + synchronous, len(inside), tuple(inside))
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    computations, entry, current = {}, "", ""
+    for line in program.splitlines():
+        if found := re.match(r"(ENTRY )?(%[\w.-]+) .*\{$", line):
+            current = found[2]
+            computations[current] = []
+            entry = current if found[1] else entry
+        elif current and " = " in line:
+            computations[current].append(line)
+    return computations, entry
+
+
+def _multiplies(line: str, computations: dict[str, list[str]]) -> bool:
+    """Whether an instruction is a matmul, or a fusion or kernel around one."""
+    if re.search(r" (dot|convolution)\(", line) or re.search(r'custom_call_target="[^"]*(gemm|matmul)', line):
+        return True
+    if 'custom_call_target="tpu_custom_call"' in line and "ragged-dot-none" in line:  # XLA's grouped matmul
+        return True
+    called = re.search(r"calls=(%[\w.-]+)", line)
+    return bool(called) and any(_multiplies(inner, computations) for inner in computations[called[1]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", required=True, help="v5p, or h100")
+    parser.add_argument("--groups", default="1,2")
+    parser.add_argument("--tokens", type=int, default=4096, help="of one chip")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="a table that lines are added to")
+    parser.add_argument("--no_options", action="store_true", help="without mm01_jax/parallel/overlap.py's options")
+    args = parser.parse_args()
+    for groups in map(int, args.groups.split(",")):
+        start = time.monotonic()
+        compiled = compile_layer(args.target, groups, tokens=args.tokens, options=not args.no_options)
+        found, memory = inspect(compiled.as_text()), compiled.memory_analysis()
+        line = (
+            f"| {args.target} x 4, jax {jax.__version__} | {'no' if args.no_options else 'yes'} | {groups} | "
+            f"{found.exchanges} | {found.asynchronous} | {found.overlapped} | "
+            f"{', '.join(map(str, found.matmuls_inside))} | {memory.temp_size_in_bytes / 2**30:.2f} | "
+            f"{time.monotonic() - start:.0f} |"
+        )
+        print(line, flush=True)
+        with args.out.open("a") as file:
+            file.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""The compiler options under which XLA runs collectives beside compute (benchmarks/overlap.md).
+
+On TPUs all-to-all is synchronous without its option. On GPUs collectives are asynchronous, but without the latency
+hiding scheduler their ends follow at once on their starts.
+"""
+
+OPTIONS: dict[str, dict[str, str | bool]] = {
+    "tpu": {"xla_tpu_enable_async_all_to_all": "true"},
+    "gpu": {"xla_gpu_enable_latency_hiding_scheduler": True},
+}
+
+
+def compiler_options(platform: str) -> dict[str, str | bool]:
+    """For `jax.jit(..., compiler_options=...)` of a train step on devices of this platform ("cuda" is "gpu")."""
+    return OPTIONS.get("gpu" if platform == "cuda" else platform, {})
