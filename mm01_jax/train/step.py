@@ -61,7 +61,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[Trai
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     loss, stats, gradients = _gradients(state.model, batch, config)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     overflow = jnp.sum(stats.overflow)
     accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
     model, opt_state = apply_gradients(optimizer, gradients, state.opt_state, state.model)
