@@ -117,7 +117,8 @@ def jla_op(slope):
     import jla.ops
 
     def f(q, k, v):
-        g = jnp.broadcast_to(-slope, q.shape[:3])
+        # Behind a barrier: XLA would spend minutes folding the gate's cumulative sum as a constant.
+        g = jnp.broadcast_to(jax.lax.optimization_barrier(-slope), q.shape[:3])
         out = jla.ops.linear_attention("simple_gla", q, k, v, g=g, scale=1.0, impl="mosaic_gpu")
         return out[0] if isinstance(out, tuple) else out
 
@@ -128,24 +129,42 @@ def our_op(slope, ids=None):
     return lambda q, k, v: lightning_attention(q, k, v, slope, segment_ids=ids, implementation="gpu")[0]
 
 
-def variants(slope):
-    """The forward pass alone, in other tilings."""
-    plans = {f"w{w}s{s}": dict(warpgroups=w, stages=s) for w, s in ((2, 2), (1, 2), (1, 4))}
-    return {
-        name: lambda q, k, v, kw=kw: gpu_scan.scan(gpu_scan.Plan(tasks=((0, 1, 2),), **kw), (q, k, v), slope, None)[0][
-            0
-        ]
-        for name, kw in plans.items()
-    }
+PROFILED = "multi-free"
+VARIANTS = {
+    "plain": {},
+    "free": {"automatic_barriers": False},
+    "multi": {"multicast": True},
+    "multi-free": {"multicast": True, "automatic_barriers": False},
+}
 
 
-def forward(rate, tilings=True, peers=True):
+def one_pass(tasks, reverse, options):
+    plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, **options)
+    return jax.jit(lambda *arrays: gpu_scan.scan(plan, arrays, slopes(arrays[0].shape[2]), None))
+
+
+def variants(rate):
+    """Single passes in other tilings, against the first of them."""
+    kinds = {"forward": (((0, 1, 2),), False, 4), "dv, dk": (((1, 0, 3), (2, 3, 0)), True, 6)}
+    for kind, (tasks, reverse, tensors) in kinds.items():
+        for B, S, N in SHAPES:
+            if N == 16 and S > 32768 or (reverse and B == 1 and S == 8192):
+                continue
+            args = tuple(draw(i, B, S, N, 128) for i in range(4))
+            runs = {name: (one_pass(tasks, reverse, options), args) for name, options in VARIANTS.items()}
+            first = runs["plain"][0](*args)
+            for name, (run, _) in runs.items():
+                equal = jax.tree.map(jnp.array_equal, run(*args), first)
+                if not all(jax.tree.leaves(equal)):
+                    print(f"  {name} DIFFERS from plain: {equal}", flush=True)
+            report(kind, (B, S, N), 2 * tensors * args[0].size / rate * 1e3, times(runs))
+
+
+def forward(rate, peers=True):
     for B, S, N in SHAPES:
         q, k, v = (draw(i, B, S, N, 128) for i in range(3))
         slope = slopes(N)
         contenders = {"ours": our_op(slope)} | ({"jla": jla_op(slope)} if peers else {})
-        if tilings:
-            contenders |= variants(slope)
         seen = times({name: (jax.jit(f), (q, k, v)) for name, f in contenders.items()})
         report("forward", (B, S, N), 8 * q.size / rate * 1e3, seen)
 
@@ -220,9 +239,8 @@ def step(rate):
 
 
 def profile():
-    q, k, v = (draw(i, 1, 32768, 64, 128) for i in range(3))
-    d_out = draw(3, 1, 32768, 64, 128)
-    jax.block_until_ready(with_gradient(our_op(slopes(64)))(q, k, v, d_out))
+    args = tuple(draw(i, 1, 32768, 64, 128) for i in range(4))
+    jax.block_until_ready(one_pass(((0, 1, 2),), False, VARIANTS[PROFILED])(*args))
 
 
 if __name__ == "__main__":
@@ -244,6 +262,8 @@ if __name__ == "__main__":
             elif name == "both-ours":
                 both(rate, peers=False)
             else:
-                {"forward": forward, "both": both, "long": long, "packed": packed, "step": step}[name](rate)
+                {"forward": forward, "both": both, "long": long, "variants": variants, "packed": packed, "step": step}[
+                    name
+                ](rate)
         except Exception as error:  # the other parts still count: device time is short
             print(f"{name} FAILED {type(error).__name__}: {str(error)[:1500]}", flush=True)

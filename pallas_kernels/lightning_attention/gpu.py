@@ -58,8 +58,8 @@ class _Pass:
 
     def __init__(self, q_BSNH, slope_N, segment_ids_BS):
         B, S, N, H = q_BSNH.shape
-        self.warpgroups = H // gpu_scan.ROWS
-        chunk = self.warpgroups * gpu_scan.ROWS
+        self.readers = H // gpu_scan.ROWS
+        chunk = self.readers * gpu_scan.ROWS
         self.slope, self.fill = slope_N, -S % chunk
         if segment_ids_BS is None and self.fill:
             segment_ids_BS = jnp.zeros((B, S), jnp.int32)
@@ -79,7 +79,7 @@ class _Pass:
 
     def scan(self, tasks, arrays, states, *, reverse: bool, first=None, **writes):
         keyed = self.keys is not None
-        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, keyed=keyed, warpgroups=self.warpgroups, **writes)
+        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, keyed=keyed, readers=self.readers, **writes)
         return gpu_scan.scan(plan, arrays, self.slope, states, self.keys, segments=self.segments, first=first)
 
     def entering(self, arrays, state_BNHH, *, reverse: bool) -> jax.Array:

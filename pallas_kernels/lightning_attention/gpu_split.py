@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.lightning_attention import packing
-from pallas_kernels.lightning_attention.gpu_scan import DOCUMENT, META, PAD
+from pallas_kernels.lightning_attention.gpu_decay import DOCUMENT, META, PAD
 
 UNDERFLOW = 104.0  # exp(-104) is below half of the smallest float32
 CHUNKS = 16  # fewest chunks worth a segment of their own

@@ -1,0 +1,90 @@
+"""The powers of the decay inside a chunk of the Hopper kernels, as the differences of keys.
+
+A token's *key* is its age since the chunk's start, plus DOCUMENT for each document begun since; the state that enters
+has key 0. Between two keys lies a distance in time, or more than a chunk where a document lies between: then nothing
+is read. Without keys token i has key i + 1, and all powers are computed once for a head, before the loop over chunks.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+ROWS = 64  # tokens of a warpgroup: the height of a wgmma
+PAD = 1 << 20  # the key of a padding token
+DOCUMENT = 256  # what a new document adds to a key: above any distance within a chunk
+META = 32  # floats after a chunk's keys, the key at the chunk's end: slots stay on TMA's 128 byte boundaries
+
+DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
+
+
+class Reader:
+    """For the 64 tokens of one reader: `read` (64,), the decay since the state that enters, and `inside`."""
+
+    def __init__(self, plan, reader: int, rate, keys=None):
+        self.plan, self.reader, self.rate, self.keys = plan, reader, rate, keys
+        self.row = _row_keys(reader, keys)
+        self.read = self._power(keys[plan.chunk] - self.row if keys is not None else plan.chunk - self.row)
+        if not plan.reverse:
+            self.read = self._power(self.row)
+        self.factors = {} if keys is not None else {block: self._factors(block) for block in plan.blocks(reader)}
+
+    def inside(self, block: int, scores):
+        """The scores of the reader's tokens against a block of tokens, decayed: both (64, 64)."""
+        if self.keys is None:
+            for factor in self.factors[block]:
+                scores = scores * factor()
+            return scores
+        other = plgpu.load(self.keys.at[pl.ds(block * ROWS, ROWS)], layout=ACROSS)
+        # Two padding tokens must not meet at distance 0.
+        other = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
+        distance = down(self.row, ROWS) - across(other, ROWS)
+        return scores * self._power(-distance if self.plan.reverse else distance)
+
+    def _factors(self, block: int):
+        """Decays between the reader's tokens and a block: a table on the diagonal, beside it a row times a column."""
+        between = (block - self.reader if self.plan.reverse else self.reader - block) * ROWS
+        if between:
+            row, column = (_iota((ROWS,), 0, layout) for layout in (DOWN, ACROSS))
+            row, column = (between - row, column) if self.plan.reverse else (row, between - column)
+            row, column = self._power(row), self._power(column)
+            return [lambda: down(row, ROWS), lambda: across(column, ROWS)]
+        i, j = (_iota((ROWS, ROWS), axis, plgpu.Layout.WGMMA) for axis in (0, 1))
+        table = self._power(j - i if self.plan.reverse else i - j)
+        return [lambda: table]
+
+    def _power(self, distance):
+        return power(self.plan, self.rate, distance)
+
+
+class Writer:
+    """`write`: for each 64 tokens of the chunk (64,), the decay until the state that leaves; `carry`, of a whole chunk."""
+
+    def __init__(self, plan, rate, keys=None):
+        end = jnp.float32(plan.chunk) if keys is None else keys[plan.chunk]
+        rows = [_row_keys(block, keys) for block in range(plan.readers)]
+        self.write = [power(plan, rate, row if plan.reverse else end - row) for row in rows]
+        self.carry = power(plan, rate, end)
+
+
+def power(plan, rate, distance):
+    alive = (distance >= 0) & (distance <= plan.chunk)
+    return jnp.where(alive, jnp.exp2(distance * -rate), jnp.float32(0))
+
+
+def down(per_row, columns: int):
+    return lax.broadcast_in_dim(per_row, (per_row.shape[0], columns), [0])
+
+
+def across(per_column, rows: int):
+    return lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), [1])
+
+
+def _row_keys(block: int, keys):
+    if keys is None:
+        return _iota((ROWS,), 0, DOWN) + (block * ROWS + 1.0)
+    return plgpu.load(keys.at[pl.ds(block * ROWS, ROWS)], layout=DOWN)
+
+
+def _iota(shape, axis: int, layout):
+    return plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout).astype(jnp.float32)
