@@ -74,12 +74,13 @@ def _known_sha256s(found, against) -> dict[str, str] | None:
 
 
 def _settings_differences(found: TorchSource, against) -> list[str]:
-    """Fields of config.json that are not those of the conversion `against`."""
+    """Fields of config.json that are not as the conversion `against` read them; further ones change no number."""
     if pathlib.Path(against).is_file():
         return []
     plain = CheckpointSource(against).plain
-    names = [name for name in plain.keys() | found.plain.keys() if plain.get(name) != found.plain.get(name)]
-    return [f"config.json: {name}={found.plain.get(name)!r} against {plain.get(name)!r}" for name in sorted(names)]
+    problems = _config_differences(found.config.model, CheckpointSource(against).config.model)
+    names = [name for name in plain if not isinstance(plain[name], dict) and plain[name] != found.plain.get(name)]
+    return problems + [f"config.json: {name}={found.plain.get(name)!r} against {plain[name]!r}" for name in names]
 
 
 def _sha256_problems(found: TorchSource, known: dict[str, str]) -> list[str]:

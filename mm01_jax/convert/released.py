@@ -38,7 +38,12 @@ def config_json(config: Config, dialect: Dialect, dtype: str, carried: dict[str,
     if not dialect.vision:
         return top | _text(config.model, dialect.native, _carry(dialect.constants, carried, same))
     text = _text(config.model, False, _carry(VL_TEXT_CONSTANTS, carried.get("text_config", {}), same))
-    text = {"architectures": ["MiniMaxText01ForCausalLM"], "model_type": "minimax_text_01", **text}
+    text = {
+        "architectures": ["MiniMaxText01ForCausalLM"],
+        "model_type": "minimax_text_01",
+        "torch_dtype": dtype,
+        **text,
+    }
     vision = _carry(VISION_CONSTANTS, carried.get("vision_config", {}), same) | _vision(config.vision, config.model)
     return top | _carry(dialect.constants, carried, same) | {"text_config": text, "vision_config": vision}
 
