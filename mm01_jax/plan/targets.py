@@ -1,10 +1,10 @@
 """The machines that a plan can be made for, by the names their vendors sell them under. Imports no jax.
 
-    v5p-1024     Google's name: v4 and v5p count cores, two a chip, so this is 512 chips, an 8x8x8 torus
-    v6e-256      v5e and v6e count chips
-    v6e-256x2    two such slices, joined by the data-centre network
-    v5p:4x4x8    a torus by its shape, for generations and sizes without a name here
-    h100-512     GPUs, eight a host
+v5p-1024     Google's name: v4 and v5p count cores, two a chip, so this is 512 chips, an 8x8x8 torus
+v6e-256      v5e and v6e count chips
+v6e-256x2    two such slices, joined by the data-centre network
+v5p:4x4x8    a torus by its shape, for generations and sizes without a name here
+h100-512     GPUs, eight a host
 """
 
 import dataclasses
@@ -22,8 +22,9 @@ class Chip:
     """One chip as its vendor's data sheet has it; a device of jax is one chip.
 
     flops: dense bfloat16 FLOP/s. hbm: bytes a program may use (of TPUs what libtpu's compiler allows, measured by
-    programs that it refused). hbm_speed, link_speed, network_speed: bytes/s of the memory, of all links to neighbours
-    (ICI, NVLink) in one direction, and of the network between slices or hosts.
+    programs that it refused). hbm_speed: bytes/s of the memory. link_speed: bytes/s that a chip sends along one
+    dimension of the torus, both ways together, or through NVLink. network_speed: bytes/s of one chip's share of the
+    network between slices or hosts.
     """
 
     flops: float
@@ -34,10 +35,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(flops=275e12, hbm=int(30.75 * GIB), hbm_speed=1.2e12, link_speed=150e9, network_speed=6.25e9),
-    "v5e": Chip(flops=197e12, hbm=int(15.75 * GIB), hbm_speed=0.819e12, link_speed=100e9, network_speed=6.25e9),
-    "v5p": Chip(flops=459e12, hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=300e9, network_speed=6.25e9),
-    "v6e": Chip(flops=918e12, hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=224e9, network_speed=12.5e9),
+    "v4": Chip(flops=275e12, hbm=int(30.75 * GIB), hbm_speed=1.2e12, link_speed=90e9, network_speed=6.25e9),
+    "v5e": Chip(flops=197e12, hbm=int(15.75 * GIB), hbm_speed=0.819e12, link_speed=90e9, network_speed=6.25e9),
+    "v5p": Chip(flops=459e12, hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=180e9, network_speed=6.25e9),
+    "v6e": Chip(flops=918e12, hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=180e9, network_speed=12.5e9),
     "h100": Chip(flops=989e12, hbm=84_942_979_072, hbm_speed=3.352e12, link_speed=450e9, network_speed=50e9),
 }
 
@@ -89,15 +90,15 @@ def parse(name: str) -> Target:
         cores, shapes = _TPUS.get(generation, (1, {}))
         if size % cores == 0 and size // cores in shapes and 1 <= slices <= _MOST_SLICES:
             return _tpus(name, generation, shapes[size // cores], slices)
-    elif found := re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})(?:x(\d+)slices)?", name):
-        if found[1] in _TPUS and found[2].count("x") == next(iter(_TPUS[found[1]][1].values())).count("x"):
+    elif (found := re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})(?:x(\d+)slices)?", name)) and found[1] in _TPUS:
+        if found[2].count("x") == _TPUS[found[1]][1][4].count("x"):
             return _tpus(name, found[1], found[2], int(found[3] or 1))
     raise ConfigError(
         [
             Problem(
                 key="--target",
                 got=name,
-                allowed="a TPU slice (v4-, v5p-CORES, v5e-, v6e-CHIPS, then x2 for two slices), v5p:XxYxZ, or h100-GPUS",
+                allowed="a TPU slice (v4- or v5p-CORES, v5e- or v6e-CHIPS; x2 after it: two), v5p:XxYxZ, or h100-GPUS",
                 nearest=_nearest(name),
             )
         ]
@@ -107,16 +108,12 @@ def parse(name: str) -> Target:
 def _tpus(name: str, generation: str, shape: str, slices: int) -> Target:
     chips = math.prod(map(int, shape.split("x"))) * slices
     chip = CHIPS[generation]
-    return Target(
-        name=name, platform="tpu", topology=f"{generation}:{shape}", chips=chips, slices=slices, chip=chip
-    )
+    return Target(name=name, platform="tpu", topology=f"{generation}:{shape}", chips=chips, slices=slices, chip=chip)
 
 
 def _gpus(name: str, chips: int) -> Target:
     hosts, each = max(1, chips // _GPUS_OF_A_HOST), min(chips, _GPUS_OF_A_HOST)
-    return Target(
-        name=name, platform="cuda", topology=f"1x{hosts}x{each}", chips=chips, slices=1, chip=CHIPS["h100"]
-    )
+    return Target(name=name, platform="cuda", topology=f"1x{hosts}x{each}", chips=chips, slices=1, chip=CHIPS["h100"])
 
 
 def names() -> list[str]:

@@ -1,0 +1,101 @@
+"""Plans a step on machines that are not here, on a CPU:
+
+    python -m mm01_jax.plan --config=configs/text_01.py --target=v5p-1024 --step=train
+
+Compiles the real step for the target and says what one chip holds, computes, moves and sends, and how long that takes
+at least. `--no-compile` plans by shapes alone, in seconds. `--search` compares all meshes. A target other than the
+config's own gets the best mesh found, unless `--mesh` gives one.
+
+Exit codes: 0 it fits, 2 what was typed is wrong, or it does not fit.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import sys
+
+from absl import flags
+
+from mm01_jax import config_fields, config_io, config_mesh
+from mm01_jax.config import Config, ConfigError, Problem
+from mm01_jax.plan import targets
+
+KINDS = ("train", "prefill", "decode")
+_SHOWN = 12
+
+_CONFIG = flags.DEFINE_string("config", None, "a .py file with get_config, or a saved config in .json")
+_TARGET = flags.DEFINE_string("target", None, "a TPU slice (v5p-1024, v6e-256, v6e-256x2) or GPUs (h100-512)")
+_STEP = flags.DEFINE_string("step", "train", "train, prefill or decode")
+_MESH = flags.DEFINE_string("mesh", None, "sizes of mesh axes, data=8,expert=16,tensor=4; those not named are 1")
+_NO_COMPILE = flags.DEFINE_bool("no-compile", False, "plan by shapes alone, in seconds")
+_SEARCH = flags.DEFINE_bool("search", False, "compare all meshes of the target by shapes")
+_JSON = flags.DEFINE_string("json", None, "a file for the plan's numbers")
+_PNG = flags.DEFINE_string("png", None, "a file for a bar chart of the memory of one chip (extra: plots)")
+_HLO = flags.DEFINE_string("hlo", None, "a file for the compiled program's text")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        overrides = config_io.parse_flags(argv)
+        config = config_io.load(_CONFIG.value, overrides)
+        config_io.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
+        target = targets.parse(_TARGET.value)
+        if _STEP.value not in KINDS:
+            raise _refused("--step", _STEP.value, ", ".join(KINDS), config_fields.nearest_name(_STEP.value, KINDS))
+        config = config if _MESH.value is None else dataclasses.replace(config, mesh=_mesh(_MESH.value, config))
+        if _MESH.value is not None and (problems := _mesh_problems(config, target)):
+            raise ConfigError(problems)
+        return _plan(config, target)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _plan(config: Config, target: targets.Target) -> int:
+    from mm01_jax.plan import compiler
+
+    compiler.prepare(os.environ)  # before anything touches a device
+    from mm01_jax.plan import planner, report, search
+
+    if _SEARCH.value or _mesh_problems(config, target):
+        candidates = search.search(_STEP.value, config, target)
+        if not candidates:
+            raise ConfigError(_mesh_problems(config, target))
+        print(report.candidates(candidates, target, _SHOWN if _SEARCH.value else 1))
+        if _SEARCH.value:
+            return 0
+        config = candidates[0].config
+    plan = planner.make_plan(_STEP.value, config, target, compile_it=not _NO_COMPILE.value)
+    print(report.text(plan))
+    if _JSON.value:
+        pathlib.Path(_JSON.value).write_text(json.dumps(report.as_json(plan), indent=1) + "\n", encoding="utf-8")
+    if _HLO.value and plan.compiled is not None:
+        pathlib.Path(_HLO.value).write_text(plan.compiled.text, encoding="utf-8")
+    if _PNG.value:
+        report.save_chart(plan, _PNG.value)
+    return 0 if plan.fits else 2
+
+
+def _mesh_problems(config: Config, target: targets.Target) -> list[Problem]:
+    return config_mesh.sharding_problems(config) + config_mesh.mesh_problems(config, target.chips)
+
+
+def _mesh(text: str, config: Config):
+    sizes = dict.fromkeys(config_mesh.MESH_AXES, 1)
+    for part in text.split(","):
+        found = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
+        if not found or found[1] not in sizes:
+            near = config_fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
+            raise _refused("--mesh", part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
+        sizes[found[1]] = int(found[2])
+    return dataclasses.replace(config.mesh, **sizes)
+
+
+def _refused(key: str, got: str, allowed: str, nearest: str | None) -> ConfigError:
+    return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,119 @@
+"""Compiles a step for a machine that is not here: libtpu's compile-only client, or jax's CUDA plugin without a GPU."""
+
+import dataclasses
+import importlib.util
+import re
+import resource
+import time
+from collections.abc import MutableMapping, Sequence
+
+import jax
+from jax.experimental import topologies
+
+from mm01_jax.plan.steps import Step
+from mm01_jax.plan.targets import Target
+
+# What XLA has to know of an H100 SXM (NVIDIA's data sheet; compute capability 9.0 with its own instructions).
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+runtime_version { major: 12 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler said. Bytes are one chip's; `refusal` is the compiler's sentence when it does not fit.
+
+    seconds: trace, lower, compile. host_bytes: the most memory that this process has held.
+    """
+
+    refusal: str | None
+    text: str
+    memory: dict[str, int]
+    seconds: dict[str, float]
+    host_bytes: int
+
+
+def prepare(environment: MutableMapping[str, str]) -> None:
+    """Settings that must stand before jax is imported: no accelerator is looked for, several plans may run at once."""
+    environment["JAX_PLATFORMS"] = "cpu"
+    environment["TPU_SKIP_MDS_QUERY"] = "1"
+    environment["TPU_WORKER_HOSTNAMES"] = "localhost"
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    environment.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+
+
+def devices(target: Target) -> Sequence[jax.Device]:
+    """The devices of a machine that is not here.
+
+    Raises:
+      ValueError: the compiler for it is not installed; the message says how it is.
+    """
+    package, extra = ("libtpu", "tpu-aot") if target.platform == "tpu" else ("jax_cuda13_plugin", "gpu-aot")
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"{target.name} needs {package}, which is not installed here: pip install 'mm01_jax[{extra}]'; "
+            "or --no-compile for shapes alone"
+        )
+    if target.platform == "tpu":
+        slices = {"num_slices": target.slices} if target.slices > 1 else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **slices).devices
+    options = {"target_config": _H100, "topology": target.topology}
+    return topologies.get_topology_desc(platform="cuda", topology_name="h100", **options).devices
+
+
+def compile_step(step: Step) -> Compiled:
+    """Compiles a step under the mesh in force, and reports a refusal for memory instead of raising it."""
+    seconds, text, memory, refusal = {}, "", {}, None
+    start = time.perf_counter()
+    traced = step.function.trace(*step.arguments)
+    seconds["trace"] = time.perf_counter() - start
+    lowered = traced.lower()
+    seconds["lower"] = time.perf_counter() - start - seconds["trace"]
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = _sentence(str(error))
+    else:
+        text, memory = compiled.as_text(), _memory(compiled.memory_analysis())
+    seconds["compile"] = time.perf_counter() - start
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Compiled(refusal, text, memory, seconds, most)
+
+
+def _memory(stats) -> dict[str, int]:
+    fields = {"arguments": "argument", "temporaries": "temp", "outputs": "output", "donated": "alias"}
+    found = {name: getattr(stats, f"{field}_size_in_bytes") for name, field in fields.items()}
+    return {**found, "peak": stats.peak_memory_in_bytes}
+
+
+def _sentence(error: str) -> str:
+    """The part of an out-of-memory error that says how much, and the largest things in it."""
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    sizes = [line for line in lines[1:] if re.search(r"(Used|Exceeded|Total|Size:|Operator:|Shape:)", line)]
+    return "\n    ".join([lines[0], *sizes[:12]])

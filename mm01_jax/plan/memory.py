@@ -1,0 +1,67 @@
+"""Bytes on one chip, before any compilation: exact for what a step is given, an estimate for what it makes.
+
+The estimate of a training step: gradients as large as the parameters; the input of every layer, kept for the backward
+pass (remat "full"); of one layer its gathered weights, twice, because the next ones arrive while these are used, and
+the buffers of one group's experts, forward and backward.
+"""
+
+import math
+from typing import Any
+
+import jax
+
+from mm01_jax.config import Config
+from mm01_jax.plan.steps import Step
+
+ESTIMATED = ("gradients", "layer inputs", "gathered weights", "expert buffers", "loss")
+
+
+def per_chip(step: Step) -> dict[str, int]:
+    """Part of the arguments -> bytes on one chip, by its shardings."""
+    return {name: _bytes(part) for name, part in step.parts.items()}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[str, int]:
+    """What the step makes on one chip: name -> bytes.
+
+    Args:
+      tokens: of one call, on all chips. parameters: bytes of the parameters on one chip.
+    """
+    model, train = config.model, config.train
+    item, stored = (2 if name == "bfloat16" else 4 for name in (model.dtype, model.param_dtype))
+    micro = train.num_microbatches if kind == "train" else 1
+    here = tokens // (shards(config, "batch") * shards(config, "seq")) // micro
+    width, passes = model.embed_dim, 2 if kind == "train" else 1
+    layer_weights = parameters * shards(config, "embed") * item // (stored if kind == "train" else item)
+    layer_weights //= model.num_layers
+    rows = buffer_rows(config, here) // math.gcd(model.exchange_groups, max(here, 1))
+    expert_width = model.expert_dim // shards(config, "ffn")
+    found = {
+        "gathered weights": 2 * layer_weights if shards(config, "embed") > 1 else 0,
+        # Rows arrive, are sorted, and come back; gate, up and their product between. float32 results: twice the bytes.
+        "expert buffers": passes * rows * item * (4 * width + 4 * expert_width),
+    }
+    if kind == "train":
+        found["gradients"] = parameters
+        found["layer inputs"] = model.num_layers * here * width * item // shards(config, "act_embed")
+        found["loss"] = min(train.loss_chunk, here) * model.vocab_size * 4 // shards(config, "vocab")
+    return found
+
+
+def buffer_rows(config: Config, tokens: int) -> int:
+    """Rows that one chip's experts may receive for `tokens` of its own (parallel/exchange.py)."""
+    model, shard_count = config.model, shards(config, "expert")
+    worst = tokens * min(model.num_experts_per_token, model.num_experts // shard_count) * shard_count
+    balanced = tokens * model.num_experts_per_token
+    if model.routing == "capacity":
+        return min(worst, math.ceil(model.capacity_factor * balanced))
+    return worst if model.dropless_bound is None else min(worst, math.ceil(model.dropless_bound * balanced))
+
+
+def shards(config: Config, logical: str) -> int:
+    """Over how many devices the rules cut a logical axis."""
+    return math.prod(getattr(config.mesh, axis) for axis in getattr(config.mesh.rules, logical))

@@ -1,0 +1,136 @@
+"""One plan: a step of a config on a target, its bytes, work and messages on one chip, and whether it fits."""
+
+import contextlib
+import dataclasses
+from collections import Counter
+
+import jax
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from mm01_jax import sharding
+from mm01_jax.config import Config
+from mm01_jax.plan import collectives, compiler, memory, program, roofline, traffic
+from mm01_jax.plan.count import Counts, count
+from mm01_jax.plan.steps import Step, make_step
+from mm01_jax.plan.targets import Target
+from mm01_jax.train.flops import train_flops_per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that a report says; bytes, FLOPs and counts are of one chip and one call.
+
+    arguments: part -> bytes. estimated: what the step makes, by shapes. compiled: None in quick mode.
+    messages: collectives with counts, of the compiled program, else those that the program states itself.
+    overlapped: of them, those that run beside other work. moved: bytes to and from memory, None in quick mode.
+    model_flops: what the mathematics needs, of all chips together.
+    """
+
+    kind: str
+    target: Target
+    config: Config
+    tokens: int
+    arguments: dict[str, int]
+    estimated: dict[str, int]
+    counts: Counts
+    messages: Counter
+    overlapped: Counter
+    moved: float | None
+    model_flops: float
+    compiled: compiler.Compiled | None
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        return {axis: getattr(self.config.mesh, axis) for axis in sharding.AXES}
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment: the compiler's figure, else the sum of the parts."""
+        if self.compiled is not None and self.compiled.memory:
+            return self.compiled.memory["peak"]
+        return sum(self.arguments.values()) + sum(self.estimated.values())
+
+    @property
+    def fits(self) -> bool:
+        refused = self.compiled is not None and self.compiled.refusal is not None
+        return not refused and self.peak <= self.target.chip.hbm
+
+    @property
+    def times(self) -> roofline.Times | None:
+        if self.moved is None:
+            return None
+        return roofline.times(self.target, self.mesh, self.counts.flops, self.moved, self.messages)
+
+    def mfu(self, seconds: float) -> float:
+        return self.model_flops / (seconds * self.target.chips * self.target.chip.flops)
+
+
+def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) -> Plan:
+    """Plans a step. `config.mesh` has as many devices as `target`.
+
+    Raises:
+      ValueError: the target's compiler is not installed (see `compiler.devices`).
+    """
+    with _mesh_in_force(config, target, compile_it=compile_it) as mesh:
+        step = make_step(kind, config, mesh)
+        compiled = compiler.compile_step(step) if compile_it else None
+        # Quick mode counts what it traced; the compiler's program has been traced already and the trace is cached.
+        counts = count(step.function.trace(*step.arguments).jaxpr, dict(mesh.shape), _balanced_rows(config, step))
+    arguments = memory.per_chip(step)
+    estimated = memory.estimated(kind, config, step.tokens, arguments["parameters"])
+    messages, overlapped, moved = counts.collectives, Counter(), None
+    if compiled is not None and compiled.text:
+        found = program.parse(compiled.text)
+        messages, overlapped = dataclasses.astuple(collectives.find(found, dict(mesh.shape)))
+        moved = traffic.bytes_moved(found)
+    flops = _model_flops(kind, config, step.tokens)
+    return Plan(
+        kind, target, config, step.tokens, arguments, estimated, counts, messages, overlapped, moved, flops, compiled
+    )
+
+
+@contextlib.contextmanager
+def _mesh_in_force(config: Config, target: Target, *, compile_it: bool):
+    if compile_it:
+        mesh = sharding.make_mesh(config.mesh, list(compiler.devices(target)))
+        with jax.set_mesh(mesh):
+            yield mesh
+        return
+    mesh = abstract_mesh(config, target)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield mesh
+
+
+def abstract_mesh(config: Config, target: Target) -> AbstractMesh:
+    """The config's mesh with the kind of its devices and no device: enough to trace, no compiler needed."""
+    platform = "gpu" if target.platform == "cuda" else "tpu"
+    device = AbstractDevice(device_kind=DEVICE_KINDS[target.generation], num_cores=None, platform=platform)
+    sizes = tuple(getattr(config.mesh, axis) for axis in sharding.AXES)
+    return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=device)
+
+
+# jax's name of one device.
+DEVICE_KINDS = {
+    "v4": "TPU v4",
+    "v5e": "TPU v5 lite",
+    "v5p": "TPU v5",
+    "v6e": "TPU v6 lite",
+    "h100": "NVIDIA H100 80GB HBM3",
+}
+
+
+def _balanced_rows(config: Config, step: Step) -> int:
+    """Rows of one grouped matmul on one chip when every expert is chosen equally often."""
+    model = config.model
+    here = step.tokens // (memory.shards(config, "batch") * memory.shards(config, "seq"))
+    if step.parts.keys() >= {"optimizer"}:
+        here //= config.train.num_microbatches
+    return max(1, here * model.num_experts_per_token // model.exchange_groups)
+
+
+def _model_flops(kind: str, config: Config, tokens: int) -> float:
+    """Training: forward and backward of full rows. Decode: a third of the same; a token's cache is full."""
+    length = config.train.sequence_length
+    if kind == "train":
+        return tokens * train_flops_per_token(config.model, length)
+    return tokens * train_flops_per_token(config.model, 2 * length - 1) / 3

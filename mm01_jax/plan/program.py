@@ -1,0 +1,102 @@
+"""A compiled program read from its text: computations, their instructions, and how often each one runs.
+
+XLA's own analysis counts the body of a loop once; here a body counts as often as its loop runs.
+"""
+
+import dataclasses
+import functools
+import re
+from collections import defaultdict
+
+_ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)$")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line: `name = shape opcode(operands), attributes`."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str  # operands and attributes as they stand
+    root: bool
+
+    @property
+    def calls(self) -> dict[str, list[str]]:
+        """Attribute -> the computations it names."""
+        return {key: re.findall(r"[\w.\-]+", value) for key, value in _CALLS.findall(self.rest)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computations by name. entry: the one that runs first."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+    @functools.cached_property
+    def times(self) -> dict[str, int]:
+        """Computation -> how often one call of the program runs it. Every branch of a conditional counts."""
+        times: dict[str, int] = defaultdict(int)
+        times[self.entry] = 1
+        # A computation stands after all that it calls, so callers first is the text backwards.
+        for name in reversed(self.computations):
+            for instruction in self.computations[name]:
+                trips = self.trips(instruction) if instruction.opcode == "while" else 1
+                for called in instruction.calls.values():
+                    for inner in called:
+                        times[inner] += times[name] * trips
+        return times
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a `while` runs: as the compiler notes it, else the constant its counter is compared with."""
+        if noted := _TRIPS.search(loop.rest):
+            return int(noted[1])
+        condition = self.computations[loop.calls["condition"][0]]
+        constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.opcode == "constant"]
+        bounds = [int(found[1]) for found in constants if found]
+        return max(bounds) if bounds else 1
+
+
+def parse(text: str) -> Program:
+    """The program of an executable's text (`compiled.as_text()`)."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        if current is None or not line.startswith(" "):
+            found = _COMPUTATION.match(line)
+            current = found[2] if found else None
+            if found:
+                computations[current] = []
+                entry = current if found[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            root, name, shape, opcode, rest = found.groups()
+            operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]))
+            computations[current].append(Instruction(name, shape, opcode, operands, rest, bool(root)))
+    return Program(computations, entry)
+
+
+def sizes(shape: str, *, main_memory_only: bool = False) -> list[int]:
+    """Bytes of every array in a shape's text. `main_memory_only`: 0 for those that live in a core's own memory."""
+    found = []
+    for dtype, dims, layout in _SHAPE.findall(shape):
+        count = 1
+        for dim in dims.split(","):
+            count *= int(dim) if dim else 1
+        near = main_memory_only and re.search(r"S\([1-9]", layout)
+        found.append(0 if near else count * item_bits(dtype) // 8)
+    return found
+
+
+def item_bits(dtype: str) -> int:
+    """Bits of one element: the number in its name (bf16, s32, f8e4m3), 8 for pred."""
+    if dtype in _ITEM_BITS:
+        return _ITEM_BITS[dtype]
+    number = re.search(r"\d+", dtype)
+    return int(number[0]) if number else 0

@@ -1,0 +1,74 @@
+"""Which mesh of a target's chips is best? By shapes alone: bytes as `memory` estimates them, time from the counts on
+paper of what dominates (experts, their exchange, weights gathered, sums over tensor). Compile the winner to be sure.
+"""
+
+import dataclasses
+from collections import Counter
+
+import jax
+
+from mm01_jax import config_mesh, sharding
+from mm01_jax.config import Config
+from mm01_jax.plan import memory, roofline
+from mm01_jax.plan.count import Collective
+from mm01_jax.plan.planner import abstract_mesh
+from mm01_jax.plan.steps import make_step
+from mm01_jax.plan.targets import Target
+from mm01_jax.train.flops import train_flops_per_token
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A mesh, the bytes of one chip, and the seconds of a step (no message overlapped)."""
+
+    config: Config
+    bytes: int
+    seconds: float
+
+
+def search(kind: str, config: Config, target: Target) -> list[Candidate]:
+    """All meshes that the model and batch divide over, those that fit first, the fastest of them first."""
+    meshes = config_mesh.nearest_meshes(config, target.chips, most=100_000)
+    found = [_judge(kind, dataclasses.replace(config, mesh=mesh), target) for mesh in meshes]
+    return sorted(
+        found, key=lambda c: (c.bytes > target.chip.hbm, c.seconds if c.bytes <= target.chip.hbm else c.bytes)
+    )
+
+
+def _judge(kind: str, config: Config, target: Target) -> Candidate:
+    mesh = abstract_mesh(config, target)
+    with jax.sharding.use_abstract_mesh(mesh):
+        step = make_step(kind, config, mesh)
+    given = memory.per_chip(step)
+    made = memory.estimated(kind, config, step.tokens, given["parameters"])
+    times = _times(kind, config, target, step.tokens, given)
+    return Candidate(config, sum(given.values()) + sum(made.values()), times.worst)
+
+
+def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[str, int]) -> roofline.Times:
+    model, train = config.model, kind == "train"
+    micro = config.train.num_microbatches if train else 1
+    passes = 3 if train else 1  # forward; again for the backward; backward
+    here = tokens // (memory.shards(config, "batch") * memory.shards(config, "seq"))
+    mesh = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
+    weights = given["parameters"] * memory.shards(config, "embed") // (2 if model.param_dtype == "float32" else 1)
+    rows = memory.buffer_rows(config, here // micro) * model.embed_dim * 2
+    tensor, expert = memory.shards(config, "ffn"), memory.shards(config, "expert")
+    layer_calls = model.num_layers * micro * passes
+    messages = Counter()
+
+    def add(kind: str, logical: str, size: float, count: int) -> None:
+        axes = tuple(axis for axis in sharding.AXES if axis in getattr(config.mesh.rules, logical) and mesh[axis] > 1)
+        if axes:
+            messages[Collective(kind, axes, int(size))] += count
+
+    add("all-to-all", "expert", rows / tensor, 2 * layer_calls)
+    add("all-gather", "ffn", rows * (1 if expert > 1 else 0), 2 * layer_calls)
+    add("all-reduce", "heads", here / micro * model.embed_dim * 2, 2 * layer_calls)
+    add("all-gather", "embed", weights, micro * passes + (micro if train else 0))
+    keys = here / micro * memory.shards(config, "seq") * model.num_kv_heads * model.head_dim * 4
+    add("all-gather", "seq", keys / memory.shards(config, "kv_heads"), layer_calls // len(model.period))
+    flops = tokens * train_flops_per_token(model, config.train.sequence_length) * (4 / 3 if train else 1 / 3)
+    moved = micro * passes * weights + 2 * given.get("optimizer", 0) + given.get("cache", 0)
+    moved += layer_calls * here / micro * model.embed_dim * 60  # activations: what compiled programs of this model move
+    return roofline.times(target, mesh, flops / target.chips, moved, messages)
