@@ -1,9 +1,11 @@
 """Other libraries' lightning attention with MiniMax's decay, where they are installed, for `bench.py`.
 
-Each peer is a function of (inputs) that returns {what: a function to time}, and None without the library.
+Each peer is a function of the inputs that returns {what: a function to time}. None of these libraries is a dependency:
+they are looked up by name when a benchmark asks, and nowhere else.
 `fla.ops.lightning_attn` uses another decay than MiniMax's and is no peer.
 """
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -21,12 +23,11 @@ def installed() -> list[str]:
 
 def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
     """jax-linear-attention 0.1.0, Mosaic GPU."""
-    import jla.ops
-
+    ops = importlib.import_module("jla.ops")
     decay_BSN = jnp.broadcast_to(-slope_N, q.shape[:3])
 
     def attend(q, k, v):
-        out = jla.ops.linear_attention("simple_gla", q, k, v, g=decay_BSN, scale=1.0, impl="mosaic_gpu")
+        out = ops.linear_attention("simple_gla", q, k, v, g=decay_BSN, scale=1.0, impl="mosaic_gpu")
         return out[0] if isinstance(out, tuple) else out
 
     def both(q, k, v, d_out):
@@ -39,8 +40,7 @@ def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
 
 def fla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
     """flash-linear-attention (fla-core 0.6.0), Triton."""
-    from fla.ops.simple_gla import chunk_simple_gla
-
+    chunk_simple_gla = importlib.import_module("fla.ops.simple_gla").chunk_simple_gla
     q, k, v, d_out, slope = (_torch(x) for x in (q, k, v, d_out, slope_N))
 
     def forward():
@@ -57,8 +57,7 @@ def fla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
 
 def fla_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH) -> Callable:
     """fla's one-token form; it returns a new state."""
-    from fla.ops.simple_gla import fused_recurrent_simple_gla
-
+    fused_recurrent_simple_gla = importlib.import_module("fla.ops.simple_gla").fused_recurrent_simple_gla
     q, k, v = (_torch(x)[:, None] for x in (q_BNH, k_BNH, v_BNH))
     slope, state = _torch(slope_N), _torch(state_BNHH)
 
@@ -72,9 +71,7 @@ def fla_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH) -> Callable:
 
 def wait(_result) -> None:
     """Until torch's queue is empty."""
-    import torch
-
-    torch.cuda.synchronize()
+    importlib.import_module("torch").cuda.synchronize()
 
 
 def array(x) -> jax.Array:
@@ -83,6 +80,4 @@ def array(x) -> jax.Array:
 
 
 def _torch(x: jax.Array):
-    import torch
-
-    return torch.from_dlpack(x)
+    return importlib.import_module("torch").from_dlpack(x)
