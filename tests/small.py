@@ -1,10 +1,11 @@
 """The smallest of everything for tests of training and generation: a config, its weights, batches, text, a mesh."""
 
 import dataclasses
+import functools
+import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -51,9 +52,14 @@ def config(text: pathlib.Path | str = "stdlib", **changes) -> Config:
             keep_checkpoints=100,
         ),
     )
+    return replace(found, **changes)
+
+
+def replace(config: Config, **changes) -> Config:
+    """Other leaves, their dots written `__`."""
     for key, value in changes.items():
-        found = config_fields.replace(found, key.replace("__", "."), value)
-    return found
+        config = config_fields.replace(config, key.replace("__", "."), value)
+    return config
 
 
 def model_config(**changes) -> ModelConfig:
@@ -65,15 +71,30 @@ def one_device():
     return jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
+def use_one_device(monkeypatch) -> None:
+    """Lets runs in this process see one of its devices."""
+    make = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", make)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def tree_digest(step: pathlib.Path) -> str:
+    """The digest of everything that a checkpoint holds."""
+    return json.loads((step / "state" / "manifest.json").read_text())["tree_sha256"]
+
+
 def model(config: ModelConfig = MODEL, seed: int = 0) -> TextModel:
     """Random weights; inside `one_device()`."""
-    # Without optimisation, as in mm01_jax/train/start.py: XLA:CPU compiles small random arrays for minutes.
-    options = {"xla_backend_optimization_level": "0"}
-    make = jax.jit(lambda key: TextModel(config, MeshConfig().rules, rngs=nnx.Rngs(key)), compiler_options=options)
+    make = unoptimised(lambda key: TextModel(config, MeshConfig().rules, rngs=nnx.Rngs(key)))
     return make(jax.random.key(seed))
 
 
-def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dict[str, jax.Array]:
+def unoptimised(function, **options):
+    """`jax.jit` for what runs for milliseconds: XLA:CPU compiles it in a fraction of the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": "0"}, **options)
+
+
+def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens packed as `segments_BS` says: positions restart with each document, a document's last token has
     no target."""
     segments = np.asarray(segments_BS, np.int32)
@@ -86,8 +107,7 @@ def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dic
             positions[row, places] = np.arange(len(places))
             weights[row, places[:-1]] = 1.0
     targets = np.where(weights > 0, np.roll(tokens, -1, axis=1), 0).astype(np.int32)
-    found = {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
-    return {name: jnp.asarray(array) for name, array in found.items()}
+    return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 
 def write_text(folder: pathlib.Path, documents: int = 40, seed: int = 0) -> pathlib.Path:

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -65,20 +64,19 @@ def packed(seed: int):
     places[0] = segments[0] == chosen
     batch = small.batch(segments, seed=seed)
     tokens = np.where(places, batch["tokens"] % HALF, batch["tokens"] % HALF + HALF).astype(np.int32)
-    weights = jnp.where(places, 0.0, batch["weights"])
-    return batch | {"tokens": jnp.asarray(tokens), "weights": weights}, places
+    return batch | {"tokens": tokens, "weights": np.where(places, np.float32(0), batch["weights"])}, places
 
 
 def perturbed(batch, places, seed: int):
     other = np.random.default_rng(seed + 1000).integers(HALF, size=places.shape).astype(np.int32)
-    return batch | {"tokens": jnp.where(places, other, batch["tokens"])}
+    return batch | {"tokens": np.where(places, other, batch["tokens"])}
 
 
 def assert_no_leak(seed: int):
     batch, places = packed(seed)
     gradient, logits = differentiated()(weights(), batch)
     gradient_after, logits_after = differentiated()(weights(), perturbed(batch, places, seed))
-    others = (np.asarray(batch["segments"]) >= 0) & ~places
+    others = (batch["segments"] >= 0) & ~places
     np.testing.assert_array_equal(np.asarray(logits)[others], np.asarray(logits_after)[others])
     assert (np.asarray(logits) != np.asarray(logits_after))[places].any()
     before, after = leaf_arrays(gradient), leaf_arrays(gradient_after)
@@ -93,13 +91,13 @@ def assert_packed_equals_one_by_one(seed: int):
     batch = small.batch(segmentation(np.random.default_rng(seed)), seed=seed)
     gradient, logits = differentiated()(weights(), batch)
     total = dict.fromkeys(leaf_arrays(gradient), 0.0)
-    for row, document in [(r, d) for r in range(2) for d in set(np.asarray(batch["segments"])[r].tolist()) - {-1}]:
-        (places,) = np.nonzero(np.asarray(batch["segments"])[row] == document)
+    for row, document in [(r, d) for r in range(2) for d in set(batch["segments"][r].tolist()) - {-1}]:
+        (places,) = np.nonzero(batch["segments"][row] == document)
         alone = {name: np.zeros((2, S), x.dtype) for name, x in batch.items()}
         alone["segments"] -= 1
         for name in alone:
-            alone[name][0, : len(places)] = np.asarray(batch[name])[row, places]
-        part, logits_alone = differentiated()(weights(), {name: jnp.asarray(x) for name, x in alone.items()})
+            alone[name][0, : len(places)] = batch[name][row, places]
+        part, logits_alone = differentiated()(weights(), alone)
         total = {path: total[path] + x for path, x in leaf_arrays(part).items()}
         want = np.asarray(logits_alone)[0, : len(places)]
         # float32 sums in another order through two layers, as in tests/parity/test_model_reference.py.

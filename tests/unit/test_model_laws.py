@@ -17,7 +17,7 @@ from tests import small
 from tests.parity.jax_model import compiled, leaf_arrays, leaf_path
 
 BATCH = small.batch([[0] * 9 + [1] * 7, [-1] + [3] * 15])
-REAL = np.asarray(BATCH["segments"]) >= 0
+REAL = BATCH["segments"] >= 0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,7 +103,7 @@ def test_every_top_k_up_to_all_experts_is_the_renormalised_mixture(chosen):
 def test_a_beta_of_zero_takes_the_sublayers_out():
     config = small.model_config(lightning_beta=0.0, softmax_beta=0.0, experts_beta=0.0)
     model = small.model(config)
-    h = np.asarray(model.embed[...], np.float64)[np.asarray(BATCH["tokens"])]
+    h = np.asarray(model.embed[...], np.float64)[BATCH["tokens"]]
     for _ in range(4):  # two layers of two sub-layers
         h = 1.5 * normed(h)
     want = normed(h) @ np.asarray(model.head[...])
