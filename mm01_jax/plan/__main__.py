@@ -24,6 +24,14 @@ from mm01_jax.plan import targets
 
 KINDS = ("train", "prefill", "decode")
 _SHOWN = 12
+# No accelerator is looked for, and several plans may run at once.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 _CONFIG = flags.DEFINE_string("config", None, "a .py file with get_config, or a saved config in .json")
 _TARGET = flags.DEFINE_string("target", None, "a TPU slice (v5p-1024, v6e-256, v6e-256x2) or GPUs (h100-512)")
@@ -54,10 +62,8 @@ def main(argv: list[str]) -> int:
 
 
 def _plan(config: Config, target: targets.Target) -> int:
-    from mm01_jax.plan import compiler
-
-    compiler.prepare(os.environ)  # before anything touches a device
-    from mm01_jax.plan import planner, report, search
+    os.environ.update(_ENVIRONMENT)
+    from mm01_jax.plan import planner, report, search  # jax reads the environment when it is imported
 
     if _SEARCH.value or _mesh_problems(config, target):
         candidates = search.search(_STEP.value, config, target)

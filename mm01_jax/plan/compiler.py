@@ -5,7 +5,7 @@ import importlib.util
 import re
 import resource
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
@@ -54,15 +54,6 @@ class Compiled:
     memory: dict[str, int]
     seconds: dict[str, float]
     host_bytes: int
-
-
-def prepare(environment: MutableMapping[str, str]) -> None:
-    """Settings that must stand before jax is imported: no accelerator is looked for, several plans may run at once."""
-    environment["JAX_PLATFORMS"] = "cpu"
-    environment["TPU_SKIP_MDS_QUERY"] = "1"
-    environment["TPU_WORKER_HOSTNAMES"] = "localhost"
-    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    environment.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 
 
 def devices(target: Target) -> Sequence[jax.Device]:

@@ -90,9 +90,8 @@ def parse(name: str) -> Target:
         cores, shapes = _TPUS.get(generation, (1, {}))
         if size % cores == 0 and size // cores in shapes and 1 <= slices <= _MOST_SLICES:
             return _tpus(name, generation, shapes[size // cores], slices)
-    elif (found := re.fullmatch(r"(v\w+):(\d+(?:x\d+){1,2})(?:x(\d+)slices)?", name)) and found[1] in _TPUS:
-        if found[2].count("x") == _TPUS[found[1]][1][4].count("x"):
-            return _tpus(name, found[1], found[2], int(found[3] or 1))
+    elif found := re.fullmatch(r"(v4|v5p):(\d+x\d+x\d+)|(v5e|v6e):(\d+x\d+)", name):
+        return _tpus(name, found[1] or found[3], found[2] or found[4], 1)
     raise ConfigError(
         [
             Problem(

@@ -1,0 +1,96 @@
+"""Compiled programs read from their text: loops multiplied, groups traced to mesh axes, slices counted as slices."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mm01_jax.plan import collectives, program, traffic
+from mm01_jax.plan.count import Collective, count
+
+MESH = {"data": 2, "expert": 4, "tensor": 2, "sequence": 1}
+TEXT = """HloModule jit_f, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%slice (p.0: f32[10,8], i.0: s32[]) -> f32[1,8] {
+  %p.0 = f32[10,8]{1,0} parameter(0)
+  %i.0 = s32[] parameter(1)
+  ROOT %d = f32[1,8]{1,0} dynamic-slice(%p.0, %i.0, %i.0), dynamic_slice_sizes={1,8}
+}
+
+%condition (t: (s32[], f32[10,8])) -> pred[] {
+  %t = (s32[], f32[10,8]) parameter(0)
+  %n = s32[] constant(10)
+  %i = s32[] get-tuple-element(%t), index=0
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (t.1: (s32[], /*index=1*/f32[10,8])) -> (s32[], f32[10,8]) {
+  %t.1 = (s32[], f32[10,8]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%t.1), index=0
+  %x.1 = f32[10,8]{1,0} get-tuple-element(%t.1), index=1
+  %row = f32[1,8]{1,0} fusion(%x.1, %i.1), kind=kLoop, calls=%slice
+  %sum = f32[1,8]{1,0} all-reduce(%row), channel_id=1, replica_groups=GROUPS, to_apply=%add
+  ROOT %r = (s32[], f32[10,8]) tuple(%i.1, %x.1)
+}
+
+ENTRY %main (a: f32[10,8]) -> f32[10,8] {
+  %a = f32[10,8]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[10,8]) tuple(%zero, %a)
+  %loop = (s32[], /*index=1*/f32[10,8]) while(%start), condition=%condition, body=%body
+  ROOT %out = f32[10,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,1},{2,3},{4,5},{6,7},{8,9},{10,11},{12,13},{14,15}}", ("tensor",)),
+        ("[4,4]<=[2,4,2]T(0,2,1)", ("expert",)),
+        ("[2,8]<=[8,2]T(1,0)", ("data", "expert")),
+        ("mesh['data'=2,'expert'=4,'tensor'=2,'sequence'=1] {'data'}", ("data",)),
+        ("mesh['axis_0'=8,'axis_1'=2] {'axis_1'}", ("tensor",)),
+        ("[1,16]<=[16]", ("data", "expert", "tensor")),
+    ],
+)
+def test_collective_in_a_loop_is_counted_as_often_as_it_runs_and_traced_to_its_axes(groups, axes):
+    found = collectives.find(program.parse(TEXT.replace("GROUPS", groups)), MESH)
+    assert found.counts == {Collective("all-reduce", axes, 32): 10}
+
+
+def test_a_slice_of_a_large_array_moves_the_slice():
+    slice_read, index, row, compare = 32, 4, 32, 4 + 4 + 1
+    once = (slice_read + index + row) + (row + row) + compare
+    assert traffic.bytes_moved(program.parse(TEXT.replace("GROUPS", "[8,2]<=[16]"))) == 10 * once
+
+
+def test_scan_of_matmuls_counts_every_one():
+    def scanned(x, weights):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
+
+    shapes = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16, 16), jnp.float32)
+    assert count(jax.make_jaxpr(scanned)(*shapes).jaxpr, {"x": 1}).flops == 16 * 2 * 8 * 16 * 16
+
+
+def test_program_that_xla_compiled_has_the_collectives_that_were_written():
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+    def local(x):
+        def body(carry, _):
+            return jax.lax.psum(carry, "tensor") * 0.5, None
+
+        total = jax.lax.scan(body, jax.lax.pcast(x, "tensor", to="varying"), None, length=5)[0]
+        return jax.lax.all_gather(total, "data", tiled=True)
+
+    function = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P(), check_vma=False))
+    traced = function.trace(jax.ShapeDtypeStruct((4, 128), jnp.float32))
+    sizes = {"data": 2, "tensor": 4}
+    stated = count(traced.jaxpr, sizes).collectives
+    assert stated == {Collective("all-reduce", ("tensor",), 1024): 5, Collective("all-gather", ("data",), 2048): 1}
+    assert collectives.find(program.parse(traced.lower().compile().as_text()), sizes).counts == stated
