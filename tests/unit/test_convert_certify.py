@@ -1,0 +1,182 @@
+"""`certify` names the mistake behind an implementation's numbers, or says that it cannot tell; never a wrong name.
+
+The numbers come from the tests' NumPy reference in float64 with one part of it replaced, plus noise of float32's size.
+"""
+
+import contextlib
+import functools
+import io
+import unittest.mock
+
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
+import numpy as np
+import pytest
+
+from mm01_jax.convert import certify, mistakes
+from mm01_jax.convert.__main__ import main
+from mm01_jax.convert.sources import open_source
+from tests.reference import fixture, lightning
+from tests.reference import mistakes as reference
+from tests.reference.model import forward
+from tests.unit import convert_samples as samples
+
+NOISE = 4e-7  # relative, of the fixture's logits in float32
+BLIND = ("lightning norm eps 1e-5", "lightning q scaled")
+# The reference's names and ours, in one order; then the two that are no mistake of a port but of a released kernel.
+NAMES = dict(zip(reference.MISTAKES, mistakes.MISTAKES, strict=False)) | dict(
+    zip(("D1", "D4"), list(mistakes.MISTAKES)[15:], strict=True)
+)
+CASES = (*reference.MISTAKES, "D1", "D4")
+
+
+def chunked(decays):
+    """The reference's recurrence in chunks of 256, as kernels compute it, with their decay tables."""
+
+    def recurrence(q, k, v, slope_N, documents_BS, state_BNHH):
+        out, state = np.zeros_like(q), np.array(state_BNHH)
+        for start in range(0, q.shape[1], 256):
+            part = slice(start, start + 256)
+            m = q[:, part].shape[1]
+            at_query, inside, at_end, through = decays(slope_N[:, None], m)
+            scores = np.einsum("btnh,bsnh->bnts", q[:, part], k[:, part]) * inside
+            out[:, part] = np.einsum("bnts,bsnh->btnh", scores, v[:, part])
+            out[:, part] += np.einsum("btnh,nt,bnhv->btnv", q[:, part], at_query, state)
+            state = through[:, :, None] * state + np.einsum("bsnh,ns,bsnv->bnhv", k[:, part], at_end, v[:, part])
+        return out, state
+
+    return recurrence
+
+
+def right_decays(slope_N1, m, shift=0):
+    j = np.arange(1, m + 1.0)[None]
+    distance = j[:, :, None] - j[:, None, :]
+    inside = np.where(distance >= 0, np.exp(-slope_N1[:, :, None] * np.maximum(distance, 0)), 0.0)
+    return np.exp(-slope_N1 * (j - shift)), inside, np.exp(-slope_N1 * (m - j)), np.exp(-slope_N1 * m)
+
+
+def late_decays(slope_N1, m):
+    return right_decays(slope_N1, m, shift=1)
+
+
+def bfloat16_decays(slope_N1, m):
+    rounded = slope_N1.astype("bfloat16").astype(np.float64)
+    return tuple(table.astype("bfloat16").astype(np.float64) for table in right_decays(rounded, m))
+
+
+KERNELS = {"D1": late_decays, "D4": bfloat16_decays}
+
+
+@functools.cache
+def numbers(name: str, dtype: str = "float32") -> dict:
+    """Logits and states as an implementation with this mistake would save them."""
+    weights, ids = fixture.weights(), fixture.load()["ids"]
+    if name in KERNELS:
+        with unittest.mock.patch.object(lightning, "recurrence", chunked(KERNELS[name])):
+            result = forward(fixture.CONFIG, weights, ids)
+    elif name == "none":
+        result = forward(fixture.CONFIG, weights, ids)
+    else:
+        result = reference.forward_with(reference.MISTAKES[name], fixture.CONFIG, weights, ids)
+    stream = np.random.RandomState(0)
+    found = {"logits": result.logits_BSV} | {f"state_{i}": state for i, state in enumerate(result.states)}
+    for key, x in found.items():
+        noise = NOISE * np.sqrt(np.mean(x**2)) * stream.standard_normal(x.shape)
+        found[key] = (x + noise).astype(dtype).astype(np.float32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("certify") / "in"
+    return samples.write(directory, samples.settings("original", fixture.CONFIG, "float32"), fixture.weights(), 1)
+
+
+@pytest.fixture(scope="module")
+def verdicts(source):
+    """(name, what was given) -> verdict; every hypothesis is run once for all of them."""
+    others = {("none", "states"): numbers("none"), ("none", "bfloat16"): numbers("none", "bfloat16")}
+    for name in CASES:
+        others[name, "states"] = numbers(name)
+        others[name, "logits"] = {"logits": numbers(name)["logits"]}
+        others[name, "bfloat16"] = numbers(name, "bfloat16")
+    return certify.judge(open_source(source), others, fixture.load()["ids"])
+
+
+@pytest.mark.parametrize("given", ["states", "logits"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in BLIND])
+def test_mistake_in_float32_is_named(name, given, verdicts):
+    verdict = verdicts[name, given]
+    assert verdict.named == NAMES[name]
+    ranked = sorted(verdict.distances.values())
+    assert ranked[0] < 5 and ranked[1] > 100 * ranked[0]
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_mistake_that_logits_hardly_show_is_not_told_from_the_others(name, verdicts):
+    for given in ("states", "logits"):
+        assert verdicts[name, given].named is None
+        assert NAMES[name] in verdicts[name, given].candidates
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_in_bfloat16_name_no_mistake(name, verdicts):
+    assert verdicts[name, "bfloat16"].named is None
+    assert not verdicts[name, "bfloat16"].agrees
+
+
+def test_right_numbers_agree_and_list_what_they_cannot_exclude(verdicts):
+    verdict = verdicts["none", "states"]
+    assert verdict.agrees and verdict.named is None
+    assert set(verdict.candidates) == {certify.NONE, *(NAMES[name] for name in BLIND)}
+    said = certify.report(verdict)
+    assert "agrees with this model within the noise of float32" in said
+
+
+def test_right_numbers_in_bfloat16_are_said_to_be_too_coarse(verdicts):
+    verdict = verdicts["none", "bfloat16"]
+    assert not verdict.agrees and verdict.candidates == ()
+    assert certify.report(verdict)[-1].startswith("cannot tell: no hypothesis explains the numbers within 30 times")
+
+
+def test_mistake_of_later_chunks_cannot_be_excluded_on_short_inputs(source):
+    ids = fixture.load()["ids"][:, :200]
+    right = forward(fixture.CONFIG, fixture.weights(), ids).logits_BSV.astype(np.float32)
+    verdict = certify.judge(open_source(source), {"": {"logits": right}}, ids)[""]
+    assert verdict.agrees and NAMES["D1"] in verdict.candidates
+
+
+def test_commands_certify_numbers_and_checkpoints_by_exit_code(source, tmp_path, capsys):
+    ids = fixture.load()["ids"][:, :24].astype(np.int32)
+    np.save(tmp_path / "ids.npy", ids)
+    out = tmp_path / "out.npz"
+    assert main(["logits", f"--source={source}", f"--ids={tmp_path / 'ids.npy'}", f"--out={out}"]) == 0
+    found = np.load(out)
+    assert found["logits"].shape == (1, 24, 97) and found["logits"].dtype == np.float32
+    assert [name for name in found.files if name.startswith("state_")] == [f"state_{i}" for i in range(7)]
+    assert main(["certify", f"--source={source}", f"--against={out}"]) == 0
+    assert "agrees with this model" in capsys.readouterr().out
+    plain = samples.settings("original", fixture.CONFIG, "float32") | {"rotary_dim": 16}
+    samples.write(tmp_path / "wrong", plain, fixture.weights(), 1)
+    arguments = [f"--against={tmp_path / 'wrong'}", f"--ids={tmp_path / 'ids.npy'}"]
+    assert main(["certify", f"--source={source}", *arguments]) == 3
+    assert "mistake: RoPE over the whole head" in capsys.readouterr().out
+
+
+def test_numbers_that_do_not_fit_are_refused_by_name(source, tmp_path):
+    ids = fixture.load()["ids"][:, :8].astype(np.int32)
+    np.savez(tmp_path / "a.npz", ids=ids, logits=np.zeros((1, 8, 96), np.float32))
+    np.savez(tmp_path / "b.npz", ids=ids, states=np.zeros(3))
+    np.savez(tmp_path / "c.npz", logits=np.zeros((1, 8, 97), np.float32))
+    np.savez(tmp_path / "d.npz", ids=ids + 90, logits=np.zeros((1, 8, 97), np.float32))
+    (tmp_path / "e.npz").write_bytes(b"\x80\x04K\x01.")
+    for name, code, words in (
+        ("a", 3, "logits has shape [1, 8, 96], the model gives [1, 8, 97]"),
+        ("b", 3, "no array 'logits'"),
+        ("c", 2, "has none; give --ids"),
+        ("d", 2, "allowed: 0 to 96"),
+        ("e", 3, "not an .npy or .npz of plain arrays"),
+    ):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            assert main(["certify", f"--source={source}", f"--against={tmp_path / f'{name}.npz'}"]) == code
+        assert words in said.getvalue()
