@@ -1,0 +1,14 @@
+"""text_01 trained at 8 K on 512 H100s (80 GB each, eight a host): `tensor` inside a host, on NVLink."""
+
+import dataclasses
+
+from configs import text_01
+from mm01_jax.config import Config, MeshConfig, Rules
+
+
+def get_config() -> Config:
+    return dataclasses.replace(
+        text_01.get_config(),
+        name="text_01_h100",
+        mesh=MeshConfig(data=8, expert=16, tensor=4, sequence=1, rules=Rules(act_embed=("tensor",))),
+    )
