@@ -27,6 +27,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
+        # Compilers alone, for plans on a machine without an accelerator (python -m mm01_jax.plan).
+        "tpu-aot": ["libtpu"],
+        "gpu-aot": ["jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"],
         "tokenizers": ["tokenizers>=0.23"],
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
