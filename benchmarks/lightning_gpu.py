@@ -129,12 +129,12 @@ def our_op(slope, ids=None):
     return lambda q, k, v: lightning_attention(q, k, v, slope, segment_ids=ids, implementation="gpu")[0]
 
 
-PROFILED = "multi-free"
+PROFILED = "plain"
 VARIANTS = {
     "plain": {},
     "free": {"automatic_barriers": False},
     "multi": {"multicast": True},
-    "multi-free": {"multicast": True, "automatic_barriers": False},
+
 }
 
 
