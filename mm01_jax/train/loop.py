@@ -134,7 +134,7 @@ class _Loop:
             if stop or last or self.step % train.checkpoint_every == 0:
                 self._save(must=stop or last)
             else:
-                self._check_save()
+                self._report_failed(self.checkpoints.check)
             if stop:
                 raise Preempted(f"step {self.step} is saved; the same command goes on from there")
             if last:
@@ -215,6 +215,7 @@ class _Loop:
             "data": self.dataset.manifest,
             "mesh": dict(jax.sharding.get_mesh().shape),
         }
+        self._report_failed(self.checkpoints.wait)  # an earlier step that failed is no reason not to save this one
         try:
             self.checkpoints.save(self.step, self.state, meta)
             if must:
@@ -225,9 +226,10 @@ class _Loop:
             self.progress.say(f"NOT SAVED, training goes on: {error}")
         self.last_fetch = time.monotonic()
 
-    def _check_save(self) -> None:
+    def _report_failed(self, check: Callable[[], None]) -> None:
+        """Says when a save in the background has failed; `check` is the checkpoints' `check` or `wait`."""
         try:
-            self.checkpoints.check()
+            check()
         except checkpoint.SaveFailed as error:
             self.progress.say(f"NOT SAVED, training goes on: {error}")
 

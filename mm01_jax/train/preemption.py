@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first asks the run to save its current step and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: the first asks the run to save its current step and stop; a SIGINT after it ends it at once."""
 
 import signal
 
@@ -27,9 +27,10 @@ class Preemption:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame) -> None:
-        if self._signal is not None:
-            raise KeyboardInterrupt("second signal")
         self._signal = number
+        # From the kernel on: an exception would wait for compiled code to return, and then for the save behind the
+        # training. A SIGTERM that comes twice, as from a launcher that passes it on, asks for nothing new.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`; all processes of a run get the same answer at the same step."""

@@ -1,0 +1,77 @@
+"""Runs with a training step that costs nothing in the place of the real one, and what they leave behind."""
+
+import jax
+import jax.numpy as jnp
+
+from mm01_jax.train import loop, step
+from mm01_jax.train.metrics import read_metrics
+from tests import small
+
+BAD_STEPS: set[int] = set()  # steps that the cheap step reports as refused
+
+
+def cheap_step(state, batch, *, config):
+    """Adds what depends on the batch, the step and the old weights, so that a step lost or done twice shows."""
+    seen = jnp.sum(batch["tokens"] * (1 + batch["positions"])).astype(jnp.float32) * 1e-6
+    step_number = state.step.astype(jnp.float32)
+    bad = jnp.any(jnp.asarray(sorted(BAD_STEPS) or [-1], jnp.int32) == state.step + 1)
+    model = jax.tree.map(lambda x: jnp.where(bad, x, x * 0.99 + seen * (1 + step_number)), state.model)
+    loss = jnp.where(bad, jnp.nan, jnp.sum(state.model.embed[...]) + seen)
+    zero = jnp.zeros((), jnp.float32)
+    names = ("grad_norm", "learning_rate", "overflow", "dropped")
+    load = jnp.ones((config.model.num_layers, config.model.num_experts), jnp.float32)
+    metrics = dict.fromkeys(names, zero) | {"loss": loss, "refused": bad.astype(jnp.float32), "expert_load": load}
+    return step.TrainState(state.step + 1, model, state.opt_state), metrics
+
+
+def cheap_eval(model, batch, *, config):
+    del config
+    return jnp.sum(jnp.abs(model.embed[...])), jnp.sum(batch["weights"])
+
+
+def use(monkeypatch) -> None:
+    """Puts the cheap step in place, on one device."""
+    monkeypatch.setattr(loop.step, "train_step", cheap_step)
+    monkeypatch.setattr(loop.step, "eval_step", cheap_eval)
+    small.use_one_device(monkeypatch)
+    BAD_STEPS.clear()
+
+
+def run(workdir, config, said=None, init_from=None):
+    """What was said, the losses by step, the digest of the last checkpoint."""
+    said = [] if said is None else said
+    loop.run(config, str(workdir), init_from, said.append)
+    return said, losses(workdir), digest(workdir)
+
+
+def losses(workdir) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in read_metrics(workdir)]
+
+
+def steps_saved(workdir) -> list[int]:
+    return [int(p.name) for p in sorted((workdir / "checkpoints").iterdir()) if p.name.isdecimal()]
+
+
+def digest(workdir) -> str:
+    return small.tree_digest(workdir / "checkpoints" / f"{steps_saved(workdir)[-1]:08d}")
+
+
+def damage(workdir, step_number: int) -> None:
+    """Turns over one byte of the largest file of a step."""
+    files = [p for p in (workdir / "checkpoints" / f"{step_number:08d}" / "state" / "arrays").rglob("*") if p.is_file()]
+    file = max(files, key=lambda p: p.stat().st_size)
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    file.write_bytes(raw)
+
+
+def after_step(monkeypatch, at: int, act) -> None:
+    """Calls `act` when the batch of step `at` goes to the device."""
+    original = loop._Loop._on_devices
+
+    def on_devices(self, batch, step_number):
+        if step_number + 1 == at:
+            act()
+        return original(self, batch, step_number)
+
+    monkeypatch.setattr(loop._Loop, "_on_devices", on_devices)
