@@ -20,6 +20,7 @@ import numpy as np
 from configs import bench_1b
 from mm01_jax import sharding
 from mm01_jax.config import Config, MeshConfig
+from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
 from mm01_jax.train.flops import peak_flops, train_flops_per_token
 
@@ -105,7 +106,8 @@ def lower(config: Config, devices: list[jax.Device]):
         jitted = jax.jit(
             functools.partial(step.train_step, config=config), donate_argnums=0, out_shardings=(placed, None)
         )
-        return jitted.lower(state, batch).compile(), mesh, placed
+        options = compiler_options(devices[0].platform)
+        return jitted.lower(state, batch).compile(compiler_options=options), mesh, placed
 
 
 def prepare(config: Config, steps: int):

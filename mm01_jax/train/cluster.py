@@ -1,0 +1,21 @@
+"""Joins the processes of one run, by jax's own detection: SLURM, Open MPI, GKE, Cloud TPU. No launcher of ours."""
+
+import jax
+
+
+def join() -> bool:
+    """Connects this process with the others of its job; False where it is alone. Call it before anything else of jax.
+
+    Raises:
+      RuntimeError: a cluster is there and its processes do not find each other.
+    """
+    if jax.distributed.is_initialized():
+        return True
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        # What jax says where it detects no cluster: nobody gave it an address.
+        if "coordinator_address" not in str(error):
+            raise
+        return False
+    return True
