@@ -46,7 +46,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 class Compiled:
     """What the compiler said. Bytes are one chip's; `refusal` is the compiler's sentence when it does not fit.
 
-    seconds: trace, lower, compile. host_bytes: the most memory that this process has held.
+    seconds: trace, lower, compile by the clock, and the processor time of all three. host_bytes: the most memory that
+      this process has held.
     """
 
     refusal: str | None
@@ -78,7 +79,7 @@ def devices(target: Target) -> Sequence[jax.Device]:
 def compile_step(step: Step) -> Compiled:
     """Compiles a step under the mesh in force, and reports a refusal for memory instead of raising it."""
     seconds, text, memory, refusal = {}, "", {}, None
-    start = time.perf_counter()
+    start, start_processor = time.perf_counter(), time.process_time()
     traced = step.function.trace(*step.arguments)
     seconds["trace"] = time.perf_counter() - start
     lowered = traced.lower()
@@ -93,6 +94,7 @@ def compile_step(step: Step) -> Compiled:
     else:
         text, memory = compiled.as_text(), _memory(compiled.memory_analysis())
     seconds["compile"] = time.perf_counter() - start
+    seconds["processor"] = time.process_time() - start_processor
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Compiled(refusal, text, memory, seconds, most)
 

@@ -81,7 +81,8 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
     messages, overlapped, moved = counts.collectives, Counter(), None
     if compiled is not None and compiled.text:
         found = program.parse(compiled.text)
-        messages, overlapped = dataclasses.astuple(collectives.find(found, dict(mesh.shape)))
+        sent = collectives.find(found, dict(mesh.shape))
+        messages, overlapped = sent.counts, sent.overlapped
         moved = traffic.bytes_moved(found)
     flops = _model_flops(kind, config, step.tokens)
     return Plan(
