@@ -38,6 +38,7 @@ _ARRAYS = (
     ("batch", "seq", "heads", "head_dim"),
     ("batch", "seq", "kv_heads", "head_dim"),
     ("batch", "seq", "vocab"),
+    ("batch", "seq", "ffn"),
 )
 
 
@@ -160,6 +161,25 @@ def _batch_rule(config: Config) -> Iterator[Problem]:
             yield Problem(key=key, got=size, allowed=allowed, nearest=_multiple(size, parts))
 
 
+def _expert_rule(config: Config) -> Iterator[Problem]:
+    """Shards of experts exchange tokens, so the axes of the experts have to cut the tokens too."""
+    rules = config.mesh.rules
+    strangers = [axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq)]
+    if math.prod(getattr(config.mesh, axis) for axis in strangers) > 1:
+        allowed = f"axes of mesh.rules.batch={rules.batch!r} or mesh.rules.seq={rules.seq!r}, which cut the tokens"
+        nearest = repr(tuple(axis for axis in rules.expert if axis not in strangers))
+        yield Problem(key="mesh.rules.expert", got=rules.expert, allowed=allowed, nearest=nearest)
+
+
+def _shared_keys_rule(config: Config) -> Iterator[Problem]:
+    """Where key heads are held whole but query heads are cut, each cut needs whole key heads, or a part of one."""
+    rules, held = config.mesh.rules, config.model.num_kv_heads
+    cuts = math.prod(getattr(config.mesh, axis) for axis in rules.heads if axis not in rules.kv_heads)
+    if held % cuts and cuts % held:
+        allowed = f"a multiple or a divisor of the {cuts} shards of mesh.rules.heads={rules.heads!r}"
+        yield Problem(key="model.num_kv_heads", got=held, allowed=allowed, nearest=str(nearest_divisor(cuts, held)))
+
+
 def _axes(config: Config, name: str) -> list[tuple[str, int]]:
     return [(f"mesh.{axis}", getattr(config.mesh, axis)) for axis in getattr(config.mesh.rules, name)]
 
@@ -184,6 +204,10 @@ _SIZES = tuple(f"mesh.{axis}" for axis in MESH_AXES)
 CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]], ...] = (
     (("mesh.rules",), _used_twice),
     *(((*_SIZES, f"mesh.rules.{name}", key), _dim_rule(name, key)) for name, key in _DIMS.items()),
+    # The experts' result leaves with its width cut as the experts' is.
+    ((*_SIZES, "mesh.rules.ffn", "model.embed_dim"), _dim_rule("ffn", "model.embed_dim")),
+    ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.expert"), _expert_rule),
+    ((*_SIZES, "mesh.rules.heads", "mesh.rules.kv_heads", "model.num_kv_heads"), _shared_keys_rule),
     ((*_SIZES, "mesh.rules.layer"), _layer_rule),
     (
         (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),

@@ -102,8 +102,8 @@ def exact(config: ModelConfig = MODEL) -> Evaluation:
         return evaluate(MeshConfig(), dataclasses.replace(config, dtype="float64", param_dtype="float64"))
 
 
-def total_loss(model: TextModel, arrays: dict[str, jax.Array]):
-    """(loss, (logits, router statistics)); the loss has every term that training has."""
+def total_loss(model: TextModel, arrays: dict[str, jax.Array], logits: bool = True):
+    """(loss, (logits or None, router statistics)); the loss has every term that training has."""
     hidden, _, stats = model.hidden(arrays["tokens"], arrays["positions"], arrays["segments"])
     head, weights = read(model.head, hidden.dtype, model.rules), arrays["weights"].astype(hidden.dtype)
     total = cross_entropy(hidden, head, arrays["targets"], weights, chunk=16, rules=model.rules)
@@ -111,7 +111,7 @@ def total_loss(model: TextModel, arrays: dict[str, jax.Array]):
     share_LE = stats.assigned.astype(hidden.dtype) / tokens_L[:, None]
     balance = jnp.sum(share_LE * stats.probability) / (tokens_L[0] * share_LE.shape[1])
     loss = total / weights.sum() + BALANCE * balance + Z * jnp.sum(stats.z_square / tokens_L)
-    return loss, (model.logits(hidden), stats)
+    return loss, (model.logits(hidden) if logits else None, stats)
 
 
 _value_and_gradient = compiled(jax.value_and_grad(total_loss, has_aux=True))
