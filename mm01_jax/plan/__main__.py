@@ -85,7 +85,11 @@ def _plan(config: Config, target: targets.Target) -> int:
 
 
 def _mesh_problems(config: Config, target: targets.Target) -> list[Problem]:
-    return config_mesh.sharding_problems(config) + config_mesh.mesh_problems(config, target.chips)
+    found = config_mesh.sharding_problems(config) + config_mesh.mesh_problems(config, target.chips)
+    if _STEP.value != "train" and config.mesh.sequence > 1:
+        allowed = f"1 for {_STEP.value}: a token and its cache are not split over sequence"
+        found.append(Problem(key="mesh.sequence", got=config.mesh.sequence, allowed=allowed, nearest="1"))
+    return found
 
 
 def _mesh(text: str, config: Config):

@@ -29,6 +29,8 @@ class Candidate:
 def search(kind: str, config: Config, target: Target) -> list[Candidate]:
     """All meshes that the model and batch divide over, those that fit first, the fastest of them first."""
     meshes = config_mesh.nearest_meshes(config, target.chips, most=100_000)
+    if kind != "train":  # a token and its cache are not split over sequence
+        meshes = [mesh for mesh in meshes if mesh.sequence == 1]
     found = [_judge(kind, dataclasses.replace(config, mesh=mesh), target) for mesh in meshes]
     return sorted(
         found, key=lambda c: (c.bytes > target.chip.hbm, c.seconds if c.bytes <= target.chip.hbm else c.bytes)
