@@ -176,7 +176,8 @@ def _number(value: str | int | float, *, whole: bool) -> int | float | None:
 def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The most similar of some names, None where nothing resembles."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=cutoff)
+    close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # swapped letters are the commonest slip
     return by_lower[close[0]] if close else None
 
 

@@ -36,21 +36,19 @@ def softmax_attention(
     queries = sharding.spec(rules, "batch", "seq", "heads", None)
     keys = sharding.spec(rules, "batch", "seq", "kv_heads", None)
     local = functools.partial(_local, rules=rules, ring=ring)
-    in_specs = (queries, keys, keys, index, index, index, index)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, *query_index, *key_index)
+    in_specs = (queries, keys, keys, (index, index), (index, index))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_index, key_index)
 
 
-def _local(query, key, value, query_positions, query_segments, key_positions, key_segments, *, rules: Rules, ring):
+def _local(query, key, value, query_index, key_index, *, rules: Rules, ring: bool):
     key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
     axes = tuple(axis for axis in rules.seq if lax.axis_size(axis) > 1)
     if axes and ring:
-        return ring_attention(query, key, value, query_positions, query_segments, axes)
+        return ring_attention(query, key, value, *query_index, axes)
     if axes:
         gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
-        key, value, key_positions, key_segments = map(gather, (key, value, key_positions, key_segments))
-    return kernel(
-        query, key, value, query_index=(query_positions, query_segments), key_index=(key_positions, key_segments)
-    )
+        key, value, *key_index = map(gather, (key, value, *key_index))
+    return kernel(query, key, value, query_index=query_index, key_index=tuple(key_index))
 
 
 def _own_heads(x_BTKH: jax.Array, num_query_heads: int, rules: Rules) -> jax.Array:
