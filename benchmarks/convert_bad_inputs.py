@@ -1,4 +1,6 @@
-"""Every bad input of tests/unit/convert_bad_inputs.py through `mm01-convert from-torch`: exit code, seconds, message.
+"""Every bad input of tests/unit/convert_bad_inputs.py through `mm01-convert from-torch`: exit code and message.
+
+Then random damage (tests/unit/convert_mutations.py) to a directory that has its list of SHA-256, fifty of each kind.
 
 python -m benchmarks.convert_bad_inputs > benchmarks/convert_bad_inputs.md
 """
@@ -6,12 +8,22 @@ python -m benchmarks.convert_bad_inputs > benchmarks/convert_bad_inputs.md
 import contextlib
 import io
 import pathlib
+import random
+import shutil
 import sys
 import tempfile
 import time
 
+from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.convert.__main__ import main
+from mm01_jax.convert.check import check
+from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.to_torch import to_torch
+from tests.unit import convert_samples as samples
 from tests.unit.convert_bad_inputs import CASES, Case, make
+from tests.unit.convert_mutations import MUTATIONS
+
+COUNT = 50
 
 
 def run(case: Case, room: pathlib.Path) -> tuple[int, float, str]:
@@ -47,5 +59,31 @@ def table() -> str:
     return "\n".join([*lines, "", f"Slowest of them: {slowest:.1f} s."])
 
 
+def mutations() -> str:
+    """How many of each kind `mm01-convert check` refused."""
+    lines = ["", "| random damage, with sha256.json present | tried | refused |", "| --- | --- | --- |"]
+
+    def quiet(line: str) -> None:
+        del line
+
+    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
+        room = pathlib.Path(name)
+        from_torch(samples.make(room / "in"), room / "ours", say=quiet)
+        to_torch(room / "ours", room / "out", shard_bytes=25_000, say=quiet)
+        for mutation in MUTATIONS:
+            refused = 0
+            for seed in range(COUNT):
+                shutil.copytree(room / "out", room / "mutated")
+                mutation(room / "mutated", random.Random(f"{mutation.__name__} {seed}"))
+                try:
+                    check(room / "mutated", say=quiet)
+                except CheckpointError:
+                    refused += 1
+                shutil.rmtree(room / "mutated")
+            lines.append(f"| {mutation.__name__.replace('_', ' ')} | {COUNT} | {refused} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(table())
+    print(mutations())
