@@ -9,23 +9,25 @@ def get_config() -> Config:
         name="tiny",
         model=ModelConfig(
             vocab_size=320,  # 257 used: bytes and the end of a document; a multiple of 64 divides over any small mesh
-            embed_dim=128,
+            embed_dim=64,
             num_periods=2,
             period=("lightning",) * 3 + ("softmax",),
             num_heads=4,
             num_kv_heads=2,
-            head_dim=32,
-            rotary_dim=16,
+            head_dim=16,
+            rotary_dim=8,
             rope_theta=10_000.0,
             num_experts=4,
             num_experts_per_token=2,
-            expert_dim=256,
+            expert_dim=128,
             lightning_alpha=deepnorm_alpha,
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
             dtype="float32",  # CPUs have no bfloat16 matmul worth the name
             remat="none",
         ),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=50)),
-        train=TrainConfig(steps=600, batch_size=8, sequence_length=256, loss_chunk=2048),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=20, decay_start=600, final=2e-4)),
+        train=TrainConfig(
+            steps=1200, batch_size=4, sequence_length=128, loss_chunk=512, eval_every=600, eval_batches=256
+        ),
     )

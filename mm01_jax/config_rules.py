@@ -185,7 +185,7 @@ def _schedule_pairs(config: Config) -> Iterator[Problem]:
 
 
 def _schedule_order(config: Config) -> Iterator[Problem]:
-    """Steps rise, rates fall, in the order warm-up, step down, decay; the decay ends with the run."""
+    """Steps rise in the order warm-up, step down, decay; a run may end before any of them (a short try)."""
     schedule = config.optimizer.schedule
     earlier, after = schedule.warmup_steps, "warmup_steps"
     for name in ("step_down_at", "decay_start"):
@@ -195,10 +195,6 @@ def _schedule_order(config: Config) -> Iterator[Problem]:
             yield Problem(key=f"optimizer.schedule.{name}", got=at, allowed=allowed, nearest=str(earlier + 1))
         if at is not None:
             earlier, after = at, name
-    if schedule.decay_start is not None and schedule.decay_start >= config.train.steps:
-        allowed = f"less than train.steps={config.train.steps}, where the decay ends"
-        nearest = f"{max(config.train.steps - 1, 0)}, or train.steps={schedule.decay_start + 1}"
-        yield Problem(key="optimizer.schedule.decay_start", got=schedule.decay_start, allowed=allowed, nearest=nearest)
 
 
 def _schedule_rates(config: Config) -> Iterator[Problem]:

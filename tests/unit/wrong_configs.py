@@ -166,7 +166,7 @@ BY_HAND = (
     typed("model.routing=capacity model.dropless_bound=2.0", "None", key="model.dropless_bound", got="2.0"),
     typed("optimizer.schedule.stepped=None", "step_down_at=None"),
     typed("optimizer.schedule.warmup_steps=60", "61", key="optimizer.schedule.step_down_at"),
-    typed("train.steps=80", "79", key="optimizer.schedule.decay_start"),
+    typed("optimizer.schedule.decay_start=59", "61", key="optimizer.schedule.decay_start"),
     typed("optimizer.schedule.final=1e-3", "0.00013", got="0.001"),
     typed("train.batch_ramp=((40,16),(20,32))", "((20, 16), (40, 32))", got="((40, 16), (20, 32))"),
     # The mesh.
