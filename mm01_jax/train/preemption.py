@@ -1,6 +1,8 @@
 """SIGTERM and SIGINT: the first asks the run to save its current step and stop; a SIGINT after it ends it at once."""
 
+import os
 import signal
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -13,24 +15,41 @@ class Preempted(Exception):
 class Preemption:
     """A context in which signals are remembered instead of obeyed; use it in the main thread."""
 
+    INTERRUPTED = 128 + signal.SIGINT  # exit code of a process that a second SIGINT ended
+
     def __init__(self):
         self._signal: int | None = None
         self._before = {}
 
     def __enter__(self) -> "Preemption":
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._remember)
+        threading.Thread(target=self._watch, args=(read,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._write)  # ends the thread
 
     def _remember(self, number: int, frame) -> None:
         self._signal = number
-        # From the kernel on: an exception would wait for compiled code to return, and then for the save behind the
-        # training. A SIGTERM that comes twice, as from a launcher that passes it on, asks for nothing new.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _watch(self, read: int) -> None:
+        """Sees signals while the main thread is inside compiled code or a compilation, where no handler runs.
+
+        A SIGTERM that comes twice, as from a launcher that passes it on, asks for nothing new.
+        """
+        came_before = False
+        while number := os.read(read, 1):
+            if came_before and number[0] == signal.SIGINT:
+                os._exit(self.INTERRUPTED)  # an exception would wait for the main thread, and for a save
+            came_before = True
+        os.close(read)
 
     def requested(self, step: int) -> bool:
         """Whether to stop after `step`; all processes of a run get the same answer at the same step."""

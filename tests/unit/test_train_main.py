@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.train_faults import Runs, kill_and_resume
 
-STEPS = 24
+STEPS = 48
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,14 @@ def test_sigterm_saves_the_step_in_hand_exits_with_75_and_resuming_is_bitwise(ru
 
 def test_two_kills_leave_losses_and_the_last_digest_as_they_were(runs):
     rows, equal = kill_and_resume(runs, kills=2, seed=1)
+    assert rows
     assert equal, [row.row() for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_twelve_kills_leave_losses_and_the_last_digest_as_they_were(tmp_path, every):
-    runs = Runs(tmp_path / "runs", 60, every, cache=jax.config.jax_compilation_cache_dir)
+    runs = Runs(tmp_path / "runs", 240, every, cache=jax.config.jax_compilation_cache_dir)
     rows, equal = kill_and_resume(runs, kills=12, seed=every)
     assert len(rows) == 12
     assert any(row.in_save for row in rows)
@@ -85,4 +86,4 @@ def test_a_second_sigint_ends_the_process_at_once_even_inside_compiled_code():
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=1.0)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=5.0) == -signal.SIGINT
+        assert process.wait(timeout=10.0) == 128 + signal.SIGINT
