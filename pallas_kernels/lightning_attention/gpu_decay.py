@@ -19,41 +19,39 @@ DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value
 
 
 class Reader:
-    """For the tokens of one share, a block of 64: `read` (64,), the decay since the state that enters, and `inside`."""
+    """For the 64 tokens of one reader: `read` (64,), the decay since the state that enters, and `inside`."""
 
-    def __init__(self, plan, rate, keys=None):
-        self.plan, self.rate, self.keys = plan, rate, keys
-        if keys is None:
-            self.reads = [self._power(self._to_entry(share)) for share in range(plan.readers)]
-            i, j = (_iota((ROWS, ROWS), axis, plgpu.Layout.WGMMA) for axis in (0, 1))
-            self.table = self._power(j - i if plan.reverse else i - j)
-            row, column = (_iota((ROWS,), 0, layout) for layout in (DOWN, ACROSS))
-            row, column = (ROWS - row, column) if plan.reverse else (row, ROWS - column)
-            self.beside = self._power(row), self._power(column)
+    def __init__(self, plan, reader: int, rate, keys=None):
+        self.plan, self.reader, self.rate, self.keys = plan, reader, rate, keys
+        self.row = _row_keys(reader, keys)
+        self.read = self._power(keys[plan.chunk] - self.row if keys is not None else plan.chunk - self.row)
+        if not plan.reverse:
+            self.read = self._power(self.row)
+        self.factors = {} if keys is not None else {block: self._factors(block) for block in plan.blocks(reader)}
 
-    def read(self, share: int):
-        return self.reads[share] if self.keys is None else self._power(self._to_entry(share))
-
-    def inside(self, share: int, block: int, scores):
-        """The scores of the share's tokens against a block of tokens, decayed: both (64, 64)."""
-        if self.keys is not None:
-            return scores * self._power(self._distance(share, block))
-        if share == block:
-            return scores * self.table
-        assert abs(share - block) == 1, "two blocks to a chunk: beside the diagonal a decay is a row times a column"
-        row, column = self.beside
-        return scores * down(row, ROWS) * across(column, ROWS)
-
-    def _to_entry(self, share: int):
-        row = _row_keys(share, self.keys)
-        return _end(self.plan, self.keys) - row if self.plan.reverse else row
-
-    def _distance(self, share: int, block: int):
+    def inside(self, block: int, scores):
+        """The scores of the reader's tokens against a block of tokens, decayed: both (64, 64)."""
+        if self.keys is None:
+            for factor in self.factors[block]:
+                scores = scores * factor()
+            return scores
         other = plgpu.load(self.keys.at[pl.ds(block * ROWS, ROWS)], layout=ACROSS)
         # Two padding tokens must not meet at distance 0.
         other = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
-        distance = down(_row_keys(share, self.keys), ROWS) - across(other, ROWS)
-        return -distance if self.plan.reverse else distance
+        distance = down(self.row, ROWS) - across(other, ROWS)
+        return scores * self._power(-distance if self.plan.reverse else distance)
+
+    def _factors(self, block: int):
+        """Decays between the reader's tokens and a block: a table on the diagonal, beside it a row times a column."""
+        between = (block - self.reader if self.plan.reverse else self.reader - block) * ROWS
+        if between:
+            row, column = (_iota((ROWS,), 0, layout) for layout in (DOWN, ACROSS))
+            row, column = (between - row, column) if self.plan.reverse else (row, between - column)
+            row, column = self._power(row), self._power(column)
+            return [lambda: down(row, ROWS), lambda: across(column, ROWS)]
+        i, j = (_iota((ROWS, ROWS), axis, plgpu.Layout.WGMMA) for axis in (0, 1))
+        table = self._power(j - i if self.plan.reverse else i - j)
+        return [lambda: table]
 
     def _power(self, distance):
         return power(self.plan, self.rate, distance)
@@ -63,7 +61,7 @@ class Writer:
     """`write`: for each 64 tokens of the chunk (64,), the decay until the state that leaves; `carry`, of a whole chunk."""
 
     def __init__(self, plan, rate, keys=None):
-        end = _end(plan, keys)
+        end = jnp.float32(plan.chunk) if keys is None else keys[plan.chunk]
         rows = [_row_keys(block, keys) for block in range(plan.readers)]
         self.write = [power(plan, rate, row if plan.reverse else end - row) for row in rows]
         self.carry = power(plan, rate, end)
@@ -72,10 +70,6 @@ class Writer:
 def power(plan, rate, distance):
     alive = (distance >= 0) & (distance <= plan.chunk)
     return jnp.where(alive, jnp.exp2(distance * -rate), jnp.float32(0))
-
-
-def _end(plan, keys):
-    return jnp.float32(plan.chunk) if keys is None else keys[plan.chunk]
 
 
 def down(per_row, columns: int):

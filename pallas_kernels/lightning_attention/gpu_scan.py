@@ -56,9 +56,12 @@ class Plan:
         """Number of warpgroups that compute: readers, if any, and the writer; the loader comes after them."""
         return self.readers * self.writes_out + 1
 
-    def blocks(self, share: int) -> range:
-        """Blocks of 64 tokens that the tokens of one block read inside the chunk."""
-        return range(share, self.readers) if self.reverse else range(share + 1)
+    def blocks(self, reader: int) -> range:
+        """Blocks of 64 tokens that a reader's tokens read inside the chunk."""
+        return range(reader, self.readers) if self.reverse else range(reader + 1)
+
+    def first_scores(self, reader: int) -> int:
+        return sum(len(self.blocks(r)) for r in range(reader))
 
 
 def scan(plan: Plan, arrays, slope_N, state, keys=None, *, segments: int = 1, first=None):
@@ -126,7 +129,7 @@ def _scratch(plan: Plan, H: int):
     if plan.writes_out:
         scratch["a"] = tile(plan.stages, C, H)
         scratch["state"] = tile(H, VALUES)
-        scratch["scores"] = tile(plan.readers, plan.readers, ROWS, ROWS)
+        scratch["scores"] = tile(plan.first_scores(plan.readers), ROWS, ROWS)
         scratch["laid"] = plgpu.Barrier(num_arrivals=1)  # the state is laid out for the next chunk
         scratch["taken"] = plgpu.Barrier(num_arrivals=plan.readers)  # all readers are done with it
     if plan.keyed:
@@ -135,15 +138,17 @@ def _scratch(plan: Plan, H: int):
 
 
 def _program(plan: Plan, shape, inputs, outs, states, **smem):
-    warpgroup, writer = lax.axis_index("warpgroup"), plan.loader - 1
-    pl.when(warpgroup < writer)(functools.partial(_reader, plan, shape, warpgroup, inputs, outs, smem))
-    pl.when(warpgroup == writer)(functools.partial(_writer, plan, shape, inputs, states, smem))
+    warpgroup = lax.axis_index("warpgroup")
+    for r in range(plan.loader - 1):
+        # A branch for each reader: which blocks of the chunk it reads is known when compiling.
+        pl.when(warpgroup == r)(functools.partial(_reader, plan, shape, r, inputs, outs, smem))
+    pl.when(warpgroup == plan.loader - 1)(functools.partial(_writer, plan, shape, inputs, states, smem))
     pl.when(warpgroup == plan.loader)(functools.partial(_loader, plan, shape, inputs, smem))
 
 
 def _registers(plan: Plan, role: str):
     """A multiprocessor's registers come to 512 for the threads of one number in all warpgroups together."""
-    number = {1: {"reader": 216, "writer": 216, "loader": 40}, 2: {"reader": 160, "writer": 160, "loader": 32}}[
+    number = {1: {"reader": 216, "writer": 216, "loader": 40}, 2: {"reader": 160, "writer": 168, "loader": 24}}[
         plan.readers
     ][role]
     if plan.writes_out:
@@ -222,45 +227,38 @@ def _rate(inputs, item):
     return inputs["slope"][item["n"]] * math.log2(math.e)
 
 
-def _reader(plan: Plan, shape, reader, inputs, outs, smem):
-    """The output of 64 tokens of every chunk. Shares, of unequal work, change hands with each chunk."""
+def _reader(plan: Plan, shape, r: int, inputs, outs, smem):
+    """The output of tokens 64 r .. 64 r + 63 of every chunk."""
     _registers(plan, "reader")
-    scores_smem = smem["scores"].at[reader]
-    staged = scores_smem.at[0]
-
-    def work(item, decays, slot, step, share):
-        rows = pl.ds(share * ROWS, ROWS)
-        a, b, c = smem["a"].at[slot, rows], smem["b"].at[slot], smem["c"].at[slot]
-        blocks = plan.blocks(share)
-        near = pl.ds(blocks[0] * ROWS, len(blocks) * ROWS)
-        (scores,) = _matmuls([(a, b.at[near].transpose((1, 0)))])
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's output leaves from `staged`
-        for i, block in enumerate(blocks):
-            decayed = decays.inside(share, block, scores[:, i * ROWS : (i + 1) * ROWS])
-            scores_smem.at[i][...] = decayed.astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        plgpu.barrier_wait(smem["laid"])
-        pairs = [(scores_smem.at[i], c.at[pl.ds(block * ROWS, ROWS)]) for i, block in enumerate(blocks)]
-        before, inside = _matmuls([(a, smem["state"])], pairs)
-        plgpu.barrier_arrive(smem["taken"])
-        plgpu.barrier_arrive(smem["empty"].at[slot])
-        staged[...] = (inside + before * gpu_decay.down(decays.read(share), VALUES)).astype(jnp.bfloat16)
-        plgpu.commit_smem()
-        tokens = pl.ds(_chunk_index(plan, item, step) * plan.chunk + share * ROWS, ROWS)
-        place = (item["b"], tokens, item["n"], item["columns"])
-        _for_task(plan, item, lambda t: plgpu.copy_smem_to_gmem(staged, outs[t].at[place]))
+    rows = pl.ds(r * ROWS, ROWS)
+    blocks = [pl.ds(block * ROWS, ROWS) for block in plan.blocks(r)]
+    scores_smem = [smem["scores"].at[plan.first_scores(r) + i] for i in range(len(blocks))]
+    staged = scores_smem[0]
 
     def body(item, done):
-        plain = None if plan.keyed else gpu_decay.Reader(plan, _rate(inputs, item))
+        plain = None if plan.keyed else gpu_decay.Reader(plan, r, _rate(inputs, item))
 
         @pl.loop(0, item["steps"])
         def _(step):
             slot = lax.rem(done + step, jnp.int32(plan.stages))
             plgpu.barrier_wait(smem["full"].at[slot])
-            decays = gpu_decay.Reader(plan, _rate(inputs, item), smem["keys"].at[slot]) if plan.keyed else plain
-            turn = lax.rem(done + step + reader, jnp.int32(plan.readers))
-            for share in range(plan.readers):
-                pl.when(turn == share)(functools.partial(work, item, decays, slot, step, share))
+            a, b, c = smem["a"].at[slot, rows], smem["b"].at[slot], smem["c"].at[slot]
+            decays = gpu_decay.Reader(plan, r, _rate(inputs, item), smem["keys"].at[slot]) if plan.keyed else plain
+            scores = _matmuls(*([(a, b.at[block].transpose((1, 0)))] for block in blocks))
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's output leaves from `staged`
+            for i, block in enumerate(plan.blocks(r)):
+                scores_smem[i][...] = decays.inside(block, scores[i]).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            plgpu.barrier_wait(smem["laid"])
+            inside = [(scores_smem[i], c.at[block]) for i, block in enumerate(blocks)]
+            before, inside = _matmuls([(a, smem["state"])], inside)
+            plgpu.barrier_arrive(smem["taken"])
+            plgpu.barrier_arrive(smem["empty"].at[slot])
+            staged[...] = (inside + before * gpu_decay.down(decays.read, VALUES)).astype(jnp.bfloat16)
+            plgpu.commit_smem()
+            tokens = pl.ds(_chunk_index(plan, item, step) * plan.chunk + r * ROWS, ROWS)
+            place = (item["b"], tokens, item["n"], item["columns"])
+            _for_task(plan, item, lambda t: plgpu.copy_smem_to_gmem(staged, outs[t].at[place]))
 
     _each_item(plan, shape, inputs, body)
     plgpu.wait_smem_to_gmem(0)
