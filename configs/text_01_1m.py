@@ -7,14 +7,19 @@ its 1 M extension (table 6): 26 B.
 import dataclasses
 
 from configs import text_01
-from mm01_jax.config import Config, MeshConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from mm01_jax.config import Config, MeshConfig, OptimizerConfig, Rules, ScheduleConfig, TrainConfig
 
 
 def get_config() -> Config:
+    base = text_01.get_config()
+    # Weights are stored in parts over `sequence` too: over two data shards alone they would not fit.
+    rules = Rules(embed=("data", "sequence"), act_embed=("tensor",))
     return dataclasses.replace(
-        text_01.get_config(),
+        base,
         name="text_01_1m",
-        mesh=MeshConfig(data=2, expert=8, tensor=4, sequence=8),
+        # 129,024 tokens a chip: eight groups through the experts, keys from one sequence shard at a time.
+        model=dataclasses.replace(base.model, exchange_groups=8, sequence_attention="ring"),
+        mesh=MeshConfig(data=2, expert=8, tensor=4, sequence=8, rules=rules),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-6, warmup_steps=0)),
         train=TrainConfig(
             steps=315,
