@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -38,7 +40,8 @@ def sample(logits_BV: jax.Array, key: jax.Array, allowed_V: jax.Array, sampling:
     logits = jnp.where(allowed_V[None, :], logits_BV, -jnp.inf)
     if sampling.temperature == 0.0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
+    # Below the smallest float32 a temperature would be 0 on the device; the largest logit being 0, no quotient is +inf.
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / max(sampling.temperature, _TINY)
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits >= kth, logits, -jnp.inf)
