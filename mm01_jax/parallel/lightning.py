@@ -17,6 +17,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
 
 
@@ -41,7 +42,7 @@ def lightning_attention(
     if state_BNHH is not None:
         in_specs, args = (*in_specs, states), (*args, state_BNHH)
     local = functools.partial(_local, seq_axes=rules.seq)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(tokens, states))(*args)
+    return _mapped(local, in_specs, (tokens, states))(*args)
 
 
 def lightning_attention_step(
@@ -64,9 +65,15 @@ def lightning_attention_step(
         out, state = kernels.lightning_attention_step(q, k, v, slope, state, active_B=segments[:, 0] >= 0)
         return out[:, None], state
 
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(tokens, states))(
-        q, k, v, slope_N, segments_B1, state_BNHH
-    )
+    return _mapped(local, in_specs, (tokens, states))(q, k, v, slope_N, segments_B1, state_BNHH)
+
+
+def _mapped(local, in_specs, out_specs):
+    """shard_map, unchecked for GPUs: loops and references in Mosaic GPU kernels lose the types that say what varies
+    over which axes (jax 0.11 and 0.12). Gradients need no types here: q, k and v are sharded over every axis in use.
+    """
+    checked = dispatch.platform() != "gpu"
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
 
 
 def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[str, ...]):
