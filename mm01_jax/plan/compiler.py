@@ -1,5 +1,6 @@
 """Compiles a step for a machine that is not here: libtpu's compile-only client, or jax's CUDA plugin without a GPU."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import re
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from mm01_jax.plan.steps import Step
 from mm01_jax.plan.targets import Target
@@ -86,7 +88,8 @@ def compile_step(step: Step) -> Compiled:
     seconds["lower"] = time.perf_counter() - start - seconds["trace"]
     start = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        with _no_compilation_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -97,6 +100,19 @@ def compile_step(step: Step) -> Compiled:
     seconds["processor"] = time.process_time() - start_processor
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Compiled(refusal, text, memory, seconds, most)
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+    """Programs for machines that are not here can be written to the persistent cache, and not read back."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # whether the cache is in use is asked once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _memory(stats) -> dict[str, int]:
