@@ -25,6 +25,7 @@ _FREE = {
     "call-done",
     "async-update",
 }
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is the update
 _WHOLE = ("calls", "to_apply")  # attributes of computations whose instructions are part of one instruction
 
 
@@ -53,8 +54,8 @@ def _cost(instruction: Instruction, shapes: dict[str, str], program: Program) ->
         return 0
     if opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _far(instruction.shape)
-    if opcode == "dynamic-update-slice":
-        return 2 * _far(shapes.get(instruction.operands[1], ""))
+    if opcode in _UPDATES:
+        return 2 * _far(shapes.get(instruction.operands[_UPDATES[opcode]], ""))
     if opcode == "copy-start":
         return _far(instruction.shape)  # its result names both sides
     if opcode == "fusion":
@@ -85,7 +86,7 @@ def _read(name: str, body: list[Instruction], program: Program) -> int:
         elif user.opcode == "fusion":  # fusions nest
             inner = program.computations[user.calls["calls"][0]]
             total += _read(_parameters(inner)[user.operands.index(name)], inner, program)
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
+        elif not (user.opcode in _UPDATES and user.operands[0] == name):
             return next(sum(sizes(i.shape)) for i in body if i.name == name)
     return total
 
@@ -103,8 +104,9 @@ def _written(body: list[Instruction]) -> int:
     for result in results:
         while result.opcode == "bitcast" and result.operands[0] in named:
             result = named[result.operands[0]]
-        if result.opcode == "dynamic-update-slice" and result.operands[1] in named:
-            total += sum(sizes(named[result.operands[1]].shape))
+        update = _UPDATES.get(result.opcode)
+        if update is not None and result.operands[update] in named:
+            total += sum(sizes(named[result.operands[update]].shape))
         else:
             total += sum(sizes(result.shape))
     return total
