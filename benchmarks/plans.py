@@ -1,0 +1,74 @@
+"""The table of docs/plans.md from the numbers that plans have left: python benchmarks/plans.py docs/plans/*.json"""
+
+import json
+import pathlib
+import sys
+
+GIB = 2**30
+
+
+def row(plan: dict) -> list[str]:
+    """One plan as the cells of its line."""
+    mesh = "×".join(str(size) for size in plan["mesh"].values())
+    compiled = plan["compiled"]
+    seconds, memory = compiled["seconds"], compiled["memory"]
+    return [
+        f"`{plan['config']}`",
+        plan["step"],
+        f"`{plan['target']}`",
+        str(plan["chips"]),
+        mesh,
+        f"{plan['rows']} × {plan['length']:,}",
+        f"{plan['peak'] / GIB:.1f} of {plan['hbm'] / GIB:.1f}",
+        f"{(memory['arguments'] + memory['temporaries']) / GIB:.1f}",
+        f"{plan['seconds']['best']:.3g} to {plan['seconds']['worst']:.3g}",
+        f"{plan['mfu']['best']:.0%} to {plan['mfu']['worst']:.0%}" if plan["step"] == "train" else "",
+        f"{seconds['compile']:.0f} ({seconds['processor']:.0f})",
+        f"{compiled['host_bytes'] / GIB:.1f}",
+    ]
+
+
+def collectives(plan: dict) -> str:
+    """Bytes of each kind over its axes, the largest first, those under a thousandth left out."""
+    totals: dict[tuple[str, str], list[int]] = {}
+    for one in plan["collectives"]:
+        total = totals.setdefault((one["kind"], "+".join(one["axes"])), [0, 0])
+        total[0] += one["count"]
+        total[1] += one["count"] * one["bytes"]
+    whole = sum(size for _, size in totals.values())
+    kept = sorted((item for item in totals.items() if item[1][1] * 1000 > whole), key=lambda item: -item[1][1])
+    return "; ".join(f"{kind} over {axes} {_size(size)} in {count}" for (kind, axes), (count, size) in kept)
+
+
+def _size(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size > GIB else f"{size / 2**20:.1f} MiB"
+
+
+HEAD = (
+    "config",
+    "step",
+    "target",
+    "chips",
+    "mesh",
+    "rows × tokens",
+    "peak GiB",
+    "arguments + temporaries GiB",
+    "step s",
+    "MFU",
+    "compile s (processor s)",
+    "planner GiB",
+)
+
+
+def main(files: list[str]) -> None:
+    plans = [json.loads(pathlib.Path(file).read_text()) for file in files]
+    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
+    for plan in plans:
+        print("| " + " | ".join(row(plan)) + " |")
+    print("\n| plan | collectives of one chip and step |\n|---|---|")
+    for plan in plans:
+        print(f"| `{plan['config']}` {plan['step']} on `{plan['target']}` | {collectives(plan)} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
