@@ -90,8 +90,8 @@ def start(arguments: list, processes: int) -> list[str]:
 
 
 def digest(workdir: pathlib.Path) -> str:
-    (manifest,) = workdir.glob("checkpoints/*/manifest.json")
-    return json.loads(manifest.read_text().partition("\n")[2].join(["{", ""]))["tree_sha256"]
+    (manifest,) = workdir.glob("checkpoints/*/state/manifest.json")
+    return json.loads("{" + manifest.read_text().partition("\n")[2])["tree_sha256"]
 
 
 @pytest.mark.slow
