@@ -1,7 +1,7 @@
 """Conversion at the released widths: memory over one whole period on sparse files, speed on random bits beside a copy.
 
     python -m benchmarks.convert_large period --room=DIR     8 layers, 32 experts, 200,064 rows: 95.6 GB of zeros
-    python -m benchmarks.convert_large speed --room=DIR      2 layers, 12 experts: 9.3 GB of random bfloat16
+    python -m benchmarks.convert_large speed --room=DIR      2 layers, 6 experts: 9.7 GB of random bfloat16
 
 `period`: the source is sparse. Converted files are written in full, zeros and checksums alike; a thread beside the
 conversion gives the blocks of zeros back to the disk (`fallocate --dig-holes`, which changes no byte), so 191 GB pass
@@ -165,7 +165,7 @@ def period(room: pathlib.Path) -> None:
 
 def speed(room: pathlib.Path, repeats: int) -> None:
     """Random weights both ways, beside `cp` of the same files."""
-    config = model(num_periods=1, period=("lightning", "softmax"), num_experts=12, vocab_size=20_064)
+    config = model(num_periods=1, period=("lightning", "softmax"), num_experts=6)
     total = write_source(room / "in", config, random_bits)
     print(f"{total:,} bytes of random bfloat16, {len(table.tensors(config))} tensors")
     for _ in range(repeats):

@@ -67,9 +67,8 @@ def from_torch(
             progress.add(table.num_elements(tensor) * itemsize)
 
         parallel.for_each(torch.tensors, lambda tensor: table.num_elements(tensor) * itemsize, convert)
-        config = with_dtype(torch.config, wanted)
         origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
-        writer.finish(config_json.to_json(config), {"source": origin})
+        writer.finish(config_json.to_json(with_dtype(torch.config, wanted)), {"source": origin})
     (target / _ORIGIN).unlink()
     say(progress.finish())
 

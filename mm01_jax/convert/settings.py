@@ -222,9 +222,7 @@ def _vision(plain: dict, problems: list[str]) -> VisionConfig | None:
 def native_problems(num_heads: int) -> list[str]:
     """What transformers' own class cannot be: it knows the decay slopes of powers of two alone."""
     if num_heads & (num_heads - 1):
-        return [
-            f"num_attention_heads={num_heads} is no power of two: transformers' slopes are another model's"
-        ]
+        return [f"num_attention_heads={num_heads} is no power of two: transformers' slopes are another model's"]
     return []
 
 

@@ -188,3 +188,16 @@ def test_check_names_every_chunk_in_which_two_checkpoints_differ(tmp_path):
     assert "experts_alpha=1.25 against 1.0" in said
     assert "final_norm [] (model.norm.weight): 1 of 16 values differ" in said
     assert "runs/0/experts/up [1, 1, 2]" in said
+
+
+def test_float16_weights_come_in_only_by_a_stated_cast(tmp_path):
+    source = samples.write(
+        tmp_path / "in", samples.settings("original", dtype="float16"), samples.tensors("original", dtype="float16")
+    )
+    with pytest.raises(ValueError, match="the weights are float16; choose --dtype=bfloat16 or --dtype=float32"):
+        from_torch(source, tmp_path / "ours", **QUIET)
+    with pytest.raises(ValueError, match="the weights are float16; choose 'bfloat16' or 'float32'"):
+        from_pretrained(source)
+    from_torch(source, tmp_path / "ours", dtype="float32", **QUIET)
+    tensor = open_source(source).tensors[0]
+    np.testing.assert_array_equal(open_source(tmp_path / "ours").read(tensor), open_source(source).read(tensor))
