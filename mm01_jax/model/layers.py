@@ -92,9 +92,9 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
 def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
     """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`)."""
     precision = "highest" if x.dtype == jnp.float32 else "default"
-    accumulate = np.promote_types(x.dtype, np.float32)
-    y = jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=accumulate)
-    return y.astype(out_dtype or x.dtype)
+    # The result type is asked for, not cast to: matrix units accumulate in float32 either way, and a cast afterwards
+    # would make the backward's matmuls take float32 operands.
+    return jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=out_dtype or x.dtype)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> jax.Array:
