@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import use_abstract_mesh
 
-from pallas_kernels.lightning_attention import lightning_attention_step, reference, tiling, tpu, tpu_scan
+from pallas_kernels.lightning_attention import lightning_attention_step, reference, tiling, tpu
 from tests.parity import lightning_cases as cases
 from tests.parity.test_lightning_xla import random_case
 
@@ -23,12 +23,8 @@ DTYPES = ["float32", "bfloat16"]
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """The kernels run in the interpreter, for a TPU v5p, as they are but for one thing: XLA:CPU has no bfloat16 x
-    bfloat16 -> float32 for every layout, so matmuls get their rounded operands widened; the products are the same.
-    """
-    dot = tpu_scan._dot
-    monkeypatch.setattr(tpu_scan, "_dot", lambda x, y, *axes: dot(x.astype(jnp.float32), y.astype(jnp.float32), *axes))
+def interpreted():
+    """The kernels run as they are, in the interpreter, for a TPU v5p."""
     strict = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise")
     with pltpu.force_tpu_interpret_mode(strict), use_abstract_mesh(cases.tpu_mesh()):
         yield
