@@ -56,8 +56,7 @@ def from_torch(
     leaves = {path: (leaf.shape, wanted, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
     with ArrayWriter(target, leaves) as writer:
         _check_origin(torch, target)
-        progress = Progress(plan.bytes_in, "from-torch")
-        itemsize = np.dtype(torch.dtype).itemsize
+        progress, itemsize = Progress(plan.bytes_in, "from-torch"), np.dtype(torch.dtype).itemsize
 
         def convert(tensor: table.Tensor) -> None:
             if not writer.done(tensor.leaf, tensor.index):

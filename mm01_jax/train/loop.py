@@ -23,7 +23,8 @@ from mm01_jax.data import pipeline
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.text import DataError
-from mm01_jax.train import plots, step
+from mm01_jax.parallel.overlap import compiler_options
+from mm01_jax.train import cluster, plots, step
 from mm01_jax.train.flops import peak_flops, train_flops_per_token
 from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
@@ -49,6 +50,7 @@ EXIT_CODES = {
 
 def main(config: Config, workdir: str, init_from: str | None) -> int:
     """`run` as a command: one plain message on stderr instead of a traceback, and the exit code."""
+    cluster.join()
     try:
         run(config, workdir, init_from)
     except tuple(EXIT_CODES) as error:
@@ -77,7 +79,8 @@ def run(config: Config, workdir: str, init_from: str | None = None, say: Callabl
     mesh = sharding.make_mesh(config.mesh)
     with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, say=say) as checkpoints, jax.set_mesh(mesh):
         check_resumable(config, checkpoints.latest_meta(), init_from, say)
-        (root / "config.json").write_text(config_json.to_json(config))
+        if jax.process_index() == 0:
+            (root / "config.json").write_text(config_json.to_json(config))
         train = config.train
         dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=say)
         say(dataset.describe())
@@ -98,12 +101,15 @@ class _Loop:
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
         self.train_step = jax.jit(
-            functools.partial(step.train_step, config=config), donate_argnums=0, out_shardings=(state_placed, None)
+            functools.partial(step.train_step, config=config),
+            donate_argnums=0,
+            out_shardings=(state_placed, None),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         self.eval_step = jax.jit(functools.partial(step.eval_step, config=config))
         self.peak = peak_flops(mesh.devices.flat[0])
         self.progress = Progress(self.step, config.train.steps)
-        self.log = MetricsLog(root, self.step)
+        self.log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
 
     def train(self, say: Callable[[str], None]) -> None:
         """Everything from the first step to the last message."""
@@ -113,8 +119,10 @@ class _Loop:
             try:
                 self._steps(held_out, preemption)
             finally:
-                self.log.close()
-        _report(self.config, self.root, self._summary(held_out), say)
+                if self.log:
+                    self.log.close()
+        if jax.process_index() == 0:
+            _report(self.config, self.root, self._summary(held_out), say)
 
     def _steps(self, held_out: list[pipeline.Batch], preemption: Preemption) -> None:
         train = self.config.train
@@ -189,7 +197,7 @@ class _Loop:
         if held_out:
             record["held_out_loss"] = self._evaluate(held_out)
             self.last_fetch = time.monotonic()
-        if at % train.log_every == 0 or held_out:
+        if self.log and (at % train.log_every == 0 or held_out):
             self.log.write(record)
         self.progress.show(at, _line(record))
         self._count_refused(at, values)
@@ -235,12 +243,11 @@ class _Loop:
 
     def _summary(self, held_out: list[pipeline.Batch]) -> dict[str, float]:
         """Held-out loss against what counting achieves on the same targets, nats a target."""
-        if not held_out:
+        losses = [r["held_out_loss"] for r in read_metrics(self.root) if "held_out_loss" in r]
+        if not held_out or not losses:
             return {}
         counted = entropy(held_out)
-        records = [r["held_out_loss"] for r in read_metrics(self.root) if "held_out_loss" in r]
-        loss = records[-1] if records else self._evaluate(held_out)
-        return {"held_out_loss": loss, "unigram": counted.unigram, "bigram": counted.bigram}
+        return {"held_out_loss": losses[-1], "unigram": counted.unigram, "bigram": counted.bigram}
 
 
 def _describe(config: Config, state: step.TrainState) -> str:

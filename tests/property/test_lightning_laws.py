@@ -160,7 +160,8 @@ def test_lightning_in_a_scan_over_layers_equals_the_loop(packed):
 def test_lightning_vmap_over_batch_equals_the_batch(implementation):
     x = cases.case(20, "float32", B=2, H=64, slopes=SLOPES, segment_ids=np.arange(40).reshape(2, 20) // 7)
 
-    def one(q, k, v, state, ids, d_out, d_state):
+    def one(*row):
+        q, k, v, state, ids, d_out, d_state = row
         row = cases.Case(q[None], k[None], v[None], x.slope, state[None], ids[None], d_out[None], d_state[None])
         return jax.tree.map(lambda a: a[0], _grads(_op(row, implementation), row))
 

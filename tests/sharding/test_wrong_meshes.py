@@ -12,9 +12,9 @@ from mm01_jax.config_rules import check
 WRONG = {
     "heads not divisible": ({"mesh.tensor": 3}, "model.num_heads", "mesh.tensor=2"),
     "key heads not divisible": ({"mesh.tensor": 4}, "model.num_kv_heads", "mesh.tensor=2"),
-    "sequence not divisible": ({"mesh.sequence": 3}, "train.sequence_length", "255 or mesh.sequence=2"),
+    "sequence not divisible": ({"mesh.sequence": 3}, "train.sequence_length", "129 or mesh.sequence=2"),
     "experts not divisible": ({"mesh.expert": 8}, "model.num_experts", "mesh.expert=4"),
-    "rows not divisible": ({"mesh.data": 3}, "train.batch_size", "9"),
+    "rows not divisible": ({"mesh.data": 3}, "train.batch_size", "3"),
     "width of results not divisible": (
         {"model.embed_dim": 129, "mesh.rules.ffn": ("tensor",), "mesh.tensor": 2},
         "model.embed_dim",
