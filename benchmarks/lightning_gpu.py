@@ -1,10 +1,11 @@
-"""Parity, then time, of the Hopper lightning kernels and their peers on one GPU: what benchmarks/lightning_gpu.md quotes.
+"""Parity, then time, of the Hopper lightning kernels and their peers on one GPU: benchmarks/lightning_gpu.md quotes it.
 
     python -m benchmarks.lightning_gpu parity copy forward both long packed step [fla] [profile]
 
 Every time is the median over rounds of the mean of calls queued back to back, the contenders taking turns in a round.
 """
 
+import functools
 import statistics
 import sys
 import time
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.lightning_attention import gpu, gpu_scan, lightning_attention, lightning_attention_step, xla
+from pallas_kernels.lightning_attention import gpu, lightning_attention, lightning_attention_step, xla
 
 SHAPES = ((1, 32768, 64), (4, 8192, 64), (1, 8192, 64), (1, 131072, 16), (8, 2048, 16))
 NAMES = ("out", "state", "dq", "dk", "dv", "d_state")
@@ -28,7 +29,8 @@ def draw(seed: int, *shape, scale=0.3, dtype=jnp.bfloat16):
     return (scale * jax.random.normal(jax.random.key(seed), shape, jnp.float32)).astype(dtype)
 
 
-def run_all(module, q, k, v, slope, state, ids, d_out, d_state):
+def run_all(module, *operands):
+    q, k, v, slope, state, ids, d_out, d_state = operands
     return (*module.forward(q, k, v, slope, state, ids), *module.backward(q, k, v, slope, state, ids, d_out, d_state))
 
 
@@ -130,29 +132,6 @@ def our_op(slope, ids=None):
 
 
 PROFILED = "plain"
-VARIANTS = {"plain": {}, "free": {"automatic_barriers": False}, "multicast": {"multicast": True}}
-
-
-def one_pass(tasks, reverse, options):
-    plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, **options)
-    return jax.jit(lambda *arrays: gpu_scan.scan(plan, arrays, slopes(arrays[0].shape[2]), None))
-
-
-def variants(rate):
-    """Single passes in other tilings, against the first of them."""
-    kinds = {"forward": (((0, 1, 2),), False, 4), "dv, dk": (((1, 0, 3), (2, 3, 0)), True, 6)}
-    for kind, (tasks, reverse, tensors) in kinds.items():
-        for B, S, N in SHAPES:
-            if N == 16 and S > 32768 or (reverse and B == 1 and S == 8192):
-                continue
-            args = tuple(draw(i, B, S, N, 128) for i in range(4))
-            runs = {name: (one_pass(tasks, reverse, options), args) for name, options in VARIANTS.items()}
-            first = runs["plain"][0](*args)
-            for name, (run, _) in runs.items():
-                equal = jax.tree.map(jnp.array_equal, run(*args), first)
-                if not all(jax.tree.leaves(equal)):
-                    print(f"  {name} DIFFERS from plain: {equal}", flush=True)
-            report(kind, (B, S, N), 2 * tensors * args[0].size / rate * 1e3, times(runs))
 
 
 def forward(rate, peers=True):
@@ -191,14 +170,20 @@ def packed(rate):
 
 def long(rate):
     slope = slopes(8)
-    for S, N in ((32768, 8), (1 << 20, 8), (1 << 20, 24)):
+    for S, N in ((32768, 8), (1 << 20, 8)):
         args = tuple(draw(i, 1, S, N, 128) for i in range(4))
-        run = with_gradient(our_op(slope.repeat(N // 8)))
+        run = with_gradient(our_op(slope))
         seen = times({"ours": (run, args)}, calls=2, rounds=3)
         report("long", (1, S, N), 22 * args[0].size / rate * 1e3, seen)
         print(f"  {seen['ours'] / S * 1e6:.2f} ns per token", flush=True)
-    # More than 2**31 elements in each array, against three calls of 8 heads.
-    narrow = with_gradient(our_op(slope))
+
+
+def wide(rate):
+    """More than 2**31 elements in each array, against three calls of 8 heads."""
+    slope, shape = slopes(8), (1, 1 << 20, 24)
+    args = tuple(draw(i, *shape, 128) for i in range(4))
+    run, narrow = with_gradient(our_op(jnp.tile(slope, 3))), with_gradient(our_op(slope))
+    report("wide", shape, 22 * args[0].size / rate * 1e3, times({"ours": (run, args)}, calls=1, rounds=3))
     whole = jax.tree.leaves(run(*args))
     total = 0.0
     for i in (0, 8, 16):
@@ -270,34 +255,24 @@ def step(rate):
 
 
 def profile():
-    args = tuple(draw(i, 1, 32768, 64, 128) for i in range(4))
-    jax.block_until_ready(one_pass(((0, 1, 2),), False, VARIANTS[PROFILED])(*args))
+    """One forward pass, for a profiler to look at."""
+    q, k, v = (draw(i, 1, 32768, 64, 128) for i in range(3))
+    jax.block_until_ready(jax.jit(our_op(slopes(64)))(q, k, v))
+
+
+def main(wanted: list[str]):
+    print(jax.devices()[0].device_kind, jax.__version__, flush=True)
+    quick = {"parity-1": (0, 1, 2, 4, 9, 11), "parity-2": (3, 5, 6, 7, 8, 10), "parity-quick": (2, 7, 8)}
+    alone = {"parity": parity, "fla": fla, "profile": profile}
+    alone |= {name: functools.partial(parity, chosen) for name, chosen in quick.items()}
+    timed = {"forward": forward, "both": both, "long": long, "wide": wide, "packed": packed, "step": step}
+    rate = copy() if timed.keys() & set(wanted) else None
+    for name in wanted:
+        try:
+            alone[name]() if name in alone else timed[name](rate)
+        except Exception as error:  # the other parts still count: device time is short
+            print(f"{name} FAILED {type(error).__name__}: {str(error)[:1500]}", flush=True)
 
 
 if __name__ == "__main__":
-    print(jax.devices()[0].device_kind, jax.__version__, flush=True)
-    wanted = sys.argv[1:]
-    rate = copy() if not {"profile", "fla"} & set(wanted) else 1.0
-    for name in wanted:
-        work = {
-            "parity": parity,
-            "fla": fla,
-            "parity-1": lambda: parity((0, 1, 2, 4, 9, 11)),
-            "parity-2": lambda: parity((3, 5, 6, 7, 8, 10)),
-            "parity-plain": lambda: parity((1, 11, 9)),
-            "parity-keyed": lambda: parity((3, 6, 8)),
-            "profile": profile,
-        }.get(name)
-        try:
-            if work is not None:
-                work()
-            elif name == "forward-ours":
-                forward(rate, peers=False)
-            elif name == "both-ours":
-                both(rate, peers=False)
-            else:
-                {"forward": forward, "both": both, "long": long, "variants": variants, "packed": packed, "step": step}[
-                    name
-                ](rate)
-        except Exception as error:  # the other parts still count: device time is short
-            print(f"{name} FAILED {type(error).__name__}: {str(error)[:1500]}", flush=True)
+    main(sys.argv[1:])

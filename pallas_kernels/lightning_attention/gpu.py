@@ -1,7 +1,7 @@
 """Lightning attention for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16.
 
 Forward and backward are streaming passes of one kernel, `gpu_scan`: q, k, v -> out; do, v, k -> dq; and one launch of
-two reverse passes for dv and dk, which read the same four tensors at the same time, so that the second finds them in L2.
+two reverse passes for dv and dk, which read the same four tensors at the same time: one of them finds them in L2.
 Where heads are too few to fill the chip, `gpu_split` cuts the sequence into time segments.
 """
 

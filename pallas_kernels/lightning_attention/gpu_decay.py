@@ -24,10 +24,9 @@ class Reader:
     def __init__(self, plan, reader: int, rate, keys=None):
         self.plan, self.reader, self.rate, self.keys = plan, reader, rate, keys
         self.row = _row_keys(reader, keys)
-        self.read = self._power(keys[plan.chunk] - self.row if keys is not None else plan.chunk - self.row)
-        if not plan.reverse:
-            self.read = self._power(self.row)
-        self.factors = {} if keys is not None else {block: self._factors(block) for block in plan.blocks(reader)}
+        self.read = self._power(_end(plan, keys) - self.row if plan.reverse else self.row)
+        if keys is None:
+            self.factors = {block: self._factors(block) for block in plan.blocks(reader)}
 
     def inside(self, block: int, scores):
         """The scores of the reader's tokens against a block of tokens, decayed: both (64, 64)."""
@@ -58,10 +57,10 @@ class Reader:
 
 
 class Writer:
-    """`write`: for each 64 tokens of the chunk (64,), the decay until the state that leaves; `carry`, of a whole chunk."""
+    """`write`: for each 64 tokens of a chunk (64,), the decay until the state that leaves; `carry`, from end to end."""
 
     def __init__(self, plan, rate, keys=None):
-        end = jnp.float32(plan.chunk) if keys is None else keys[plan.chunk]
+        end = _end(plan, keys)
         rows = [_row_keys(block, keys) for block in range(plan.readers)]
         self.write = [power(plan, rate, row if plan.reverse else end - row) for row in rows]
         self.carry = power(plan, rate, end)
@@ -78,6 +77,10 @@ def down(per_row, columns: int):
 
 def across(per_column, rows: int):
     return lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), [1])
+
+
+def _end(plan, keys):
+    return jnp.float32(plan.chunk) if keys is None else keys[plan.chunk]
 
 
 def _row_keys(block: int, keys):

@@ -2,7 +2,7 @@
 
 For a *task* (reader a, key b, value c), per head, with decay d = exp(-slope), i a token that reads, j one that is read:
 
-    forward   out_i = sum_{j <= i} d^(i-j) (a_i . b_j) c_j          reverse   out_i = sum_{j >= i} d^(j-i) (a_i . b_j) c_j
+    forward   out_i = sum_{j <= i} d^(i-j) (a_i . b_j) c_j        reverse   out_i = sum_{j >= i} d^(j-i) (a_i . b_j) c_j
 
 The op is the forward pass of (q, k, v). Its gradients are the same pass: dq is the forward pass of (do, v, k), dv the
 reverse pass of (k, q, do), dk the reverse pass of (v, do, q) with the state transposed. In chunks, S the state:
@@ -29,7 +29,7 @@ from pallas_kernels.lightning_attention import gpu_decay
 from pallas_kernels.lightning_attention.gpu_decay import META, ROWS
 
 VALUES = 64  # value columns of a program: 128 bytes, the widest swizzle
-HALVES = "half"  # the two value halves of a head of 128: one cluster, so that a and b are read from L2 once for both
+HALVES = "half"  # the two value halves of a head of 128 are one cluster: they run at the same time, a and b in L2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,8 @@ class Plan:
     readers: int = 2
     stages: int = 2
     multiprocessors: int = 132
-    multicast: bool = False
     writes_out: bool = True
     writes_state: bool = True
-    automatic_barriers: bool = True
 
     @property
     def chunk(self) -> int:
@@ -101,9 +99,7 @@ def scan(plan: Plan, arrays, slope_N, state, keys=None, *, segments: int = 1, fi
         cluster_names=(HALVES,),
         num_threads=plan.loader + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, reduction_scratch_bytes=0, unsafe_no_auto_barriers=not plan.automatic_barriers
-        ),
+        compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
     )
     outs, states = kernel(inputs)
     return outs, (states if plan.writes_state else None)
@@ -114,18 +110,14 @@ def _scratch(plan: Plan, H: int):
         transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
-    C, users = plan.chunk, plan.loader
-    empty = {"num_arrivals": users, "num_barriers": plan.stages}
-    cluster_empty = functools.partial(plgpu.ClusterBarrier, collective_axes=(HALVES,))
+    C = plan.chunk
     scratch = {
         "b": tile(plan.stages, C, H),
         "c": tile(plan.stages, C, VALUES),
         "written": tile(C, VALUES),
         "full": plgpu.Barrier(num_arrivals=2 + plan.writes_out + plan.keyed, num_barriers=plan.stages),
-        "empty": (cluster_empty if plan.multicast else plgpu.Barrier)(**empty),
+        "empty": plgpu.Barrier(num_arrivals=plan.loader, num_barriers=plan.stages),
     }
-    if plan.multicast:
-        scratch["over"] = cluster_empty(num_arrivals=users)
     if plan.writes_out:
         scratch["a"] = tile(plan.stages, C, H)
         scratch["state"] = tile(H, VALUES)
@@ -146,12 +138,16 @@ def _program(plan: Plan, shape, inputs, outs, states, **smem):
     pl.when(warpgroup == plan.loader)(functools.partial(_loader, plan, shape, inputs, smem))
 
 
+# A multiprocessor's registers come to 512 for the threads of one number in all warpgroups together.
+REGISTERS = {
+    1: {"reader": 216, "writer": 216, "loader": 40},
+    2: {"reader": 160, "writer": 168, "loader": 24},
+}
+
+
 def _registers(plan: Plan, role: str):
-    """A multiprocessor's registers come to 512 for the threads of one number in all warpgroups together."""
-    number = {1: {"reader": 216, "writer": 216, "loader": 40}, 2: {"reader": 160, "writer": 168, "loader": 24}}[
-        plan.readers
-    ][role]
     if plan.writes_out:
+        number = REGISTERS[plan.readers][role]
         plgpu.set_max_registers(number, action="decrease" if role == "loader" else "increase")
 
 
@@ -193,7 +189,6 @@ def _for_task(plan: Plan, item, act):
 def _loader(plan: Plan, shape, inputs, smem):
     """Keeps the ring of slots full."""
     _registers(plan, "loader")
-    both = {"collective_axes": HALVES} if plan.multicast else {}
 
     def load(item, done, task):
         a, b, c = (inputs["arrays"][i] for i in plan.tasks[task])
@@ -209,17 +204,14 @@ def _loader(plan: Plan, shape, inputs, smem):
 
             chunk = _chunk_index(plan, item, step)
             place = (item["b"], pl.ds(chunk * plan.chunk, plan.chunk), item["n"])
-            plgpu.copy_gmem_to_smem(b.at[place], smem["b"].at[slot], full, **both)
+            plgpu.copy_gmem_to_smem(b.at[place], smem["b"].at[slot], full)
             if plan.writes_out:
-                plgpu.copy_gmem_to_smem(a.at[place], smem["a"].at[slot], full, **both)
+                plgpu.copy_gmem_to_smem(a.at[place], smem["a"].at[slot], full)
             plgpu.copy_gmem_to_smem(c.at[(*place, item["columns"])], smem["c"].at[slot], full)
             if plan.keyed:
                 plgpu.copy_gmem_to_smem(inputs["keys"].at[item["b"], chunk], smem["keys"].at[slot], full)
 
     _each_item(plan, shape, inputs, lambda item, done: _for_task(plan, item, functools.partial(load, item, done)))
-    if plan.multicast:
-        # The other half's warpgroups arrive on this program's barriers: it must not end before they have.
-        plgpu.barrier_wait(smem["over"])
 
 
 def _rate(inputs, item):
@@ -262,7 +254,6 @@ def _reader(plan: Plan, shape, r: int, inputs, outs, smem):
 
     _each_item(plan, shape, inputs, body)
     plgpu.wait_smem_to_gmem(0)
-    _end(plan, smem)
 
 
 def _writer(plan: Plan, shape, inputs, states, smem):
@@ -311,12 +302,6 @@ def _writer(plan: Plan, shape, inputs, states, smem):
             states.at[place][...] = state
 
     _each_item(plan, shape, inputs, body)
-    _end(plan, smem)
-
-
-def _end(plan: Plan, smem):
-    if plan.multicast:
-        plgpu.barrier_arrive(smem["over"])
 
 
 def _matmuls(*sums):

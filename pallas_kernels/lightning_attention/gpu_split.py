@@ -2,8 +2,8 @@
 
 A head's state at the end of segment g is decay_g S_g + P_g, with S_g the state that enters and P_g the state the
 segment makes from nothing. So one cheap pass makes every P_g, the recurrence over the few segments makes every S_g, and
-the full pass then runs all segments at once. In P_g a token weighs exp(-slope * distance to the segment's end), which is
-exactly 0 in float32 from a distance of 104 / slope on: the cheap pass leaves out the chunks before.
+the full pass then runs all segments at once. In P_g a token weighs exp(-slope * distance to the segment's end), which
+is exactly 0 in float32 from a distance of 104 / slope on: the cheap pass leaves out the chunks before.
 """
 
 import dataclasses

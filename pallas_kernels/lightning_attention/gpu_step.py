@@ -10,10 +10,10 @@ ROWS = 64
 
 
 def step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B):
-    """Contract in the package's docstring. The state is read in float32: its bytes, not its arithmetic, take the time."""
+    """Contract in the package's docstring. All in float32: the state's bytes, not its arithmetic, take the time."""
     B, N, H = q_BNH.shape
     out_type = jax.ShapeDtypeStruct((B, N, H), q_BNH.dtype, manual_axis_type=jax.typeof(q_BNH).mat)
-    inputs = dict(q=q_BNH, k=k_BNH, v=v_BNH, slope=slope_N)
+    inputs = {"q": q_BNH, "k": k_BNH, "v": v_BNH, "slope": slope_N}
     if active_B is not None:
         inputs["active"] = active_B.astype(jnp.int32)
     transforms = (plgpu.TilingTransform((8, 32)), plgpu.SwizzleTransform(128))
@@ -22,14 +22,11 @@ def step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B):
     out = plgpu.kernel(
         _program,
         out_type=out_type,
-        scratch_types=dict(
-            state=plgpu.SMEM((H, H), jnp.float32, transforms=transforms),
-            q=vector,
-            k=vector,
-            v=vector,
-            out=vector,
-            full=plgpu.Barrier(num_arrivals=4),
-        ),
+        scratch_types={
+            "state": plgpu.SMEM((H, H), jnp.float32, transforms=transforms),
+            **dict.fromkeys(("q", "k", "v", "out"), vector),
+            "full": plgpu.Barrier(num_arrivals=4),
+        },
         grid=(B, N),
         grid_names=("batch", "head"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
