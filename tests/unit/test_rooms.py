@@ -38,7 +38,14 @@ DOORS = {
     "tokenizers": "mm01_jax.data",
     "safetensors": "mm01_jax.convert",
     "jax.experimental.pallas": "pallas_kernels",
-    "absl.flags": ("mm01_jax.config_io", "train_main", "mm01_jax.generate", "mm01_jax.plan", "mm01_jax.evals", "mm01_jax.convert"),
+    "absl.flags": (
+        "mm01_jax.config_io",
+        "train_main",
+        "mm01_jax.generate",
+        "mm01_jax.plan",
+        "mm01_jax.evals",
+        "mm01_jax.convert",
+    ),
 }
 
 NEVER_IMPORTED = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "jax._src")
