@@ -1,7 +1,7 @@
 """text_01 trained at 8 K on two slices of 256 v6e chips (v6e-256x2), which have 31 GiB each.
 
-The first moment in bfloat16, two microbatches of one row a shard, and more of `data`, over which weights outside the
-experts are stored in parts: that is what fits. `data` spans the slices.
+The first moment in bfloat16, four microbatches of one row a shard, and more of `data`, over which weights outside the
+experts are stored in parts. `data` spans the slices.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         name="text_01_v6e",
-        mesh=MeshConfig(data=32, expert=8, tensor=2, sequence=1, rules=Rules(act_embed=("tensor",))),
+        mesh=MeshConfig(data=16, expert=8, tensor=4, sequence=1, rules=Rules(act_embed=("tensor",))),
         optimizer=dataclasses.replace(base.optimizer, moment_dtype="bfloat16"),
-        train=dataclasses.replace(base.train, num_microbatches=2),
+        train=dataclasses.replace(base.train, num_microbatches=4),
     )
