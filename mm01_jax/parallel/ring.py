@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from pallas_kernels.softmax_attention.partial import attend, attend_gradient, merge
@@ -44,7 +45,7 @@ def _forward(axes, query, key, value, positions, segments):
         out, lse = merge(out, lse, *attend(query, key, value, index, key_index))
         return (arriving, out, lse), None
 
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = np.promote_types(query.dtype, np.float32)
     nothing = (jnp.zeros_like(query, wide), jnp.full_like(query[..., 0], jnp.finfo(wide).min, wide))
     start = ((key, value, index), *nothing)
     (last, out, lse), _ = lax.scan(step, start, length=lax.axis_size(axes) - 1)

@@ -24,7 +24,9 @@ from mm01_jax.generate import PREFILL_CHUNK, decode_step, prefill
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
+from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step as training
+from pallas_kernels import dispatch
 
 KINDS = ("train", "prefill", "decode")
 
@@ -54,7 +56,12 @@ def _train(config: Config, mesh) -> Step:
     placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for name, dtype in dtypes.items()}
     # As the training loop jits it.
-    function = jax.jit(functools.partial(training.train_step, config=config), donate_argnums=0)
+    function = jax.jit(
+        functools.partial(training.train_step, config=config),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+        compiler_options=compiler_options(dispatch.platform()),
+    )
     parts = {"parameters": state.model, "optimizer": (state.step, state.opt_state), "batch": batch}
     return Step(function, (state, batch), parts, shape[0] * shape[1])
 

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.softmax_attention.masking import split_queries, visible
 
@@ -82,7 +83,7 @@ def _joined(blocks: jax.Array, S: int) -> jax.Array:
 
 
 def _einsum(like: jax.Array):
-    wide = jnp.promote_types(like.dtype, jnp.float32)
+    wide = np.promote_types(like.dtype, np.float32)
     precision = "highest" if like.dtype == jnp.float32 else "default"
     return functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
 
