@@ -138,20 +138,25 @@ def _check(model: TextModel, prompts: Sequence[np.ndarray], max_tokens: int) -> 
 def _define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "a run's work directory, one of its steps, or a conversion")
     flags.DEFINE_string("prompt", None, "the text to go on from")
-    flags.DEFINE_integer("max_tokens", 256, "at most this many new tokens")
+    flags.DEFINE_integer("max_tokens", 256, "at most this many new tokens", lower_bound=1)
     flags.DEFINE_float("temperature", 0.8, "0 is greedy")
     flags.DEFINE_integer("top_k", 0, "choose among the k most likely tokens; 0: all")
     flags.DEFINE_float("top_p", 1.0, "choose among the most likely tokens that hold this probability")
-    flags.DEFINE_integer("seed", 0, "the same seed gives the same text")
+    flags.DEFINE_integer("seed", 0, "the same seed gives the same text", lower_bound=0, upper_bound=2**31 - 1)
 
 
 def main(argv: list[str]) -> int:
     _define_flags()
+    if "--help" in argv:
+        print(flags.FLAGS.main_module_help())
+        return 0
     try:
-        flags.FLAGS(argv)
+        surplus = flags.FLAGS(argv)[1:]
+        if surplus:
+            raise ValueError(f"{surplus[0]!r} is no flag; text with spaces needs quotes, as in --prompt='def main'")
         for name, value in (("checkpoint", flags.FLAGS.checkpoint), ("prompt", flags.FLAGS.prompt)):
-            if value is None:
-                raise ValueError(f"--{name} is missing; e.g. --checkpoint=runs/tiny --prompt='def '")
+            if not value:
+                raise ValueError(f"--{name} is missing or empty; e.g. --checkpoint=runs/tiny --prompt='def '")
         sampling = Sampling(temperature=flags.FLAGS.temperature, top_k=flags.FLAGS.top_k, top_p=flags.FLAGS.top_p)
         with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
             _print_text(sampling)

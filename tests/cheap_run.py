@@ -56,9 +56,10 @@ def digest(workdir) -> str:
     return small.tree_digest(workdir / "checkpoints" / f"{steps_saved(workdir)[-1]:08d}")
 
 
-def damage(workdir, step_number: int) -> None:
-    """Turns over one byte of the largest file of a step."""
-    files = [p for p in (workdir / "checkpoints" / f"{step_number:08d}" / "state" / "arrays").rglob("*") if p.is_file()]
+def damage(workdir, step_number: int, leaf: str = "") -> None:
+    """Turns over one byte of the largest file of a step, or of one leaf."""
+    arrays = workdir / "checkpoints" / f"{step_number:08d}" / "state" / "arrays" / leaf
+    files = [p for p in arrays.rglob("*") if p.is_file()]
     file = max(files, key=lambda p: p.stat().st_size)
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 0xFF

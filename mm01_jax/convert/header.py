@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mm01_jax.checkpoint import CheckpointError
 
-MAX_HEADER_BYTES = 16_000_000  # the 8,637 tensors of VL-01 in one file take 1.2 MB; more is an attack on the parser
+MAX_HEADER_BYTES = 16_000_000  # the 8,637 tensors of VL-01 in one file take 1.4 MB; more is an attack on the parser
 DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"}
 _BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
