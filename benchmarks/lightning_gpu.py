@@ -241,7 +241,7 @@ def step(rate):
         for name in ("gpu", "xla"):
             # One program of many steps: a call's launch would hide a step of a few microseconds.
             @jax.jit
-            def many(q, k, v, state, name=name):
+            def many(q, k, v, state, name=name, slope=slope):
                 def one(carry, _):
                     q, state = carry
                     return lightning_attention_step(q, k, v, slope, state, implementation=name), None

@@ -1,6 +1,6 @@
 """Kills a training run with SIGKILL at random moments, resumes it, and compares it with a run that was never killed.
 
-    python -m benchmarks.train_faults [--kills=12] [--seed=0] [--steps=240] [--every=2]
+    python -m benchmarks.train_faults [--kills=12] [--seed=0] [--steps=120] [--every=2]
 
 Prints one table row per kill. Three of four kills come at a random moment of training, most of them while a checkpoint
 is being written (a step is far shorter than a save here); the fourth comes while the process starts or restores. After
@@ -28,6 +28,7 @@ from mm01_jax import config_json
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = ("argparse", "ast", "bisect", "calendar", "copy", "csv", "dis", "enum", "heapq", "inspect", "queue", "random")
 MARGIN = 8  # steps that may pass between the decision to kill and the kill
+WAIT_SECONDS = 1800.0  # for a step to come; more than any process needs, however loaded the machine
 HEADER = ("kill", "came", "last loss of step", "a save half done", "resumed from", "losses as uninterrupted")
 
 
@@ -82,7 +83,7 @@ class Runs:
         with open(self.folder / f"{name}.log", "a") as log:
             return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
 
-    def finish(self, name: str, seconds: float = 600.0) -> None:
+    def finish(self, name: str, seconds: float = WAIT_SECONDS) -> None:
         """Runs `name` to its end."""
         code = self.start(name).wait(timeout=seconds)
         if code:
@@ -144,7 +145,7 @@ def _wait(runs: Runs, process, random, number: int, kills: int) -> str:
         return f"{seconds:.1f} s after the process began"
     # Somewhere in the share of the run that leaves room for the kills to come.
     room = max(1, (runs.steps - done) // (kills - number + 1) - MARGIN)
-    target, deadline = done + int(random.integers(1, room + 1)), time.monotonic() + 300
+    target, deadline = done + int(random.integers(1, room + 1)), time.monotonic() + WAIT_SECONDS
     while max(runs.losses("killed"), default=0) < target and process.poll() is None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"step {target} did not come: {runs.said('killed')[-2000:]}")
@@ -167,7 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--every", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
