@@ -58,7 +58,7 @@ def test_two_kills_leave_losses_and_the_last_digest_as_they_were(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_twelve_kills_leave_losses_and_the_last_digest_as_they_were(tmp_path, every):
-    runs = Runs(tmp_path / "runs", 240, every, cache=jax.config.jax_compilation_cache_dir)
+    runs = Runs(tmp_path / "runs", 120, every, cache=jax.config.jax_compilation_cache_dir)
     rows, equal = kill_and_resume(runs, kills=12, seed=every)
     assert len(rows) == 12
     assert any(row.in_save for row in rows)
