@@ -27,8 +27,9 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
+    from mm01_jax.train import cluster, loop  # only now: importing jax takes longer than refusing a config may
 
+    cluster.join()
     return loop.main(config, _WORKDIR.value, _INIT_FROM.value)
 
 

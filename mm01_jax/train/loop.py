@@ -24,7 +24,7 @@ from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.text import DataError
 from mm01_jax.parallel.overlap import compiler_options
-from mm01_jax.train import cluster, plots, step
+from mm01_jax.train import plots, step
 from mm01_jax.train.flops import peak_flops, train_flops_per_token
 from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
@@ -50,7 +50,6 @@ EXIT_CODES = {
 
 def main(config: Config, workdir: str, init_from: str | None) -> int:
     """`run` as a command: one plain message on stderr instead of a traceback, and the exit code."""
-    cluster.join()
     try:
         run(config, workdir, init_from)
     except tuple(EXIT_CODES) as error:
