@@ -10,12 +10,13 @@ import numpy as np
 from mm01_jax.plan.count import Collective
 from mm01_jax.plan.program import Instruction, Program, sizes
 
+WORK = ("fusion", "custom-call", "dot", "convolution", "while")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Collectives by kind, axes and size with their counts, and how many of them run beside other work."""
+    """Collectives by kind, axes and size with their counts; and how many have other work between start and end."""
 
     counts: Counter
     overlapped: Counter
@@ -24,6 +25,7 @@ class Found:
 def find(program: Program, mesh: Mapping[str, int]) -> Found:
     """Every collective of `program`, whose partitions are the devices of `mesh` (axis -> size) in row-major order."""
     found = Found(Counter(), Counter())
+    beside = _beside_work(program)
     for name, instructions in program.computations.items():
         if not (times := program.times[name]):
             continue
@@ -36,7 +38,7 @@ def find(program: Program, mesh: Mapping[str, int]) -> Found:
             key = Collective(kind, axes(instruction, mesh), _bytes(instruction))
             if key.axes:
                 found.counts[key] += times
-                found.overlapped[key] += times * (instruction.opcode.endswith("-start") or _async(name))
+                found.overlapped[key] += times * (instruction.name in beside or name in beside)
     return found
 
 
@@ -45,8 +47,21 @@ def _scatters(name: str, instructions: list[Instruction]) -> bool:
     return "all-reduce-scatter" in name and any(i.root and "dynamic-slice" in i.opcode for i in instructions)
 
 
-def _async(computation: str) -> bool:
-    return "async" in computation
+def _beside_work(program: Program) -> set[str]:
+    """Starts, and computations that are started, with work scheduled before their end; text is in schedule order."""
+    found: set[str] = set()
+    for instructions in program.computations.values():
+        waiting: dict[str, Instruction] = {}
+        for instruction in instructions:
+            if instruction.opcode.endswith("-start"):
+                waiting[instruction.name] = instruction
+            elif instruction.opcode.endswith("-done"):
+                waiting.pop(instruction.operands[0], None)
+            elif instruction.opcode in WORK:
+                for start in waiting.values():
+                    found |= {start.name, *start.calls.get("calls", ())}
+                waiting = {}
+    return found
 
 
 def _bytes(instruction: Instruction) -> int:
