@@ -30,7 +30,7 @@ def start(config: Config, perturb: float) -> step.TrainState:
     random, noise = np.random.RandomState(0), np.random.RandomState(1)
 
     def fill(weight):
-        values = 0.2 * random.standard_normal(weight.shape) + (weight.ravel()[0] == 1.0)
+        values = 0.2 * random.standard_normal(weight.shape) + float(weight.ravel()[0] == 1.0)
         values *= 1 + perturb * noise.choice([-1, 1], size=weight.shape)
         return jnp.asarray(values, weight.dtype)
 
