@@ -1,7 +1,8 @@
 """Lightning attention: linear attention whose state decays by one constant per head.
 
 An implementation is a module with four functions. Arguments are checked by `api.py` before they arrive; `state` is
-always a float32 array, `segment_ids_BS` int32 or None, `slope_N` float32; q, k, v share one dtype.
+a float32 array or None for zeros, `segment_ids_BS` int32 or None, `slope_N` float32; q, k, v share one dtype. The
+gradient of a state that is None is not looked at: `backward` may leave it None.
 
     unsupported(q, k, v, slope, state, segment_ids) -> str | None      why it cannot, or None if it can
     forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS) -> (out_BSNH, state_BNHH)

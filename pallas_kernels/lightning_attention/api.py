@@ -21,7 +21,7 @@ OPERATION = dispatch.Operation(
     "lightning_attention",
     {name: f"pallas_kernels.lightning_attention.{name}" for name in ("tpu", "gpu", "xla")},
 )
-SLOPE = 3  # place of the one argument without a batch axis
+SLOPE, STATE = 3, 4  # places of the one argument without a batch axis, and of the one that may be None for zeros
 
 
 def lightning_attention(
@@ -53,9 +53,6 @@ def lightning_attention(
       Unsupported: the named implementation cannot take these arguments on this device.
     """
     _check_sequence(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
-    B, _, N, H = q_BSNH.shape
-    if state_BNHH is None:
-        state_BNHH = jnp.zeros((B, N, H, H), jnp.float32)
     arguments = vary_alike(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids)
     return _attend(dispatch.choose(OPERATION, implementation, *arguments), *arguments)
 
@@ -103,7 +100,7 @@ def _attend_forward(name, *arguments):
 def _attend_backward(name, arguments, cotangents):
     backward = rows_of_vmap(OPERATION.module(name).backward, shared=SLOPE)
     dq, dk, dv, d_state = backward(*arguments, *cotangents)
-    return dq, dk, dv, None, d_state, None
+    return dq, dk, dv, None, None if arguments[STATE] is None else d_state, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

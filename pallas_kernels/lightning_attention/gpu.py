@@ -38,7 +38,7 @@ def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
     run = _Pass(q_BSNH, slope_N, segment_ids_BS)
     q, k, v = run.padded(q_BSNH, k_BSNH, v_BSNH)
     states = run.entering((k, v), state_BNHH, reverse=False)
-    (out,), ends = run.scan(((0, 1, 2),), (q, k, v), states[:, None], reverse=False)
+    (out,), ends = run.scan(((0, 1, 2),), (q, k, v), states, reverse=False)
     return out[:, :S], ends[-1, 0]
 
 
@@ -47,12 +47,14 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     S = q_BSNH.shape[1]
     run = _Pass(q_BSNH, slope_N, segment_ids_BS)
     q, k, v, d_out = run.padded(q_BSNH, k_BSNH, v_BSNH, d_out_BSNH)
-    states = run.entering((v, k), jnp.swapaxes(state_BNHH, -1, -2), reverse=False)
-    (dq,), _ = run.scan(((0, 1, 2),), (d_out, v, k), states[:, None], reverse=False, writes_state=False)
+    state_BNHH = None if state_BNHH is None else jnp.swapaxes(state_BNHH, -1, -2)
+    states = run.entering((v, k), state_BNHH, reverse=False)
+    (dq,), _ = run.scan(((0, 1, 2),), (d_out, v, k), states, reverse=False, writes_state=False)
     grads = run.entering((q, d_out), d_state_BNHH, reverse=True)
-    grads = jnp.stack([grads, jnp.swapaxes(grads, -1, -2)], axis=1)
-    (dv, dk), starts = run.scan(((1, 0, 3), (2, 3, 0)), (q, k, v, d_out), grads, reverse=True)
-    return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0]
+    grads = jnp.concatenate([grads, jnp.swapaxes(grads, -1, -2)], axis=1)
+    wanted = state_BNHH is not None
+    (dv, dk), starts = run.scan(((1, 0, 3), (2, 3, 0)), (q, k, v, d_out), grads, reverse=True, writes_state=wanted)
+    return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0] if wanted else None
 
 
 class _Pass:
@@ -71,23 +73,30 @@ class _Pass:
             ids = jnp.pad(segment_ids_BS, ((0, 0), (0, self.fill)), constant_values=-1)
             chunks, self.keys = gpu_split.packed_chunks(packing.documents(ids), chunk)
         programs = B * N * (H // gpu_scan.VALUES)
-        self.segments = gpu_split.segments(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
-        self.split = gpu_split.split(chunks, self.segments, slope_N, B) if self.segments > 1 else None
+        self.cut = gpu_split.cut(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
+        self.split = gpu_split.split(chunks, self.cut, slope_N, B) if self.cut.segments > 1 else None
 
     def padded(self, *arrays):
         if not self.fill:
             return arrays
         return tuple(jnp.pad(x, ((0, 0), (0, self.fill), (0, 0), (0, 0))) for x in arrays)
 
-    def scan(self, tasks, arrays, states, *, reverse: bool, first=None, **writes):
+    def scan(self, tasks, arrays, states, *, reverse: bool, **writes):
+        """A full pass over the time segments, with the states that enter them."""
+        return self._scan(tasks, arrays, states, (self.cut.segments, self.cut.parts * self.cut.part), reverse, writes)
+
+    def entering(self, arrays, state_BNHH, *, reverse: bool) -> jax.Array | None:
+        """The states that enter the time segments, for the outer products of two arrays: (segments, 1, B, N, H, H)."""
+        if self.split is None:
+            return None if state_BNHH is None else state_BNHH[None, None]
+        way = self.split.reverse if reverse else self.split.forward
+        order = gpu_split.longest_first(way.steps) if self.cut.parts > 1 else None
+        pieces = (self.cut.segments * self.cut.parts, self.cut.part)
+        task, writes = ((0, 0, 1),), {"writes_out": False}
+        _, partial = self._scan(task, arrays, None, pieces, reverse, writes, first=way.skip, order=order)
+        return gpu_split.entering(self.split, partial[:, 0], state_BNHH, reverse=reverse)[:, None]
+
+    def _scan(self, tasks, arrays, states, pieces, reverse, writes, **which):
         keyed = self.keys is not None
         plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, keyed=keyed, readers=self.readers, **writes)
-        return gpu_scan.scan(plan, arrays, self.slope, states, self.keys, segments=self.segments, first=first)
-
-    def entering(self, arrays, state_BNHH, *, reverse: bool) -> jax.Array:
-        """The states that enter the time segments, for the outer products of two arrays: (segments, B, N, H, H)."""
-        if self.split is None:
-            return state_BNHH[None]
-        first = self.split.skip_reverse if reverse else self.split.skip_forward
-        _, partial = self.scan(((0, 0, 1),), arrays, None, reverse=reverse, first=first, writes_out=False)
-        return gpu_split.prefix(self.split.decay, partial[:, 0], state_BNHH, reverse=reverse)
+        return gpu_scan.scan(plan, arrays, self.slope, states, self.keys, pieces=pieces, **which)

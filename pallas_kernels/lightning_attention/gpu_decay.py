@@ -5,6 +5,8 @@ has key 0. Between two keys lies a distance in time, or more than a chunk where 
 is read. Without keys token i has key i + 1, and all powers are computed once for a head, before the loop over chunks.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -19,26 +21,28 @@ DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value
 
 
 class Reader:
-    """For the 64 tokens of one reader: `read` (64,), the decay since the state that enters, and `inside`."""
+    """Decays for the 64 tokens of one reader, in any chunk that is all of one document.
 
-    def __init__(self, plan, reader: int, rate, keys=None):
-        self.plan, self.reader, self.rate, self.keys = plan, reader, rate, keys
-        self.row = _row_keys(reader, keys)
-        self.read = self._power(_end(plan, keys) - self.row if plan.reverse else self.row)
-        if keys is None:
-            self.factors = {block: self._factors(block) for block in plan.blocks(reader)}
+    Only what will be used may be computed: Mosaic GPU finds no layout for a value that nobody reads (jax 0.11).
+    """
+
+    def __init__(self, plan, reader: int, rate):
+        self.plan, self.reader, self.rate = plan, reader, rate
+        self.factors = {block: self._factors(block) for block in plan.blocks(reader)}
+
+    def read(self):
+        """The decay since the state that enters, (64,)."""
+        row = _row_keys(self.reader, None)
+        return self.power(self.plan.chunk - row if self.plan.reverse else row)
 
     def inside(self, block: int, scores):
         """The scores of the reader's tokens against a block of tokens, decayed: both (64, 64)."""
-        if self.keys is None:
-            for factor in self.factors[block]:
-                scores = scores * factor()
-            return scores
-        other = plgpu.load(self.keys.at[pl.ds(block * ROWS, ROWS)], layout=ACROSS)
-        # Two padding tokens must not meet at distance 0.
-        other = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
-        distance = down(self.row, ROWS) - across(other, ROWS)
-        return scores * self._power(-distance if self.plan.reverse else distance)
+        for factor in self.factors[block]:
+            scores = scores * factor()
+        return scores
+
+    def power(self, distance):
+        return power(self.plan, self.rate, distance)
 
     def _factors(self, block: int):
         """Decays between the reader's tokens and a block: a table on the diagonal, beside it a row times a column."""
@@ -46,14 +50,36 @@ class Reader:
         if between:
             row, column = (_iota((ROWS,), 0, layout) for layout in (DOWN, ACROSS))
             row, column = (between - row, column) if self.plan.reverse else (row, between - column)
-            row, column = self._power(row), self._power(column)
+            row, column = self.power(row), self.power(column)
             return [lambda: down(row, ROWS), lambda: across(column, ROWS)]
         i, j = (_iota((ROWS, ROWS), axis, plgpu.Layout.WGMMA) for axis in (0, 1))
-        table = self._power(j - i if self.plan.reverse else i - j)
+        table = self.power(j - i if self.plan.reverse else i - j)
         return [lambda: table]
 
-    def _power(self, distance):
-        return power(self.plan, self.rate, distance)
+
+class KeyedReader:
+    """The same for one chunk of a packed sequence."""
+
+    def __init__(self, plain: Reader, keys):
+        self.plain, self.keys = plain, keys
+        self.row, self.end = _row_keys(plain.reader, keys), _end(plain.plan, keys)
+
+    def read(self):
+        return self.plain.power(self.end - self.row if self.plain.plan.reverse else self.row)
+
+    def inside(self, block: int, scores):
+        # All of one document, without padding: its last token is as old as the chunk is long. Most chunks are; the
+        # tables made once serve them, and save an exponential for each score.
+        undivided = self.end == self.plain.plan.chunk
+        plain = functools.partial(self.plain.inside, block, scores)
+        return lax.cond(undivided, plain, lambda: scores * self._divided(block))
+
+    def _divided(self, block: int):
+        other = plgpu.load(self.keys.at[pl.ds(block * ROWS, ROWS)], layout=ACROSS)
+        # Two padding tokens must not meet at distance 0.
+        other = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
+        distance = down(self.row, ROWS) - across(other, ROWS)
+        return self.plain.power(-distance if self.plain.plan.reverse else distance)
 
 
 class Writer:

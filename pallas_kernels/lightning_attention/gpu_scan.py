@@ -9,7 +9,7 @@ reverse pass of (k, q, do), dk the reverse pass of (v, do, q) with the state tra
 
     out = read * (a S) + ((a b^T) * D) c            S' = carry S + b^T (write * c)
 
-One *item* is 64 value columns of one head in one time segment; a program takes its items one after the other. Its
+One *item* is 64 value columns of one head in one piece of the sequence; a program takes its items one after the other. Its
 warpgroups have roles. The loader streams chunks through TMA into a ring of slots, over the item's end into the next
 one. Each reader computes the output of 64 of a chunk's tokens. The writer keeps the state in registers in float32, runs
 ahead of the readers and lays a bfloat16 copy out in SMEM for each chunk, the operand of their a S.
@@ -63,29 +63,33 @@ class Plan:
         return sum(len(self.blocks(r)) for r in range(reader))
 
 
-def scan(plan: Plan, arrays, slope_N, state, keys=None, *, segments: int = 1, first=None):
+def scan(plan: Plan, arrays, slope_N, state, keys=None, *, pieces: tuple[int, int], first=None, order=None):
     """Runs every task of the plan.
 
     Args:
       arrays: (B, S, N, H) bfloat16 each, S a multiple of the chunk.
       slope_N: (N,) float32.
-      state: (segments, tasks, B, N, H, H) float32, what enters each time segment; None is zero.
+      state: (pieces, tasks, B, N, H, H) float32, what enters each piece of the sequence; None is zero.
       keys: (B, S / chunk, chunk + META) float32 of `gpu_split`, when the plan is keyed.
-      segments: number of time segments, each of ceil(chunks / segments) chunks.
-      first: (segments, B, N) int32, chunks to leave out at the start of each segment (in the pass's order).
+      pieces: their number, and the chunks of each; the last may have fewer, or none.
+      first: (pieces, B, N) int32, chunks to leave out at the start of each piece (in the pass's order). Of a piece
+        that has none left nothing is written.
+      order: (items,) int32, in which order the programs take the items; None is (piece, row, head, task).
 
-    Returns: ([out (B, S, N, H) for each task], state (segments, tasks, B, N, H, H)), None where the plan writes none.
+    Returns: ([out (B, S, N, H) for each task], state (pieces, tasks, B, N, H, H)), None where the plan writes none.
     """
     B, S, N, H = arrays[0].shape
     halves, tasks = H // VALUES, len(plan.tasks)
-    shape = {"B": B, "N": N, "H": H, "chunks": S // plan.chunk, "segments": segments}
-    shape["items"] = segments * B * N * tasks
+    number, length = pieces
+    shape = {"B": B, "N": N, "H": H, "chunks": S // plan.chunk, "length": length}
+    shape["items"] = number * B * N * tasks
     vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(arrays[0]).mat)
     out_type = [
         [vary((B, S, N, H), arrays[0].dtype) for _ in plan.tasks] if plan.writes_out else [],
-        vary((segments, tasks, B, N, H, H), jnp.float32) if plan.writes_state else [],
+        vary((number, tasks, B, N, H, H), jnp.float32) if plan.writes_state else [],
     ]
     inputs = {"arrays": list(arrays), "slope": slope_N, "state": state, "keys": keys, "first": first}
+    inputs["order"] = order
     inputs = {name: x for name, x in inputs.items() if x is not None}
     # As few programs as do the items in the fewest rounds: all then end at the same time.
     rounds = -(-shape["items"] * halves // plan.multiprocessors)
@@ -155,19 +159,20 @@ def _registers(plan: Plan, role: str):
 
 
 def _each_item(plan: Plan, shape, inputs, body):
-    """Calls body(item, steps done before it) for the items of this program: (segment, row, head, task)."""
+    """Calls body(item, steps done before it) for the items of this program: (piece, row, head, task)."""
     program, programs = lax.axis_index("program"), shape["programs"]
-    per_segment = -(-shape["chunks"] // shape["segments"])
 
     def one(i, done):
-        rest, task = _split(program + i * programs, len(plan.tasks))
+        index = program + i * programs
+        index = inputs["order"][index] if "order" in inputs else index
+        rest, task = _split(index, len(plan.tasks))
         rest, n = _split(rest, shape["N"])
-        segment, b = _split(rest, shape["B"])
-        low = segment * per_segment
-        high = jnp.minimum(low + per_segment, shape["chunks"])
-        skip = inputs["first"][segment, b, n] if "first" in inputs else jnp.int32(0)
+        piece, b = _split(rest, shape["B"])
+        low = jnp.minimum(piece * shape["length"], shape["chunks"])
+        high = jnp.minimum(low + shape["length"], shape["chunks"])
+        skip = inputs["first"][piece, b, n] if "first" in inputs else jnp.int32(0)
         columns = pl.ds(lax.axis_index(HALVES) * VALUES, VALUES)
-        item = {"segment": segment, "b": b, "n": n, "task": task, "columns": columns}
+        item = {"piece": piece, "b": b, "n": n, "task": task, "columns": columns}
         item |= {"steps": high - low - skip, "start": high - 1 - skip if plan.reverse else low + skip}
         body(item, done)
         return done + item["steps"]
@@ -231,14 +236,15 @@ def _reader(plan: Plan, shape, r: int, inputs, outs, smem):
     staged = scores_smem[0]
 
     def body(item, done):
-        plain = None if plan.keyed else gpu_decay.Reader(plan, r, _rate(inputs, item))
+        plain = gpu_decay.Reader(plan, r, _rate(inputs, item))
+        plain_read = None if plan.keyed else plain.read()
 
         @pl.loop(0, item["steps"])
         def _(step):
             slot = lax.rem(done + step, jnp.int32(plan.stages))
             plgpu.barrier_wait(smem["full"].at[slot])
             a, b, c = smem["a"].at[slot, rows], smem["b"].at[slot], smem["c"].at[slot]
-            decays = gpu_decay.Reader(plan, r, _rate(inputs, item), smem["keys"].at[slot]) if plan.keyed else plain
+            decays = gpu_decay.KeyedReader(plain, smem["keys"].at[slot]) if plan.keyed else plain
             scores = _matmuls(*([(a, b.at[block].transpose((1, 0)))] for block in blocks))
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's output leaves from `staged`
             for i, block in enumerate(plan.blocks(r)):
@@ -249,7 +255,8 @@ def _reader(plan: Plan, shape, r: int, inputs, outs, smem):
             before, inside = _matmuls([(a, smem["state"])], inside)
             plgpu.barrier_arrive(smem["taken"])
             plgpu.barrier_arrive(smem["empty"].at[slot])
-            staged[...] = (inside + before * gpu_decay.down(decays.read, VALUES)).astype(jnp.bfloat16)
+            read = decays.read() if plan.keyed else plain_read
+            staged[...] = (inside + before * gpu_decay.down(read, VALUES)).astype(jnp.bfloat16)
             plgpu.commit_smem()
             tokens = pl.ds(_chunk_index(plan, item, step) * plan.chunk + r * ROWS, ROWS)
             place = (item["b"], tokens, item["n"], item["columns"])
@@ -274,7 +281,7 @@ def _writer(plan: Plan, shape, inputs, states, smem):
         plgpu.barrier_arrive(smem["laid"])
 
     def body(item, done):
-        place = (item["segment"], item["task"], item["b"], item["n"], slice(None), item["columns"])
+        place = (item["piece"], item["task"], item["b"], item["n"], slice(None), item["columns"])
         if "state" in inputs:
             state = plgpu.load(inputs["state"].at[place], layout=plgpu.Layout.WGMMA, optimized=False)
             # Under `shard_map` a load has the array's varying axes in its type, arithmetic in a kernel does not keep
@@ -305,7 +312,7 @@ def _writer(plan: Plan, shape, inputs, states, smem):
 
         state = lax.fori_loop(0, item["steps"], step, state)
         if plan.writes_state:
-            states.at[place][...] = state
+            pl.when(item["steps"] > 0)(lambda: states.at[place].__setitem__(..., state))
 
     _each_item(plan, shape, inputs, body)
 

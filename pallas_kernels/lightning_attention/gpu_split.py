@@ -3,7 +3,9 @@
 A head's state at the end of segment g is decay_g S_g + P_g, with S_g the state that enters and P_g the state the
 segment makes from nothing. So one cheap pass makes every P_g, the recurrence over the few segments makes every S_g, and
 the full pass then runs all segments at once. In P_g a token weighs exp(-slope * distance to the segment's end), which
-is exactly 0 in float32 from a distance of 104 / slope on: the cheap pass leaves out the chunks before.
+is exactly 0 in float32 from a distance of 104 / slope on: the cheap pass leaves out the chunks before. Slow heads then
+have far more chunks than fast ones. So that no program waits for another's slow head, the cheap pass takes a segment in
+several parts, P_g being their weighted sum, and the longest parts first.
 """
 
 import dataclasses
@@ -17,10 +19,21 @@ from pallas_kernels.lightning_attention.gpu_decay import DOCUMENT, META, PAD
 
 UNDERFLOW = 104.0  # exp(-104) is below half of the smallest float32
 CHUNKS = 16  # fewest chunks worth a segment of their own
+PART = 32  # and a part of its own in the cheap pass: its state weighs as much as a chunk of two tensors
+PARTS = 8  # most parts of a segment
 FULL = 0.9  # share of the chip's multiprocessors at work that is good enough
 
 
-def segments(programs: int, chunks: int, multiprocessors: int) -> int:
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """`segments` time segments of `parts` parts of `part` chunks each; the last ones may be short, parts empty."""
+
+    segments: int
+    parts: int
+    part: int
+
+
+def cut(programs: int, chunks: int, multiprocessors: int) -> Cut:
     """The fewest time segments that fill the chip; `programs` run side by side without a split."""
 
     def busy(count):
@@ -28,7 +41,11 @@ def segments(programs: int, chunks: int, multiprocessors: int) -> int:
         return programs * count / (waves * multiprocessors)
 
     counts = range(1, max(1, min(chunks // CHUNKS, multiprocessors)) + 1)
-    return next((count for count in counts if busy(count) >= FULL), max(counts, key=busy))
+    count = next((count for count in counts if busy(count) >= FULL), max(counts, key=busy))
+    length = -(-chunks // count)
+    parts = max(1, min(PARTS, length // PART)) if count > 1 else 1
+    part = -(-length // parts)
+    return Cut(-(-chunks // (parts * part)), parts, part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,37 +83,86 @@ def packed_chunks(documents: packing.Documents, chunk: int) -> tuple[Chunks, jax
 
 
 @dataclasses.dataclass(frozen=True)
+class Direction:
+    """What the cheap pass leaves out, and how its parts add up, forward or backward in time: (pieces, B, N).
+
+    skip: int32, chunks at a part's far end that do not reach the segment's near end. steps: int32, the chunks left.
+    weight: float32, decay from the part's near end to the segment's.
+    """
+
+    skip: jax.Array
+    steps: jax.Array
+    weight: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
-    """The segments' decays (segments, B, N), and how many far chunks a segment's partial state leaves out."""
+    """The segments' decays (segments, B, N), and the cheap pass in both directions."""
 
+    cut: Cut
     decay: jax.Array
-    skip_forward: jax.Array  # int32, chunks at a segment's start that its end does not see
-    skip_reverse: jax.Array  # int32, chunks at a segment's end whose gradient does not reach its start
+    forward: Direction
+    reverse: Direction
 
 
-def split(chunks: Chunks, count: int, slope_N, B: int) -> Split:
+def split(chunks: Chunks, cut: Cut, slope_N, B: int) -> Split:
     number = chunks.age.shape[1] - 1
-    per_segment = -(-number // count)
-    edges = np.minimum(np.arange(count + 1) * per_segment, number)
-    within = np.minimum(edges[:-1, None] + np.arange(per_segment + 1), edges[1:, None])  # (segments, chunks + 1)
-    real = (np.arange(per_segment) < (edges[1:] - edges[:-1])[:, None])[..., None, None]
+    pieces = cut.segments * cut.parts
+    edges = np.minimum(np.arange(pieces + 1) * cut.part, number)
+    within = np.minimum(edges[:-1, None] + np.arange(cut.part + 1), edges[1:, None])  # (pieces, part + 1)
+    length, ends = edges[1:] - edges[:-1], edges[:: cut.parts]
+    real = (np.arange(cut.part) < length[:, None])[..., None, None]
+    segment = np.arange(pieces) // cut.parts
     # The last segment's end state and the first one's start gradient come from the full pass.
-    first, last = (np.arange(count)[:, None, None, None] == g for g in (0, count - 1))
-    age, begun = (jnp.moveaxis(x[:, within], 0, -1)[..., None] for x in (chunks.age, chunks.begun))
-    slope, reach = slope_N[None, None], (UNDERFLOW / slope_N)[None, None, None]
-    same = begun[:, -1] == begun[:, 0]
-    decay = jnp.where(same, jnp.exp(-slope * (age[:, -1] - age[:, 0]).astype(jnp.float32)), jnp.float32(0))
-    before = ((age[:, -1:] - age[:, 1:]).astype(jnp.float32) > reach) | (begun[:, 1:] < begun[:, -1:]) | last
-    after = ((age[:, :-1] - age[:, :1]).astype(jnp.float32) > reach) | (begun[:, :-1] > begun[:, :1]) | first
-    skips = (jnp.sum(real & unseen, axis=1, dtype=jnp.int32) for unseen in (before, after))
-    shape = (count, B, slope_N.shape[0])
-    return Split(*(jnp.broadcast_to(x, shape) for x in (decay, *skips)))
+    needless = [np.broadcast_to(segment == g, (1, 1, 1, pieces)).T for g in (cut.segments - 1, 0)]
+
+    def at(indices):
+        """(age, documents begun) at chunk boundaries: (*indices.shape, B or 1, 1)."""
+        return [jnp.moveaxis(x[:, indices], 0, -1)[..., None] for x in (chunks.age, chunks.begun)]
+
+    def decay(from_age, from_begun, to_age, to_begun):
+        faded = jnp.exp(-slope_N * (to_age - from_age).astype(jnp.float32))
+        return jnp.where(to_begun == from_begun, faded, jnp.float32(0))
+
+    def far(distance):
+        return distance.astype(jnp.float32) > UNDERFLOW / slope_N
+
+    def direction(unseen, weight):
+        skip = jnp.sum(real & unseen, axis=1, dtype=jnp.int32)
+        shape = (pieces, B, slope_N.shape[0])
+        left = jnp.asarray(length, jnp.int32)[:, None, None] - skip
+        return Direction(*(jnp.broadcast_to(x, shape) for x in (skip, left, weight)))
+
+    age, begun = at(within)
+    (start_age, start_begun), (end_age, end_begun) = at(ends[segment]), at(ends[segment + 1])
+    before = far(end_age[:, None] - age[:, 1:]) | (begun[:, 1:] < end_begun[:, None]) | needless[0]
+    after = far(age[:, :-1] - start_age[:, None]) | (begun[:, :-1] > start_begun[:, None]) | needless[1]
+    whole = jnp.broadcast_to(decay(*at(ends[:-1]), *at(ends[1:])), (cut.segments, B, slope_N.shape[0]))
+    return Split(
+        cut,
+        whole,
+        direction(before, decay(age[:, -1], begun[:, -1], end_age, end_begun)),
+        direction(after, decay(start_age, start_begun, age[:, 0], begun[:, 0])),
+    )
 
 
-def prefix(decay, partial, entering, *, reverse: bool):
-    """The states that enter the segments, (segments, B, N, H, H), from the partial states and what enters the first."""
-    states = [entering]
-    order = range(len(decay) - 1)
+def longest_first(steps) -> jax.Array:
+    """The items' order for `gpu_scan`, those of most steps first: dealt round, the programs then end together."""
+    steps = steps.reshape(-1)
+    return jax.lax.sort((-steps, jnp.arange(steps.size, dtype=jnp.int32)), num_keys=1)[1]
+
+
+def entering(split: Split, partial, first, *, reverse: bool) -> jax.Array:
+    """The states that enter the segments, (segments, B, N, H, H).
+
+    From the parts' states (pieces, B, N, H, H), of which those without steps are not looked at, and the state that
+    enters the first segment, None for zero.
+    """
+    way = split.reverse if reverse else split.forward
+    weighted = jnp.where((way.steps > 0)[..., None, None], way.weight[..., None, None] * partial, jnp.float32(0))
+    partial = weighted.reshape(split.cut.segments, split.cut.parts, *partial.shape[1:]).sum(axis=1)
+    states = [jnp.zeros_like(partial[0]) if first is None else first]
+    order = range(split.cut.segments - 1)
     for g in (g + 1 for g in reversed(order)) if reverse else order:
-        states.append(decay[g][..., None, None] * states[-1] + partial[g])
+        states.append(split.decay[g][..., None, None] * states[-1] + partial[g])
     return jnp.stack(states[::-1] if reverse else states)

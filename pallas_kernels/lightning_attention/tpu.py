@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import packing, tiling, tpu_scan
+from pallas_kernels.lightning_attention.states import or_zeros
 from pallas_kernels.lightning_attention.tpu_step import step as step  # part of the contract
 
 
@@ -24,6 +25,7 @@ def unsupported(q, k, v, slope, state, segment_ids) -> str | None:
 def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
     """Contract in the package's docstring."""
     S = q_BSNH.shape[1]
+    state_BNHH = or_zeros(state_BNHH, q_BSNH)
     tiles = tiling.tiling(dispatch.device_kind())
     rows = _rows(S, segment_ids_BS, tiles.chunk)
     sequences = [_to_kernel(x, tiles.chunk) for x in (q_BSNH, k_BSNH, v_BSNH)]
@@ -34,6 +36,7 @@ def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
 def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_BSNH, d_state_BNHH):
     """Contract in the package's docstring."""
     S = q_BSNH.shape[1]
+    state_BNHH = or_zeros(state_BNHH, q_BSNH)
     tiles = tiling.tiling(dispatch.device_kind())
     rows = _rows(S, segment_ids_BS, tiles.chunk)
     q, k, v, d_out = (_to_kernel(x, tiles.chunk) for x in (q_BSNH, k_BSNH, v_BSNH, d_out_BSNH))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import packing
+from pallas_kernels.lightning_attention.states import or_zeros
 
 CHUNK = 128
 
@@ -29,6 +30,7 @@ def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
     """Contract in the package's docstring."""
     S = q_BSNH.shape[1]
     chunk = min(CHUNK, S)
+    state_BNHH = or_zeros(state_BNHH, q_BSNH)
 
     def step(state_BNHH, x):
         (q_BCNH, k_BCNH, v_BCNH), tokens = x
@@ -52,6 +54,7 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     """
     S = q_BSNH.shape[1]
     chunk = min(CHUNK, S)
+    state_BNHH = or_zeros(state_BNHH, q_BSNH)
     transposed_BNHH = jnp.swapaxes(state_BNHH, -1, -2)
     dq_BSNH, _ = forward(d_out_BSNH, v_BSNH, k_BSNH, slope_N, transposed_BNHH, segment_ids_BS)
 
