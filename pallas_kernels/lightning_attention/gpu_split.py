@@ -121,11 +121,11 @@ def split(chunks: Chunks, cut: Cut, slope_N, B: int) -> Split:
         return [jnp.moveaxis(x[:, indices], 0, -1)[..., None] for x in (chunks.age, chunks.begun)]
 
     def decay(from_age, from_begun, to_age, to_begun):
-        faded = jnp.exp(-slope_N * (to_age - from_age).astype(jnp.float32))
+        faded = jnp.exp(-slope_N[None, None] * (to_age - from_age).astype(jnp.float32))
         return jnp.where(to_begun == from_begun, faded, jnp.float32(0))
 
     def far(distance):
-        return distance.astype(jnp.float32) > UNDERFLOW / slope_N
+        return distance.astype(jnp.float32) > (UNDERFLOW / slope_N)[None, None, None]
 
     def direction(unseen, weight):
         skip = jnp.sum(real & unseen, axis=1, dtype=jnp.int32)

@@ -3,6 +3,8 @@
 The interpreter fills memory that nothing wrote with NaN and refuses reads out of bounds.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.lightning_attention import gpu, gpu_split, lightning_attention, packing, reference
+from pallas_kernels.lightning_attention import gpu, gpu_scan, gpu_split, lightning_attention, packing, reference
 from tests.parity import lightning_cases as cases
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
@@ -26,8 +28,17 @@ def _check(x: cases.Case):
 
 @pytest.fixture
 def two_segments(monkeypatch):
-    """The time split of long sequences, forced on short ones."""
-    monkeypatch.setattr(gpu_split, "segments", lambda *_: 2)
+    """The time split of long sequences, forced on short ones: two segments, of two parts where they are long enough;
+    and fewer programs than items, so that a program has several."""
+
+    def cut(programs, chunks, multiprocessors):
+        length = -(-chunks // 2)
+        part = -(-length // 2)
+        parts = -(-length // part)
+        return gpu_split.Cut(-(-chunks // (parts * part)), parts, part)
+
+    monkeypatch.setattr(gpu_split, "cut", cut)
+    monkeypatch.setattr(gpu_scan, "Plan", functools.partial(gpu_scan.Plan, multiprocessors=3))
 
 
 def _packed(S: int) -> np.ndarray:
@@ -44,7 +55,18 @@ def test_lightning_gpu_is_no_worse_than_xla(H):
 
 
 def test_lightning_gpu_of_a_ragged_packed_split_sequence_is_no_worse_than_xla(two_segments):
-    _check(cases.case(190, "bfloat16", H=64, slopes=cases.SLOPES[1:2], segment_ids=_packed(190)))
+    _check(cases.case(250, "bfloat16", H=64, slopes=cases.SLOPES[1:3], segment_ids=_packed(250)))
+
+
+def test_lightning_gpu_without_a_state_equals_one_of_zeros():
+    x = cases.case(64, "bfloat16", H=64, slopes=cases.SLOPES[:1])
+    seen = []
+    with plgpu.force_gpu_interpret_mode():
+        for state in (None, jnp.zeros_like(x.state)):
+            ahead = jax.block_until_ready(jax.jit(gpu.forward)(*x[:4], state, None))
+            back = jax.block_until_ready(jax.jit(gpu.backward)(*x[:4], state, *x[5:]))
+            seen.append((*ahead, *back[:3]))
+    jax.tree.map(np.testing.assert_array_equal, *seen)
 
 
 @pytest.mark.slow
@@ -68,11 +90,11 @@ def test_lightning_gpu_split_state_does_not_depend_on_the_split():
     slope = jnp.asarray([0.9, 0.05, 0.001], jnp.float32)
     state = jnp.asarray(rng.normal(size=(B, N, H, H)), jnp.float32)
     chunks, _ = gpu_split.packed_chunks(packing.documents(ids), chunk)
-    split = gpu_split.split(chunks, 4, slope, B)
+    split = gpu_split.split(chunks, gpu_split.Cut(segments=4, parts=3, part=1), slope, B)
     nothing = np.zeros((B, N, H, H))
-    pieces = [slice(12 * g, 12 * g + 12) for g in range(4)]
+    pieces = [slice(4 * p, 4 * p + 4) for p in range(12)]
     partial = [reference.forward(k[:, p], k[:, p], v[:, p], slope, nothing, ids[:, p])[1] for p in pieces]
-    entering = gpu_split.prefix(split.decay, jnp.asarray(np.stack(partial), jnp.float32), state, reverse=False)
+    entering = gpu_split.entering(split, jnp.asarray(np.stack(partial), jnp.float32), state, reverse=False)
     for g in range(1, 4):
         _, whole = reference.forward(k[:, : 12 * g], k[:, : 12 * g], v[:, : 12 * g], slope, state, ids[:, : 12 * g])
         np.testing.assert_allclose(entering[g], whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
@@ -80,18 +102,29 @@ def test_lightning_gpu_split_state_does_not_depend_on_the_split():
 
 def test_lightning_gpu_split_leaves_out_only_chunks_whose_decay_is_zero():
     slope = jnp.asarray([0.9, 0.05, 0.0], jnp.float32)
-    split = gpu_split.split(gpu_split.plain_chunks(128 * 200, 128), 2, slope, 1)
-    distance = 128.0 * (100 - np.asarray(split.skip_forward[0, 0]))
+    cut = gpu_split.Cut(segments=2, parts=1, part=100)
+    forward = gpu_split.split(gpu_split.plain_chunks(128 * 200, 128), cut, slope, 1).forward
+    distance = 128.0 * (100 - np.asarray(forward.skip[0, 0]))
     left_out = np.exp(-np.asarray(slope) * distance.astype(np.float32), dtype=np.float32)
     np.testing.assert_array_equal(left_out[:2], 0)
-    assert split.skip_forward[0, 0, 2] == 0, "without decay every chunk counts"
-    assert (split.skip_forward[1] == 100).all(), "the last segment's end comes from the full pass"
+    assert forward.skip[0, 0, 2] == 0, "without decay every chunk counts"
+    assert (forward.skip[1] == 100).all(), "the last segment's end comes from the full pass"
+    np.testing.assert_array_equal(forward.skip + forward.steps, 100)
+
+
+@pytest.mark.parametrize("programs", [2, 4, 16, 32, 48, 128])
+@pytest.mark.parametrize("chunks", [16, 100, 256, 1057, 1639, 2113, 8192])
+def test_lightning_gpu_split_has_no_empty_segment(programs, chunks):
+    cut = gpu_split.cut(programs, chunks, 132)
+    length = cut.parts * cut.part
+    assert (cut.segments - 1) * length < chunks <= cut.segments * length
 
 
 def test_lightning_gpu_split_fills_the_chip_with_few_heads_and_leaves_many_alone():
-    assert gpu_split.segments(128, 256, 132) == 1
-    assert gpu_split.segments(16, 256, 132) == 8
-    assert gpu_split.segments(16, 16, 132) == 1, "segments of fewer than 16 chunks are not worth their states"
+    assert gpu_split.cut(128, 256, 132).segments == 1
+    assert gpu_split.cut(16, 256, 132).segments == 8
+    assert gpu_split.cut(16, 16, 132).segments == 1, "segments of fewer than 16 chunks are not worth their states"
+    assert gpu_split.cut(32, 1024, 132) == gpu_split.Cut(segments=4, parts=8, part=32)
 
 
 @pytest.mark.parametrize("H", [64, 128])
