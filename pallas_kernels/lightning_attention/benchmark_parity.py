@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.lightning_attention import reference, xla
+from pallas_kernels.lightning_attention.states import or_zeros
 
 WINDOW = 2048  # tokens for NumPy
 HEADS = 3  # heads at full length
@@ -19,32 +20,32 @@ TINY = 1e-30
 
 
 class Inputs(NamedTuple):
-    """Everything a forward and backward pass take."""
+    """Everything a forward and backward pass take; a state that is None is zero, and so is its gradient."""
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
     slope: jax.Array
-    state: jax.Array
+    state: jax.Array | None
     segment_ids: jax.Array | None
     d_out: jax.Array
-    d_state: jax.Array
+    d_state: jax.Array | None
 
 
 class Results(NamedTuple):
-    """Everything they give."""
+    """Everything they give; no gradient of a state that is None."""
 
     out: jax.Array
     state: jax.Array
     dq: jax.Array
     dk: jax.Array
     dv: jax.Array
-    d_state: jax.Array
+    d_state: jax.Array | None
 
 
 def sequence(x: Inputs, results: Results) -> dict[str, dict[str, float]]:
     """{result and oracle: error and allowed error}; of several heads the one nearest to its bound."""
-    report = {f"{name} finite": _finite(r) for name, r in results._asdict().items()}
+    report = {f"{name} finite": _finite(r) for name, r in results._asdict().items() if r is not None}
     N = x.q.shape[2]
     for n in sorted({0, N // 2, N - 1})[:HEADS]:
         for name, entry in _whole_length(_heads(x, [n]), _heads(results, [n])).items():
@@ -66,7 +67,8 @@ def _whole_length(x: Inputs, results: Results):
     """float32 XLA stands for the oracle: its own error is 2^-16 of bfloat16's."""
     wide = x._replace(**{name: getattr(x, name).astype(jnp.float32) for name in ("q", "k", "v", "d_out")})
     exact, plain = _all(wide), _all(x)
-    return {n: _entry(*rpe) for n, *rpe in zip(Results._fields, results, plain, exact, strict=True)}
+    rows = zip(Results._fields, results, plain, exact, strict=True)
+    return {n: _entry(r, p, e) for n, r, p, e in rows if r is not None}
 
 
 def _windows(x: Inputs, results: Results):
@@ -102,7 +104,7 @@ def _first_row(arrays):
 @jax.jit
 def _all(x: Inputs):
     arguments = x.q, x.k, x.v, x.slope, x.state, x.segment_ids
-    return Results(*xla.forward(*arguments), *xla.backward(*arguments, x.d_out, x.d_state))
+    return Results(*xla.forward(*arguments), *xla.backward(*arguments, x.d_out, or_zeros(x.d_state, x.q)))
 
 
 def _exact(x: Inputs):

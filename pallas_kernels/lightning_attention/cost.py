@@ -29,12 +29,12 @@ STREAMED_TENSORS = {"forward": 4, "backward": 10}
 
 
 def floor_bytes(shape: Shape, passes: tuple[str, ...]) -> int:
-    """Least bytes of the given passes: each tensor once, each state once in and once out."""
-    return sum(FLOOR_TENSORS[name] * shape.tensor_bytes + 2 * shape.state_bytes for name in passes)
+    """Least bytes of the given passes: each sequence tensor once. States are small, and a call may have none."""
+    return sum(FLOOR_TENSORS[name] * shape.tensor_bytes for name in passes)
 
 
 def streamed_bytes(shape: Shape, passes: tuple[str, ...]) -> int:
-    """Bytes that the streaming passes move."""
+    """Bytes that the streaming passes move, states in and out included."""
     return sum(STREAMED_TENSORS[name] * shape.tensor_bytes + 2 * shape.state_bytes for name in passes)
 
 

@@ -9,10 +9,10 @@ reverse pass of (k, q, do), dk the reverse pass of (v, do, q) with the state tra
 
     out = read * (a S) + ((a b^T) * D) c            S' = carry S + b^T (write * c)
 
-One *item* is 64 value columns of one head in one piece of the sequence; a program takes its items one after the other. Its
-warpgroups have roles. The loader streams chunks through TMA into a ring of slots, over the item's end into the next
-one. Each reader computes the output of 64 of a chunk's tokens. The writer keeps the state in registers in float32, runs
-ahead of the readers and lays a bfloat16 copy out in SMEM for each chunk, the operand of their a S.
+One *item* is 64 value columns of one head in one piece of the sequence; a program takes its items one after the other.
+Its warpgroups have roles. The loader streams chunks through TMA into a ring of slots, over the item's end into the
+next one. Each reader computes the output of 64 of a chunk's tokens. The writer keeps the state in registers in
+float32, runs ahead of the readers and lays a bfloat16 copy out in SMEM for each chunk, the operand of their a S.
 """
 
 import dataclasses

@@ -24,18 +24,19 @@ def installed() -> list[str]:
 def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
     """jax-linear-attention 0.1.0, Mosaic GPU."""
     ops = importlib.import_module("jla.ops")
-    decay_BSN = jnp.broadcast_to(-slope_N, q.shape[:3])
 
-    def attend(q, k, v):
+    def attend(q, k, v, slope_N):
+        decay_BSN = jnp.broadcast_to(-slope_N, q.shape[:3])
         out = ops.linear_attention("simple_gla", q, k, v, g=decay_BSN, scale=1.0, impl="mosaic_gpu")
         return out[0] if isinstance(out, tuple) else out
 
-    def both(q, k, v, d_out):
-        out, pull = jax.vjp(attend, q, k, v)
+    def both(q, k, v, slope_N, d_out):
+        out, pull = jax.vjp(lambda *qkv: attend(*qkv, slope_N), q, k, v)
         return out, *pull(d_out)
 
+    # The slope is an argument: XLA would spend minutes folding a constant gate's cumulative sum.
     forward, both = jax.jit(attend), jax.jit(both)
-    return {"forward": lambda: forward(q, k, v), "forward+backward": lambda: both(q, k, v, d_out)}
+    return {"forward": lambda: forward(q, k, v, slope_N), "forward+backward": lambda: both(q, k, v, slope_N, d_out)}
 
 
 def fla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
@@ -55,18 +56,26 @@ def fla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
     return {"forward": forward, "forward+backward": both}
 
 
-def fla_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH) -> Callable:
-    """fla's one-token form; it returns a new state."""
+def fla_steps(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, steps: int) -> Callable:
+    """`steps` of fla's one-token form, each on the state that the last one returned, as one CUDA graph."""
     fused_recurrent_simple_gla = importlib.import_module("fla.ops.simple_gla").fused_recurrent_simple_gla
+    torch = importlib.import_module("torch")
     q, k, v = (_torch(x)[:, None] for x in (q_BNH, k_BNH, v_BNH))
-    slope, state = _torch(slope_N), _torch(state_BNHH)
+    slope, first = _torch(slope_N), _torch(state_BNHH)
 
-    def run():
-        return fused_recurrent_simple_gla(
-            q, k, v, g_gamma=-slope, scale=1.0, initial_state=state, output_final_state=True
-        )
+    def run(count):
+        state = first
+        for _ in range(count):
+            _, state = fused_recurrent_simple_gla(
+                q, k, v, g_gamma=-slope, scale=1.0, initial_state=state, output_final_state=True
+            )
 
-    return run
+    run(2)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        run(steps)
+    return graph.replay
 
 
 def wait(_result) -> None:

@@ -18,7 +18,7 @@ def test_bench_tiny_rows_pass_parity_and_are_kept_as_json(tmp_path, monkeypatch,
     assert [row["name"] for row in rows] == ["tiny", "tiny_decode"]
     assert all(e["error"] <= e["allowed"] for row in rows for e in row["parity"].values())
     assert rows[0]["forward"]["ms"] > 0 and rows[0]["forward+backward"]["ms"] > 0 and rows[1]["step"]["ms"] > 0
-    assert "parity out" in capsys.readouterr().out
+    assert "comparisons passed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["out", "dk", "d_state"])
@@ -27,7 +27,8 @@ def test_bench_reports_no_time_for_a_wrong_result(wrong, monkeypatch):
 
     def both(implementation, x):
         results = right(implementation, x)
-        value = getattr(results, wrong)
+        if (value := getattr(results, wrong)) is None:
+            return results
         last = (-1,) * value.ndim
         return results._replace(**{wrong: value.at[last].add(jnp.asarray(40, value.dtype))})
 
@@ -55,5 +56,5 @@ def test_bench_unknown_shape_names_the_nearest(capsys):
 def test_cost_floor_counts_eleven_tensors_and_streaming_fourteen():
     shape = cost.Shape(1, 32768, 64, 128)
     both = ("forward", "backward")
-    assert cost.floor_bytes(shape, both) == 11 * shape.tensor_bytes + 4 * shape.state_bytes
+    assert cost.floor_bytes(shape, both) == 11 * shape.tensor_bytes
     assert cost.streamed_bytes(shape, both) == 14 * shape.tensor_bytes + 4 * shape.state_bytes
