@@ -65,13 +65,11 @@ class _Pass:
         self.readers = H // gpu_scan.ROWS
         chunk = self.readers * gpu_scan.ROWS
         self.slope, self.fill = slope_N, -S % chunk
-        if segment_ids_BS is None and self.fill:
-            segment_ids_BS = jnp.zeros((B, S), jnp.int32)
-        if segment_ids_BS is None:
+        if segment_ids_BS is None and not self.fill:
             self.keys, chunks = None, gpu_split.plain_chunks(S, chunk)
         else:
-            ids = jnp.pad(segment_ids_BS, ((0, 0), (0, self.fill)), constant_values=-1)
-            chunks, self.keys = gpu_split.packed_chunks(packing.documents(ids), chunk)
+            chunks, keys = gpu_split.packed_chunks(packing.filled_documents(segment_ids_BS, S, chunk), chunk)
+            self.keys = jnp.broadcast_to(keys, (B, *keys.shape[1:]))
         programs = B * N * (H // gpu_scan.VALUES)
         self.cut = gpu_split.cut(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
         self.split = gpu_split.split(chunks, self.cut, slope_N, B) if self.cut.segments > 1 else None

@@ -43,6 +43,16 @@ def documents(segment_ids_BS: jax.Array) -> Documents:
     return Documents(age_BS, first_BS, valid_BS)
 
 
+def filled_documents(segment_ids_BS: jax.Array | None, S: int, chunk: int) -> Documents:
+    """`documents`, with padding up to a multiple of the chunk; None is one document, told for one row."""
+    missing = -S % chunk
+    if segment_ids_BS is not None:
+        return documents(jnp.pad(segment_ids_BS, ((0, 0), (0, missing)), constant_values=-1))
+    # Not the cumulative sum of a constant: XLA would fold it when it compiles, for minutes at a million tokens.
+    index = jnp.arange(S + missing, dtype=jnp.int32)[None]
+    return Documents(jnp.minimum(index + 1, S), jnp.zeros_like(index), index < S)
+
+
 def before_chunks(documents: Documents, chunk: int) -> jax.Array:
     """Age of the state that enters each chunk, int32 (B, ceil(S / chunk)): the age at the end of the chunk before."""
     ends = documents.age[:, chunk - 1 :: chunk]
@@ -53,7 +63,7 @@ def before_chunks(documents: Documents, chunk: int) -> jax.Array:
 ROWS = 8  # a TPU register has eight rows; the last three of `chunk_rows` are unused
 
 
-def chunk_rows(segment_ids_BS: jax.Array, chunk: int) -> jax.Array:
+def chunk_rows(tokens: Documents, chunk: int) -> jax.Array:
     """What a kernel needs of each token, relative to its chunk: float32 (B, ROWS, S), S a multiple of `chunk`.
 
     Ages are counted from the incoming state of the chunk, so all numbers are small and exact. Rows:
@@ -62,7 +72,6 @@ def chunk_rows(segment_ids_BS: jax.Array, chunk: int) -> jax.Array:
       4 distance from the incoming state to the chunk's end, the same for all tokens of the chunk
     A distance is -1 where nothing is carried: another document, or padding. Otherwise it is >= 0.
     """
-    tokens = documents(segment_ids_BS)
     before_BS = jnp.repeat(before_chunks(tokens, chunk), chunk, axis=1)
     after_BS = jnp.repeat(tokens.age[:, chunk - 1 :: chunk], chunk, axis=1)
     first_after_BS = jnp.repeat(tokens.first[:, chunk - 1 :: chunk], chunk, axis=1)

@@ -48,10 +48,8 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
 def _rows(S: int, segment_ids_BS, chunk: int):
     """`packing.chunk_rows` of the padded sequence, or of one chunk (1, ROWS, C) where all chunks are alike."""
     if segment_ids_BS is None and S % chunk == 0:
-        return packing.chunk_rows(jnp.zeros((1, chunk), jnp.int32), chunk)
-    if segment_ids_BS is None:
-        segment_ids_BS = jnp.zeros((1, S), jnp.int32)
-    return packing.chunk_rows(jnp.pad(segment_ids_BS, ((0, 0), (0, -S % chunk)), constant_values=-1), chunk)
+        S = chunk
+    return packing.chunk_rows(packing.filled_documents(segment_ids_BS, S, chunk), chunk)
 
 
 def _to_kernel(x_BSNH, chunk: int):

@@ -128,11 +128,7 @@ def _per_token(x_BNC):
 
 
 def _token_chunks(q_BSNH, segment_ids_BS, chunk: int) -> _Tokens:
-    S = q_BSNH.shape[1]
-    if segment_ids_BS is None:
-        segment_ids_BS = jnp.zeros((1, S), jnp.int32)
-    padded_BS = jnp.pad(segment_ids_BS, ((0, 0), (0, -S % chunk)), constant_values=-1)
-    documents = packing.documents(padded_BS)
+    documents = packing.filled_documents(segment_ids_BS, q_BSNH.shape[1], chunk)
     return _Tokens(_chunks(documents, chunk), jnp.swapaxes(packing.before_chunks(documents, chunk), 0, 1))
 
 
