@@ -109,7 +109,7 @@ def _digest_problems(found: CheckpointSource, manifest) -> list[str]:
     problems = _origin_differences(found, manifest)
     problems += [f"missing {path}" for path in theirs if path not in mine]
     problems += [f"surplus {path}" for path in mine if path not in theirs]
-    for path in mine.keys() & theirs.keys():
+    for path in sorted(mine.keys() & theirs.keys()):
         a, b = ((x.dtype, list(x.shape), x.stack) for x in (mine[path], theirs[path]))
         if a != b:
             problems.append(f"{path}: {a[0]}{a[1]} with {a[2]} stack axes against {b[0]}{b[1]} with {b[2]}")

@@ -108,7 +108,9 @@ class CheckpointSource:
     def __init__(self, directory, *, check_finite: bool = False):
         self.directory = pathlib.Path(directory)
         if next(self.directory.glob("*.safetensors"), None):
-            raise CheckpointError(f"{directory}: a PyTorch directory, which from-torch reads; here: one of ours")
+            raise CheckpointError(
+                f"{directory}: no checkpoint of mm01_jax but a PyTorch directory, which from-torch reads"
+            )
         self.checkpoint: Checkpoint = open_checkpoint(directory)
         self._check_finite = check_finite
         try:

@@ -15,6 +15,7 @@ import pytest
 from mm01_jax.checkpoint import open_checkpoint
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.shard import ShardFile
 from mm01_jax.convert.to_torch import to_torch
 from tests.unit import convert_samples as samples
 
@@ -81,8 +82,9 @@ def survive_kill(way: str, room: pathlib.Path, share: float) -> bool:
     return killed
 
 
-def test_killed_export_resumes_to_the_same_bytes(room):
-    assert survive_kill("to-torch", room, 0.5)
+@pytest.mark.parametrize(("way", "share"), [("to-torch", 0.5), ("from-torch", 0.1), ("from-torch", 0.9)])
+def test_killed_conversion_resumes_to_the_same_bytes(way, share, room):
+    assert survive_kill(way, room, share)
 
 
 def test_killed_import_with_a_chunk_damaged_since_resumes_to_the_same_bytes(room):
@@ -93,6 +95,27 @@ def test_killed_import_with_a_chunk_damaged_since_resumes_to_the_same_bytes(room
     raw[3] ^= 1
     files[0].write_bytes(raw)
     assert main(command("from-torch", room, "out")) == 0
+    assert content(room / "out") == wanted
+    shutil.rmtree(room / "out")
+
+
+def test_interrupted_export_with_a_shard_damaged_since_resumes_to_the_same_bytes(room, monkeypatch):
+    wanted, synced, sync = content(room / "torch"), [], ShardFile.sync
+
+    def fail_at_the_third(file):
+        synced.append(sync(file))
+        if len(synced) == 3:
+            raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFile, "sync", fail_at_the_third)
+        assert main(command("to-torch", room, "out")) == 2
+    shards = sorted((room / "out.partial").glob("*.safetensors"))
+    assert len(shards) == 2 and not (room / "out").exists()
+    raw = bytearray(shards[0].read_bytes())
+    raw[-3] ^= 1
+    shards[0].write_bytes(raw)
+    assert main(command("to-torch", room, "out")) == 0
     assert content(room / "out") == wanted
     shutil.rmtree(room / "out")
 
