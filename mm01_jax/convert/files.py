@@ -141,10 +141,10 @@ class TensorFiles:
             raise CheckpointError(f"{self.directory / self.shard[name]}: tensor {name!r}: {error}") from error
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows) of a tensor; the rows are overwritten by the next block."""
+        """(first row, rows) of a tensor that has axes; the rows are overwritten by the next block."""
         entry, shard = self.entries[name], self.shard[name]
-        rows, nbytes = entry.shape[0] if entry.shape else 1, entry.stop - entry.start
-        step = max(1, _BLOCK_BYTES * rows // max(1, nbytes))
+        rows = entry.shape[0]
+        step = max(1, _BLOCK_BYTES * rows // max(1, entry.stop - entry.start))
         buffer = np.empty((min(step, rows), *entry.shape[1:]), header.DTYPES[entry.dtype])
         try:
             with open(self._inside(shard), "rb", buffering=0) as file:
@@ -152,7 +152,7 @@ class TensorFiles:
                 for start in range(0, rows, step):
                     block = buffer[: min(step, rows - start)]
                     _read_into(file, block)
-                    yield start, block if entry.shape else block[0]
+                    yield start, block
         except OSError as error:
             raise CheckpointError(f"{self.where(name)}: {error}") from error
 
