@@ -1,7 +1,7 @@
 """mm01-convert: weights between PyTorch directories and our checkpoints (docs/conversion.md).
 
 Exit codes: 0 done, 2 a mistake in the command, 3 a damaged or contradictory checkpoint, or one that `check` finds
-different or `certify` does not find to agree.
+different or `certify` does not find to agree, 130 interrupted by Ctrl-C.
 """
 
 import argparse
@@ -31,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, Locked, OSError) as error:
         print(f"mm01-convert: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mm01-convert: interrupted; a conversion goes on with the same command", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -128,6 +128,24 @@ def test_ten_kills_at_random_moments_resume_to_the_same_bytes(way, room):
     assert sum(killed) >= 8, killed
 
 
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(room, monkeypatch, capsys):
+    wanted, interrupted, write = content(room / "torch"), [], ShardFile.write
+
+    def interrupt_once(file, name, array):
+        write(file, name, array)
+        if not interrupted:
+            interrupted.append(name)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardFile, "write", interrupt_once)
+    assert main(command("to-torch", room, "out")) == 130
+    assert capsys.readouterr().err.endswith("interrupted; a conversion goes on with the same command\n")
+    assert not (room / "out").exists()
+    assert main(command("to-torch", room, "out")) == 0
+    assert content(room / "out") == wanted
+    shutil.rmtree(room / "out")
+
+
 def test_resuming_with_another_source_is_refused(room, tmp_path, monkeypatch):
     shutil.copytree(room / "in", tmp_path / "in")
     arguments = command("from-torch", tmp_path, "out")

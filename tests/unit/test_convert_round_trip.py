@@ -109,6 +109,13 @@ def test_from_pretrained_gives_the_same_arrays_from_either_directory(sizes, tmp_
                 break
 
 
+def test_mesh_that_does_not_divide_the_model_is_refused_by_name(tmp_path):
+    source = samples.make(tmp_path / "in")
+    mesh = sharding.make_mesh(MeshConfig(expert=8), jax.devices()[:8])
+    with pytest.raises(ValueError, match="model.num_experts: got 4; allowed: a multiple of mesh.expert=8"):
+        from_pretrained(source, mesh=mesh)
+
+
 def test_casting_rounds_to_nearest_and_back_is_exact(tmp_path):
     source = samples.make(tmp_path / "in", dtype="float32")
     from_torch(source, tmp_path / "ours", dtype="bfloat16", **QUIET)
