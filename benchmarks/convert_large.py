@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import resource
 import shutil
 import struct
 import subprocess
@@ -95,7 +96,7 @@ class Watch:
 
     def __init__(self, arguments: list[str], room: pathlib.Path, dig: bool):
         self.peak_anonymous = self.peak_disk = 0
-        start = time.monotonic()
+        start, before = time.monotonic(), _children_seconds()
         self._process = subprocess.Popen([sys.executable, "-c", COMMAND, *arguments], stdout=subprocess.DEVNULL)
         digger = threading.Thread(target=self._dig, args=(room,))
         if dig:
@@ -103,7 +104,7 @@ class Watch:
         while self._process.poll() is None:
             self._read_memory()
             time.sleep(0.02)
-        self.seconds = time.monotonic() - start
+        self.seconds, self.processor_seconds = time.monotonic() - start, _children_seconds() - before
         if dig:
             digger.join()
         if self._process.returncode:
@@ -131,6 +132,12 @@ class Watch:
             if last:
                 return
             time.sleep(0.5)
+
+
+def _children_seconds() -> float:
+    """Processor time of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def disk(room: pathlib.Path) -> int:
@@ -169,23 +176,25 @@ def speed(room: pathlib.Path, repeats: int) -> None:
     total = write_source(room / "in", config, random_bits)
     print(f"{total:,} bytes of random bfloat16, {len(table.tensors(config))} tensors")
     for _ in range(repeats):
-        start = time.monotonic()
+        start, before = time.monotonic(), _children_seconds()
         subprocess.run(["cp", "-r", "--reflink=never", room / "in", room / "copy"], check=True)
         subprocess.run(["sync", *(room / "copy").iterdir()], check=True)
-        report("copy", total, time.monotonic() - start)
+        report("copy", total, time.monotonic() - start, _children_seconds() - before)
         shutil.rmtree(room / "copy")
         for way, source, target in (("from-torch", "in", "ours"), ("to-torch", "ours", "out")):
             arguments = ["-", way, f"--source={room / source}", f"--target={room / target}"]
             watch = Watch(arguments, room, dig=False)
-            report(way, total, watch.seconds, f", peak RssAnon {watch.peak_anonymous / 2**30:.2f} GiB")
+            memory = f", peak RssAnon {watch.peak_anonymous / 2**30:.2f} GiB"
+            report(way, total, watch.seconds, watch.processor_seconds, memory)
         shutil.rmtree(room / "ours")
         shutil.rmtree(room / "out")
     shutil.rmtree(room)
 
 
-def report(way: str, total: int, seconds: float, more: str = "") -> None:
+def report(way: str, total: int, seconds: float, processor: float, more: str = "") -> None:
     """One measured line."""
-    print(f"{way}: {seconds:.1f} s, {total / seconds / 1e9:.2f} GB/s{more}", flush=True)
+    rates = f"{total / seconds / 1e9:.2f} GB/s, {processor / total * 1e9:.2f} processor seconds a GB"
+    print(f"{way}: {seconds:.1f} s, {rates}{more}", flush=True)
 
 
 if __name__ == "__main__":

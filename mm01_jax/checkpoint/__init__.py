@@ -3,6 +3,7 @@
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
 from mm01_jax.checkpoint.layout import leaf_paths, stack_axes
 from mm01_jax.checkpoint.lock import Locked, RunLock
+from mm01_jax.checkpoint.manifest import read_file as read_manifest
 from mm01_jax.checkpoint.reader import Checkpoint, load_config, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
 from mm01_jax.checkpoint.writer import ArrayWriter
@@ -21,5 +22,6 @@ __all__ = [
     "load_config",
     "load_weights",
     "open_checkpoint",
+    "read_manifest",
     "stack_axes",
 ]

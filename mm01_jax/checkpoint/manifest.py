@@ -76,6 +76,11 @@ class Manifest:
     versions: dict = dataclasses.field(default_factory=dict)
     source_sha256: dict = dataclasses.field(default_factory=dict)  # source tensor -> SHA-256 of its bytes
 
+    def weights(self) -> dict[str, Leaf]:
+        """The leaves of the model, by their paths in it."""
+        n = len(layout.WEIGHTS)
+        return {path[n:]: leaf for path, leaf in self.leaves.items() if path.startswith(layout.WEIGHTS)}
+
     def leaf_sha256(self, path: str) -> str:
         leaf = self.leaves[path]
         return digest.leaf_sha256(path, leaf.shape, leaf.dtype, leaf.lanes)
@@ -111,7 +116,19 @@ def read(directory: pathlib.Path) -> Manifest:
     Raises:
       CheckpointError: a file is missing, cut, altered or not ours; the message names it.
     """
-    path = directory / NAME
+    manifest = read_file(directory / NAME)
+    for name, sha256 in manifest.files.items():
+        if pathlib.PurePath(name).name != name or hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
+            raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
+    return manifest
+
+
+def read_file(path: pathlib.Path) -> Manifest:
+    """A manifest by itself, after its own checksum.
+
+    Raises:
+      CheckpointError: it is missing, cut, altered or not ours.
+    """
     raw = _read_bytes(path)
     first = _FIRST_LINE.match(raw)
     if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
@@ -119,9 +136,6 @@ def read(directory: pathlib.Path) -> Manifest:
     body = json.loads(raw)
     if body["format"] != _FORMAT:
         raise CheckpointError(f"{path}: format={body['format']!r}, allowed is {_FORMAT!r}")
-    for name, sha256 in body["files"].items():
-        if pathlib.PurePath(name).name != name or hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
-            raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
     try:
         leaves = {name: _leaf(name, entry) for name, entry in body["leaves"].items()}
     except (KeyError, TypeError, ValueError) as error:

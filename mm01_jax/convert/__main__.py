@@ -1,9 +1,11 @@
 """mm01-convert: weights between PyTorch directories and our checkpoints (docs/conversion.md).
 
-Exit codes: 0 done, 2 a mistake in the command, 3 a damaged or contradictory checkpoint.
+Exit codes: 0 done, 2 a mistake in the command, 3 a damaged or contradictory checkpoint, or one that `check` finds
+different or `certify` does not find to agree, 130 interrupted by Ctrl-C.
 """
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, Locked, OSError) as error:
         print(f"mm01-convert: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mm01-convert: interrupted; a conversion goes on with the same command", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     gigabytes = to_torch.SHARD_BYTES / 1e9
     one.add_argument("--shard-gb", type=float, default=gigabytes, help="largest shard, at most 5 (default %(default)s)")
     one = _command(commands, "check", "against its config, its digests, or --against", _check)
-    one.add_argument("--against", help="a checkpoint of ours, a PyTorch directory, or a sha256.json")
+    one.add_argument("--against", help="a directory of either kind, a manifest.json or a sha256.json")
     one.add_argument("--check-finite", action="store_true", help="refuse NaN and infinity")
     _command(commands, "inspect", "say what lies in a directory", _inspect)
     one = _command(commands, "logits", "float32 logits and states on token ids", _logits)
@@ -85,6 +90,8 @@ def _inspect(a) -> None:
 
 
 def _logits(a) -> None:
+    if not pathlib.Path(a.out).absolute().parent.is_dir():  # said before hours of work, not after
+        raise ValueError(f"--out={a.out}: {pathlib.Path(a.out).parent} is no directory")
     arrays = logits.compute(a.source, _ids(a.ids))
     logits.save(a.out, arrays)
     print(f"{a.out}: " + ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items()))

@@ -6,8 +6,9 @@ state of a lightning layer) is at distance
     rms(other - hypothesis) / rms(hypothesis),   in multiples of the noise: the same of float32 from float64, no mistake
 
 and a hypothesis is as far as its farthest observable. One is named only if it is within the noise and every other is
-SEPARATION times farther; what cannot be told apart is listed instead. Nothing is named from a wrong side: logits of
-low precision are far from every hypothesis, which is said.
+SEPARATION times farther; what cannot be told apart is listed instead, and no mistake is among it only as a candidate
+like the others where another one is SEPARATION times nearer. Logits of low precision are far from every hypothesis:
+nothing is named then, not even the nearest.
 """
 
 import dataclasses
@@ -40,12 +41,14 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        return NONE in self.candidates
+        """Whether no mistake is as good an explanation as any."""
+        nearest = min(self.distances.values())
+        return NONE in self.candidates and self.distances[NONE] < SEPARATION * max(nearest, 1.0)
 
     @property
     def named(self) -> str | None:
         """The one mistake that explains the numbers, or None."""
-        return self.candidates[0] if len(self.candidates) == 1 and not self.agrees else None
+        return self.candidates[0] if len(self.candidates) == 1 and NONE not in self.candidates else None
 
 
 def certify(source, against, *, ids: np.ndarray | None = None, say: Callable[[str], None] = print) -> Verdict:
@@ -57,34 +60,49 @@ def certify(source, against, *, ids: np.ndarray | None = None, say: Callable[[st
 
     Raises:
       CheckpointError: a damaged file, or arrays that do not fit the model.
-      ValueError: no ids.
+      ValueError: no ids, or others than those of the npz.
     """
     found = open_source(source)
     other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
-    if ids is None and other is not None:
-        if "ids" not in other:
-            raise ValueError(f"ids: {against} has none; give --ids")
-        ids = other["ids"]
+    if other is not None:
+        ids = _ids_of(other, ids, str(against))
     if ids is None:
         ids = np.random.default_rng(0).integers(0, found.config.model.vocab_size, _IDS)
     logits_file.check_ids(ids, found.config.model.vocab_size)
     if other is None:
         other = logits_file.compute(against, ids)
-    _check_shapes(other, found.config.model, ids, str(against))
+    _check_arrays(other, found.config.model, ids, str(against))
     verdict = judge(found, {"": other}, ids)[""]
     for line in report(verdict):
         say(line)
     return verdict
 
 
-def _check_shapes(other: dict, model, ids, where: str) -> None:
-    N, H = model.num_heads, model.head_dim
-    for name, array in other.items():
-        want = (*ids.shape, model.vocab_size) if name == "logits" else (len(ids), N, H, H)
-        if (name == "logits" or name.startswith("state_")) and array.shape != want:
-            raise CheckpointError(f"{where}: {name} has shape {list(array.shape)}, the model gives {list(want)}")
+def _ids_of(other: dict, ids: np.ndarray | None, where: str) -> np.ndarray:
+    if ids is None and "ids" not in other:
+        raise ValueError(f"ids: {where} has none; give --ids")
+    if ids is not None and "ids" in other and not np.array_equal(ids, other["ids"]):
+        raise ValueError(f"--ids are not the ids in {where}, on which its logits were computed; leave --ids out")
+    return other["ids"] if ids is None else ids
+
+
+def _check_arrays(other: dict, model, ids, where: str) -> None:
+    """Every array that is compared has the model's shape, and every one that is there is compared."""
+    N, H, P = model.num_heads, model.head_dim, len(model.period)
+    wanted = {"logits": (*ids.shape, model.vocab_size)}
+    for layer in range(model.num_layers):
+        if model.period[layer % P] == "lightning":
+            wanted[f"state_{layer}"] = (len(ids), N, H, H)
     if "logits" not in other:
         raise CheckpointError(f"{where}: no array 'logits'; it has {', '.join(other)}")
+    for name in other.keys() - {"ids"}:
+        if name not in wanted:
+            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: ids, {', '.join(wanted)}")
+        dtype, shape = other[name].dtype, other[name].shape
+        if dtype.kind != "f":
+            raise CheckpointError(f"{where}: {name} is {dtype}; allowed: float32 (save bfloat16 as that), float64")
+        if shape != wanted[name]:
+            raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(wanted[name])}")
 
 
 def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> dict[str, Verdict]:
@@ -133,8 +151,8 @@ def report(verdict: Verdict) -> list[str]:
     lines += [f"  {distance:12.1f} x noise from: {name}" for name, distance in ranked]
     best, second = ranked[0], ranked[1]
     if not verdict.candidates:
-        closest = f"the closest, {best[0]!r}, is {best[1]:.0f} times the noise away"
-        lines.append(f"cannot tell: no hypothesis explains the numbers within {WITHIN:.0f} times the noise; {closest}")
+        what = f"the nearest is {best[1]:.0f} times the noise away"
+        lines.append(f"cannot tell: no hypothesis explains the numbers within {WITHIN:.0f} times the noise; {what}")
     elif verdict.agrees:
         lines.append("agrees with this model within the noise of float32")
         others = [name for name in verdict.candidates if name != NONE]

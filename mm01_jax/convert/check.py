@@ -5,13 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.checkpoint import CheckpointError, read_manifest
 from mm01_jax.config import ModelConfig
-from mm01_jax.convert import decay, files, parallel, table
+from mm01_jax.convert import decay, files, parallel, settings, table
 from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, TorchSource, open_source
-
-_SHOWN = 50
 
 
 def check(source, against=None, *, check_finite: bool = False, say: Callable[[str], None] = print) -> None:
@@ -20,8 +18,8 @@ def check(source, against=None, *, check_finite: bool = False, say: Callable[[st
     Without `against`: names, shapes and dtypes against its config, and every tensor whose digest is known.
 
     Args:
-      against: a checkpoint of ours (tensors are compared with the SHA-256 of the source it was converted from, or
-        chunk by chunk), a PyTorch directory, or a sha256.json.
+      against: a directory of either kind, or a list of digests alone: a manifest.json or a sha256.json. Where a
+        manifest has the SHA-256 of the source's tensors, those are compared; else chunks.
       check_finite: read every tensor and refuse NaN and infinity.
 
     Raises:
@@ -30,20 +28,13 @@ def check(source, against=None, *, check_finite: bool = False, say: Callable[[st
     found = open_source(source, check_finite=check_finite)
     say(f"{found.directory}: {len(found.tensors):,} tensors have the names, shapes and dtype of the config")
     problems = _buffer_problems(found)
-    known = _known_sha256s(found, against)
-    if known is not None:
-        problems += _settings_differences(found, against)
-        problems += _sha256_problems(found, known)
-        what = f"the SHA-256 in {against}"
-    elif against is not None:
-        problems += _difference(found, open_source(against, check_finite=check_finite))
-        what = str(against)
-    else:
+    if against is None:
         what = _verify_itself(found, check_finite, problems)
+    else:
+        what = _compare(found, pathlib.Path(against), check_finite, problems)
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        lines = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
-        raise CheckpointError(f"{found.directory}: {len(problems)} differences:{lines}{more}")
+        count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
+        raise CheckpointError(f"{found.directory}: {count}:\n  " + files.listing(problems, "\n  "))
     say(f"{found.directory}: agrees with {what}")
 
 
@@ -56,37 +47,47 @@ def _buffer_problems(found) -> list[str]:
     return problems
 
 
-def _known_sha256s(found, against) -> dict[str, str] | None:
-    """SHA-256 of the source's tensors by name, where `against` has them."""
-    if against is None or not isinstance(found, TorchSource):
-        return None
-    path = pathlib.Path(against)
-    if path.is_file():
-        known = files.read_json(path).get("tensors")
-        if not isinstance(known, dict):
-            raise CheckpointError(f"{path}: no list of SHA-256 under 'tensors'")
-        return known
-    if not (path / "state").is_dir():
-        return None
-    known = CheckpointSource(path).checkpoint.manifest.source_sha256
-    # From another dialect: names differ, so chunks are compared.
-    return known if known.keys() == {found.dialect.torch_name(tensor) for tensor in found.tensors} else None
+def _compare(found, against: pathlib.Path, check_finite: bool, problems: list[str]) -> str:
+    """Adds what differs to `problems`; says with what it was compared."""
+    manifest = None
+    if against.is_file():
+        plain = files.read_json(against)
+        if isinstance(plain.get("tensors"), dict):
+            problems += _sha256_problems(found, plain["tensors"])
+            return f"the SHA-256 in {against}"
+        manifest = read_manifest(against)
+    elif (against / "state").is_dir() and isinstance(found, TorchSource):
+        manifest = CheckpointSource(against).checkpoint.manifest
+    known = manifest.source_sha256 if manifest else {}
+    if isinstance(found, TorchSource) and known.keys() == {found.dialect.torch_name(t) for t in found.tensors}:
+        problems += _settings_differences(found, manifest.meta["source"], str(against))
+        problems += _sha256_problems(found, known)
+        return f"the SHA-256 in {against}"
+    if against.is_file() and isinstance(found, TorchSource):
+        what = f"lists no SHA-256 of the tensors of {found.directory}; give the checkpoint's directory"
+        raise CheckpointError(f"{against}: {what}")
+    if against.is_file():
+        problems += _digest_problems(found, manifest)
+        return f"the digests in {against}"
+    problems += _difference(found, open_source(against, check_finite=check_finite))
+    return str(against)
 
 
-def _settings_differences(found: TorchSource, against) -> list[str]:
-    """Fields of config.json that are not as the conversion `against` read them; further ones change no number."""
-    if pathlib.Path(against).is_file():
-        return []
-    plain = CheckpointSource(against).plain
-    problems = _config_differences(found.config.model, CheckpointSource(against).config.model)
+def _settings_differences(found: TorchSource, origin: dict, where: str) -> list[str]:
+    """Fields of config.json that are not as the conversion read them; of another dialect, those of the maths."""
+    plain = origin["config"]
+    problems = _config_differences(found.config.model, settings.read(plain, where).config.model)
+    if origin["dialect"] != found.dialect.name:
+        return problems
     names = [name for name in plain if not isinstance(plain[name], dict) and plain[name] != found.plain.get(name)]
     return problems + [f"config.json: {name}={found.plain.get(name)!r} against {plain[name]!r}" for name in names]
 
 
-def _sha256_problems(found: TorchSource, known: dict[str, str]) -> list[str]:
+def _sha256_problems(found, known: dict[str, str]) -> list[str]:
+    """Tensors whose bytes, in PyTorch's layout, have not the SHA-256 listed under their name."""
     names = {found.dialect.torch_name(tensor): tensor for tensor in found.tensors}
-    buffers = {buffer.name for buffer in found.buffers}
-    problems = [f"missing {name}" for name in known if name not in names and name not in buffers]
+    made = {buffer.name for buffer in decay.buffers(found.config.model, 1)}
+    problems = [f"missing {name}" for name in known if name not in names and name not in made]
     problems += [f"surplus {name}" for name in names if name not in known]
 
     def one(tensor: table.Tensor) -> str | None:
@@ -94,12 +95,47 @@ def _sha256_problems(found: TorchSource, known: dict[str, str]) -> list[str]:
         if name not in known:
             return None
         try:
-            sha256 = found.read_with_sha256(tensor)[1]
+            sha256 = found.sha256(tensor)
         except CheckpointError as error:
             return str(error)
-        return None if sha256 == known[name] else f"{found.files.where(name)}: other bytes than the manifest's"
+        return None if sha256 == known[name] else f"{found.where(tensor)}: other bytes than the list's"
 
     return problems + [problem for problem in _each(found, one) if problem]
+
+
+def _digest_problems(found: CheckpointSource, manifest) -> list[str]:
+    """Leaves and chunks of one of our checkpoints that are not those of another's manifest."""
+    mine, theirs = found.checkpoint.manifest.weights(), manifest.weights()
+    problems = _origin_differences(found, manifest)
+    problems += [f"missing {path}" for path in theirs if path not in mine]
+    problems += [f"surplus {path}" for path in mine if path not in theirs]
+    for path in sorted(mine.keys() & theirs.keys()):
+        a, b = ((x.dtype, list(x.shape), x.stack) for x in (mine[path], theirs[path]))
+        if a != b:
+            problems.append(f"{path}: {a[0]}{a[1]} with {a[2]} stack axes against {b[0]}{b[1]} with {b[2]}")
+            del theirs[path]
+
+    def one(tensor: table.Tensor) -> str | None:
+        try:
+            found.read(tensor)  # as its own manifest says, or an error
+        except CheckpointError as error:
+            return str(error)
+        if tensor.leaf not in theirs:
+            return None
+        same = (mine[tensor.leaf].lanes[tensor.index] == theirs[tensor.leaf].lanes[tensor.index]).all()
+        return None if same else f"{found.where(tensor)}: another digest than the manifest's"
+
+    return problems + [problem for problem in _each(found, one) if problem]
+
+
+def _origin_differences(found: CheckpointSource, manifest) -> list[str]:
+    """Fields of the maths, where the manifest is a conversion's; of a training step it knows config.json's digest."""
+    origin = manifest.meta.get("source")
+    if origin:
+        model = settings.read(origin["config"], "meta.source.config").config.model
+        return _config_differences(found.config.model, model)
+    same = found.checkpoint.manifest.files == manifest.files
+    return [] if same else ["config.json: another file than the manifest's"]
 
 
 def _difference(found, other) -> list[str]:

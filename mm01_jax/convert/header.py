@@ -31,10 +31,11 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The tensors of a file by name, and the SHA-256 of the header's bytes."""
+    """The tensors of a file by name, the SHA-256 of the header's bytes, and where in the file the data begin."""
 
     entries: dict[str, Entry]
     sha256: str
+    data: int
 
 
 def read(path: pathlib.Path) -> Header:
@@ -63,7 +64,7 @@ def read(path: pathlib.Path) -> Header:
         body = file.read(length)
     found = _parse(path, body)
     _check_layout(path, found, status.st_size - 8 - length)
-    return Header(found, hashlib.sha256(raw + body).hexdigest())
+    return Header(found, hashlib.sha256(raw + body).hexdigest(), 8 + length)
 
 
 def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:

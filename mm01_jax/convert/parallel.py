@@ -19,7 +19,8 @@ def for_each(items: Iterable[Any], nbytes: Callable[[Any], int], work: Callable[
         if nbytes(item) >= BIG_BYTES:
             results[i] = work(item)
     small = [(i, item) for i, item in enumerate(items) if i not in results]
-    with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    # More threads than processors: while one waits for the disk, another hashes.
+    with concurrent.futures.ThreadPoolExecutor(min(4, 2 * (os.cpu_count() or 1))) as pool:
         futures = {pool.submit(work, item): i for i, item in small}
         try:
             for future in concurrent.futures.as_completed(futures):

@@ -1,5 +1,6 @@
 """A model on a mesh, from a directory of either kind: each host reads what its devices hold, and little else."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mm01_jax import sharding
+from mm01_jax import config_mesh, sharding
 from mm01_jax.checkpoint import leaf_paths
-from mm01_jax.config import Config, MeshConfig
+from mm01_jax.config import Config, ConfigError, MeshConfig
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import TorchSource, open_source, with_dtype
 from mm01_jax.model.decoder import TextModel
@@ -37,6 +38,7 @@ def from_pretrained(path, *, mesh: Mesh | None = None, dtype: str | None = None)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
     mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    _check_mesh(source.config, mesh)
     abstract = _abstract(with_dtype(source.config, dtype) if dtype else source.config, mesh)
     if not isinstance(source, TorchSource):
         return source.checkpoint.restore(abstract, cast=True)
@@ -47,6 +49,15 @@ def from_pretrained(path, *, mesh: Mesh | None = None, dtype: str | None = None)
         for path, wanted in zip(leaf_paths(abstract), jax.tree.leaves(abstract), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def _check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError, by name, where a dim of the text model does not divide over the mesh."""
+    placed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
+    # Its batch and length are a training run's, of which a converted config has placeholders.
+    problems = [p for p in config_mesh.sharding_problems(placed) if p.key.startswith("model.")]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _abstract(config: Config, mesh: Mesh) -> Any:

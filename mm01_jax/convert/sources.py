@@ -15,7 +15,7 @@ from mm01_jax.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from mm01_jax.config import Config, ConfigError
 from mm01_jax.convert import axes, structure, table
 from mm01_jax.convert.dialects import DIALECTS, Dialect
-from mm01_jax.convert.files import SHA256S, TensorFiles, update_sha256
+from mm01_jax.convert.files import SHA256S, TensorFiles, listing, sha256, update_sha256
 from mm01_jax.convert.settings import read as read_settings
 
 
@@ -38,8 +38,7 @@ class TorchSource:
         self.buffers = structure.decay_buffers(self.files, self.config.model, self.dialect, self.plain)
         problems = structure.problems(self)
         if problems:
-            more = f"; and {len(problems) - 50} more" if len(problems) > 50 else ""
-            raise CheckpointError(f"{self.directory}: {'; '.join(problems[:50])}{more}")
+            raise CheckpointError(f"{self.directory}: {listing(problems)}")
         self.sha256s = self._known_sha256s()
         self._check_finite = check_finite
 
@@ -52,8 +51,8 @@ class TorchSource:
         if not isinstance(known, dict) or known.keys() != self.files.entries.keys():
             raise CheckpointError(f"{self.directory / SHA256S}: does not list the tensors of this directory")
         for kind, found in (("headers", self.files.header_sha256s), ("files", self.files.small_sha256s())):
-            for name, sha256 in found.items():
-                if listed.get(kind, found).get(name) != sha256:
+            for name, known_sha256 in found.items():
+                if listed.get(kind, found).get(name) != known_sha256:
                     raise CheckpointError(f"{self.directory / name}: its {kind[:-1]} is not the one in {SHA256S}")
         return known
 
@@ -74,7 +73,7 @@ class TorchSource:
         for start, block in self.files.blocks(name):
             update_sha256(total, block)
             if self._check_finite:
-                self._refuse_nonfinite(name, start, block)
+                _refuse_nonfinite(self.files.where(name), start, block)
             if turned:
                 axes.transpose_into(out[:, start : start + len(block)], block)
             else:
@@ -94,20 +93,26 @@ class TorchSource:
         whole = [s.stop - s.start == n for s, n in zip(bounds, ours.shape, strict=True)]
         return ours[tuple(slice(None) if fits else s for s, fits in zip(bounds, whole, strict=True))]
 
-    def _refuse_nonfinite(self, name: str, start: int, block: np.ndarray) -> None:
-        bad = ~np.isfinite(block)
-        if bad.any():
-            at = np.argwhere(bad)[0]
-            place = (int(at[0]) + start, *map(int, at[1:]))
-            raise CheckpointError(f"{self.files.where(name)}: {int(bad.sum())} values are not finite, first {place}")
+    def sha256(self, tensor: table.Tensor) -> str:
+        """SHA-256 of the tensor's own bytes."""
+        return self.read_with_sha256(tensor)[1]
+
+    def where(self, tensor: table.Tensor) -> str:
+        """File and tensor, for a message."""
+        return self.files.where(self.dialect.torch_name(tensor))
 
 
 class CheckpointSource:
     """One of our checkpoints: a conversion, a training step, or a run's newest sound step."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, *, check_finite: bool = False):
         self.directory = pathlib.Path(directory)
+        if next(self.directory.glob("*.safetensors"), None):
+            raise CheckpointError(
+                f"{directory}: no checkpoint of mm01_jax but a PyTorch directory, which from-torch reads"
+            )
         self.checkpoint: Checkpoint = open_checkpoint(directory)
+        self._check_finite = check_finite
         try:
             self.config: Config = config_json.from_json(self.checkpoint.config_json)
         except ConfigError as error:
@@ -115,7 +120,7 @@ class CheckpointSource:
         self.tensors = table.tensors(self.config.model, self.config.vision)
         problems = structure.leaf_problems(self.checkpoint.leaves, table.leaves(self.tensors))
         if problems:
-            raise CheckpointError(f"{self.directory}: {'; '.join(problems)}")
+            raise CheckpointError(f"{self.directory}: {listing(problems)}")
         self.dtype = next(iter(self.checkpoint.leaves.values())).dtype
         origin = self.checkpoint.manifest.meta.get("source", {})
         self.dialect = DIALECTS.get(origin.get("dialect"), DIALECTS["vl-01" if self.config.vision else "original"])
@@ -123,14 +128,38 @@ class CheckpointSource:
 
     def read(self, tensor: table.Tensor) -> np.ndarray:
         """A chunk, verified against its digest."""
-        return self.checkpoint.read(tensor.leaf, tensor.index)
+        chunk = self.checkpoint.read(tensor.leaf, tensor.index)
+        if self._check_finite:
+            _refuse_nonfinite(self.where(tensor), 0, chunk)
+        return chunk
+
+    def read_torch(self, tensor: table.Tensor) -> np.ndarray:
+        """A tensor in PyTorch's layout."""
+        return axes.rearrange(self.read(tensor), tensor.row.our_axes, tensor.row.torch_axes, tensor.sizes)
+
+    def sha256(self, tensor: table.Tensor) -> str:
+        """SHA-256 of the tensor's bytes in PyTorch's layout."""
+        return sha256(self.read_torch(tensor))
+
+    def where(self, tensor: table.Tensor) -> str:
+        """Chunk and tensor, for a message."""
+        return f"{self.directory}: {tensor.leaf} {list(tensor.index)} (tensor {tensor.name!r})"
+
+
+def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:
+    """`block` begins at row `start` of what `where` names."""
+    bad = ~np.isfinite(block)
+    if bad.any():
+        at = np.argwhere(bad)[0]
+        place = (int(at[0]) + start, *map(int, at[1:]))
+        raise CheckpointError(f"{where}: {int(bad.sum())} values are not finite, first {place}")
 
 
 def open_source(directory, *, check_finite: bool = False) -> TorchSource | CheckpointSource:
     """The weights in a directory of either kind."""
     directory = pathlib.Path(directory)
     if (directory / "state").is_dir() or (directory / "checkpoints").is_dir():
-        return CheckpointSource(directory)
+        return CheckpointSource(directory, check_finite=check_finite)
     return TorchSource(directory, check_finite=check_finite)
 
 

@@ -1,7 +1,7 @@
 """A checkpoint of ours into a PyTorch directory of any dialect: tensor by tensor, shard by shard, resumable.
 
-Everything grows in `<target>.partial`. A shard is built in memory, written by the safetensors library, synced, renamed,
-and noted in a journal with the SHA-256 of its tensors; the same command again verifies noted shards and goes on.
+Everything grows in `<target>.partial`. A shard is written under a temporary name (shard.py), synced, renamed, and noted
+in a journal with the SHA-256 of its tensors; the same command again verifies noted shards and goes on.
 """
 
 import dataclasses
@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from mm01_jax.checkpoint import CheckpointError, RunLock
 from mm01_jax.convert import axes, decay, files, parallel, released, table
 from mm01_jax.convert.dialects import DIALECTS, Dialect
 from mm01_jax.convert.progress import Plan, Progress
+from mm01_jax.convert.shard import ShardFile
 from mm01_jax.convert.sources import CheckpointSource, with_dtype, write_json
 
-SHARD_BYTES = 2_500_000_000  # held in memory while it is written; the released embedding has 2.46 GB
+SHARD_BYTES = 4_900_000_000  # below the 5 GB that hubs and their tools take for a file
 _JOURNAL = "journal.jsonl"
 _PLAN = "plan.json"
 
@@ -50,7 +50,7 @@ def to_torch(
     Args:
       dialect: "original", "native", "m1" or "vl-01"; None is the one the weights came from.
       dtype: "bfloat16" or "float32" casts every weight; None keeps the bits.
-      shard_bytes: a shard holds at most this, or one tensor that is larger.
+      shard_bytes: a shard has at most this, or one tensor that is larger.
 
     Raises:
       CheckpointError: the checkpoint is damaged; names file and tensor.
@@ -98,15 +98,16 @@ def _items(checkpoint: CheckpointSource, dialect: Dialect, dtype: str, block: in
 
 
 def _shards(items: list[Item], limit: int) -> dict[str, list[Item]]:
-    """File name -> its tensors; neighbours together until a file is full."""
+    """File name -> its tensors; neighbours together until a file is full, its header counted."""
     groups: list[list[Item]] = []
     size = limit + 1
     for item in items:
-        if size + item.nbytes > limit:
+        nbytes = item.nbytes + ShardFile.header_bytes(item.name)
+        if size + nbytes > limit:
             groups.append([])
             size = 0
         groups[-1].append(item)
-        size += item.nbytes
+        size += nbytes
     if len(groups) == 1:
         return {files.SINGLE: groups[0]}
     return {f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups)}
@@ -159,16 +160,22 @@ class _Export:
 
     def shard(self, name: str, items: list[Item]) -> dict[str, str]:
         """Writes one shard durably; tensor -> SHA-256."""
-        arrays = parallel.for_each(items, lambda item: item.nbytes, self.array)
-        sha256s = dict(zip((i.name for i in items), parallel.for_each(arrays, _nbytes, files.sha256), strict=True))
-        self._compare(name, sha256s)
         temporary = self.partial / (name + ".tmp")
-        tensors = {item.name: array for item, array in zip(items, arrays, strict=True)}
-        safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt"})
-        _sync(temporary)
+        with ShardFile(temporary, [(i.name, i.shape, i.nbytes) for i in items], self.dtype) as file:
+
+            def one(item: Item) -> str:
+                array = self.array(item)
+                file.write(item.name, array)
+                self.progress.add(item.nbytes)
+                return files.sha256(array)
+
+            sha256s = parallel.for_each(items, lambda item: item.nbytes, one)
+            file.sync()
+        found = dict(zip((item.name for item in items), sha256s, strict=True))
+        self._compare(name, found)
         temporary.rename(self.partial / name)
         _sync(self.partial)
-        return sha256s
+        return found
 
     def _compare(self, shard: str, sha256s: dict[str, str]) -> None:
         known = self.checkpoint.checkpoint.manifest.source_sha256
@@ -180,10 +187,6 @@ class _Export:
             raise CheckpointError(f"{self.partial / shard}: tensor {differ[0]}: not the bits that were converted")
 
 
-def _nbytes(array: np.ndarray) -> int:
-    return array.nbytes
-
-
 def _write_shards(export: _Export, shards: dict[str, list[Item]]) -> dict[str, str]:
     """All shards; those an earlier run finished are read back and compared instead."""
     journal, sha256s = export.partial / _JOURNAL, {}
@@ -192,12 +195,13 @@ def _write_shards(export: _Export, shards: dict[str, list[Item]]) -> dict[str, s
     journal.write_text("".join(json.dumps(entry) + "\n" for entry in noted.items()))
     for name, items in shards.items():
         found = noted.get(name)
-        if found is None or not _holds(export.partial / name, found):
+        if found is not None and _holds(export.partial / name, found):
+            export.progress.add(sum(item.nbytes for item in items))
+        else:
             found = export.shard(name, items)
             with open(journal, "a") as file:
                 file.write(json.dumps([name, found]) + "\n")
         sha256s |= found
-        export.progress.add(sum(item.nbytes for item in items))
     return sha256s
 
 

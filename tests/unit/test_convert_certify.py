@@ -4,6 +4,7 @@ The numbers come from the tests' NumPy reference in float64 with one part of it 
 """
 
 import contextlib
+import dataclasses
 import functools
 import io
 import unittest.mock
@@ -138,6 +139,49 @@ def test_right_numbers_in_bfloat16_are_said_to_be_too_coarse(verdicts):
     assert certify.report(verdict)[-1].startswith("cannot tell: no hypothesis explains the numbers within 30 times")
 
 
+UNLISTED = {
+    "rope_theta": {"rope_theta": 1e4},
+    "alpha": {"layernorm_linear_attention_alpha": 1.5},
+    "experts' alpha of 1 alone": {"layernorm_mlp_alpha": 1.0},
+    "one expert": {"num_experts_per_tok": 1},
+    "eps of the other norms": {"rms_norm_eps": 1e-4},
+    "another eps of the lightning norm": {"lightning_norm_eps": 1e-3},
+}
+
+
+def test_mistakes_that_are_not_on_the_list_get_no_name_of_one_that_is(source):
+    ids, others = fixture.load()["ids"][:, :24], {}
+    for name, fields in UNLISTED.items():
+        result = forward(dataclasses.replace(fixture.CONFIG, **fields), fixture.weights(), ids)
+        others[name] = {"logits": result.logits_BSV.astype(np.float32)}
+    for name, verdict in certify.judge(open_source(source), others, ids).items():
+        assert verdict.named is None and not verdict.agrees, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mistake_is_named_or_not_told_on_few_ids_of_another_model_whose_weights_are_of_any_dtype(dtype, tmp_path):
+    weights = samples.tensors("original", dtype=dtype)
+    source = samples.write(tmp_path / "in", samples.settings("original", dtype=dtype), weights, 1)
+    weights = {name: w.astype(np.float64) for name, w in weights.items()}
+    for length in (1, 2, 24):
+        ids, others = np.random.RandomState(length).randint(0, samples.CONFIG.vocab_size, (2, length)), {}
+        for name, mistake in reference.MISTAKES.items():
+            if "rotary_dim" in mistake.config:
+                mistake = dataclasses.replace(mistake, config={"rotary_dim": samples.CONFIG.head_dim})
+            result = reference.forward_with(mistake, samples.CONFIG, weights, ids)
+            others[name] = {"logits": result.logits_BSV.astype(np.float32)}
+        for name, verdict in certify.judge(open_source(source), others, ids).items():
+            assert verdict.named in (NAMES[name], None), (name, length)
+            assert verdict.named or NAMES[name] in verdict.candidates, (name, length)
+
+
+def test_mistake_far_nearer_than_no_mistake_is_not_said_to_agree():
+    distances = {certify.NONE: 29.0, "eps": 1.3, "other": 5000.0}
+    verdict = certify.Verdict(("eps", certify.NONE), distances, {}, 1e-7)
+    assert not verdict.agrees and verdict.named is None
+    assert certify.report(verdict)[-1] == "cannot tell between: eps; no mistake"
+
+
 def test_mistake_of_later_chunks_cannot_be_excluded_on_short_inputs(source):
     ids = fixture.load()["ids"][:, :200]
     right = forward(fixture.CONFIG, fixture.weights(), ids).logits_BSV.astype(np.float32)
@@ -169,14 +213,36 @@ def test_numbers_that_do_not_fit_are_refused_by_name(source, tmp_path):
     np.savez(tmp_path / "c.npz", logits=np.zeros((1, 8, 97), np.float32))
     np.savez(tmp_path / "d.npz", ids=ids + 90, logits=np.zeros((1, 8, 97), np.float32))
     (tmp_path / "e.npz").write_bytes(b"\x80\x04K\x01.")
+    right = np.zeros((1, 8, 97), np.float32)
+    np.savez(tmp_path / "f.npz", ids=ids, logits=right.astype("bfloat16"))
+    np.savez(tmp_path / "g.npz", ids=ids, logits=right, state_7=np.zeros((1, 4, 16, 16), np.float32))
     for name, code, words in (
         ("a", 3, "logits has shape [1, 8, 96], the model gives [1, 8, 97]"),
         ("b", 3, "no array 'logits'"),
         ("c", 2, "has none; give --ids"),
         ("d", 2, "allowed: 0 to 96"),
         ("e", 3, "not an .npy or .npz of plain arrays"),
+        ("f", 3, "logits is |V2; allowed: float32 (save bfloat16 as that), float64"),
+        ("g", 3, "'state_7' is none of the model's; allowed: ids, logits, state_0,"),
     ):
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             assert main(["certify", f"--source={source}", f"--against={tmp_path / f'{name}.npz'}"]) == code
         assert words in said.getvalue()
+
+
+def test_ids_other_than_those_of_the_numbers_are_refused(source, tmp_path, capsys):
+    ids = fixture.load()["ids"][:, :8].astype(np.int32)
+    np.savez(tmp_path / "a.npz", ids=ids, logits=np.zeros((1, 8, 97), np.float32))
+    np.save(tmp_path / "ids.npy", ids[:, ::-1])
+    arguments = [f"--source={source}", f"--against={tmp_path / 'a.npz'}", f"--ids={tmp_path / 'ids.npy'}"]
+    assert main(["certify", *arguments]) == 2
+    assert "--ids are not the ids in" in capsys.readouterr().err
+
+
+def test_logits_refuse_a_place_that_is_not_there_before_they_compute(source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mm01_jax.convert.logits.compute", lambda *_: pytest.fail("computed"))
+    np.save(tmp_path / "ids.npy", np.zeros((1, 2), int))
+    arguments = [f"--source={source}", f"--ids={tmp_path / 'ids.npy'}", f"--out={tmp_path / 'no' / 'out.npz'}"]
+    assert main(["logits", *arguments]) == 2
+    assert "no is no directory" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import pytest
 from mm01_jax.checkpoint import open_checkpoint
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.shard import ShardFile
 from mm01_jax.convert.to_torch import to_torch
 from tests.unit import convert_samples as samples
 
@@ -81,8 +82,9 @@ def survive_kill(way: str, room: pathlib.Path, share: float) -> bool:
     return killed
 
 
-def test_killed_export_resumes_to_the_same_bytes(room):
-    assert survive_kill("to-torch", room, 0.5)
+@pytest.mark.parametrize(("way", "share"), [("to-torch", 0.5), ("from-torch", 0.1), ("from-torch", 0.9)])
+def test_killed_conversion_resumes_to_the_same_bytes(way, share, room):
+    assert survive_kill(way, room, share)
 
 
 def test_killed_import_with_a_chunk_damaged_since_resumes_to_the_same_bytes(room):
@@ -97,12 +99,51 @@ def test_killed_import_with_a_chunk_damaged_since_resumes_to_the_same_bytes(room
     shutil.rmtree(room / "out")
 
 
+def test_interrupted_export_with_a_shard_damaged_since_resumes_to_the_same_bytes(room, monkeypatch):
+    wanted, synced, sync = content(room / "torch"), [], ShardFile.sync
+
+    def fail_at_the_third(file):
+        synced.append(sync(file))
+        if len(synced) == 3:
+            raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFile, "sync", fail_at_the_third)
+        assert main(command("to-torch", room, "out")) == 2
+    shards = sorted((room / "out.partial").glob("*.safetensors"))
+    assert len(shards) == 2 and not (room / "out").exists()
+    raw = bytearray(shards[0].read_bytes())
+    raw[-3] ^= 1
+    shards[0].write_bytes(raw)
+    assert main(command("to-torch", room, "out")) == 0
+    assert content(room / "out") == wanted
+    shutil.rmtree(room / "out")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["from-torch", "to-torch"])
 def test_ten_kills_at_random_moments_resume_to_the_same_bytes(way, room):
     stream = random.Random(way)
     killed = [survive_kill(way, room, stream.random()) for _ in range(10)]
     assert sum(killed) >= 8, killed
+
+
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(room, monkeypatch, capsys):
+    wanted, interrupted, write = content(room / "torch"), [], ShardFile.write
+
+    def interrupt_once(file, name, array):
+        write(file, name, array)
+        if not interrupted:
+            interrupted.append(name)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardFile, "write", interrupt_once)
+    assert main(command("to-torch", room, "out")) == 130
+    assert capsys.readouterr().err.endswith("interrupted; a conversion goes on with the same command\n")
+    assert not (room / "out").exists()
+    assert main(command("to-torch", room, "out")) == 0
+    assert content(room / "out") == wanted
+    shutil.rmtree(room / "out")
 
 
 def test_resuming_with_another_source_is_refused(room, tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 from mm01_jax import config_json, sharding
 from mm01_jax.checkpoint import Checkpoints, leaf_paths
 from mm01_jax.config import MeshConfig
-from mm01_jax.convert import from_pretrained, table
+from mm01_jax.convert import from_pretrained
 from mm01_jax.convert.__main__ import main
-from mm01_jax.convert.check import check, inspect
+from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.settings import read
 from mm01_jax.convert.sources import open_source
@@ -109,6 +109,13 @@ def test_from_pretrained_gives_the_same_arrays_from_either_directory(sizes, tmp_
                 break
 
 
+def test_mesh_that_does_not_divide_the_model_is_refused_by_name(tmp_path):
+    source = samples.make(tmp_path / "in")
+    mesh = sharding.make_mesh(MeshConfig(expert=8), jax.devices()[:8])
+    with pytest.raises(ValueError, match="model.num_experts: got 4; allowed: a multiple of mesh.expert=8"):
+        from_pretrained(source, mesh=mesh)
+
+
 def test_casting_rounds_to_nearest_and_back_is_exact(tmp_path):
     source = samples.make(tmp_path / "in", dtype="float32")
     from_torch(source, tmp_path / "ours", dtype="bfloat16", **QUIET)
@@ -142,7 +149,7 @@ def test_config_of_a_sharded_index_counts_its_bytes(tmp_path):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(len(w[2]) for w in bits(tmp_path / "out").values())
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")]
-    assert max(sizes) < SHARD_BYTES * 1.3  # a header of some kB beside the tensors
+    assert max(sizes) <= SHARD_BYTES  # with their headers
 
 
 def test_dry_run_says_tensors_bytes_and_disk_and_writes_nothing(tmp_path, capsys):
@@ -165,29 +172,6 @@ def test_no_room_on_disk_is_said_before_anything_is_written(tmp_path, monkeypatc
     with pytest.raises(ValueError, match="58.9 kB needed, 1.0 kB free"):
         from_torch(samples.make(tmp_path / "in"), tmp_path / "out", **QUIET)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-
-
-def test_inspect_names_dialect_parameters_and_leaves(tmp_path):
-    lines = []
-    inspect(samples.make(tmp_path / "in", "m1"), say=lines.append)
-    elements = sum(map(table.num_elements, open_source(tmp_path / "in").tensors))
-    assert "dialect m1" in lines[0] and f"{elements:,} parameters, bfloat16" in lines[1]
-    assert any("runs/0/experts/gate: [2, 2, 4] [16, 12]" in line for line in lines)
-
-
-def test_check_names_every_chunk_in_which_two_checkpoints_differ(tmp_path):
-    weights = samples.tensors("original")
-    changed = {name: w.copy() for name, w in weights.items()}
-    for name in ("model.norm.weight", "model.layers.4.block_sparse_moe.experts.2.w3.weight"):
-        changed[name].reshape(-1)[5] += 1
-    samples.write(tmp_path / "one", samples.settings("original"), weights)
-    samples.write(tmp_path / "two", samples.settings("original") | {"layernorm_mlp_alpha": 1.0}, changed)
-    with pytest.raises(Exception, match="3 differences") as error:
-        check(tmp_path / "one", tmp_path / "two", **QUIET)
-    said = str(error.value)
-    assert "experts_alpha=1.25 against 1.0" in said
-    assert "final_norm [] (model.norm.weight): 1 of 16 values differ" in said
-    assert "runs/0/experts/up [1, 1, 2]" in said
 
 
 def test_float16_weights_come_in_only_by_a_stated_cast(tmp_path):
