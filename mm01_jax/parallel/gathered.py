@@ -37,29 +37,30 @@ def gathered_attention(
     query, key, value, *index = (split(x, own.size) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *index_BS))
     gather = functools.partial(lax.all_gather, axis_name=axes, axis=0, tiled=True)
     key, value, *key_index = map(gather, (key, value, *index))
-    return join(_attention(query, key, value, _Indices(Index(*index, own), Index(*key_index, jnp.asarray(everywhere)))))
+    return join(
+        _attention(query, Keys(key, value), _Indices(Index(*index, own), Index(*key_index, jnp.asarray(everywhere))))
+    )
 
 
 @jax.custom_vjp
-def _attention(query, key, value, indices: _Indices):
-    return _forward(query, key, value, indices)[0]
+def _attention(query, keys: Keys, indices: _Indices):
+    return _forward(query, keys, indices)[0]
 
 
-def _forward(query, key, value, indices: _Indices):
+def _forward(query, keys: Keys, indices: _Indices):
     own, other = tied(query, indices)
-    out, lse = attend_visible(query, own, Keys(key, value), other, nothing_yet(query))
+    out, lse = attend_visible(query, own, keys, other, nothing_yet(query))
     out = out.astype(query.dtype)
-    return out, (query, key, value, indices, out, lse)
+    return out, (query, keys, indices, out, lse)
 
 
 def _backward(residuals, d_out):
-    query, key, value, indices, out, lse = residuals
+    query, keys, indices, out, lse = residuals
     whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
     own, other = tied(query, indices)
-    sums = (zeros(query), Keys(zeros(key), zeros(value)))
-    d_query, d_keys = add_gradients(query, own, Keys(key, value), other, whole, sums)
-    return d_query.astype(query.dtype), *(x.astype(key.dtype) for x in d_keys), None
+    d_query, d_keys = add_gradients(query, own, keys, other, whole, (zeros(query), jax.tree.map(zeros, keys)))
+    return d_query.astype(query.dtype), Keys(*(x.astype(keys.key.dtype) for x in d_keys)), None
 
 
 _attention.defvjp(_forward, _backward)

@@ -30,17 +30,17 @@ def ring_attention(
     A query sees the keys of its own segment at positions up to its own, whatever shard holds them.
     """
     count = len(held(0, lax.axis_size(axes), layout))
-    stacked = (split(x, count) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *index_BS))
-    return join(_ring(axes, layout, *stacked))
+    query, key, value, *index = (split(x, count) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *index_BS))
+    return join(_ring(axes, layout, query, Keys(key, value), tuple(index)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ring(axes, layout, query, key, value, positions, segments):
-    return _forward(axes, layout, query, key, value, positions, segments)[0]
+def _ring(axes, layout, query, keys: Keys, index):
+    return _forward(axes, layout, query, keys, index)[0]
 
 
-def _forward(axes, layout, query, key, value, positions, segments):
-    index = tied(query, (positions, segments))
+def _forward(axes, layout, query, keys: Keys, untied):
+    index = tied(query, untied)
     place = functools.partial(_place, axes, layout)
 
     def step(carry, passes):
@@ -50,16 +50,16 @@ def _forward(axes, layout, query, key, value, positions, segments):
         return (*arriving, so_far), None
 
     last = lax.axis_size(axes) - 1
-    start = (Keys(key, value), index, nothing_yet(query))
-    (keys, key_index, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
-    out, lse = attend_visible(query, Index(*index, place(0)), keys, Index(*key_index, place(last)), so_far)
+    start = (keys, index, nothing_yet(query))
+    (last_keys, key_index, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    out, lse = attend_visible(query, Index(*index, place(0)), last_keys, Index(*key_index, place(last)), so_far)
     out = out.astype(query.dtype)
-    return out, (query, key, value, positions, segments, out, lse)
+    return out, (query, keys, untied, out, lse)
 
 
 def _backward(axes, layout, residuals, d_out):
-    query, key, value, positions, segments, out, lse = residuals
-    index = tied(query, (positions, segments))
+    query, keys, untied, out, lse = residuals
+    index = tied(query, untied)
     place = functools.partial(_place, axes, layout)
     whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
 
@@ -72,12 +72,12 @@ def _backward(axes, layout, residuals, d_out):
 
     last = lax.axis_size(axes) - 1
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
-    start = (Keys(key, value), index, (zeros(query), Keys(zeros(key), zeros(value))))
-    (keys, key_index, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
-    here = (keys, Index(*key_index, place(last)))
+    start = (keys, index, (zeros(query), jax.tree.map(zeros, keys)))
+    (last_keys, key_index, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    here = (last_keys, Index(*key_index, place(last)))
     d_query, d_keys = add_gradients(query, Index(*index, place(0)), *here, whole, sums)
     d_keys = _pass_on(d_keys, axes)  # one pass more brings them home
-    return d_query.astype(query.dtype), *(x.astype(key.dtype) for x in d_keys), None, None
+    return d_query.astype(query.dtype), Keys(*(x.astype(keys.key.dtype) for x in d_keys)), None
 
 
 _ring.defvjp(_forward, _backward)
