@@ -1,13 +1,20 @@
 """Laws of the order of a row over sequence shards, and of the work in softmax attention that it leaves each of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, Rules
 from mm01_jax.parallel import layout
 from mm01_jax.parallel.stripes import Index, join, pair_is_visible, split
+from mm01_jax.sharding import make_mesh
+from mm01_jax.train import loop
+from mm01_jax.train.metrics import read_metrics
+from tests import small
 from tests.sharding.mesh_model import LENGTH, batch
 
 
@@ -74,3 +81,26 @@ def test_no_pair_that_sees_anything_is_left_out_and_other_documents_are(row, nam
 def test_packed_documents_leave_out_more_than_causality_does():
     segments = np.repeat(np.arange(8, dtype=np.int32), 8)[None]
     assert computed_pairs(segments, 4, "zigzag").sum() == 8  # each stripe is a document: the diagonal
+
+
+def test_a_run_in_zigzag_has_the_losses_of_one_device_and_goes_on_contiguous(tmp_path, monkeypatch):
+    text = small.write_text(tmp_path)
+    quick = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
+    monkeypatch.setattr(loop, "compiler_options", lambda platform: quick)
+    found = {}
+    for name, shards, arrangement, steps in (
+        ("one", 1, "contiguous", 4),
+        ("two", 2, "zigzag", 2),
+        ("two", 1, "contiguous", 4),
+    ):
+        devices = jax.devices()[:shards]
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: len(devices))
+        monkeypatch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=devices))
+        changes = {"mesh__sequence": shards, "model__sequence_layout": arrangement, "train__steps": steps}
+        config = small.config(text, **changes, train__eval_every=2, train__checkpoint_every=2)
+        loop.run(config, str(tmp_path / name), say=lambda _: None)
+        found[name] = read_metrics(tmp_path / name)
+    for key in ("loss", "held_out_loss", "grad_norm"):
+        one, two = ([record[key] for record in found[name] if key in record] for name in ("one", "two"))
+        assert len(two) == (2 if key == "held_out_loss" else 4)
+        np.testing.assert_allclose(two, one, rtol=1e-5)
