@@ -4,7 +4,6 @@ python -m benchmarks.meshes --out=benchmarks/meshes.md
 """
 
 import argparse
-import dataclasses
 import pathlib
 import sys
 import time
@@ -17,7 +16,7 @@ from mm01_jax.config import ModelConfig
 jax.config.update("jax_num_cpu_devices", 16)
 
 from tests.sharding.mesh_model import evaluate, exact  # noqa: E402
-from tests.sharding.test_meshes import CASES, EPS, errors, errors_of_one_device  # noqa: E402
+from tests.sharding.test_meshes import CASES, EPS, errors, errors_of_one_device, plain  # noqa: E402
 
 KINDS = ("logits", "loss", "statistics", "gradients")
 HEAD = f"""# Meshes against float64
@@ -36,14 +35,14 @@ def rows():
     """(line, within the bound) of each case, one device first for each model."""
     done: set[ModelConfig] = set()
     for name, (mesh, model) in CASES.items():
-        plain = dataclasses.replace(model, exchange_groups=1, dropless_bound=None, sequence_attention="gather")
-        alone = errors_of_one_device(plain)
-        if plain not in done:
-            done.add(plain)
+        reference = plain(model)
+        alone = errors_of_one_device(reference)
+        if reference not in done:
+            done.add(reference)
             yield f"| **one device** | {_numbers(alone)} | | |", True
         start = time.monotonic()
         found = evaluate(mesh, model)
-        apart = errors(found, exact(plain))
+        apart = errors(found, exact(reference))
         good = all(apart[kind] <= 2 * alone[kind] + EPS for kind in KINDS)
         dropped, seconds = int(found.stats["dropped"].sum()), time.monotonic() - start
         yield f"| {name}{'' if good else ' **OUTSIDE**'} | {_numbers(apart)} | {dropped} | {seconds:.0f} |", good

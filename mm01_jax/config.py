@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 MixerKind = Literal["lightning", "softmax"]
+SequenceLayout = Literal["contiguous", "zigzag"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class ModelConfig:
     exchange_groups: int = 1
     # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring.
     sequence_attention: Literal["gather", "ring"] = "gather"
+    # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.
+    sequence_layout: SequenceLayout = "contiguous"
     # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"

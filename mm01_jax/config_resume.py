@@ -11,6 +11,9 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.log_every",
     "data.prefetch",
+    # How a mesh is used. Like the mesh, they change sums' order alone.
+    "model.sequence_attention",
+    "model.sequence_layout",
 )
 
 

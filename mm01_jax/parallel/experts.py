@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel import router
 from mm01_jax.parallel.exchange import Buffers, compute_here, exchange_and_compute
 from pallas_kernels.grouped_matmul import grouped_matmul
@@ -53,8 +53,9 @@ def expert_layer(
     *,
     config: ModelConfig,
     rules: Rules,
+    layout: SequenceLayout = "contiguous",
 ) -> tuple[jax.Array, RouterStats]:
-    """x (B, S, D) -> (y (B, S, D), statistics).
+    """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics).
 
     Args:
       weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype.
@@ -62,11 +63,11 @@ def expert_layer(
     tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
     inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
-    local = functools.partial(_local, config=config, rules=rules)
+    local = functools.partial(_local, config=config, rules=rules, layout=layout)
     return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, segments_BS, weights)
 
 
-def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
+def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules, layout: SequenceLayout):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
     router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
     B, S, D = x_BSD.shape
@@ -76,7 +77,7 @@ def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
     choice_TA = jnp.where(valid_T[:, None], choice_TA, E)  # padding goes to no expert
     kept_TA = choice_TA
     if config.routing == "capacity":
-        kept_TA = router.keep_first(choice_TA, (B, S), config, rules)
+        kept_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
     y_TD, overflow = _in_groups(x_TD, kept_TA, weight_TA, experts, config, rules)
     stats = RouterStats(
         assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
