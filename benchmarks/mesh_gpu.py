@@ -28,6 +28,8 @@ import numpy as np  # noqa: E402
 from configs import bench_1b  # noqa: E402
 from mm01_jax import sharding  # noqa: E402
 from mm01_jax.config import Config  # noqa: E402
+from mm01_jax.data import pipeline  # noqa: E402
+from mm01_jax.parallel import layout  # noqa: E402
 from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
 from mm01_jax.train import step  # noqa: E402
 from mm01_jax.train.flops import peak_flops, train_flops_per_token  # noqa: E402
@@ -154,7 +156,8 @@ def trace(config: Config):
 
 
 def place(batch: dict[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    return jax.device_put(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"))
+    order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
 
 
 def devices_of(config: Config) -> int:
@@ -197,7 +200,7 @@ def configured(mesh: dict[str, int], length: int | None = None, **model) -> Conf
     """The benchmark's config on a mesh; with a length, of one row."""
     config = bench_1b.get_config()
     size = {"batch_size": 1, "sequence_length": length} if length else {}
-    model |= {"lightning_beta": MIXERS, "softmax_beta": MIXERS}
+    model |= {"lightning_beta": MIXERS, "softmax_beta": MIXERS, "sequence_layout": "zigzag"}
     return dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, **mesh),
@@ -253,7 +256,7 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after that")
-    parser.add_argument("--lengths", default="262144,327680", help="of one row, the shortest first; empty: none")
+    parser.add_argument("--lengths", default="327680,360448,393216", help="of one row, the shortest first; empty: none")
     args = parser.parse_args()
     args.out.write_text("")
     bench = Bench(args.out, args.minutes)
