@@ -18,8 +18,8 @@ def get_config() -> Config:
         base,
         name="text_01_1m",
         # 129,024 tokens a chip, 64,512 of them early in the row and as many late, so that causality spares every chip
-        # the same half of the attention; eight groups through the experts, keys from one sequence shard at a time.
-        model=dataclasses.replace(base.model, exchange_groups=8, sequence_attention="ring", sequence_layout="zigzag"),
+        # the same half of the attention; eight groups through the experts. By bytes, keys go round in a ring.
+        model=dataclasses.replace(base.model, exchange_groups=8, sequence_layout="zigzag"),
         mesh=MeshConfig(data=2, expert=8, tensor=4, sequence=8, rules=rules),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-6, warmup_steps=0)),
         train=TrainConfig(

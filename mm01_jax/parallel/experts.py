@@ -22,6 +22,7 @@ from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel import router
 from mm01_jax.parallel.exchange import Buffers, compute_here, exchange_and_compute
+from mm01_jax.parallel.transports import TRANSPORTS
 from pallas_kernels.grouped_matmul import grouped_matmul
 
 
@@ -100,9 +101,11 @@ def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: 
     T = x_TD.shape[0]
     groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
     capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
-    buffers = Buffers.of(T // groups, config, rules, capacity)
+    shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
+    buffers = Buffers.of(T // groups, config, shards, capacity)
     experts_here = functools.partial(_expert_ffn, experts)
-    run = exchange_and_compute if buffers.shards > 1 else compute_here
+    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])
+    run = exchange if shards > 1 else compute_here
     parts = [
         run(x, choice, weight, experts_here, buffers, rules)
         for x, choice, weight in zip(*(jnp.split(a, groups) for a in (x_TD, choice_TA, weight_TA)), strict=True)

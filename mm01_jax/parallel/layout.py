@@ -36,6 +36,12 @@ def stripes(shards: int, layout: SequenceLayout) -> np.ndarray:
     return np.array([held(shard, shards, layout) for shard in range(shards)], np.int32)
 
 
+def busiest(shards: int, layout: SequenceLayout) -> float:
+    """Share of its stripe pairs that the busiest shard has to compute for one document as long as the row."""
+    held_by = stripes(shards, layout)
+    return float((held_by + 1).sum(axis=1).max() / (held_by.shape[1] * held_by.size))
+
+
 def order(length: int, mesh: MeshConfig, layout: SequenceLayout) -> np.ndarray:
     """(length,): the position in the row of what stands at each place of the array; `np.argsort` of it is the way back.
 

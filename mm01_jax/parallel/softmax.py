@@ -1,8 +1,9 @@
 """Softmax attention on a mesh: heads over `tensor`, queries over `sequence`, keys and values gathered or in a ring.
 
 With grouped queries the keys and values are a fraction of the activations (1/8 in the released model), so gathering
-them over `sequence` costs little until rows are very long; the ring never holds more than one shard's. The mask is
-made from positions and segments that came with the batch, never from an index inside a shard.
+them over `sequence` costs little until rows are very long; the ring never holds more than one shard's
+(`gather_or_ring.py`). The mask is made from positions and segments that came with the batch, never from an index inside
+a shard.
 """
 
 import functools
@@ -13,6 +14,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.parallel.gather_or_ring import choose
 from mm01_jax.parallel.gathered import gathered_attention
 from mm01_jax.parallel.ring import ring_attention
 from pallas_kernels.softmax_attention import softmax_attention as kernel
@@ -37,7 +39,10 @@ def self_attention(
         axes = _cut(rules)
         if not axes:
             return kernel(query, key, value, query_index=index, key_index=index)
-        attention = ring_attention if config.sequence_attention == "ring" else gathered_attention
+        kind = config.sequence_attention
+        if kind == "auto":
+            kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), config.remat)
+        attention = {"ring": ring_attention, "gather": gathered_attention}[kind]
         return attention(query, key, value, index, axes, config.sequence_layout)
 
     index_spec, queries, keys = _specs(rules)

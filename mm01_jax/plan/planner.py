@@ -9,6 +9,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
+from mm01_jax.parallel import layout
 from mm01_jax.plan import collectives, compiler, memory, program, roofline, traffic
 from mm01_jax.plan.count import Counts, count
 from mm01_jax.plan.steps import Step, make_step
@@ -75,7 +76,8 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
         step = make_step(kind, config, mesh)
         compiled = compiler.compile_step(step) if compile_it else None
         # Quick mode counts what it traced; the compiler's program has been traced already and the trace is cached.
-        counts = count(step.function.trace(*step.arguments).jaxpr, dict(mesh.shape), _balanced_rows(config, step))
+        assumed = (_balanced_rows(config, step), _pairs_computed(kind, config))
+        counts = count(step.function.trace(*step.arguments).jaxpr, dict(mesh.shape), *assumed)
     arguments = memory.per_chip(step)
     estimated = memory.estimated(kind, config, step.tokens, arguments["parameters"])
     messages, overlapped, moved = counts.collectives, Counter(), None
@@ -127,6 +129,13 @@ def _balanced_rows(config: Config, step: Step) -> int:
     if step.parts.keys() >= {"optimizer"}:
         here //= config.train.num_microbatches
     return max(1, here * model.num_experts_per_token // model.exchange_groups)
+
+
+def _pairs_computed(kind: str, config: Config) -> float:
+    """Share of the pairs of stripes in softmax attention that the busiest chip does not skip, documents aside."""
+    if kind != "train":
+        return 1.0
+    return layout.busiest(memory.shards(config, "seq"), config.model.sequence_layout)
 
 
 def _model_flops(kind: str, config: Config, tokens: int) -> float:

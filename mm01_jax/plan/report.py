@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mm01_jax import sharding
+from mm01_jax.parallel.gather_or_ring import choose, costs
+from mm01_jax.plan import memory
 from mm01_jax.plan.planner import Plan
 from mm01_jax.plan.search import Candidate
 from mm01_jax.plan.targets import GIB, Target
@@ -28,7 +30,20 @@ def _head(plan: Plan) -> list[str]:
         + (f", {plan.target.slices} slices)" if plan.target.slices > 1 else ")"),
         f"  mesh {mesh}; {train.batch_size} rows, {train.sequence_length:,} {length}; "
         f"{plan.tokens:,} tokens a call; experts {bound}",
+        *_sequence(plan),
     ]
+
+
+def _sequence(plan: Plan) -> list[str]:
+    """How keys cross the sequence axis, and what either way would cost one layer."""
+    own, item, shards = memory.sequence_keys(plan.config)
+    if plan.kind != "train" or shards == 1:
+        return []
+    model = plan.config.model
+    found = costs(own, item, shards, model.remat)
+    numbers = ", ".join(f"{name} {cost.sent / GIB:.2f} / {cost.held / GIB:.2f}" for name, cost in found.items())
+    kind = choose(own, item, shards, model.remat) if model.sequence_attention == "auto" else model.sequence_attention
+    return [f"  {model.sequence_layout} rows, keys by {kind} (GiB sent / held a softmax layer: {numbers})"]
 
 
 def _bound(bound: float | None) -> str:

@@ -29,7 +29,7 @@ from mm01_jax.train import plots, step
 from mm01_jax.train.flops import peak_flops, train_flops_per_token
 from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
-from mm01_jax.train.start import Start, begin, check_resumable
+from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
 
 
 class NonFinite(Exception):
@@ -84,7 +84,7 @@ def run(config: Config, workdir: str, init_from: str | None = None, say: Callabl
         train = config.train
         dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=say)
         say(dataset.describe())
-        start = begin(config, mesh, checkpoints, dataset, init_from, say)
+        start = begin(with_exchange_settled(config, say), mesh, checkpoints, dataset, init_from, say)
         _Loop(config, root, checkpoints, dataset, start).train(say)
 
 

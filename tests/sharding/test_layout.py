@@ -58,6 +58,8 @@ def test_one_document_costs_every_zigzag_shard_the_same_and_half_of_the_square(s
     pairs = computed_pairs(np.zeros((1, 64), np.int32), shards, "zigzag")
     of_shards = pairs.sum(axis=1)[layout.stripes(shards, "zigzag")].sum(axis=1)
     np.testing.assert_array_equal(of_shards, 2 * shards + 1)
+    assert layout.busiest(shards, "zigzag") == (2 * shards + 1) / (4 * shards)
+    assert layout.busiest(shards, "contiguous") == layout.busiest(1, "zigzag") == 1.0
     assert pairs.sum() / pairs.size == 0.5 + 0.25 / shards
     contiguous = computed_pairs(np.zeros((1, 64), np.int32), shards, "contiguous").sum(axis=1)
     assert contiguous.min() == 1 and contiguous.max() == shards

@@ -89,7 +89,7 @@ BY_DEFAULT = list(CASES)[:6]
 def plain(model: ModelConfig) -> ModelConfig:
     """The model without what only a mesh makes use of."""
     return dataclasses.replace(
-        model, exchange_groups=1, dropless_bound=None, sequence_attention="gather", sequence_layout="contiguous"
+        model, exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
     )
 
 
