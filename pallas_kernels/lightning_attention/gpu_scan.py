@@ -27,6 +27,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.lightning_attention import gpu_decay
 from pallas_kernels.lightning_attention.gpu_decay import META, ROWS
+from pallas_kernels.varying import vary_alike
 
 VALUES = 64  # value columns of a program: 128 bytes, the widest swizzle
 HALVES = "half"  # the two value halves of a head of 128 are one cluster: they run at the same time, a and b in L2
@@ -102,7 +103,9 @@ def scan(plan: Plan, arrays, slope_N, state, keys=None, *, segments: int = 1, fi
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
     )
     outs, states = kernel(inputs)
-    return outs, (states if plan.writes_state else None)
+    # jax 0.12 forgets here, and 0.11 does not, over which mesh axes a result of a Mosaic GPU kernel varies.
+    _, *outs, states = vary_alike(arrays[0], *outs, states if plan.writes_state else None)
+    return outs, states
 
 
 def _scratch(plan: Plan, H: int):
@@ -274,6 +277,9 @@ def _writer(plan: Plan, shape, inputs, states, smem):
         place = (item["segment"], item["task"], item["b"], item["n"], slice(None), item["columns"])
         if "state" in inputs:
             state = plgpu.load(inputs["state"].at[place], layout=plgpu.Layout.WGMMA, optimized=False)
+            # Under `shard_map` a load has the array's varying axes in its type, arithmetic in a kernel does not keep
+            # them, and the loop's carry has to begin with the type it ends with.
+            state = state * jnp.float32(1)
         else:
             state = plgpu.layout_cast(jnp.zeros((H, VALUES), jnp.float32), plgpu.Layout.WGMMA)
         if plan.writes_out:

@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.lightning_attention import packing
 from pallas_kernels.lightning_attention.gpu_decay import DOCUMENT, META, PAD
@@ -76,22 +77,18 @@ class Split:
 def split(chunks: Chunks, count: int, slope_N, B: int) -> Split:
     number = chunks.age.shape[1] - 1
     per_segment = -(-number // count)
-    edges = jnp.minimum(jnp.arange(count + 1) * per_segment, number)
-    within = jnp.minimum(edges[:-1, None] + jnp.arange(per_segment + 1), edges[1:, None])  # (segments, chunks + 1)
-    age, begun = (jnp.moveaxis(x[:, within], 0, -1)[..., None] for x in (chunks.age, chunks.begun))
-    reach = UNDERFLOW / slope_N  # (segments, chunks + 1, B, N) from here on
-    real = (jnp.arange(per_segment) < (edges[1:] - edges[:-1])[:, None])[..., None, None]
-    span = (age[:, -1] - age[:, 0]).astype(jnp.float32)
-    same = begun[:, -1] == begun[:, 0]
-    decay = jnp.where(same, jnp.exp(-slope_N * span), jnp.float32(0))
-    before = (age[:, -1:] - age[:, 1:]).astype(jnp.float32) > reach
-    before |= begun[:, 1:] < begun[:, -1:]
-    after = (age[:, :-1] - age[:, :1]).astype(jnp.float32) > reach
-    after |= begun[:, :-1] > begun[:, :1]
+    edges = np.minimum(np.arange(count + 1) * per_segment, number)
+    within = np.minimum(edges[:-1, None] + np.arange(per_segment + 1), edges[1:, None])  # (segments, chunks + 1)
+    real = (np.arange(per_segment) < (edges[1:] - edges[:-1])[:, None])[..., None, None]
     # The last segment's end state and the first one's start gradient come from the full pass.
-    last = (jnp.arange(count) == count - 1)[:, None, None, None]
-    first = (jnp.arange(count) == 0)[:, None, None, None]
-    skips = (jnp.sum(real & (far | edge), axis=1, dtype=jnp.int32) for far, edge in ((before, last), (after, first)))
+    first, last = (np.arange(count)[:, None, None, None] == g for g in (0, count - 1))
+    age, begun = (jnp.moveaxis(x[:, within], 0, -1)[..., None] for x in (chunks.age, chunks.begun))
+    slope, reach = slope_N[None, None], (UNDERFLOW / slope_N)[None, None, None]
+    same = begun[:, -1] == begun[:, 0]
+    decay = jnp.where(same, jnp.exp(-slope * (age[:, -1] - age[:, 0]).astype(jnp.float32)), jnp.float32(0))
+    before = ((age[:, -1:] - age[:, 1:]).astype(jnp.float32) > reach) | (begun[:, 1:] < begun[:, -1:]) | last
+    after = ((age[:, :-1] - age[:, :1]).astype(jnp.float32) > reach) | (begun[:, :-1] > begun[:, :1]) | first
+    skips = (jnp.sum(real & unseen, axis=1, dtype=jnp.int32) for unseen in (before, after))
     shape = (count, B, slope_N.shape[0])
     return Split(*(jnp.broadcast_to(x, shape) for x in (decay, *skips)))
 

@@ -1,5 +1,7 @@
 """One decode token on Hopper: S <- exp(-slope) S + k v^T, out = S^T q, each state read and written once, in place."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -58,7 +60,8 @@ def _program(inputs, state_gmem, out_gmem, *, state, q, k, v, out, full):
     out[...] = result.astype(out.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out, out_gmem.at[place])
-    plgpu.copy_smem_to_gmem(state, state_gmem.at[place], predicate=None if active is None else active > 0)
+    keep = functools.partial(plgpu.copy_smem_to_gmem, state, state_gmem.at[place])
+    keep() if active is None else pl.when(active > 0)(keep)
     plgpu.wait_smem_to_gmem(0)
 
 
