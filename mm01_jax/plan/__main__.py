@@ -10,6 +10,7 @@ Exit codes: 0 it fits, 2 what was typed is wrong, or it does not fit.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ import sys
 from absl import flags
 
 from mm01_jax import config_fields, config_io, config_mesh
-from mm01_jax.config import Config, ConfigError, Problem
+from mm01_jax.config import Config, ConfigError, MeshConfig, Problem
 from mm01_jax.plan import targets
 
 KINDS = ("train", "prefill", "decode")
@@ -52,6 +53,8 @@ def main(argv: list[str]) -> int:
         target = targets.parse(_TARGET.value)
         if _STEP.value not in KINDS:
             raise _refused("--step", _STEP.value, ", ".join(KINDS), config_fields.nearest_name(_STEP.value, KINDS))
+        if problems := _file_problems():
+            raise ConfigError(problems)
         config = config if _MESH.value is None else dataclasses.replace(config, mesh=_mesh(_MESH.value, config))
         if _MESH.value is not None and (problems := _mesh_problems(config, target)):
             raise ConfigError(problems)
@@ -85,20 +88,59 @@ def _plan(config: Config, target: targets.Target) -> int:
 
 
 def _mesh_problems(config: Config, target: targets.Target) -> list[Problem]:
-    found = config_mesh.sharding_problems(config) + config_mesh.mesh_problems(config, target.chips)
+    found = config_mesh.sharding_problems(config)
+    if wrong_product := config_mesh.mesh_problems(config, target.chips):
+        meshes = (_as_flag(mesh) for mesh in config_mesh.nearest_meshes(config, target.chips))
+        allowed = f"a product of {target.chips}, the chips of {target.name}"
+        nearest = " or ".join(meshes) or f"none: no mesh of {target.chips} chips divides this model and batch"
+        found.append(Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest))
     if _STEP.value != "train" and config.mesh.sequence > 1:
         allowed = f"1 for {_STEP.value}: a token and its cache are not split over sequence"
         found.append(Problem(key="mesh.sequence", got=config.mesh.sequence, allowed=allowed, nearest="1"))
     return found
 
 
-def _mesh(text: str, config: Config):
-    sizes = dict.fromkeys(config_mesh.MESH_AXES, 1)
+def _file_problems() -> list[Problem]:
+    """What stands against writing the files asked for, said before the minutes that a plan takes."""
+    found = []
+    for flag, value in (("--json", _JSON.value), ("--png", _PNG.value), ("--hlo", _HLO.value)):
+        if value is None:
+            continue
+        folder = pathlib.Path(value).parent
+        if not folder.is_dir() or pathlib.Path(value).is_dir():
+            found.append(Problem(key=flag, got=value, allowed="a file in a folder that exists", nearest=None))
+        if _SEARCH.value:
+            allowed = "a file of one plan; --search makes none"
+            found.append(
+                Problem(key=flag, got=value, allowed=allowed, nearest="the same without --search, with --mesh")
+            )
+    if _HLO.value is not None and _NO_COMPILE.value:
+        allowed = "a file for a compiled program; --no-compile makes none"
+        found.append(Problem(key="--hlo", got=_HLO.value, allowed=allowed, nearest="the same without --no-compile"))
+    if _PNG.value is not None and pathlib.Path(_PNG.value).suffix.lower() != ".png":
+        nearest = str(pathlib.Path(_PNG.value).with_suffix(".png")) if pathlib.Path(_PNG.value).name else "plan.png"
+        found.append(Problem(key="--png", got=_PNG.value, allowed="a name that ends in .png", nearest=nearest))
+    if _PNG.value is not None and importlib.util.find_spec("matplotlib") is None:
+        allowed = "matplotlib to be installed, which draws it"
+        found.append(Problem(key="--png", got=_PNG.value, allowed=allowed, nearest="pip install 'mm01_jax[plots]'"))
+    return found
+
+
+def _as_flag(mesh: MeshConfig) -> str:
+    sizes = ((axis, getattr(mesh, axis)) for axis in config_mesh.MESH_AXES)
+    return "--mesh=" + (",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "data=1")
+
+
+def _mesh(text: str, config: Config) -> MeshConfig:
+    sizes, seen = dict.fromkeys(config_mesh.MESH_AXES, 1), set()
     for part in text.split(","):
         found = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
         if not found or found[1] not in sizes:
             near = config_fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
             raise _refused("--mesh", part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
+        if found[1] in seen:
+            raise _refused("--mesh", text, "every axis once", f"one {found[1]}")
+        seen.add(found[1])
         sizes[found[1]] = int(found[2])
     return dataclasses.replace(config.mesh, **sizes)
 

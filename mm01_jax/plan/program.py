@@ -15,6 +15,26 @@ _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
 
+# Instructions that neither compute nor move anything by themselves.
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "call-start",
+    "call-update",
+    "call-done",
+    "async-update",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
@@ -53,6 +73,19 @@ class Program:
                     for inner in called:
                         times[inner] += times[name] * trips
         return times
+
+    @functools.cached_property
+    def inlined(self) -> set[str]:
+        """Computations that are part of one instruction (fusions, reducers): nothing in them is in memory."""
+        return {
+            name
+            for instructions in self.computations.values()
+            for i in instructions
+            if i.opcode not in ("call", "call-start", "async-start")
+            for key, called in i.calls.items()
+            if key in ("calls", "to_apply")
+            for name in called
+        }
 
     def trips(self, loop: Instruction) -> int:
         """How often a `while` runs: as the compiler notes it, else the constant its counter is compared with."""
