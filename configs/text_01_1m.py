@@ -12,8 +12,8 @@ from mm01_jax.config import Config, MeshConfig, OptimizerConfig, Rules, Schedule
 
 def get_config() -> Config:
     base = text_01.get_config()
-    # Weights are stored in parts over `sequence` too, as there is no data axis. Over 8 sequence shards, with a data axis
-    # of 2, the compiler needs 111.8 GiB of temporaries; a chip has 95.7.
+    # Weights are stored in parts over `sequence` too: data has one shard. With two, and 8 sequence shards, the compiler
+    # needs 111.8 GiB of temporaries; a chip has 95.7.
     rules = Rules(embed=("data", "sequence"), act_embed=("tensor",))
     return dataclasses.replace(
         base,
