@@ -82,6 +82,11 @@ def test_search_puts_meshes_that_fit_first_and_keeps_to_valid_ones():
     assert [one.seconds for one in found] == sorted(one.seconds for one in found)
 
 
+def test_search_proposes_only_meshes_whose_data_axis_spans_the_slices():
+    found = search.search("train", tiny.get_config(), targets.parse("v5e-4x2"))
+    assert {one.config.mesh.data for one in found} == {2, 4}
+
+
 def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
     gpus, mesh = targets.parse("h100-64"), {"data": 2, "expert": 8, "tensor": 4, "sequence": 1}
     inside = roofline.seconds(Collective("all-gather", ("tensor",), 450_000_000), gpus, mesh)
@@ -100,6 +105,7 @@ def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
         (["--target=v5e-8", "--mesh=data=4,data=2"], "nearest: one data"),
         (["--target=v5e-8", "--mesh=tensor=8"], "nearest: 8 or mesh.tensor=4"),
         (["--target=v5e-4", "--mesh=sequence=4", "--step=decode"], "nearest: 1"),
+        (["--target=v5e-4x2", "--mesh=expert=4,tensor=2"], "mesh.data: got 1; allowed: a multiple of the 2 slices"),
         (["--target=v5p:0x8x8"], "--target"),
         (["--target=v5e-8", "--json=no/such/plan.json"], "--json: got 'no/such/plan.json'"),
         (["--target=v5e-8", "--png=plan.jpeg"], "nearest: plan.png"),
@@ -115,6 +121,7 @@ def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
         "axis twice",
         "heads",
         "sequence",
+        "slices",
         "empty torus",
         "folder",
         "picture",
