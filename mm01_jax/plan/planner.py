@@ -97,7 +97,7 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
         found = program.parse(compiled.text)
         sent = collectives.find(found, dict(mesh.shape))
         messages, overlapped = sent.counts, sent.overlapped
-        moved, largest = traffic.bytes_moved(found), arrays.largest(found, _LARGEST)
+        moved, largest = traffic.bytes_moved(found, assumed[1]), arrays.largest(found, _LARGEST)
     return Plan(
         kind,
         target,

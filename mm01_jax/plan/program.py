@@ -63,15 +63,20 @@ class Program:
     @functools.cached_property
     def times(self) -> dict[str, int]:
         """Computation -> how often one call of the program runs it. Every branch of a conditional counts."""
-        times: dict[str, int] = defaultdict(int)
+        return self.runs(1)
+
+    def runs(self, taken: float) -> dict[str, float]:
+        """The same, every branch of a conditional counted `taken` times."""
+        times: dict[str, float] = defaultdict(int)
         times[self.entry] = 1
         # A computation stands after all that it calls, so callers first is the text backwards.
         for name in reversed(self.computations):
             for instruction in self.computations[name]:
-                trips = self.trips(instruction) if instruction.opcode == "while" else 1
+                each = self.trips(instruction) if instruction.opcode == "while" else 1
+                each = taken if instruction.opcode == "conditional" else each
                 for called in instruction.calls.values():
                     for inner in called:
-                        times[inner] += times[name] * trips
+                        times[inner] += times[name] * each
         return times
 
     @functools.cached_property

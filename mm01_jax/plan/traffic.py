@@ -10,11 +10,11 @@ from mm01_jax.plan.program import FREE, Instruction, Program, sizes
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is the update
 
 
-def bytes_moved(program: Program) -> int:
-    """Of one call of the program on one chip."""
-    total = 0
+def bytes_moved(program: Program, taken: float = 1) -> float:
+    """Of one call of the program on one chip, whose conditionals run a branch `taken` times (see `count.count`)."""
+    total, runs = 0, program.runs(taken)
     for name, instructions in program.computations.items():
-        if name not in program.inlined and (times := program.times[name]):
+        if name not in program.inlined and (times := runs[name]):
             shapes = {i.name: i.shape for i in instructions}
             total += times * sum(_cost(i, shapes, program) for i in instructions)
     return total

@@ -70,6 +70,14 @@ def test_a_slice_of_a_large_array_moves_the_slice():
     assert traffic.bytes_moved(program.parse(TEXT.replace("GROUPS", "[8,2]<=[16]"))) == 10 * once
 
 
+def test_branch_that_is_taken_half_the_time_moves_half_the_bytes():
+    branch = "%loop = (s32[], /*index=1*/f32[10,8]) conditional(%zero, %start), branch_computations={%body, %body}"
+    lines = TEXT.replace("GROUPS", "[8,2]<=[16]").splitlines()
+    text = "\n".join("  " + branch if " while(" in line else line for line in lines)
+    whole = traffic.bytes_moved(program.parse(text))
+    assert whole > 0 and traffic.bytes_moved(program.parse(text), 0.5) == whole / 2
+
+
 def test_largest_arrays_are_those_in_memory_and_name_their_source():
     text = TEXT.replace("GROUPS", "[8,2]<=[16]").replace(
         "calls=%slice", 'calls=%slice, metadata={op_name="jit(f)/a/b"}'
