@@ -12,7 +12,9 @@ _ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+# A conditional names its branches in one list, or a true and a false one (GPUs).
+_BRANCHES = "branch_computations|true_computation|false_computation"
+_CALLS = re.compile(rf"\b(calls|to_apply|body|condition|{_BRANCHES}|called_computations)=(\{{[^}}]*\}}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
 
 # Instructions that neither compute nor move anything by themselves.

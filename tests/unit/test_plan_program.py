@@ -70,8 +70,11 @@ def test_a_slice_of_a_large_array_moves_the_slice():
     assert traffic.bytes_moved(program.parse(TEXT.replace("GROUPS", "[8,2]<=[16]"))) == 10 * once
 
 
-def test_branch_that_is_taken_half_the_time_moves_half_the_bytes():
-    branch = "%loop = (s32[], /*index=1*/f32[10,8]) conditional(%zero, %start), branch_computations={%body, %body}"
+@pytest.mark.parametrize(
+    "branches", ["branch_computations={%body, %body}", "true_computation=%body, false_computation=%body"]
+)
+def test_branch_that_is_taken_half_the_time_moves_half_the_bytes(branches):
+    branch = f"%loop = (s32[], /*index=1*/f32[10,8]) conditional(%zero, %start), {branches}"
     lines = TEXT.replace("GROUPS", "[8,2]<=[16]").splitlines()
     text = "\n".join("  " + branch if " while(" in line else line for line in lines)
     whole = traffic.bytes_moved(program.parse(text))
