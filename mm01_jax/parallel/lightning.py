@@ -143,32 +143,52 @@ def _first_valid(segments_BS: jax.Array) -> jax.Array:
 def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_by: np.ndarray):
     """(states that enter the stripes here, state after the last stripe), from the ends of every shard's stripes.
 
-    A serial walk over the gathered states: their number is that of the stripes, their size does not depend on length.
-    Stripes of padding pass everything through; the initial state continues into the first document.
+    Each is one weighted sum of the states of all stripes: the decay from one to another is exp of the tokens between,
+    rounded once, where a walk would round at every stripe. Stripes of padding pass everything through; the initial
+    state continues into the first document.
 
     Args:
       held_by: (shards, stripes of a shard), which stripe of the row stands where.
     """
-    here = held_by.shape[1]
-    ends = _Ends(*(x.reshape(-1, here, *x.shape[1:]) for x in ends))  # (B, here, ...)
-    gathered = _Ends(*(lax.all_gather(x, seq_axes, tiled=False) for x in ends))
-    me = lax.axis_index(seq_axes)
-    carried = jnp.zeros_like(ends.state_BNHH[:, 0])
-    if initial_BNHH is not None:
-        carried = _varying_like(initial_BNHH, carried)
-    open_id = jnp.full_like(ends.first_B[:, 0], -1)  # -1: whatever document comes first continues the state
-    entering = [jnp.zeros_like(carried)] * here
-    for stripe in range(held_by.size):
-        ((shard, place),) = np.argwhere(held_by == stripe).tolist()
-        state, first, last, whole, count = (x[shard, :, place] for x in gathered)
-        continues = (open_id == -1) | (first == open_id) | (first == -1)
-        usable = jnp.where(continues[:, None, None, None], carried, 0.0)
-        entering[place] = jnp.where(me == shard, usable, entering[place])
-        decay = jnp.where(whole[:, None], jnp.exp(-slope_N[None, :] * count[:, None]), 0.0)
-        carried = usable * decay[:, :, None, None] + state
+    ends = _Ends(*(x.reshape(-1, held_by.shape[1], *x.shape[1:]) for x in ends))  # (B, stripes here, ...)
+    gathered = _Ends(*(jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1) for x in ends))
+    states, *small = (x.reshape(-1, *x.shape[2:]) for x in gathered)  # (P, B, ...): P stripes as they are held
+    continues_PB, breaks_PB, tokens_PB = _boundaries(*(x[np.argsort(held_by.reshape(-1))] for x in small))
+
+    def sum_into(boundary, wanted_B):
+        """State at the boundary before a stripe of the row, in rows where it is wanted."""
+
+        def weight(start):
+            joined = wanted_B & (start <= boundary) & (breaks_PB[boundary] == breaks_PB[start])
+            between_B = jnp.maximum(
+                tokens_PB[boundary] - tokens_PB[start], 0.0
+            )  # later starts have none, and no weight
+            decay_BN = jnp.exp(-slope_N[None, :] * between_B[:, None])
+            return jnp.where(joined[:, None], decay_BN, 0.0)[:, :, None, None]
+
+        after = held_by.reshape(-1) + 1  # the boundary that each state is the state of
+        total = jnp.sum(jnp.stack([weight(start) for start in after]) * states, axis=0)
+        if initial_BNHH is not None:
+            total = total + weight(0) * _varying_like(initial_BNHH, total)
+        return total
+
+    mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
+    entering = jnp.stack([sum_into(mine[place], continues_PB[mine[place]]) for place in range(mine.size)], axis=1)
+    final = sum_into(held_by.size, jnp.ones_like(continues_PB[0]))
+    return entering.reshape(-1, *entering.shape[2:]), _unvarying(final, seq_axes)
+
+
+def _boundaries(first_PB, last_PB, whole_PB, count_PB):
+    """Of stripes in row order: whether each begins in the document that is open before it; and at each boundary, the
+    first stripe's begin included, how many stripes before it let no state through, and how many tokens they hold.
+    """
+    open_id, continues = jnp.full_like(first_PB[0], -1), []  # -1: whatever document comes first continues the state
+    for first, last in zip(first_PB, last_PB, strict=True):
+        continues.append((open_id == -1) | (first == open_id) | (first == -1))
         open_id = jnp.where(last == -1, open_id, last)
-    entering = jnp.stack(entering, axis=1)
-    return entering.reshape(-1, *entering.shape[2:]), _unvarying(carried, seq_axes)
+    continues_PB = jnp.stack(continues)
+    ends = (jnp.cumsum(~(continues_PB & whole_PB), axis=0), jnp.cumsum(count_PB, axis=0))
+    return continues_PB, *(jnp.concatenate([jnp.zeros_like(x[:1]), x]) for x in ends)
 
 
 def _varying_like(x: jax.Array, like: jax.Array) -> jax.Array:

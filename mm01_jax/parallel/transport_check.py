@@ -57,7 +57,7 @@ def what_is_wrong(axes: tuple[str, ...]) -> str | None:
     try:
         differing = jax.device_get(_differences(axes))
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-        return f"ragged does not run: {str(error).splitlines()[0][:160]}"
+        return f"ragged does not run: {str(error).splitlines()[0].partition('. ')[0][:160]}"
     for what, count in zip(("values", "gradients"), differing, strict=True):
         if count:
             return f"{int(count)} {what} of ragged are not those of padded"

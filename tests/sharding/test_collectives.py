@@ -21,9 +21,9 @@ CONFIG = dataclasses.replace(MODEL, vocab_size=56, embed_dim=40, expert_dim=24)
 
 
 @functools.cache
-def compiled_text(mesh: MeshConfig, attention: str) -> str:
+def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") -> str:
     """Forward and backward of the model with every term of the loss."""
-    config = dataclasses.replace(CONFIG, sequence_attention=attention)
+    config = dataclasses.replace(CONFIG, sequence_attention=attention, sequence_layout=layout)
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
@@ -99,3 +99,12 @@ def test_nothing_but_gathered_keys_and_values_spans_the_sequence(case):
     assert bool(spanning) == (attention == "gather")
     for shape in spanning:
         assert math.prod(shape) <= num_keys * CONFIG.head_dim, shape
+
+
+@pytest.mark.parametrize("attention, keys", [("ring", RING), ("gather", set())])
+def test_zigzag_sends_over_the_sequence_what_contiguous_does(attention, keys):
+    mesh = MeshConfig(sequence=2)  # four stripes of 11
+    found = hlo.collectives(
+        compiled_text(mesh, attention, "zigzag"), {axis: getattr(mesh, axis) for axis in sharding.AXES}
+    )
+    assert found == STATES | keys | sums(("sequence",))

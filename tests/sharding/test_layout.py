@@ -1,21 +1,25 @@
 """Laws of the order of a row over sequence shards, and of the work in softmax attention that it leaves each of them."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, Rules
+from mm01_jax.model.decoder import TextModel
 from mm01_jax.parallel import layout
 from mm01_jax.parallel.stripes import Index, join, pair_is_visible, split
 from mm01_jax.sharding import make_mesh
 from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from tests import small
-from tests.sharding.mesh_model import LENGTH, batch
+from tests.sharding.mesh_model import LENGTH, MODEL, batch, total_loss
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
@@ -43,6 +47,21 @@ def test_a_row_that_stripes_do_not_divide_is_refused():
 def test_stripes_of_an_array_joined_are_the_array():
     x = jnp.arange(2 * 12 * 3).reshape(2, 12, 3)
     np.testing.assert_array_equal(join(split(x, 2)), x)
+
+
+@pytest.mark.parametrize("routing", ["dropless", "capacity"])
+def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
+    mesh = MeshConfig(expert=2)
+    arrays = batch()
+
+    def program(name: str) -> str:
+        config = dataclasses.replace(MODEL, routing=routing, sequence_layout=name)
+        with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
+            model = jax.eval_shape(lambda: TextModel(config, mesh.rules, rngs=nnx.Rngs(params=0)))
+            return str(jax.make_jaxpr(lambda model: total_loss(model, arrays, logits=False)[0])(model))
+
+    same = re.sub(r"0x[0-9a-f]+", "", program("zigzag"))
+    assert same == re.sub(r"0x[0-9a-f]+", "", program("contiguous"))
 
 
 def computed_pairs(segments_BS: np.ndarray, shards: int, name: str) -> np.ndarray:
