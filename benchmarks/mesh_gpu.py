@@ -1,40 +1,67 @@
-"""The 1 B shape on one GPU, then on two: expert 2, sequence 2, tensor 2, data 2; and sequence 2 at twice the length.
+"""The 1 B shape trained on one GPU and on two, each mesh axis at 2; and a row twice as long as one GPU holds on two.
 
     python -m benchmarks.mesh_gpu --out=benchmarks/mesh_gpu.md
 
-Every case starts from the same state and takes the same batches; their losses are printed beside those of one GPU.
-Cases left when `--minutes` are over are named, not run.
+All programs compile at once, then they run one after another from the same state on the same batches. Every line is
+written when it is known, a case that fails is a line too. Cases left when `--minutes` are over are named, not run.
+
+Routers of random weights are unbalanced by what the tokens of a document have in common, more so the longer it is:
+with mixers at full strength documents of 2048 tokens load an expert with 3 times its share, and the step is refused.
+So mixers add a quarter of their output to the residual here, in every case; the work is the same.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import functools
+import os
 import pathlib
 import statistics
 import sys
 import time
 
-import jax
-import numpy as np
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # the rest is for NCCL
 
-from configs import bench_1b
-from mm01_jax import sharding
-from mm01_jax.config import Config, MeshConfig
-from mm01_jax.parallel.overlap import compiler_options
-from mm01_jax.train import step
-from mm01_jax.train.flops import peak_flops, train_flops_per_token
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
 
-BF16_EPS = 2.0**-8
+from configs import bench_1b  # noqa: E402
+from mm01_jax import sharding  # noqa: E402
+from mm01_jax.config import Config  # noqa: E402
+from mm01_jax.data import pipeline  # noqa: E402
+from mm01_jax.parallel import layout  # noqa: E402
+from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
+from mm01_jax.train import step  # noqa: E402
+from mm01_jax.train.flops import peak_flops, train_flops_per_token  # noqa: E402
+
 CASES = ({}, {"expert": 2}, {"sequence": 2}, {"tensor": 2}, {"data": 2})
+MIXERS = 0.25  # of their output that goes into the residual
+DOCUMENT = 4096  # tokens at most
 HEAD = """# The 1 B shape on one and two GPUs
 
 `python -m benchmarks.mesh_gpu --out=benchmarks/mesh_gpu.md`, jax {version}, {count} x {kind}.
-configs/bench_1b.py: {rows} rows of {length} tokens a step, all cases the same rows; {steps} timed steps, their median.
-Loss: largest difference from one GPU over all steps, relative (bfloat16 has {eps:.1e} a rounding).
+configs/bench_1b.py with mixers' outputs at {mixers}; {rows} rows of {length} tokens a step in all cases, the same rows,
+documents of at most {document} tokens; the median of {steps} steps after one. Memory is the compiler's, arguments and
+temporaries, of {limit:.1f} GiB. "Load" is the largest of an expert in any layer and step, as a multiple of its share;
+buffers hold {bound} times the share, and a step beyond it would be refused.
 
-| mesh | rows x tokens | tokens/s | against one | % MFU of all | s/step | GiB/GPU | compile s | losses | difference |
-|---|---|---|---|---|---|---|---|---|---|
+Losses: the largest relative difference from one GPU over all steps. Its bound is twice the rounding of bfloat16 on
+one GPU: the largest relative difference between bfloat16's and float32's loss at the first weights over the same rows.
+{rounding}
+
+| mesh | rows x tokens | tokens/s | against one | % MFU | s/step | GiB/GPU | compile s | load | losses | difference |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One case, its programs being compiled: (step, initial state), with the seconds that took."""
+
+    name: str
+    config: Config
+    mesh: jax.sharding.Mesh
+    compiled: concurrent.futures.Future
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,152 +71,222 @@ class Result:
 
 
 class Bench:
-    """One output file, one time limit, one initial state."""
+    """One output file, one time limit, one pool of compilers."""
 
-    def __init__(self, out: pathlib.Path, steps: int, minutes: float):
-        self.out, self.steps = out, steps
-        self.deadline = time.monotonic() + 60 * minutes
+    def __init__(self, out: pathlib.Path, minutes: float):
+        self.out, self.began = out, time.monotonic()
+        self.deadline = self.began + 60 * minutes
+        self.pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
 
-    def say(self, line: str) -> None:
-        print(line, flush=True)
+    def tell(self, line: str) -> None:
+        print(f"[{time.monotonic() - self.began:4.0f} s] {line}", flush=True)
+
+    def write(self, line: str) -> None:
+        self.tell(line)
         with self.out.open("a") as file:
             file.write(line + "\n")
 
-    def case(self, config: Config, alone: Result | None, *, steps: int) -> Result | None:
-        """Runs one case and writes its line; a failure is a line too."""
-        sizes = {axis: size for axis in sharding.AXES if (size := getattr(config.mesh, axis)) > 1}
+    def start(self, config: Config) -> Job:
+        """Traces here (one thread holds Python anyway), compiles beside."""
+        sizes = {axis: getattr(config.mesh, axis) for axis in sharding.AXES if getattr(config.mesh, axis) > 1}
         name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one GPU"
-        if time.monotonic() > self.deadline:
-            self.say(f"| {name} | not run, no time left |")
-            return None
+        name = name if config.train.batch_size > 1 else f"{name}, one row of {config.train.sequence_length:,}"
+        began = time.monotonic()
+        mesh, programs = trace(config)
+        self.tell(f"{name}: traced and lowered in {time.monotonic() - began:.0f} s")
+        return Job(name, config, mesh, self.pool.submit(self._compile, name, programs))
+
+    def _compile(self, name: str, programs):
+        began = time.monotonic()
+        options = compiler_options(jax.devices()[0].platform)
+        compiled = [program.compile(compiler_options=options) for program in programs]
+        self.tell(f"{name}: compiled in {time.monotonic() - began:.0f} s, {gib(compiled[0]):.1f} GiB")
+        return *compiled, time.monotonic() - began
+
+    def case(self, job: Job, alone: Result | None, *, steps: int, warm: bool = True) -> Result | None:
+        """Runs one case and writes its line; a failure is a line too."""
         try:
-            return self._measure(name, config, alone, steps)
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("no time left")
+            return self._measure(job, job.compiled.result(left), alone, steps, warm)
         except Exception as error:  # the other cases are worth having
-            self.say(f"| {name} | failed: {type(error).__name__}: {str(error)[:300]!r} |")
+            self.write(f"| {job.name} | not run: {type(error).__name__}: {str(error)[:300]!r} |")
             return None
 
-    def _measure(self, name: str, config: Config, alone: Result | None, steps: int) -> Result:
-        compiled, state, batches, seconds_to_compile = prepare(config, steps + 1)
-        losses, seconds = [], []
-        for batch in batches:
+    def _measure(self, job: Job, compiled, alone: Result | None, steps: int, warm: bool) -> Result:
+        program, initial, seconds_to_compile = compiled
+        config, losses, loads, seconds, refused = job.config, [], [], [], 0.0
+        state = initial(jax.random.key(config.train.seed))
+        for number in range(steps + warm):
+            batch = place(rows(config, number), config, job.mesh)
+            jax.block_until_ready((state, batch))
             start = time.monotonic()
-            state, metrics = compiled(state, batch)
+            state, metrics = program(state, batch)
             losses.append(float(metrics["loss"]))  # waits
             seconds.append(time.monotonic() - start)
-            assert not metrics["refused"], f"step refused, overflow {float(metrics['overflow'])}"
-        train, devices = config.train, config.mesh.data * config.mesh.expert * config.mesh.tensor * config.mesh.sequence
-        second = statistics.median(seconds[1:])
-        speed = train.batch_size * train.sequence_length / second
-        peak = peak_flops(jax.devices()[0])
-        mfu = 100 * speed * train_flops_per_token(config.model, train.sequence_length) / (peak * devices) if peak else 0
-        scaling = f"{speed / alone.tokens_per_second:.2f}" if alone else ""
+            loads.append(float(metrics["expert_load"].max()))
+            refused += float(metrics["refused"])
+            self.tell(f"{job.name}: step {number} {seconds[-1]:.3f} s, loss {losses[-1]:.5f}, load {loads[-1]:.2f}")
+        second = statistics.median(seconds[warm:])
+        speed = config.train.batch_size * config.train.sequence_length / second
+        cells = [job.name, f"{config.train.batch_size} x {config.train.sequence_length}", f"{speed:,.0f}"]
+        cells += [f"{speed / alone.tokens_per_second:.2f}" if alone else "", f"{100 * mfu(config, speed):.1f}"]
+        cells += [f"{second:.3f}", f"{gib(program):.1f}", f"{seconds_to_compile:.0f}", f"{max(loads):.2f}"]
+        cells += [f"{losses[0]:.4f} .. {losses[-1]:.4f}" + (f", {refused:.0f} steps refused" if refused else "")]
         same_rows = alone and len(alone.losses) == len(losses)
-        apart = f"{max(abs(a / b - 1) for a, b in zip(losses, alone.losses, strict=True)):.1e}" if same_rows else ""
-        memory = compiled.memory_analysis()
-        gib = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
-        self.say(
-            f"| {name} | {train.batch_size} x {train.sequence_length} | {speed:,.0f} | {scaling} | {mfu:.1f} | "
-            f"{second:.3f} | {gib:.1f} | {seconds_to_compile:.0f} | {losses[0]:.4f} .. {losses[-1]:.4f} | {apart} |"
-        )
+        cells += [f"{apart(losses, alone.losses):.1e}" if same_rows else ""]
+        self.write("| " + " | ".join(cells) + " |")
         return Result(speed, losses)
 
 
-def lower(config: Config, devices: list[jax.Device]):
-    """The step compiled for these devices, and its mesh."""
-    mesh = sharding.make_mesh(config.mesh, devices)
+def trace(config: Config):
+    """(mesh, (the step, the initial state)), lowered for the first devices, as many as the mesh has."""
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: devices_of(config)])
     with jax.set_mesh(mesh):
         state = step.abstract_state(config, mesh)
         placed = jax.tree.map(lambda x: x.sharding, state)
+        where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         shape = (config.train.batch_size, config.train.sequence_length)
-        where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         batch = {k: jax.ShapeDtypeStruct(shape, v.dtype, sharding=where) for k, v in rows(config, 0, 1).items()}
-        jitted = jax.jit(
-            functools.partial(step.train_step, config=config), donate_argnums=0, out_shardings=(placed, None)
-        )
-        options = compiler_options(devices[0].platform)
-        return jitted.lower(state, batch).compile(compiler_options=options), mesh, placed
+        train = functools.partial(step.train_step, config=config)
+        jitted = jax.jit(train, donate_argnums=0, out_shardings=(placed, None))
+        initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)
+        return mesh, (jitted.lower(state, batch), initial.lower(jax.random.key(0)))
 
 
-def prepare(config: Config, steps: int):
-    """(compiled step, state on the mesh, batches, seconds to compile)."""
-    size = config.mesh.data * config.mesh.expert * config.mesh.tensor * config.mesh.sequence
-    start = time.monotonic()
-    compiled, mesh, placed = lower(config, jax.devices()[:size])
-    seconds = time.monotonic() - start
-    with jax.set_mesh(mesh):
-        make = functools.partial(step.init_state, config)
-        state = jax.jit(make, out_shardings=placed)(jax.random.key(config.train.seed))
-        where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
-        batches = [jax.device_put(rows(config, i), where) for i in range(steps)]
-    return compiled, state, batches, seconds
+def place(batch: dict[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
+
+
+def devices_of(config: Config) -> int:
+    return config.mesh.data * config.mesh.expert * config.mesh.tensor * config.mesh.sequence
+
+
+def gib(compiled) -> float:
+    memory = compiled.memory_analysis()
+    return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+
+
+def mfu(config: Config, speed: float) -> float:
+    peak = peak_flops(jax.devices()[0]) or float("inf")
+    return speed * train_flops_per_token(config.model, config.train.sequence_length) / (peak * devices_of(config))
+
+
+def apart(losses: list[float], others: list[float]) -> float:
+    return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
 
 
 def rows(config: Config, at: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """Step `at`'s rows: two documents a row, low token ids more often than high ones, so that a step learns much."""
+    """Step `at`'s rows: an odd number of documents, so that one lies across the middle; ids even over a quarter of the
+    vocabulary, so that no expert is popular and there is something to learn."""
     shape = (config.train.batch_size, length or config.train.sequence_length)
-    rng = np.random.default_rng(at)
-    tokens = (config.model.vocab_size * rng.random((shape[0], shape[1] + 1)) ** 4).astype(np.int32)
-    at_second = np.arange(shape[1]) >= shape[1] // 3
-    segments = np.broadcast_to(at_second, shape).astype(np.int32)
-    positions = np.broadcast_to(np.arange(shape[1]) - at_second * (shape[1] // 3), shape).astype(np.int32)
+    tokens = np.random.default_rng(at).integers(0, config.model.vocab_size // 4, (shape[0], shape[1] + 1), np.int32)
+    size = -(-shape[1] // (-(-shape[1] // DOCUMENT) | 1))
+    place = np.arange(shape[1], dtype=np.int32)
+    segments, positions = (np.broadcast_to(x, shape) for x in (place // size, place % size))
+    weights = np.ones(shape, np.float32)
     return {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "positions": positions,
         "segments": segments,
-        "weights": np.ones(shape, np.float32),
+        "weights": weights,
     }
 
 
-def replaced(mesh: dict[str, int], rows: int | None = None, length: int | None = None, **model) -> Config:
+def configured(mesh: dict[str, int], length: int | None = None, **model) -> Config:
+    """The benchmark's config on a mesh; with a length, of one row."""
     config = bench_1b.get_config()
-    train = dataclasses.replace(
-        config.train,
-        batch_size=rows or config.train.batch_size,
-        sequence_length=length or config.train.sequence_length,
+    size = {"batch_size": 1, "sequence_length": length} if length else {}
+    model |= {"lightning_beta": MIXERS, "softmax_beta": MIXERS, "sequence_layout": "zigzag"}
+    return dataclasses.replace(
+        config,
+        mesh=dataclasses.replace(config.mesh, **mesh),
+        train=dataclasses.replace(config.train, **size),
+        model=dataclasses.replace(config.model, **model),
     )
-    mesh_config: MeshConfig = dataclasses.replace(config.mesh, **mesh)
-    return dataclasses.replace(config, mesh=mesh_config, train=train, model=dataclasses.replace(config.model, **model))
 
 
-def longest_that_fits(bench: Bench, lengths: list[int]) -> int | None:
-    """The longest single row whose step fits one GPU by the compiler's own count of bytes."""
-    limit = jax.devices()[0].memory_stats()["bytes_limit"]
-    for length in lengths:
-        memory = lower(replaced({}, 1, length), jax.devices()[:1])[0].memory_analysis()
-        need = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        print(f"one row of {length} tokens on one GPU: {need / 2**30:.1f} of {limit / 2**30:.1f} GiB", flush=True)
-        if need < limit:
-            return length
-        if time.monotonic() > bench.deadline:
-            return None
-    return None
+def first_losses(config: Config, dtype: str, count: int) -> list[float]:
+    """Losses of `count` steps' rows at the first weights, on one GPU in `dtype`."""
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+    def loss(key, batch):
+        total, weight = step.eval_step(step.init_state(config, key).model, batch, config=config)
+        return total / weight
+
+    with jax.set_mesh(mesh):
+        first = place(rows(config, 0), config, mesh)
+        compiled = jax.jit(loss).lower(jax.random.key(config.train.seed), first).compile()
+        batches = (place(rows(config, i), config, mesh) for i in range(count))
+        return [float(compiled(jax.random.key(config.train.seed), batch)) for batch in batches]
+
+
+def memory_limit() -> int:
+    """Bytes of one GPU that jax may hand out."""
+    return jax.devices()[0].memory_stats()["bytes_limit"]
+
+
+def long_rows(bench: Bench, pairs: list[tuple[Job, Job | None]]) -> None:
+    """The longest row of `pairs`, shortest first, that one GPU trains; and twice it on two. What the compiler counts to
+    be too large is not tried; what then does not find its memory in one piece gives way to the next shorter one.
+    """
+    for single, double in reversed(pairs):
+        try:
+            need = gib(single.compiled.result(max(0, bench.deadline - time.monotonic()))[0])
+        except Exception as error:  # a compiler may refuse what does not fit
+            bench.write(f"| {single.name} | not compiled: {type(error).__name__}: {str(error)[:300]!r} |")
+            continue
+        if need > memory_limit() / 2**30:
+            bench.write(f"| {single.name} | does not fit: {need:.1f} of {memory_limit() / 2**30:.1f} GiB |")
+            continue
+        alone = bench.case(single, None, steps=1, warm=False)  # a step takes long enough to be measured at once
+        if alone and double:
+            speed = Result(alone.tokens_per_second, [])  # other rows, other losses
+            alone = bench.case(double, speed, steps=1, warm=False)
+        if alone:
+            return
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--minutes", type=float, default=5.0, help="no case begins after that")
-    parser.add_argument("--lengths", default="524288,262144,131072,65536", help="tried from the left; empty: none")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after that")
+    parser.add_argument("--lengths", default="360448,425984,475136", help="of one row, the shortest first; empty: none")
     args = parser.parse_args()
-    device, train = jax.devices()[0], bench_1b.get_config().train
-    bench = Bench(args.out, args.steps, args.minutes)
     args.out.write_text("")
-    shape = {"rows": train.batch_size, "length": train.sequence_length, "steps": args.steps, "eps": BF16_EPS}
-    bench.say(HEAD.format(version=jax.__version__, count=jax.device_count(), kind=device.device_kind, **shape).rstrip())
-    cases = [case for case in CASES if not case or jax.device_count() >= 2]
+    bench = Bench(args.out, args.minutes)
+    two = jax.device_count() > 1
+    jobs = [bench.start(configured(case)) for case in CASES if two or not case]
+    reference = [
+        bench.pool.submit(first_losses, jobs[0].config, dtype, args.steps) for dtype in ("bfloat16", "float32")
+    ]
+    pairs = [
+        (bench.start(configured({}, length)), bench.start(configured({"sequence": 2}, 2 * length)) if two else None)
+        for length in map(int, filter(None, args.lengths.split(",")))
+    ]
+    programs = [job.compiled for job in (*jobs, *(job for pair in pairs for job in pair if job))]
+    late = concurrent.futures.wait([*programs, *reference], 30 * args.minutes).not_done  # half of the time
+    bench.tell(f"{len(programs) + len(reference) - len(late)} programs compiled, {len(late)} not yet")
+    try:
+        losses = [done.result(1) for done in reference]
+        found = f"It is 2 x {apart(*losses):.1e} = {2 * apart(*losses):.1e}."
+    except Exception as error:  # the cases are worth having
+        found = f"It was not measured: {type(error).__name__}: {str(error)[:300]!r}."
+    train = jobs[0].config.train
+    head = {"rows": train.batch_size, "length": train.sequence_length, "steps": args.steps, "rounding": found}
+    head |= {"version": jax.__version__, "count": jax.device_count(), "kind": jax.devices()[0].device_kind}
+    head |= {"mixers": MIXERS, "document": DOCUMENT, "limit": memory_limit() / 2**30}
+    bench.write(HEAD.format(bound=jobs[0].config.model.dropless_bound, **head).rstrip())
     alone = None
-    for case in cases:
-        result = bench.case(replaced(case), alone, steps=args.steps)
+    for job in jobs:
+        result = bench.case(job, alone, steps=args.steps)
         alone = alone or result
-    if args.lengths:
-        longest = longest_that_fits(bench, [int(n) for n in args.lengths.split(",")])
-        if longest:
-            single = bench.case(replaced({}, 1, longest), None, steps=1)
-            if jax.device_count() >= 2:
-                speed = single and Result(single.tokens_per_second, [])  # other rows, other losses
-                bench.case(replaced({"sequence": 2}, 1, 2 * longest), speed, steps=1)
+    long_rows(bench, pairs)
     return 0
 
 

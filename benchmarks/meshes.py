@@ -5,19 +5,22 @@ python -m benchmarks.meshes --out=benchmarks/meshes.md
 
 import argparse
 import dataclasses
+import functools
 import pathlib
+import re
 import sys
 import time
+from collections.abc import Callable
 
 import jax
 
 import tests.conftest  # noqa: F401
-from mm01_jax.config import ModelConfig
+from mm01_jax.config import MeshConfig, ModelConfig
 
 jax.config.update("jax_num_cpu_devices", 16)
 
-from tests.sharding.mesh_model import evaluate, exact  # noqa: E402
-from tests.sharding.test_meshes import CASES, EPS, errors, errors_of_one_device  # noqa: E402
+from tests.sharding.mesh_model import MODEL, evaluate, exact  # noqa: E402
+from tests.sharding.test_meshes import CASES, EPS, errors, errors_of_one_device, plain  # noqa: E402
 
 KINDS = ("logits", "loss", "statistics", "gradients")
 HEAD = f"""# Meshes against float64
@@ -32,21 +35,29 @@ Packed documents with padding in every case.
 """
 
 
-def rows():
-    """(line, within the bound) of each case, one device first for each model."""
-    done: set[ModelConfig] = set()
-    for name, (mesh, model) in CASES.items():
-        plain = dataclasses.replace(model, exchange_groups=1, dropless_bound=None, sequence_attention="gather")
-        alone = errors_of_one_device(plain)
-        if plain not in done:
-            done.add(plain)
-            yield f"| **one device** | {_numbers(alone)} | | |", True
-        start = time.monotonic()
-        found = evaluate(mesh, model)
-        apart = errors(found, exact(plain))
-        good = all(apart[kind] <= 2 * alone[kind] + EPS for kind in KINDS)
-        dropped, seconds = int(found.stats["dropped"].sum()), time.monotonic() - start
-        yield f"| {name}{'' if good else ' **OUTSIDE**'} | {_numbers(apart)} | {dropped} | {seconds:.0f} |", good
+def lines(only: str) -> dict[str, Callable[[], tuple[str, bool]]]:
+    """Name -> what measures the rest of its line and whether it is within the bound; one device of each model first."""
+    chosen = {name: case for name, case in CASES.items() if re.search(only, name)}
+    alone = {_alone(plain(model)): functools.partial(_reference, plain(model)) for _, model in chosen.values()}
+    return alone | {name: functools.partial(_case, *case) for name, case in chosen.items()}
+
+
+def _alone(model: ModelConfig) -> str:
+    changed = [f.name for f in dataclasses.fields(model) if getattr(model, f.name) != getattr(MODEL, f.name)]
+    return "**one device" + "".join(f", {name} {getattr(model, name)}" for name in changed) + "**"
+
+
+def _reference(model: ModelConfig) -> tuple[str, bool]:
+    return f"{_numbers(errors_of_one_device(model))} | | |", True
+
+
+def _case(mesh: MeshConfig, model: ModelConfig) -> tuple[str, bool]:
+    start = time.monotonic()
+    found = evaluate(mesh, model)
+    apart, alone = errors(found, exact(plain(model))), errors_of_one_device(plain(model))
+    good = all(apart[kind] <= 2 * alone[kind] + EPS for kind in KINDS)
+    dropped, seconds = int(found.stats["dropped"].sum()), time.monotonic() - start
+    return f"{_numbers(apart)} | {dropped} | {seconds:.0f} |{'' if good else ' **OUTSIDE**'}", good
 
 
 def _numbers(found: dict[str, float]) -> str:
@@ -54,14 +65,17 @@ def _numbers(found: dict[str, float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    out, good = parser.parse_args().out, True
-    out.write_text(HEAD)
-    for line, within in rows():
-        print(line, flush=True)
-        with out.open("a") as file:
-            file.write(line + "\n")
+    parser.add_argument("--only", default="", help="a pattern: measure these cases, keep the other lines of the table")
+    args = parser.parse_args()
+    kept = dict(re.findall(r"^\| (.+?) \| (.*)$", args.out.read_text(), re.MULTILINE) if args.only else ())
+    good = True
+    for name, measure in lines(args.only).items():
+        kept[name], within = measure()
+        print(f"| {name} | {kept[name]}", flush=True)
+        order = [name for name in lines("") if name in kept]
+        args.out.write_text(HEAD + "".join(f"| {name} | {kept[name]}\n" for name in order))
         good &= within
     return 0 if good else 1
 

@@ -22,25 +22,13 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 
 from configs import text_01  # noqa: E402
 from mm01_jax import sharding  # noqa: E402
 from mm01_jax.config import MeshConfig  # noqa: E402
 from mm01_jax.parallel.experts import expert_layer  # noqa: E402
 from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
-
-# NVIDIA's data sheet and CUDA's limits for compute capability 9.0, as XLA's compiler wants them told.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+from mm01_jax.plan import compiler, targets  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +44,16 @@ class Found:
         return sum(count > 0 for count in self.matmuls_inside)
 
 
-def topology(target: str):
-    if target == "h100":
-        return topologies.get_topology_desc(platform="cuda", topology_name="h100", target_config=H100, topology="1x1x4")
-    return topologies.get_topology_desc(platform="tpu", topology_name=f"{target}:2x2x1")
+def chips(target: str):
+    """Four of them."""
+    return compiler.devices(targets.parse({"h100": "h100-4", "v5p": "v5p-8"}[target]))
 
 
 def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True):
     """The compiled forward and backward of one expert layer over expert 4, two experts a chip."""
     config = dataclasses.replace(text_01.get_config().model, num_experts=8, expert_dim=2304, exchange_groups=groups)
     mesh_config = MeshConfig(expert=4)
-    mesh, rules = sharding.make_mesh(mesh_config, topology(target).devices), mesh_config.rules
+    mesh, rules = sharding.make_mesh(mesh_config, list(chips(target))), mesh_config.rules
     D, E, F = config.embed_dim, config.num_experts, config.expert_dim
 
     def array(shape, *axes, dtype=jnp.bfloat16):
@@ -84,7 +71,8 @@ def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True
             weights,
             array((4, tokens), "batch", "seq", dtype=jnp.int32),
         )
-        return lowered.compile(compiler_options=compiler_options(mesh.devices.flat[0].platform) if options else {})
+        with compiler.no_compilation_cache():
+            return lowered.compile(compiler_options(mesh.devices.flat[0].platform) if options else {})
 
 
 def inspect(program: str) -> Found:
@@ -129,7 +117,7 @@ def _multiplies(line: str, computations: dict[str, list[str]]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", required=True, help="v5p, or h100")
+    parser.add_argument("--target", required=True, choices=("v5p", "h100"))
     parser.add_argument("--groups", default="1,2")
     parser.add_argument("--tokens", type=int, default=4096, help="of one chip")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="a table that lines are added to")

@@ -21,7 +21,7 @@ def row(plan: dict) -> list[str]:
         f"{plan['rows']} × {plan['length']:,}",
         f"{plan['peak'] / GIB:.1f} of {plan['hbm'] / GIB:.1f}",
         f"{(memory['arguments'] + memory['temporaries']) / GIB:.1f}",
-        f"{plan['seconds']['best']:.3g} to {plan['seconds']['worst']:.3g}",
+        f"{_seconds(plan['seconds']['best'])} to {_seconds(plan['seconds']['worst'])}",
         f"{plan['mfu']['best']:.0%} to {plan['mfu']['worst']:.0%}" if plan["step"] == "train" else "",
         f"{seconds['compile']:.0f} ({seconds['processor']:.0f})",
         f"{compiled['host_bytes'] / GIB:.1f}",
@@ -32,12 +32,20 @@ def collectives(plan: dict) -> str:
     """Bytes of each kind over its axes, the largest first, those under a thousandth left out."""
     totals: dict[tuple[str, str], list[int]] = {}
     for one in plan["collectives"]:
-        total = totals.setdefault((one["kind"], "+".join(one["axes"])), [0, 0])
+        total = totals.setdefault((one["kind"], "+".join(one["axes"])), [0, 0, 0])
         total[0] += one["count"]
         total[1] += one["count"] * one["bytes"]
-    whole = sum(size for _, size in totals.values())
+        total[2] += one["overlapped"]
+    whole = sum(size for _, size, _ in totals.values())
     kept = sorted((item for item in totals.items() if item[1][1] * 1000 > whole), key=lambda item: -item[1][1])
-    return "; ".join(f"{kind} over {axes} {_size(size)} in {count}" for (kind, axes), (count, size) in kept)
+    return "; ".join(
+        f"{kind} over {axes} {_size(size)} in {count:,}" + (f", {beside:,} of them beside work" if beside else "")
+        for (kind, axes), (count, size, beside) in kept
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _size(size: int) -> str:

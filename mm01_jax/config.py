@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 MixerKind = Literal["lightning", "softmax"]
+SequenceLayout = Literal["contiguous", "zigzag"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,13 @@ class ModelConfig:
     dropless_bound: float | None = None
     # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
     exchange_groups: int = 1
-    # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring.
-    sequence_attention: Literal["gather", "ring"] = "gather"
+    # How rows travel between expert shards: buffers whole, or only the rows in them where a start-up check of the mesh
+    # finds that right and faster (auto; without the check it is padded).
+    exchange: Literal["auto", "padded", "ragged"] = "auto"
+    # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring; auto counts bytes.
+    sequence_attention: Literal["auto", "gather", "ring"] = "auto"
+    # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.
+    sequence_layout: SequenceLayout = "contiguous"
     # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"

@@ -11,6 +11,10 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.log_every",
     "data.prefetch",
+    # How a mesh is used. Like the mesh, they change sums' order alone.
+    "model.exchange",
+    "model.sequence_attention",
+    "model.sequence_layout",
 )
 
 

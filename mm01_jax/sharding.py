@@ -46,7 +46,11 @@ def _tpu_order(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndar
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     if shape[0] % slices:
-        raise ValueError(f"mesh.data={shape[0]} must be a multiple of the {slices} slices, over which it alone may go")
+        nearest = max(1, round(shape[0] / slices)) * slices
+        raise ValueError(
+            f"mesh.data={shape[0]} must be a multiple of the {slices} slices, over which it alone may go; "
+            f"nearest: --config.mesh.data={nearest}"
+        )
     inner = (shape[0] // slices, *shape[1:])
     return mesh_utils.create_hybrid_device_mesh(
         inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True

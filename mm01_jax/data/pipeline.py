@@ -101,16 +101,22 @@ def process_share(sharding: jax.sharding.NamedSharding, batch_size: int, sequenc
     return first // share, batch_size // share
 
 
-def to_global(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int) -> dict[str, jax.Array]:
-    """Global arrays (batch_size, S) from each process's share of the rows; every process calls it."""
+def to_global(
+    batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int, order: np.ndarray
+) -> dict[str, jax.Array]:
+    """Global arrays (batch_size, S) from each process's share of the rows; every process calls it.
+
+    `order` (S,) is the position that stands at each place of the arrays (`parallel/layout.py`).
+    """
     return {
-        name: jax.make_array_from_process_local_data(sharding, array, (batch_size, array.shape[1]))
+        name: jax.make_array_from_process_local_data(sharding, array[:, order], (batch_size, array.shape[1]))
         for name, array in batch.items()
     }
 
 
-def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> dict[str, jax.Array]:
     """Global arrays from whole batches that every process holds alike: each gives its devices their part."""
     return {
-        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in batch.items()
+        name: jax.make_array_from_callback(array.shape, sharding, array[:, order].__getitem__)
+        for name, array in batch.items()
     }

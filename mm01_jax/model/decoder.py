@@ -49,6 +49,7 @@ class Layer(nnx.Module):
         self, h_BSD: jax.Array, slope_N: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, cache: Any
     ) -> tuple[jax.Array, Any, RouterStats]:
         config, dtype = self.config, h_BSD.dtype
+        layout = config.sequence_layout if cache is None else "contiguous"
         x = rms_norm(h_BSD, self.input_norm[...].astype(dtype), config.norm_eps)
         if self.kind == "lightning":
             y, cache = self.mixer(x, slope_N, segments_BS, cache)
@@ -58,7 +59,7 @@ class Layer(nnx.Module):
             alpha, beta = config.softmax_alpha, config.softmax_beta
         h = self.residual(x, y, alpha, beta)
         x = rms_norm(h, self.post_norm[...].astype(dtype), config.norm_eps)
-        y, stats = self.experts(x, segments_BS)
+        y, stats = self.experts(x, segments_BS, layout)
         return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
 
     def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
@@ -89,7 +90,8 @@ class TextModel(nnx.Module):
         """The one forward of training (no cache), prefill (many tokens, a cache) and decode (one token, a cache).
 
         Args:
-          tokens_BS, positions_BS: int32. With a cache, a token's position is its slot.
+          tokens_BS, positions_BS: int32, rows in `config.sequence_layout` (parallel/layout.py). With a cache, rows as
+            they are, and a token's position is its slot.
           segments_BS: int32 document ids; < 0 is padding, which changes nothing.
         Returns:
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).

@@ -6,7 +6,7 @@ p = softmax_fp32(W_r x)     w = top-k(p) / sum(top-k(p))     y = sum_k w_k W_dow
 import jax
 from flax import nnx
 
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.model.layers import param, read, xavier
 from mm01_jax.parallel.experts import RouterStats, expert_layer
 
@@ -23,9 +23,12 @@ class Experts(nnx.Module):
         self.down = param(rngs, (E, F, D), outward, xavier(F, D, gain), stack=stack, dtype=dtype)
         self.config, self.rules = config, rules
 
-    def __call__(self, x_BSD: jax.Array, segments_BS: jax.Array) -> tuple[jax.Array, RouterStats]:
-        """x (B, S, D) -> (y (B, S, D), router statistics over all tokens that are not padding)."""
+    def __call__(
+        self, x_BSD: jax.Array, segments_BS: jax.Array, layout: SequenceLayout
+    ) -> tuple[jax.Array, RouterStats]:
+        """x (B, S, D), rows in `layout` -> (y (B, S, D), router statistics over all tokens that are not padding)."""
         dtype, rules = x_BSD.dtype, self.rules
         weights = (self.router, self.gate, self.up, self.down)
         router, gate, up, down = (read(w, dtype, rules) for w in weights)
-        return expert_layer(x_BSD, segments_BS, (router, gate, up, down), config=self.config, rules=rules)
+        weights = (router, gate, up, down)
+        return expert_layer(x_BSD, segments_BS, weights, config=self.config, rules=rules, layout=layout)

@@ -68,5 +68,6 @@ class Lightning(nnx.Module):
         if state_BNHH is not None and x_BSD.shape[1] == 1:
             out, state = lightning_attention_step(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules)
         else:
-            out, state = lightning_attention(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules)
+            layout = self.config.sequence_layout if state_BNHH is None else "contiguous"
+            out, state = lightning_attention(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules, layout=layout)
         return self.finish(x_BSD, out), state

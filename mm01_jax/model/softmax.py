@@ -6,7 +6,7 @@ from flax import nnx
 from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.model.cache import KeysValues
 from mm01_jax.model.layers import einsum, param, read, rope, xavier
-from mm01_jax.parallel.softmax import softmax_attention
+from mm01_jax.parallel.softmax import cached_attention, self_attention
 
 
 class Softmax(nnx.Module):
@@ -33,18 +33,11 @@ class Softmax(nnx.Module):
         value = einsum("bsd,dkh->bskh", x_BSD, read(self.value, dtype, self.rules))
         query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
         key = rope(key, positions_BS, config.rotary_dim, config.rope_theta)
+        index = (positions_BS, segments_BS)
         if cache is None:
-            key_positions, key_segments = positions_BS, segments_BS
+            out = self_attention(query, key, value, index, config=config, rules=self.rules)
         else:
-            cache = cache.write(key, value, positions_BS, segments_BS)
-            key, value, key_positions, key_segments = cache.read(positions_BS, segments_BS)
-        out = softmax_attention(
-            query,
-            key,
-            value,
-            query_index=(positions_BS, segments_BS),
-            key_index=(key_positions, key_segments),
-            rules=self.rules,
-            ring=cache is None and config.sequence_attention == "ring",
-        )
+            cache = cache.write(key, value, *index)
+            key, value, *key_index = cache.read(*index)
+            out = cached_attention(query, key, value, query_index=index, key_index=tuple(key_index), rules=self.rules)
         return einsum("bsnh,nhd->bsd", out, read(self.out, dtype, self.rules)), cache

@@ -1,14 +1,14 @@
 """Tokens to their experts and back: rows sorted by expert, one buffer of fixed size for each expert shard.
 
-    send: (expert shards, buffer, D)  --all_to_all over `expert`-->  sort by expert, compute, unsort  --all_to_all-->
+    send: (expert shards, buffer, D)  --over `expert`-->  sort by expert, compute, unsort  --over `expert`-->
 
 Experts are split over `tensor` as well, so every tensor shard needs whole rows; but each sends only its slice of D over
 `expert`, and rows are made whole over `tensor` after it (and summed back into slices before the return), because
-`tensor` is the fast axis. All row movements are gathers in both directions (`rows.py`).
+`tensor` is the fast axis. What goes over `expert` goes by a transport (`transports.py`). All row movements are gathers
+in both directions (`rows.py`).
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -19,6 +19,7 @@ from jax import lax
 from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.parallel.router import count
 from mm01_jax.parallel.rows import in_block, move_rows, permutation_by
+from mm01_jax.parallel.transports import Transport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,12 @@ class Buffers:
     per_expert: int
 
     @classmethod
-    def of(cls, tokens: int, config: ModelConfig, rules: Rules, capacity: int | None) -> "Buffers":
-        """For `tokens` tokens a device; `capacity` is each expert's bound in capacity mode. Inside `shard_map`.
+    def of(cls, tokens: int, config: ModelConfig, shards: int, capacity: int | None) -> "Buffers":
+        """For `tokens` tokens a device and so many expert shards; `capacity` is each expert's bound in capacity mode.
 
         The worst case is every token choosing as many experts of one shard as it can; `dropless_bound` is a multiple
         of the balanced load instead.
         """
-        shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
         experts, A = config.num_experts // shards, config.num_experts_per_token
         send = tokens * min(A, experts)
         if config.dropless_bound is not None:
@@ -68,21 +68,22 @@ def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: R
     return y_TD, jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
 
 
-def exchange_and_compute(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules):
-    """The round trip over `expert`: (y (T, D / shards of ffn), overflow int32)."""
+def exchange_and_compute(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules, *, transport: Transport):
+    """The round trip over `expert` by a transport: (y (T, D / shards of ffn), overflow int32)."""
     T, A = choice_TA.shape
     to_shard = count(choice_TA.reshape(-1), buffers.shards * buffers.experts).reshape(buffers.shards, buffers.experts)
     assignment, slot = _send_slots(choice_TA, to_shard, buffers)
     sent = move_rows(_slice(x_TD, rules.ffn), assignment // A, slot)
-    exchange = functools.partial(lax.all_to_all, axis_name=rules.expert, split_axis=0, concat_axis=0, tiled=True)
-    received = exchange(sent.reshape(buffers.shards, buffers.send, -1))
-    sizes = _received_sizes(exchange(to_shard), buffers)
+    sizes = _received_sizes(lax.all_to_all(to_shard, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
+    there = jnp.minimum(to_shard.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, and from it
+    here = sizes.sum(axis=1, dtype=jnp.int32)
+    received = transport(sent.reshape(buffers.shards, buffers.send, -1), there, here, rules.expert)
     if rules.ffn:
         received = lax.all_gather(received, rules.ffn, axis=2, tiled=True)
     computed, late = _compute_received(received, sizes, experts, buffers)
     if rules.ffn:
         computed = lax.psum_scatter(computed, rules.ffn, scatter_dimension=2, tiled=True)
-    returned = exchange(computed).reshape(sent.shape)
+    returned = transport(computed, here, there, rules.expert).reshape(sent.shape)
     out_TAD = move_rows(returned, slot.reshape(-1), assignment[:, None]).reshape(T, A, -1)
     unsent = jnp.sum(jnp.maximum(to_shard.sum(axis=1) - buffers.send, 0))
     return _combine(out_TAD, weight_TA), unsent + late

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel import router
 from mm01_jax.parallel.exchange import Buffers, compute_here, exchange_and_compute
+from mm01_jax.parallel.transports import TRANSPORTS
 from pallas_kernels.grouped_matmul import grouped_matmul
 
 
@@ -53,8 +54,9 @@ def expert_layer(
     *,
     config: ModelConfig,
     rules: Rules,
+    layout: SequenceLayout = "contiguous",
 ) -> tuple[jax.Array, RouterStats]:
-    """x (B, S, D) -> (y (B, S, D), statistics).
+    """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics).
 
     Args:
       weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype.
@@ -62,11 +64,11 @@ def expert_layer(
     tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
     inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
-    local = functools.partial(_local, config=config, rules=rules)
+    local = functools.partial(_local, config=config, rules=rules, layout=layout)
     return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, segments_BS, weights)
 
 
-def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
+def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules, layout: SequenceLayout):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
     router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
     B, S, D = x_BSD.shape
@@ -76,7 +78,7 @@ def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules):
     choice_TA = jnp.where(valid_T[:, None], choice_TA, E)  # padding goes to no expert
     kept_TA = choice_TA
     if config.routing == "capacity":
-        kept_TA = router.keep_first(choice_TA, (B, S), config, rules)
+        kept_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
     y_TD, overflow = _in_groups(x_TD, kept_TA, weight_TA, experts, config, rules)
     stats = RouterStats(
         assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
@@ -99,9 +101,11 @@ def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: 
     T = x_TD.shape[0]
     groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
     capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
-    buffers = Buffers.of(T // groups, config, rules, capacity)
+    shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
+    buffers = Buffers.of(T // groups, config, shards, capacity)
     experts_here = functools.partial(_expert_ffn, experts)
-    run = exchange_and_compute if buffers.shards > 1 else compute_here
+    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])
+    run = exchange if shards > 1 else compute_here
     parts = [
         run(x, choice, weight, experts_here, buffers, rules)
         for x, choice, weight in zip(*(jnp.split(a, groups) for a in (x_TD, choice_TA, weight_TA)), strict=True)

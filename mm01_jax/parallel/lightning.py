@@ -1,22 +1,27 @@
 """Lightning attention on a mesh: heads over `tensor`, time over `sequence` (LASP+; paper 4.3, spec E).
 
-Each sequence shard runs the op from a zero state; the end states, small and independent of length, are gathered once;
-every shard forms the state that enters it, decayed by the tokens between, and adds what that state contributes:
+Each stripe of a row (one or two on a sequence shard, `layout.py`) runs the op from a zero state; the end states, small
+and independent of length, are gathered once; every stripe forms the state that enters it, decayed by the tokens
+between, and adds what that state contributes:
 
     S_in[r] = sum_{i<r} decay(i+1..r-1) S_local[i]          o_t += exp(-s age_t) S_in' q_t
 
-A document boundary cuts both: decay over a shard that holds one is 0, and only tokens of the document that was open
-when the shard began see S_in.
+A document boundary cuts both: decay over a stripe that holds one is 0, and only tokens of the document that was open
+when the stripe began see S_in.
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import Rules
+from mm01_jax.config import Rules, SequenceLayout
+from mm01_jax.parallel.layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
 
@@ -30,10 +35,11 @@ def lightning_attention(
     segments_BS: jax.Array,
     *,
     rules: Rules,
+    layout: SequenceLayout = "contiguous",
 ) -> tuple[jax.Array, jax.Array]:
     """q, k, v (B, S, N, H), slope (N,), state (B, N, H, H) float32 or None -> (out (B, S, N, H), state).
 
-    See `pallas_kernels.lightning_attention` for the meaning of segments and state.
+    Rows are in `layout`. See `pallas_kernels.lightning_attention` for the meaning of segments and state.
     """
     tokens = sharding.spec(rules, "batch", "seq", "heads", None)
     states = sharding.spec(rules, "batch", "heads", None, None)
@@ -41,7 +47,7 @@ def lightning_attention(
     args = (q, k, v, slope_N, segments_BS)
     if state_BNHH is not None:
         in_specs, args = (*in_specs, states), (*args, state_BNHH)
-    local = functools.partial(_local, seq_axes=rules.seq)
+    local = functools.partial(_local, seq_axes=rules.seq, layout=layout)
     return _mapped(local, in_specs, (tokens, states))(*args)
 
 
@@ -76,15 +82,21 @@ def _mapped(local, in_specs, out_specs):
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
 
 
-def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[str, ...]):
+def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[str, ...], layout: SequenceLayout):
     """One device's share; with one sequence shard the op alone."""
-    if all(lax.axis_size(axis) == 1 for axis in seq_axes):
+    shards = math.prod(lax.axis_size(axis) for axis in seq_axes)
+    if shards == 1:
         out, state = kernels.lightning_attention(q, k, v, slope_N, state_BNHH, segment_ids=segments_BS)
         return out, _unvarying(state, seq_axes)
+    B, S = segments_BS.shape
+    here = len(held_here(seq_axes, layout))
+    # Stripes are rows from here on: (B, S) is (B * here, S / here), which moves nothing.
+    q, k, v, segments_BS = (x.reshape(B * here, S // here, *x.shape[2:]) for x in (q, k, v, segments_BS))
     out, state = kernels.lightning_attention(q, k, v, slope_N, None, segment_ids=segments_BS)
     valid_BS = segments_BS >= 0
-    age_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.float32)  # tokens since the shard began, this one included
-    entering, final = _prefix(state, slope_N, segments_BS, age_BS[:, -1], state_BNHH, seq_axes)
+    age_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.float32)  # tokens since the stripe began, this one included
+    ends = _ends(state, segments_BS, age_BS[:, -1])
+    entering, final = _prefix(ends, slope_N, state_BNHH, seq_axes, stripes(shards, layout))
     seen_BS = valid_BS & _open_document(segments_BS)
     decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
@@ -96,11 +108,28 @@ def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[st
         precision=precision,
         preferred_element_type=jnp.float32,
     )
-    return (out.astype(jnp.float32) + extra).astype(out.dtype), final
+    return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final
+
+
+class _Ends(NamedTuple):
+    """What the later stripes need to know of one: its state, its first and last document (-1: all padding), whether no
+    document begins inside it, and its tokens that are not padding.
+    """
+
+    state_BNHH: jax.Array
+    first_B: jax.Array
+    last_B: jax.Array
+    whole_B: jax.Array
+    count_B: jax.Array
+
+
+def _ends(state_BNHH, segments_BS, count_B) -> _Ends:
+    first_B, last_B = _first_valid(segments_BS), _first_valid(segments_BS[:, ::-1])
+    return _Ends(state_BNHH, first_B, last_B, jnp.all(_open_document(segments_BS), axis=1), count_B)
 
 
 def _open_document(segments_BS: jax.Array) -> jax.Array:
-    """True for tokens of the document that the shard's first token belongs to."""
+    """True for tokens of the document that the stripe's first token belongs to."""
     first_B = _first_valid(segments_BS)
     return jnp.cumsum((segments_BS != first_B[:, None]) & (segments_BS >= 0), axis=1) == 0
 
@@ -111,29 +140,55 @@ def _first_valid(segments_BS: jax.Array) -> jax.Array:
     return jnp.take_along_axis(segments_BS, index[:, None], axis=1)[:, 0]
 
 
-def _prefix(state_BNHH, slope_N, segments_BS, count_B, initial_BNHH, seq_axes):
-    """(state that enters this shard, state after the last shard), from every shard's own end state.
+def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_by: np.ndarray):
+    """(states that enter the stripes here, state after the last stripe), from the ends of every shard's stripes.
 
-    A serial walk over the gathered states: their number is the size of the sequence axis, their size does not depend
-    on length. Padding-only shards pass everything through; the initial state continues into the first document.
+    Each is one weighted sum of the states of all stripes: the decay from one to another is exp of the tokens between,
+    rounded once, where a walk would round at every stripe. Stripes of padding pass everything through; the initial
+    state continues into the first document.
+
+    Args:
+      held_by: (shards, stripes of a shard), which stripe of the row stands where.
     """
-    first_B = _first_valid(segments_BS)
-    last_B = _first_valid(segments_BS[:, ::-1])
-    whole_B = jnp.all(_open_document(segments_BS), axis=1)  # no boundary inside
-    gather = functools.partial(lax.all_gather, axis_name=seq_axes, tiled=False)
-    states, first, last, whole, count = (gather(x) for x in (state_BNHH, first_B, last_B, whole_B, count_B))
-    me = lax.axis_index(seq_axes)
-    carried = jnp.zeros_like(state_BNHH) if initial_BNHH is None else _varying_like(initial_BNHH, state_BNHH)
-    open_id = jnp.full_like(first_B, -1)  # -1: whatever document comes first continues the state
-    entering = jnp.zeros_like(state_BNHH)
-    for shard in range(states.shape[0]):
-        continues = (open_id == -1) | (first[shard] == open_id) | (first[shard] == -1)
-        usable = jnp.where(continues[:, None, None, None], carried, 0.0)
-        entering = jnp.where(me == shard, usable, entering)
-        decay = jnp.where(whole[shard][:, None], jnp.exp(-slope_N[None, :] * count[shard][:, None]), 0.0)
-        carried = usable * decay[:, :, None, None] + states[shard]
-        open_id = jnp.where(last[shard] == -1, open_id, last[shard])
-    return entering, _unvarying(carried, seq_axes)
+    ends = _Ends(*(x.reshape(-1, held_by.shape[1], *x.shape[1:]) for x in ends))  # (B, stripes here, ...)
+    gathered = _Ends(*(jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1) for x in ends))
+    states, *small = (x.reshape(-1, *x.shape[2:]) for x in gathered)  # (P, B, ...): P stripes as they are held
+    continues_PB, breaks_PB, tokens_PB = _boundaries(*(x[np.argsort(held_by.reshape(-1))] for x in small))
+
+    def sum_into(boundary, wanted_B):
+        """State at the boundary before a stripe of the row, in rows where it is wanted."""
+
+        def weight(start):
+            joined = wanted_B & (start <= boundary) & (breaks_PB[boundary] == breaks_PB[start])
+            between_B = jnp.maximum(
+                tokens_PB[boundary] - tokens_PB[start], 0.0
+            )  # later starts have none, and no weight
+            decay_BN = jnp.exp(-slope_N[None, :] * between_B[:, None])
+            return jnp.where(joined[:, None], decay_BN, 0.0)[:, :, None, None]
+
+        after = held_by.reshape(-1) + 1  # the boundary that each state is the state of
+        total = jnp.sum(jnp.stack([weight(start) for start in after]) * states, axis=0)
+        if initial_BNHH is not None:
+            total = total + weight(0) * _varying_like(initial_BNHH, total)
+        return total
+
+    mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
+    entering = jnp.stack([sum_into(mine[place], continues_PB[mine[place]]) for place in range(mine.size)], axis=1)
+    final = sum_into(held_by.size, jnp.ones_like(continues_PB[0]))
+    return entering.reshape(-1, *entering.shape[2:]), _unvarying(final, seq_axes)
+
+
+def _boundaries(first_PB, last_PB, whole_PB, count_PB):
+    """Of stripes in row order: whether each begins in the document that is open before it; and at each boundary, the
+    first stripe's begin included, how many stripes before it let no state through, and how many tokens they hold.
+    """
+    open_id, continues = jnp.full_like(first_PB[0], -1), []  # -1: whatever document comes first continues the state
+    for first, last in zip(first_PB, last_PB, strict=True):
+        continues.append((open_id == -1) | (first == open_id) | (first == -1))
+        open_id = jnp.where(last == -1, open_id, last)
+    continues_PB = jnp.stack(continues)
+    ends = (jnp.cumsum(~(continues_PB & whole_PB), axis=0), jnp.cumsum(count_PB, axis=0))
+    return continues_PB, *(jnp.concatenate([jnp.zeros_like(x[:1]), x]) for x in ends)
 
 
 def _varying_like(x: jax.Array, like: jax.Array) -> jax.Array:

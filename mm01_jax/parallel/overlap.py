@@ -1,7 +1,7 @@
 """The compiler options under which XLA runs collectives beside compute (benchmarks/overlap.md).
 
-On TPUs all-to-all is synchronous without its option. On GPUs collectives are asynchronous, but without the latency
-hiding scheduler their ends follow at once on their starts.
+On TPUs all-to-all is synchronous without its option. For H100s jax 0.11.2 overlaps 6 of 8 exchanges of two groups with
+the option and without it; it states what a default may not be tomorrow.
 """
 
 OPTIONS: dict[str, dict[str, str | bool]] = {

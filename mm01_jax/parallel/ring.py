@@ -9,10 +9,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from pallas_kernels.softmax_attention.partial import attend, attend_gradient, merge
+from mm01_jax.config import SequenceLayout
+from mm01_jax.parallel.layout import held
+from mm01_jax.parallel.stripes import Index, Keys, add_gradients, attend_visible, join, nothing_yet, split
 from pallas_kernels.varying import vary_alike
 
 
@@ -20,74 +21,80 @@ def ring_attention(
     query_BSNH: jax.Array,
     key_BSKH: jax.Array,
     value_BSKH: jax.Array,
-    positions_BS: jax.Array,
-    segments_BS: jax.Array,
+    index_BS: tuple[jax.Array, jax.Array],
     axes: tuple[str, ...],
+    layout: SequenceLayout,
 ) -> jax.Array:
     """Inside `shard_map`: attention of this shard's queries over the keys of all shards of `axes`; (B, S, N, H).
 
     A query sees the keys of its own segment at positions up to its own, whatever shard holds them.
     """
-    return _ring(axes, *vary_alike(query_BSNH, key_BSKH, value_BSKH, positions_BS, segments_BS))
+    count = len(held(0, lax.axis_size(axes), layout))
+    query, key, value, *index = (split(x, count) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *index_BS))
+    return join(_ring(axes, layout, query, Keys(key, value), tuple(index)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(axes, query, key, value, positions, segments):
-    return _forward(axes, query, key, value, positions, segments)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _ring(axes, layout, query, keys: Keys, index):
+    return _forward(axes, layout, query, keys, index)[0]
 
 
-def _forward(axes, query, key, value, positions, segments):
-    index = _tied(query, positions, segments)
+def _forward(axes, layout, query, keys: Keys, untied):
+    index = tied(query, untied)
+    place = functools.partial(_place, axes, layout)
 
-    def step(carry, _):
-        (key, value, key_index), out, lse = carry
-        arriving = _pass_on((key, value, key_index), axes)  # before the compute, which it can run beside
-        out, lse = merge(out, lse, *attend(query, key, value, index, key_index))
-        return (arriving, out, lse), None
+    def step(carry, passes):
+        keys, key_index, so_far = carry
+        arriving = _pass_on((keys, key_index), axes)  # before the compute, which it can run beside
+        so_far = attend_visible(query, Index(*index, place(0)), keys, Index(*key_index, place(passes)), so_far)
+        return (*arriving, so_far), None
 
-    wide = np.promote_types(query.dtype, np.float32)
-    nothing = (jnp.zeros_like(query, wide), jnp.full_like(query[..., 0], jnp.finfo(wide).min, wide))
-    start = ((key, value, index), *nothing)
-    (last, out, lse), _ = lax.scan(step, start, length=lax.axis_size(axes) - 1)
-    out, lse = merge(out, lse, *attend(query, last[0], last[1], index, last[2]))
+    last = lax.axis_size(axes) - 1
+    start = (keys, index, nothing_yet(query))
+    (last_keys, key_index, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    out, lse = attend_visible(query, Index(*index, place(0)), last_keys, Index(*key_index, place(last)), so_far)
     out = out.astype(query.dtype)
-    return out, (query, key, value, positions, segments, out, lse)
+    return out, (query, keys, untied, out, lse)
 
 
-def _backward(axes, residuals, d_out):
-    query, key, value, positions, segments, out, lse = residuals
-    index = _tied(query, positions, segments)
-    delta = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1)
+def _backward(axes, layout, residuals, d_out):
+    query, keys, untied, out, lse = residuals
+    index = tied(query, untied)
+    place = functools.partial(_place, axes, layout)
+    whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
 
-    def step(carry, _):
-        here, d_here, d_query = carry
-        arriving = _pass_on(here, axes)
-        d_query, d_here = _add(query, here, index, (d_out, lse, delta), d_query, d_here)
-        return (arriving, _pass_on(d_here, axes), d_query), None
+    def step(carry, passes):
+        keys, key_index, (d_query, d_keys) = carry
+        arriving = _pass_on((keys, key_index), axes)
+        here = (keys, Index(*key_index, place(passes)))
+        d_query, d_keys = add_gradients(query, Index(*index, place(0)), *here, whole, (d_query, d_keys))
+        return (*arriving, (d_query, _pass_on(d_keys, axes))), None
 
+    last = lax.axis_size(axes) - 1
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
-    start = ((key, value, index), (zeros(key), zeros(value)), zeros(query))
-    (last, d_last, d_query), _ = lax.scan(step, start, length=lax.axis_size(axes) - 1)
-    d_query, d_last = _add(query, last, index, (d_out, lse, delta), d_query, d_last)
-    d_key, d_value = _pass_on(d_last, axes)  # one pass more brings them home
-    return d_query.astype(query.dtype), d_key.astype(key.dtype), d_value.astype(value.dtype), None, None
+    start = (keys, index, (zeros(query), jax.tree.map(zeros, keys)))
+    (last_keys, key_index, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    here = (last_keys, Index(*key_index, place(last)))
+    d_query, d_keys = add_gradients(query, Index(*index, place(0)), *here, whole, sums)
+    d_keys = _pass_on(d_keys, axes)  # one pass more brings them home
+    return d_query.astype(query.dtype), Keys(*(x.astype(keys.key.dtype) for x in d_keys)), None
 
 
 _ring.defvjp(_forward, _backward)
 
 
-def _tied(query, positions, segments):
-    """The index, made to depend on the queries. Masks would else depend on nothing that differs between layers, and jax
-    computes what a scan over layers has in common before it: every mask of every block and pass, 1.7 TiB at a million
-    tokens on 512 chips.
+def tied(query, index):
+    """The index (any arrays), made to depend on the queries. Masks would else depend on nothing that differs between
+    layers, and jax computes what a scan over layers has in common before it: every mask of every block and pass,
+    1.7 TiB at a million tokens on 512 chips.
     """
-    return lax.optimization_barrier((query, positions, segments))[1:]
+    return lax.optimization_barrier((query, index))[1]
 
 
-def _add(query, here, index, whole, d_query, d_here):
-    key, value, key_index = here
-    more_query, more_key, more_value = attend_gradient(query, key, value, index, key_index, whole)
-    return d_query + more_query, (d_here[0] + more_key, d_here[1] + more_value)
+def _place(axes, layout: SequenceLayout, passes) -> jax.Array:
+    """(stripes,): where the stripes stand in the row that are here after so many passes."""
+    size = lax.axis_size(axes)
+    return jnp.stack(held((lax.axis_index(axes) - passes) % size, size, layout))
 
 
 def _pass_on(x, axes):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config import ModelConfig, Rules, SequenceLayout
+from mm01_jax.parallel.layout import held_here
 
 
 def route(
@@ -44,11 +45,17 @@ def expert_capacity(config: ModelConfig, rules: Rules, local_tokens: int) -> int
     return math.ceil(config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts)
 
 
-def keep_first(choice_TA: jax.Array, shape: tuple[int, int], config: ModelConfig, rules: Rules) -> jax.Array:
+def keep_first(
+    choice_TA: jax.Array,
+    shape: tuple[int, int],
+    config: ModelConfig,
+    rules: Rules,
+    layout: SequenceLayout = "contiguous",
+) -> jax.Array:
     """The choices with those beyond an expert's capacity replaced by E; inside `shard_map`.
 
-    An expert keeps its first assignments in the order (row, position, choice rank) of the whole scope: counts per row
-    and expert, a few integers, are gathered over every axis of the scope that shards tokens (the global router).
+    An expert keeps its first assignments in the order (row, position, choice rank) of the whole scope: counts per row,
+    stripe and expert, a few integers, are gathered over every axis of the scope that shards tokens (the global router).
 
     Args:
       choice_TA: int32 (T, A), rows and positions of this device in order; E where a token goes nowhere.
@@ -57,13 +64,17 @@ def keep_first(choice_TA: jax.Array, shape: tuple[int, int], config: ModelConfig
     B, S = shape
     E, A = config.num_experts, config.num_experts_per_token
     rows, columns = _scope(config, rules)
-    choice = choice_TA.reshape(B, S * A)
-    counts = _gather(_gather(count(choice, E), rows), columns)  # (column shards, row shards, B, E)
-    ordered = jnp.moveaxis(counts, 0, 2).reshape(-1, E)
-    before = (jnp.cumsum(ordered, axis=0) - ordered).reshape(counts.shape[1], B, counts.shape[0], E)
-    mine = before[_index(rows), :, _index(columns)]  # (B, E): assignments ahead of each row of this device
+    stripe_P = jnp.stack(held_here(rules.seq, layout)).astype(jnp.int32)  # P stripes of each row are here
+    P = stripe_P.size
+    choice = choice_TA.reshape(B, P, S // P * A)
+    counts_CBPE, stripes_CP = (_gather(x, columns) for x in (count(choice, E), stripe_P))  # C shards of columns
+    row_RBE = _gather(counts_CBPE.sum(axis=(0, 2)), rows)
+    ahead_RBE = (jnp.cumsum(row_RBE.reshape(-1, E), axis=0) - row_RBE.reshape(-1, E)).reshape(row_RBE.shape)
+    earlier_CPP = stripes_CP[:, :, None] < stripe_P[None, None, :]
+    in_row_BPE = jnp.sum(jnp.where(earlier_CPP[:, None, :, :, None], counts_CBPE[:, :, :, None], 0), axis=(0, 2))
+    mine_BPE = ahead_RBE[_index(rows)][:, None] + in_row_BPE  # assignments ahead of each stripe of this device
     one_hot = jax.nn.one_hot(choice, E, dtype=jnp.int32)
-    rank = jnp.cumsum(one_hot, axis=1) - one_hot + mine[:, None, :]
+    rank = jnp.cumsum(one_hot, axis=2) - one_hot + mine_BPE[:, :, None, :]
     rank = jnp.sum(rank * one_hot, axis=-1)
     return jnp.where(rank < expert_capacity(config, rules, B * S), choice, E).reshape(choice_TA.shape)
 

@@ -1,8 +1,9 @@
 """Softmax attention on a mesh: heads over `tensor`, queries over `sequence`, keys and values gathered or in a ring.
 
 With grouped queries the keys and values are a fraction of the activations (1/8 in the released model), so gathering
-them over `sequence` costs little until rows are very long; the ring never holds more than one shard's. The mask is
-made from positions and segments that came with the batch, never from an index inside a shard.
+them over `sequence` costs little until rows are very long; the ring never holds more than one shard's
+(`gather_or_ring.py`). The mask is made from positions and segments that came with the batch, never from an index inside
+a shard.
 """
 
 import functools
@@ -12,12 +13,44 @@ import jax
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import Rules
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.parallel.gather_or_ring import choose
+from mm01_jax.parallel.gathered import gathered_attention
 from mm01_jax.parallel.ring import ring_attention
 from pallas_kernels.softmax_attention import softmax_attention as kernel
 
 
-def softmax_attention(
+def self_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    index: tuple[jax.Array, jax.Array],
+    *,
+    config: ModelConfig,
+    rules: Rules,
+) -> jax.Array:
+    """query (B, S, N, H), key and value (B, S, K, H) of whole rows in `config.sequence_layout` -> (B, S, N, H).
+
+    index is (positions, segments), (B, S) each: a query sees the keys of its own segment at positions up to its own.
+    """
+
+    def local(query, key, value, index):
+        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        axes = _cut(rules)
+        if not axes:
+            return kernel(query, key, value, query_index=index, key_index=index)
+        kind = config.sequence_attention
+        if kind == "auto":
+            kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), config.remat)
+        attention = {"ring": ring_attention, "gather": gathered_attention}[kind]
+        return attention(query, key, value, index, axes, config.sequence_layout)
+
+    index_spec, queries, keys = _specs(rules)
+    in_specs = (queries, keys, keys, (index_spec, index_spec))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, index)
+
+
+def cached_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -25,30 +58,33 @@ def softmax_attention(
     query_index: tuple[jax.Array, jax.Array],
     key_index: tuple[jax.Array, jax.Array],
     rules: Rules,
-    ring: bool = False,
 ) -> jax.Array:
-    """query (B, S, N, H); key, value (B, T, K, H); indices are (positions, segments) of (B, S) and (B, T).
+    """The same over the keys and values (B, T, K, H) of a cache, with indices of (B, S) and (B, T)."""
 
-    A query sees the keys of its own segment at positions up to its own. `ring`, where queries and keys are the same
-    tokens, passes keys around instead of gathering them. Returns (B, S, N, H).
-    """
-    index = sharding.spec(rules, "batch", "seq")
-    queries = sharding.spec(rules, "batch", "seq", "heads", None)
-    keys = sharding.spec(rules, "batch", "seq", "kv_heads", None)
-    local = functools.partial(_local, rules=rules, ring=ring)
+    def local(query, key, value, query_index, key_index):
+        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        if axes := _cut(rules):
+            gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
+            key, value, *key_index = map(gather, (key, value, *key_index))
+        return kernel(query, key, value, query_index=query_index, key_index=tuple(key_index))
+
+    index, queries, keys = _specs(rules)
     in_specs = (queries, keys, keys, (index, index), (index, index))
     return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_index, key_index)
 
 
-def _local(query, key, value, query_index, key_index, *, rules: Rules, ring: bool):
-    key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
-    axes = tuple(axis for axis in rules.seq if lax.axis_size(axis) > 1)
-    if axes and ring:
-        return ring_attention(query, key, value, *query_index, axes)
-    if axes:
-        gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
-        key, value, *key_index = map(gather, (key, value, *key_index))
-    return kernel(query, key, value, query_index=query_index, key_index=tuple(key_index))
+def _specs(rules: Rules) -> tuple[jax.P, jax.P, jax.P]:
+    """Of (an index, queries, keys)."""
+    return (
+        sharding.spec(rules, "batch", "seq"),
+        sharding.spec(rules, "batch", "seq", "heads", None),
+        sharding.spec(rules, "batch", "seq", "kv_heads", None),
+    )
+
+
+def _cut(rules: Rules) -> tuple[str, ...]:
+    """The mesh axes that cut the sequence."""
+    return tuple(axis for axis in rules.seq if lax.axis_size(axis) > 1)
 
 
 def _own_heads(x_BTKH: jax.Array, num_query_heads: int, rules: Rules) -> jax.Array:

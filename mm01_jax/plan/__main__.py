@@ -6,21 +6,21 @@ Compiles the real step for the target and says what one chip holds, computes, mo
 at least. `--no-compile` plans by shapes alone, in seconds. `--search` compares all meshes. A target other than the
 config's own gets the best mesh found, unless `--mesh` gives one.
 
-Exit codes: 0 it fits, 2 what was typed is wrong, or it does not fit.
+Exit codes: 0 it fits, 2 what was typed is wrong, or it (of a search: none) does not fit.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
-import re
 import sys
 
 from absl import flags
 
-from mm01_jax import config_fields, config_io, config_mesh
+from mm01_jax import config_fields, config_io
 from mm01_jax.config import Config, ConfigError, Problem
-from mm01_jax.plan import targets
+from mm01_jax.plan import meshes, targets
 
 KINDS = ("train", "prefill", "decode")
 _SHOWN = 12
@@ -51,10 +51,14 @@ def main(argv: list[str]) -> int:
         config_io.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
         target = targets.parse(_TARGET.value)
         if _STEP.value not in KINDS:
-            raise _refused("--step", _STEP.value, ", ".join(KINDS), config_fields.nearest_name(_STEP.value, KINDS))
-        config = config if _MESH.value is None else dataclasses.replace(config, mesh=_mesh(_MESH.value, config))
-        if _MESH.value is not None and (problems := _mesh_problems(config, target)):
+            nearest = config_fields.nearest_name(_STEP.value, KINDS)
+            raise ConfigError([Problem(key="--step", got=_STEP.value, allowed=", ".join(KINDS), nearest=nearest)])
+        if problems := _file_problems():
             raise ConfigError(problems)
+        if _MESH.value is not None:
+            config = dataclasses.replace(config, mesh=meshes.parse(_MESH.value, config))
+            if problems := meshes.problems(_STEP.value, config, target):
+                raise ConfigError(problems)
         return _plan(config, target)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -65,13 +69,13 @@ def _plan(config: Config, target: targets.Target) -> int:
     os.environ.update(_ENVIRONMENT)
     from mm01_jax.plan import planner, report, search  # jax reads the environment when it is imported
 
-    if _SEARCH.value or _mesh_problems(config, target):
+    if _SEARCH.value or meshes.problems(_STEP.value, config, target):
         candidates = search.search(_STEP.value, config, target)
         if not candidates:
-            raise ConfigError(_mesh_problems(config, target))
+            raise ConfigError(meshes.problems(_STEP.value, config, target))
         print(report.candidates(candidates, target, _SHOWN if _SEARCH.value else 1))
         if _SEARCH.value:
-            return 0
+            return 0 if candidates[0].bytes <= target.chip.hbm else 2
         config = candidates[0].config
     plan = planner.make_plan(_STEP.value, config, target, compile_it=not _NO_COMPILE.value)
     print(report.text(plan))
@@ -84,27 +88,30 @@ def _plan(config: Config, target: targets.Target) -> int:
     return 0 if plan.fits else 2
 
 
-def _mesh_problems(config: Config, target: targets.Target) -> list[Problem]:
-    found = config_mesh.sharding_problems(config) + config_mesh.mesh_problems(config, target.chips)
-    if _STEP.value != "train" and config.mesh.sequence > 1:
-        allowed = f"1 for {_STEP.value}: a token and its cache are not split over sequence"
-        found.append(Problem(key="mesh.sequence", got=config.mesh.sequence, allowed=allowed, nearest="1"))
+def _file_problems() -> list[Problem]:
+    """What stands against writing the files asked for, said before the minutes that a plan takes."""
+    found = []
+    for flag, value in (("--json", _JSON.value), ("--png", _PNG.value), ("--hlo", _HLO.value)):
+        if value is None:
+            continue
+        folder = pathlib.Path(value).parent
+        if not folder.is_dir() or pathlib.Path(value).is_dir():
+            found.append(Problem(key=flag, got=value, allowed="a file in a folder that exists", nearest=None))
+        if _SEARCH.value:
+            allowed = "a file of one plan; --search makes none"
+            found.append(
+                Problem(key=flag, got=value, allowed=allowed, nearest="the same without --search, with --mesh")
+            )
+    if _HLO.value is not None and _NO_COMPILE.value:
+        allowed = "a file for a compiled program; --no-compile makes none"
+        found.append(Problem(key="--hlo", got=_HLO.value, allowed=allowed, nearest="the same without --no-compile"))
+    if _PNG.value is not None and pathlib.Path(_PNG.value).suffix.lower() != ".png":
+        nearest = str(pathlib.Path(_PNG.value).with_suffix(".png")) if pathlib.Path(_PNG.value).name else "plan.png"
+        found.append(Problem(key="--png", got=_PNG.value, allowed="a name that ends in .png", nearest=nearest))
+    if _PNG.value is not None and importlib.util.find_spec("matplotlib") is None:
+        allowed = "matplotlib to be installed, which draws it"
+        found.append(Problem(key="--png", got=_PNG.value, allowed=allowed, nearest="pip install 'mm01_jax[plots]'"))
     return found
-
-
-def _mesh(text: str, config: Config):
-    sizes = dict.fromkeys(config_mesh.MESH_AXES, 1)
-    for part in text.split(","):
-        found = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
-        if not found or found[1] not in sizes:
-            near = config_fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
-            raise _refused("--mesh", part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
-        sizes[found[1]] = int(found[2])
-    return dataclasses.replace(config.mesh, **sizes)
-
-
-def _refused(key: str, got: str, allowed: str, nearest: str | None) -> ConfigError:
-    return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def compile_step(step: Step) -> Compiled:
     seconds["lower"] = time.perf_counter() - start - seconds["trace"]
     start = time.perf_counter()
     try:
-        with _no_compilation_cache():
+        with no_compilation_cache():
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -103,7 +103,7 @@ def compile_step(step: Step) -> Compiled:
 
 
 @contextlib.contextmanager
-def _no_compilation_cache():
+def no_compilation_cache():
     """Programs for machines that are not here can be written to the persistent cache, and not read back."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)

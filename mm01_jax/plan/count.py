@@ -53,20 +53,22 @@ class Counts:
         self.by_name[name] += flops
 
 
-def count(jaxpr, sizes: Mapping[str, int], balanced_rows: int | None = None) -> Counts:
+def count(jaxpr, sizes: Mapping[str, int], balanced_rows: int | None = None, taken: float = 1.0) -> Counts:
     """Counts of a traced function's jaxpr.
 
     Args:
       sizes: mesh axis -> size.
       balanced_rows: rows of one grouped matmul when every expert is chosen equally often. A grouped matmul that skips
         unused rows counts these; None counts whole buffers.
+      taken: how often conditionals take their larger branch (attention skips what nothing sees).
     """
     counts = Counts()
-    _walk(jaxpr, 1.0 / math.prod(sizes.values()), counts, sizes, balanced_rows)
+    _walk(jaxpr, 1.0 / math.prod(sizes.values()), counts, sizes, (balanced_rows, taken))
     return counts
 
 
-def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], balanced_rows: int | None) -> None:
+def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed: tuple[int | None, float]) -> None:
+    balanced_rows, taken = assumed
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
@@ -78,12 +80,12 @@ def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], balance
         elif name == "cond":
             branches = [Counts() for _ in eqn.params["branches"]]
             for branch, found in zip(eqn.params["branches"], branches, strict=True):
-                _walk(_open(branch), times, found, sizes, balanced_rows)
+                _walk(_open(branch), times * taken, found, sizes, assumed)
             _merge(counts, max(branches, key=lambda found: found.flops))
         else:
             counts.whiles += name == "while"
             for inner in _inner(eqn):
-                _walk(inner, times * _repeats(eqn, sizes), counts, sizes, balanced_rows)
+                _walk(inner, times * _repeats(eqn, sizes), counts, sizes, assumed)
 
 
 def _repeats(eqn, sizes: Mapping[str, int]) -> float:

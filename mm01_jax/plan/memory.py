@@ -65,3 +65,12 @@ def buffer_rows(config: Config, tokens: int) -> int:
 def shards(config: Config, logical: str) -> int:
     """Over how many devices the rules cut a logical axis."""
     return math.prod(getattr(config.mesh, axis) for axis in getattr(config.mesh.rules, logical))
+
+
+def sequence_keys(config: Config) -> tuple[int, int, int]:
+    """(bytes of one shard's keys and values in a softmax layer of a training step, of one number, sequence shards)."""
+    model, train = config.model, config.train
+    item, shard_count = 2 if model.dtype == "bfloat16" else 4, shards(config, "seq")
+    rows = train.batch_size // shards(config, "batch") // train.num_microbatches
+    heads = max(1, model.num_kv_heads // shards(config, "heads"))  # those that a shard's query heads use
+    return 2 * rows * train.sequence_length // shard_count * heads * model.head_dim * item, item, shard_count

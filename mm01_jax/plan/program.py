@@ -12,8 +12,30 @@ _ITEM_BITS = {"pred": 8, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ((?:\([^=]*?\)|\S+)) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+# A conditional names its branches in one list, or a true and a false one (GPUs).
+_BRANCHES = "branch_computations|true_computation|false_computation"
+_CALLS = re.compile(rf"\b(calls|to_apply|body|condition|{_BRANCHES}|called_computations)=(\{{[^}}]*\}}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
+
+# Instructions that neither compute nor move anything by themselves.
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "call-start",
+    "call-update",
+    "call-done",
+    "async-update",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +65,34 @@ class Program:
     @functools.cached_property
     def times(self) -> dict[str, int]:
         """Computation -> how often one call of the program runs it. Every branch of a conditional counts."""
-        times: dict[str, int] = defaultdict(int)
+        return self.runs(1)
+
+    def runs(self, taken: float) -> dict[str, float]:
+        """The same, every branch of a conditional counted `taken` times."""
+        times: dict[str, float] = defaultdict(int)
         times[self.entry] = 1
         # A computation stands after all that it calls, so callers first is the text backwards.
         for name in reversed(self.computations):
             for instruction in self.computations[name]:
-                trips = self.trips(instruction) if instruction.opcode == "while" else 1
+                each = self.trips(instruction) if instruction.opcode == "while" else 1
+                each = taken if instruction.opcode == "conditional" else each
                 for called in instruction.calls.values():
                     for inner in called:
-                        times[inner] += times[name] * trips
+                        times[inner] += times[name] * each
         return times
+
+    @functools.cached_property
+    def inlined(self) -> set[str]:
+        """Computations that are part of one instruction (fusions, reducers): nothing in them is in memory."""
+        return {
+            name
+            for instructions in self.computations.values()
+            for i in instructions
+            if i.opcode not in ("call", "call-start", "async-start")
+            for key, called in i.calls.items()
+            if key in ("calls", "to_apply")
+            for name in called
+        }
 
     def trips(self, loop: Instruction) -> int:
         """How often a `while` runs: as the compiler notes it, else the constant its counter is compared with."""

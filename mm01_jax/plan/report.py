@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mm01_jax import sharding
+from mm01_jax.config import ModelConfig
+from mm01_jax.parallel.gather_or_ring import choose, costs
+from mm01_jax.plan import memory
 from mm01_jax.plan.planner import Plan
 from mm01_jax.plan.search import Candidate
 from mm01_jax.plan.targets import GIB, Target
 
 _MOST_MESSAGES = 16
+_JUDGED = {
+    "tpu": "an upper bound; the compiler judged the peak",
+    "cuda": "a GPU gives the temporaries in one piece: this is what has to fit",
+}
 
 
 def text(plan: Plan) -> str:
@@ -21,18 +28,33 @@ def text(plan: Plan) -> str:
 def _head(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     train, model = plan.config.train, plan.config.model
-    bound = "capacity" if model.routing == "capacity" else f"dropless, buffers {_bound(model.dropless_bound)}"
     length = "tokens a row" if plan.kind == "train" else "tokens of cache a row"
     return [
         f"{plan.config.name}: {plan.kind} on {plan.target.name} ({plan.target.chips} chips, {plan.target.topology}"
         + (f", {plan.target.slices} slices)" if plan.target.slices > 1 else ")"),
         f"  mesh {mesh}; {train.batch_size} rows, {train.sequence_length:,} {length}; "
-        f"{plan.tokens:,} tokens a call; experts {bound}",
+        f"{plan.tokens:,} tokens a call; experts {_experts(model)}",
+        *_sequence(plan),
     ]
 
 
-def _bound(bound: float | None) -> str:
-    return "for the worst case" if bound is None else f"for {bound:g} x the balanced load"
+def _sequence(plan: Plan) -> list[str]:
+    """How keys cross the sequence axis, and what either way would cost one layer."""
+    own, item, shards = memory.sequence_keys(plan.config)
+    if plan.kind != "train" or shards == 1:
+        return []
+    model = plan.config.model
+    found = costs(own, item, shards, model.remat)
+    numbers = ", ".join(f"{name} {cost.sent / GIB:.2f} / {cost.held / GIB:.2f}" for name, cost in found.items())
+    kind = choose(own, item, shards, model.remat) if model.sequence_attention == "auto" else model.sequence_attention
+    return [f"  {model.sequence_layout} rows, keys by {kind} (GiB sent / held a softmax layer: {numbers})"]
+
+
+def _experts(model: ModelConfig) -> str:
+    if model.routing == "capacity":
+        return f"capacity, buffers for {model.capacity_factor:g} x the balanced load"
+    bound = model.dropless_bound
+    return "dropless, buffers for " + ("the worst case" if bound is None else f"{bound:g} x the balanced load")
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -49,7 +71,8 @@ def _memory(plan: Plan) -> list[str]:
         f"  {'activations at the peak':<28}{(found['peak'] - found['arguments']) / GIB:10.2f}",
         f"  {'peak':<28}{found['peak'] / GIB:10.2f} of {plan.target.chip.hbm / GIB:.2f}",
         f"  {'arguments + temporaries':<28}{(found['arguments'] + found['temporaries']) / GIB:10.2f}"
-        "   (temporaries that do not live at once share memory)",
+        f"   ({_JUDGED[plan.target.platform]})",
+        *(f"  made: {made.shape:<34}{made.bytes / GIB:10.2f}   {made.source}" for made in plan.largest),
     ]
 
 
@@ -96,7 +119,8 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append(f"planned with {plan.compiled.host_bytes / GIB:.2f} GiB of this machine's memory: {seconds}")
     if plan.fits:
         return [*lines, "FITS"]
-    largest = sorted({**plan.arguments, **plan.estimated}.items(), key=lambda item: -item[1])[:4]
+    parts = {**plan.arguments, **{f"{name} (estimate)": size for name, size in plan.estimated.items()}}
+    largest = sorted(parts.items(), key=lambda item: -item[1])[:4]
     terms = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in largest)
     said = plan.compiled.refusal if plan.compiled is not None else None
     return [*lines, *([f"  the compiler: {said}"] if said else []), f"DOES NOT FIT: the largest terms are {terms}"]
@@ -128,6 +152,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "hbm": plan.target.chip.hbm,
         "peak": plan.peak,
+        "experts": _experts(plan.config.model),
         "arguments": plan.arguments,
         "estimated": plan.estimated,
         "flops": plan.counts.flops,

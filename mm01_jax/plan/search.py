@@ -7,9 +7,9 @@ from collections import Counter
 
 import jax
 
-from mm01_jax import config_mesh, sharding
+from mm01_jax import sharding
 from mm01_jax.config import Config
-from mm01_jax.plan import memory, roofline
+from mm01_jax.plan import memory, meshes, roofline
 from mm01_jax.plan.count import Collective
 from mm01_jax.plan.planner import abstract_mesh
 from mm01_jax.plan.steps import make_step
@@ -28,10 +28,9 @@ class Candidate:
 
 def search(kind: str, config: Config, target: Target) -> list[Candidate]:
     """All meshes that the model and batch divide over, those that fit first, the fastest of them first."""
-    meshes = config_mesh.nearest_meshes(config, target.chips, most=100_000)
-    if kind != "train":  # a token and its cache are not split over sequence
-        meshes = [mesh for mesh in meshes if mesh.sequence == 1]
-    found = [_judge(kind, dataclasses.replace(config, mesh=mesh), target) for mesh in meshes]
+    found = [
+        _judge(kind, dataclasses.replace(config, mesh=mesh), target) for mesh in meshes.valid(kind, config, target)
+    ]
     return sorted(
         found, key=lambda c: (c.bytes > target.chip.hbm, c.seconds if c.bytes <= target.chip.hbm else c.bytes)
     )

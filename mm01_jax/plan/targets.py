@@ -90,7 +90,7 @@ def parse(name: str) -> Target:
         cores, shapes = _TPUS.get(generation, (1, {}))
         if size % cores == 0 and size // cores in shapes and 1 <= slices <= _MOST_SLICES:
             return _tpus(name, generation, shapes[size // cores], slices)
-    elif found := re.fullmatch(r"(v4|v5p):(\d+x\d+x\d+)|(v5e|v6e):(\d+x\d+)", name):
+    elif found := re.fullmatch(r"(v4|v5p):([1-9]\d*(?:x[1-9]\d*){2})|(v5e|v6e):([1-9]\d*x[1-9]\d*)", name):
         return _tpus(name, found[1] or found[3], found[2] or found[4], 1)
     raise ConfigError(
         [

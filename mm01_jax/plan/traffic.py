@@ -5,44 +5,16 @@ Inside a fusion nothing moves. A slice taken out of a large array moves the slic
 Arrays that the compiler keeps in a core's own memory (TPU: VMEM) do not count.
 """
 
-from mm01_jax.plan.program import Instruction, Program, sizes
+from mm01_jax.plan.program import FREE, Instruction, Program, sizes
 
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "call-start",
-    "call-update",
-    "call-done",
-    "async-update",
-}
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is the update
-_WHOLE = ("calls", "to_apply")  # attributes of computations whose instructions are part of one instruction
 
 
-def bytes_moved(program: Program) -> int:
-    """Of one call of the program on one chip."""
-    inside = {
-        name
-        for instructions in program.computations.values()
-        for i in instructions
-        if i.opcode not in ("call", "call-start", "async-start")
-        for key, called in i.calls.items()
-        if key in _WHOLE
-        for name in called
-    }
-    total = 0
+def bytes_moved(program: Program, taken: float = 1) -> float:
+    """Of one call of the program on one chip, whose conditionals run a branch `taken` times (see `count.count`)."""
+    total, runs = 0, program.runs(taken)
     for name, instructions in program.computations.items():
-        if name not in inside and (times := program.times[name]):
+        if name not in program.inlined and (times := runs[name]):
             shapes = {i.name: i.shape for i in instructions}
             total += times * sum(_cost(i, shapes, program) for i in instructions)
     return total
@@ -50,7 +22,7 @@ def bytes_moved(program: Program) -> int:
 
 def _cost(instruction: Instruction, shapes: dict[str, str], program: Program) -> int:
     opcode = instruction.opcode
-    if opcode in _FREE or opcode.endswith("-done"):
+    if opcode in FREE or opcode.endswith("-done"):
         return 0
     if opcode in ("dynamic-slice", "gather", "slice"):
         return 2 * _far(instruction.shape)

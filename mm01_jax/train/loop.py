@@ -23,12 +23,13 @@ from mm01_jax.data import pipeline
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.text import DataError
+from mm01_jax.parallel import layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import plots, step
 from mm01_jax.train.flops import peak_flops, train_flops_per_token
 from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
-from mm01_jax.train.start import Start, begin, check_resumable
+from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
 
 
 class NonFinite(Exception):
@@ -83,7 +84,7 @@ def run(config: Config, workdir: str, init_from: str | None = None, say: Callabl
         train = config.train
         dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=say)
         say(dataset.describe())
-        start = begin(config, mesh, checkpoints, dataset, init_from, say)
+        start = begin(with_exchange_settled(config, say), mesh, checkpoints, dataset, init_from, say)
         _Loop(config, root, checkpoints, dataset, start).train(say)
 
 
@@ -98,6 +99,7 @@ class _Loop:
         self.last_fetch = time.monotonic()
         mesh = jax.sharding.get_mesh()
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
+        self.order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
         self.train_step = jax.jit(
             functools.partial(step.train_step, config=config),
@@ -165,7 +167,7 @@ class _Loop:
         return sizes[-1] if sizes else self.config.train.batch_size
 
     def _on_devices(self, batch: pipeline.Batch, at: int) -> dict[str, jax.Array]:
-        return pipeline.to_global(batch, self.placed, self._batch_size_at(at))
+        return pipeline.to_global(batch, self.placed, self._batch_size_at(at), self.order)
 
     def _held_out(self) -> list[pipeline.Batch]:
         """The rows that every evaluation of this run scores: whole batches, the same in every process."""
@@ -177,7 +179,8 @@ class _Loop:
 
     def _evaluate(self, held_out: list[pipeline.Batch]) -> float:
         """Mean cross-entropy of the held-out rows, nats a target."""
-        sums = [self.eval_step(self.state.model, pipeline.whole_to_global(b, self.placed)) for b in held_out]
+        placed = (pipeline.whole_to_global(batch, self.placed, self.order) for batch in held_out)
+        sums = [self.eval_step(self.state.model, batch) for batch in placed]
         losses, weights = np.sum(jax.device_get(sums), axis=0)
         return float(losses / max(weights, 1.0))
 

@@ -1,5 +1,6 @@
 """How a run begins: fresh, from weights alone, or from its own newest checkpoint that verifies."""
 
+import dataclasses
 import functools
 import json
 import time
@@ -13,6 +14,7 @@ from mm01_jax import checkpoint, config_fields, config_json
 from mm01_jax.config import Config, ConfigError
 from mm01_jax.config_resume import resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
+from mm01_jax.parallel import transport_check
 from mm01_jax.train import step
 
 Say = Callable[[str], None]
@@ -41,6 +43,12 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
         say(f"changed since the last checkpoint: {key} {before!r} -> {after!r}")
     if init_from:
         say(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
+
+
+def with_exchange_settled(config: Config, say: Say) -> Config:
+    """The config that the model is built with; the run's own, which is saved, keeps what was asked for."""
+    exchange = transport_check.settle(config, say)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, exchange=exchange))
 
 
 def begin(

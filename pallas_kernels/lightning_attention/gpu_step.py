@@ -56,7 +56,8 @@ def _program(inputs, state_gmem, out_gmem, *, state, q, k, v, out, full):
         read += new * lax.broadcast_in_dim(query, new.shape, [0])
     result = read.sum(axis=0)
     if active is not None:
-        result = jnp.where(active > 0, result, jnp.zeros_like(result))
+        # As wide as what it chooses between: the warpgroup lowering broadcasts no scalar predicate.
+        result = jnp.where(jnp.broadcast_to(active, result.shape) > 0, result, jnp.zeros_like(result))
     out[...] = result.astype(out.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(out, out_gmem.at[place])

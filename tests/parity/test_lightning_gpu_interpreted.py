@@ -142,6 +142,15 @@ def test_lightning_gpu_decode_step_is_the_recurrence(H):
     np.testing.assert_array_equal(new[1], state[1])
 
 
+@pytest.mark.parametrize("rows", ["all active", "some idle"])
+def test_lightning_gpu_decode_step_lowers(rows):
+    vector, active = jax.ShapeDtypeStruct((2, 1, 128), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.bool_)
+    slope, state = jax.ShapeDtypeStruct((1,), jnp.float32), jax.ShapeDtypeStruct((2, 1, 128, 128), jnp.float32)
+    with use_abstract_mesh(AbstractMesh((1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=H200)):
+        traced = jax.jit(gpu.step).trace(vector, vector, vector, slope, state, active if rows == "some idle" else None)
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("S", [256, 200])
 def test_lightning_gpu_lowers_inside_a_checked_shard_map(S):
     mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=H200)

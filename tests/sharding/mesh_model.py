@@ -12,6 +12,7 @@ from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig, Rules
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import read, shardings
+from mm01_jax.parallel import layout
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests.parity.jax_model import compiled, float64_operations, leaf_path
 
@@ -73,25 +74,26 @@ def batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 
-def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, order: int = 0) -> Evaluation:
+def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, widths: int = 0) -> Evaluation:
     """One forward and backward on the first devices of this process.
 
-    `order` permutes the model width and the experts' width, weights and gradients alike: the same function, its sums
+    `widths` permutes the model width and the experts' width, weights and gradients alike: the same function, its sums
     in another order.
     """
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
-        model = _model(config, mesh.rules, devices, order)
+        model = _model(config, mesh.rules, devices, widths)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
-        arrays = {name: put(array) for name, array in batch().items()}
+        order = layout.order(LENGTH, mesh, config.sequence_layout)
+        arrays = {name: put(array[:, order]) for name, array in batch().items()}
         (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(
-            logits=np.asarray(logits),
+            logits=np.asarray(logits)[:, np.argsort(order)],
             loss=np.asarray(loss),
             stats={field.name: np.asarray(getattr(stats, field.name)) for field in dataclasses.fields(stats)},
-            gradients={leaf_path(path): _permuted(np.asarray(w[...]), w, order, back=True) for path, w in flat},
+            gradients={leaf_path(path): _permuted(np.asarray(w[...]), w, widths, back=True) for path, w in flat},
         )
 
 

@@ -21,9 +21,9 @@ CONFIG = dataclasses.replace(MODEL, vocab_size=56, embed_dim=40, expert_dim=24)
 
 
 @functools.cache
-def compiled_text(mesh: MeshConfig, attention: str) -> str:
+def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") -> str:
     """Forward and backward of the model with every term of the loss."""
-    config = dataclasses.replace(CONFIG, sequence_attention=attention)
+    config = dataclasses.replace(CONFIG, sequence_attention=attention, sequence_layout=layout)
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
@@ -93,11 +93,18 @@ def test_no_array_holds_all_positions_and_the_vocabulary(case):
 def test_nothing_but_gathered_keys_and_values_spans_the_sequence(case):
     mesh, attention, _ = CASES[case]
     own, num_keys = LENGTH // mesh.sequence, ROWS * LENGTH * CONFIG.num_kv_heads // mesh.tensor
-    spanning = [shape for shape in hlo.shapes(compiled_text(mesh, attention)) if LENGTH in shape]
+    all_shapes = hlo.shapes(compiled_text(mesh, attention))
+    # As it is, or as one stripe of each shard, stacked.
+    spanning = [shape for shape in all_shapes if LENGTH in shape or (shape[0] == mesh.sequence and own in shape)]
     assert bool(spanning) == (attention == "gather")
     for shape in spanning:
-        others = list(shape)
-        others.remove(LENGTH)
-        # The scores of this shard's own queries span it too; in long rows they exist a block of queries at a time.
-        scores = any(dim % own == 0 for dim in others)
-        assert scores or math.prod(shape) <= num_keys * CONFIG.head_dim, shape
+        assert math.prod(shape) <= num_keys * CONFIG.head_dim, shape
+
+
+@pytest.mark.parametrize("attention, keys", [("ring", RING), ("gather", set())])
+def test_zigzag_sends_over_the_sequence_what_contiguous_does(attention, keys):
+    mesh = MeshConfig(sequence=2)  # four stripes of 11
+    found = hlo.collectives(
+        compiled_text(mesh, attention, "zigzag"), {axis: getattr(mesh, axis) for axis in sharding.AXES}
+    )
+    assert found == STATES | keys | sums(("sequence",))

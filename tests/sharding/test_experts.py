@@ -11,7 +11,7 @@ import pytest
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig
-from mm01_jax.parallel import router
+from mm01_jax.parallel import layout, router
 from mm01_jax.parallel.experts import expert_layer
 from mm01_jax.parallel.rows import move_rows, permutation_by
 from tests.reference.experts import within_capacity
@@ -51,13 +51,15 @@ def on(mesh: MeshConfig):
 def kept_on(mesh: MeshConfig, config: ModelConfig, choice_BSA):
     """Which assignments `keep_first` lets stand."""
     tokens = sharding.spec(mesh.rules, "batch", "seq", None)
+    order = layout.order(LENGTH, mesh, config.sequence_layout)
 
     def local(choice):
-        kept = router.keep_first(choice.reshape(-1, A), choice.shape[:2], config, mesh.rules)
+        kept = router.keep_first(choice.reshape(-1, A), choice.shape[:2], config, mesh.rules, config.sequence_layout)
         return kept.reshape(choice.shape)
 
     with on(mesh):
-        return np.asarray(jax.jit(jax.shard_map(local, in_specs=tokens, out_specs=tokens))(choice_BSA)) < E
+        kept = jax.jit(jax.shard_map(local, in_specs=tokens, out_specs=tokens))(choice_BSA[:, order])
+        return np.asarray(kept)[:, np.argsort(order)] < E
 
 
 def random_choice(seed: int):
@@ -75,9 +77,10 @@ def first_within(choice_BSA, limit: int):
     return within_capacity(flat, flat[:, 0] < E, E, limit).reshape(choice_BSA.shape)
 
 
+@pytest.mark.parametrize("order", ["contiguous", "zigzag"])
 @pytest.mark.parametrize("mesh", MESHES, ids=sizes_of)
-def test_global_capacity_keeps_the_first_of_the_whole_batch_on_every_mesh(mesh):
-    config = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.9)
+def test_global_capacity_keeps_the_first_of_the_whole_batch_on_every_mesh(mesh, order):
+    config = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.9, sequence_layout=order)
     choice = random_choice(1)
     kept = kept_on(mesh, config, choice)
     limit = math.ceil(0.9 * choice.size / E)
@@ -85,15 +88,18 @@ def test_global_capacity_keeps_the_first_of_the_whole_batch_on_every_mesh(mesh):
     assert 0 < kept.sum() < (choice < E).sum()
 
 
+@pytest.mark.parametrize("order", ["contiguous", "zigzag"])
 @pytest.mark.parametrize("mesh", MESHES, ids=sizes_of)
-def test_expert_group_capacity_is_the_same_rule_within_each_group(mesh):
-    config = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.9, capacity_scope="expert_group")
+def test_expert_group_capacity_is_the_same_rule_within_each_group(mesh, order):
+    config = dataclasses.replace(
+        MODEL, routing="capacity", capacity_factor=0.9, capacity_scope="expert_group", sequence_layout=order
+    )
     choice = random_choice(2)
     want = np.zeros(choice.shape, bool)
     limit = math.ceil(0.9 * choice.size / (mesh.data * mesh.sequence) / E)
     for rows in np.split(np.arange(ROWS), mesh.data):
-        for columns in np.split(np.arange(LENGTH), mesh.sequence):
-            group = np.ix_(rows, columns)
+        for columns in np.split(layout.order(LENGTH, mesh, order), mesh.sequence):
+            group = np.ix_(rows, np.sort(columns))
             want[group] = first_within(choice[group], limit)
     np.testing.assert_array_equal(kept_on(mesh, config, choice), want)
 

@@ -25,6 +25,9 @@ EPS = float(np.finfo(np.float32).eps)
 CAPACITY = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.75)
 GROUPS = dataclasses.replace(MODEL, exchange_groups=2, dropless_bound=3.0)
 RING = dataclasses.replace(MODEL, sequence_attention="ring")
+ZIGZAG = dataclasses.replace(MODEL, sequence_layout="zigzag")
+ZIGZAG_RING = dataclasses.replace(RING, sequence_layout="zigzag")
+ZIGZAG_CAPACITY = dataclasses.replace(CAPACITY, sequence_layout="zigzag")
 ONE_KV_HEAD = dataclasses.replace(MODEL, num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
 
@@ -33,6 +36,8 @@ CASES = {  # name: (mesh, model); those above the line run by default
     "sequence 4, ring": (MeshConfig(sequence=4), RING),
     "data 2, expert 2, sequence 2, two groups": (MeshConfig(data=2, expert=2, sequence=2), GROUPS),
     "expert 2, tensor 2, sequence 2, capacity": (MeshConfig(expert=2, tensor=2, sequence=2), CAPACITY),
+    "sequence 4, zigzag ring": (MeshConfig(sequence=4), ZIGZAG_RING),
+    "expert 2, sequence 2, zigzag, capacity": (MeshConfig(expert=2, sequence=2), ZIGZAG_CAPACITY),
     # ---
     "data 2": (MeshConfig(data=2), MODEL),
     "data 8": (MeshConfig(data=8), MODEL),
@@ -61,8 +66,31 @@ CASES = {  # name: (mesh, model); those above the line run by default
         MeshConfig(data=2, expert=2, tensor=2, sequence=2),
         dataclasses.replace(CAPACITY, sequence_attention="ring"),
     ),
+    "sequence 2, zigzag": (MeshConfig(sequence=2), ZIGZAG),
+    "sequence 4, zigzag": (MeshConfig(sequence=4), ZIGZAG),
+    "sequence 8, zigzag": (MeshConfig(sequence=8), ZIGZAG),
+    "sequence 2, zigzag ring": (MeshConfig(sequence=2), ZIGZAG_RING),
+    "sequence 8, zigzag ring": (MeshConfig(sequence=8), ZIGZAG_RING),
+    "sequence 8, zigzag, capacity": (MeshConfig(sequence=8), ZIGZAG_CAPACITY),
+    "data 2, expert 2, sequence 4, zigzag, capacity": (MeshConfig(data=2, expert=2, sequence=4), ZIGZAG_CAPACITY),
+    "tensor 2, sequence 4, zigzag ring": (MeshConfig(tensor=2, sequence=4), ZIGZAG_RING),
+    "data 2, expert 2, sequence 2, zigzag, two groups": (
+        MeshConfig(data=2, expert=2, sequence=2),
+        dataclasses.replace(GROUPS, sequence_layout="zigzag"),
+    ),
+    "all four, zigzag ring, capacity": (
+        MeshConfig(data=2, expert=2, tensor=2, sequence=2),
+        dataclasses.replace(ZIGZAG_CAPACITY, sequence_attention="ring"),
+    ),
 }
-BY_DEFAULT = list(CASES)[:4]
+BY_DEFAULT = list(CASES)[:6]
+
+
+def plain(model: ModelConfig) -> ModelConfig:
+    """The model without what only a mesh makes use of."""
+    return dataclasses.replace(
+        model, exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
+    )
 
 
 def errors(found: Evaluation, true: Evaluation) -> dict[str, float]:
@@ -89,7 +117,7 @@ def errors_of_one_device(model: ModelConfig) -> dict[str, float]:
 @pytest.mark.parametrize("case", BY_DEFAULT)
 def test_mesh_is_as_near_to_float64_as_one_device(case):
     mesh, model = CASES[case]
-    reference = dataclasses.replace(model, exchange_groups=1, dropless_bound=None, sequence_attention="gather")
+    reference = plain(model)
     true, found = exact(reference), evaluate(mesh, model)
     assert found.gradients.keys() == true.gradients.keys()
     assert found.stats["overflow"].max() == 0

@@ -1,4 +1,4 @@
-"""The exchange of one token group runs beside the experts' compute of another, in the program compiled for v5p."""
+"""The exchange of one token group runs beside the experts' compute of another, in programs for v5p and H100."""
 
 import importlib.util
 
@@ -23,9 +23,31 @@ ENTRY %main (x: bf16[2]) -> bf16[2] {
     assert overlap.inspect(program) == overlap.Found(exchanges=2, asynchronous=1, matmuls_inside=(1,))
 
 
+COMPILERS = {"v5p": "libtpu", "h100": "jax_cuda13_plugin"}
+
+
+def compiled(target: str, groups: int, **options) -> overlap.Found:
+    if importlib.util.find_spec(COMPILERS[target]) is None:
+        pytest.skip(f"{COMPILERS[target]} compiles for {target}")
+    return overlap.inspect(overlap.compile_layer(target, groups, tokens=2048, **options).as_text())
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu compiles for TPUs")
-def test_two_groups_overlap_in_the_program_for_v5p():
-    found = overlap.inspect(overlap.compile_layer("v5p", 2, tokens=2048).as_text())
+@pytest.mark.parametrize("target", COMPILERS)
+def test_two_groups_overlap_in_the_compiled_program(target):
+    found = compiled(target, 2)
     assert found.exchanges == 8  # out and back, and their gradients, for each group
-    assert found.overlapped >= found.exchanges // 2
+    assert found.overlapped > found.exchanges // 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", COMPILERS)
+def test_one_group_overlaps_half_at_most(target):
+    found = compiled(target, 1)
+    assert found.exchanges == 4
+    assert found.overlapped <= 2  # gradients, beside those of the weights; going out nothing is left to compute
+
+
+@pytest.mark.slow
+def test_exchange_is_synchronous_on_tpus_without_the_option_that_we_ship():
+    assert compiled("v5p", 2, options=False).asynchronous == 0

@@ -59,14 +59,14 @@ with jax.set_mesh(mesh):
 """
 
 
-def start(arguments: list, processes: int) -> list[str]:
+def start(command: list, processes: int, devices: int = 8) -> list[str]:
     """What each process printed; they know of each other through Open MPI's environment alone."""
     running = []
     for index in range(processes):
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(8 // processes),
+            "JAX_NUM_CPU_DEVICES": str(devices // processes),
             "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         }
         if processes > 1:
@@ -76,9 +76,11 @@ def start(arguments: list, processes: int) -> list[str]:
                 "OMPI_COMM_WORLD_RANK": str(index),
                 "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
             }
-        command = [sys.executable, "-c", DRIVER, *map(str, arguments)]
+        whole = [sys.executable, *map(str, command)]
         running.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen(
+                whole, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
         )
     try:
         outputs = [process.communicate(timeout=900)[0] for process in running]
@@ -97,14 +99,30 @@ def digest(workdir: pathlib.Path) -> str:
 @pytest.mark.slow
 def test_two_processes_train_and_one_process_restores_the_same_state_on_another_mesh(tmp_path):
     pair, alone, one = tmp_path / "pair", tmp_path / "alone", tmp_path / "one"
-    outputs = start([pair, "new", 3, 2, 2, 2, 1], processes=2)
+    outputs = start(["-c", DRIVER, pair, "new", 3, 2, 2, 2, 1], processes=2)
     assert outputs[0].count("loss") == 3
     assert [line for line in outputs[0].splitlines() if "loss" in line] == [
         line for line in outputs[1].splitlines() if "loss" in line
     ]
-    start([alone, pair, 0, 1, 2, 1, 4], processes=1)  # restored on another mesh, saved again
+    start(["-c", DRIVER, alone, pair, 0, 1, 2, 1, 4], processes=1)  # restored on another mesh, saved again
     assert digest(alone) == digest(pair)
     # And training on two processes was training: one process with the first mesh takes the same steps.
-    same = start([one, "new", 3, 2, 2, 2, 1], processes=1)
+    same = start(["-c", DRIVER, one, "new", 3, 2, 2, 2, 1], processes=1)
     losses = [[float(line.split()[1]) for line in out.splitlines() if "loss" in line] for out in (*outputs, *same)]
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_of_train_main_have_the_losses_of_one_with_rows_in_zigzag_over_both(tmp_path):
+    losses = {}
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        mesh = ["--config.mesh.expert=2", "--config.mesh.sequence=2", "--config.model.sequence_layout=zigzag"]
+        size = ["--config.model.num_periods=1", "--config.model.embed_dim=32", "--config.train.eval_batches=1"]
+        run = ["train_main.py", "--config=configs/tiny.py", f"--workdir={workdir}", "--config.train.steps=3"]
+        outputs = start([*run, *mesh, *size], processes, devices=4)
+        assert all("exchange: padded (ragged does not run" in output for output in outputs)
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses[processes] = [r[key] for r in records for key in ("loss", "held_out_loss") if key in r]
+    assert len(losses[1]) == 4
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)

@@ -1,9 +1,12 @@
 """A mesh that the model cannot run on is refused from the config alone, with the nearest that it can."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from configs import tiny
-from mm01_jax import config_fields
+from mm01_jax import config_fields, sharding
 from mm01_jax.config import ConfigError, Rules
 from mm01_jax.config_mesh import mesh_problems, nearest_meshes
 from mm01_jax.config_rules import check
@@ -13,6 +16,11 @@ WRONG = {
     "heads not divisible": ({"mesh.tensor": 3}, "model.num_heads", "mesh.tensor=2"),
     "key heads not divisible": ({"mesh.tensor": 4}, "model.num_kv_heads", "mesh.tensor=2"),
     "sequence not divisible": ({"mesh.sequence": 3}, "train.sequence_length", "129 or mesh.sequence=2"),
+    "stripes not divisible": (
+        {"mesh.sequence": 4, "train.sequence_length": 132, "model.sequence_layout": "zigzag"},
+        "train.sequence_length",
+        "128 or model.sequence_layout='contiguous'",
+    ),
     "experts not divisible": ({"mesh.expert": 8}, "model.num_experts", "mesh.expert=4"),
     "rows not divisible": ({"mesh.data": 3}, "train.batch_size", "3"),
     "width of results not divisible": (
@@ -66,3 +74,36 @@ def test_key_heads_held_by_every_shard_are_allowed_where_they_meet():
     rules = Rules(kv_heads=())
     for tensor in (2, 4):
         check(changed(**{"mesh.rules": rules, "mesh.tensor": tensor}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What jax asks a TPU about its place."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def chips(slices: int, shape: tuple[int, int, int]) -> list[Chip]:
+    places = list(np.ndindex(*shape))
+    return [Chip(s * len(places) + i, s, place) for s in range(slices) for i, place in enumerate(places)]
+
+
+def test_data_alone_spans_slices():
+    ordered = sharding._tpu_order((4, 2, 2, 1), chips(2, (2, 2, 2)))
+    slices = np.vectorize(lambda chip: chip.slice_index)(ordered)
+    np.testing.assert_array_equal(slices, np.broadcast_to(slices[:, :1, :1, :1], slices.shape))
+    assert sorted(slices[:, 0, 0, 0]) == [0, 0, 1, 1]
+    assert len({chip.id for chip in ordered.flat}) == 16
+
+
+def test_data_that_slices_do_not_divide_is_refused_with_the_nearest():
+    with pytest.raises(
+        ValueError, match="mesh.data=1 must be a multiple of the 2 slices.*nearest: --config.mesh.data=2"
+    ):
+        sharding._tpu_order((1, 4, 4, 1), chips(2, (2, 2, 2)))

@@ -132,7 +132,7 @@ def mesh(data, sequence):
 def test_global_arrays_hold_the_host_batch_on_every_mesh(dataset, data, sequence):
     ((_, batch),) = take(1, dataset.train, 0, lambda step: 8)
     sharding = NamedSharding(mesh(data, sequence), P("data", "sequence"))
-    made = to_global(batch, sharding, 8)
+    made = to_global(batch, sharding, 8, np.arange(S))
     for name, array in made.items():
         assert array.sharding == sharding and array.dtype == batch[name].dtype
         np.testing.assert_array_equal(np.asarray(array), batch[name])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mm01_jax.plan import collectives, program, traffic
+from mm01_jax.plan import arrays, collectives, program, traffic
 from mm01_jax.plan.count import Collective, count
 
 MESH = {"data": 2, "expert": 4, "tensor": 2, "sequence": 1}
@@ -68,6 +68,25 @@ def test_a_slice_of_a_large_array_moves_the_slice():
     slice_read, index, row, compare = 32, 4, 32, 4 + 4 + 1
     once = (slice_read + index + row) + (row + row) + compare
     assert traffic.bytes_moved(program.parse(TEXT.replace("GROUPS", "[8,2]<=[16]"))) == 10 * once
+
+
+@pytest.mark.parametrize(
+    "branches", ["branch_computations={%body, %body}", "true_computation=%body, false_computation=%body"]
+)
+def test_branch_that_is_taken_half_the_time_moves_half_the_bytes(branches):
+    branch = f"%loop = (s32[], /*index=1*/f32[10,8]) conditional(%zero, %start), {branches}"
+    lines = TEXT.replace("GROUPS", "[8,2]<=[16]").splitlines()
+    text = "\n".join("  " + branch if " while(" in line else line for line in lines)
+    whole = traffic.bytes_moved(program.parse(text))
+    assert whole > 0 and traffic.bytes_moved(program.parse(text), 0.5) == whole / 2
+
+
+def test_largest_arrays_are_those_in_memory_and_name_their_source():
+    text = TEXT.replace("GROUPS", "[8,2]<=[16]").replace(
+        "calls=%slice", 'calls=%slice, metadata={op_name="jit(f)/a/b"}'
+    )
+    (found,) = arrays.largest(program.parse(text), 1)
+    assert found == arrays.Made(32, "f32[1,8]", "a/b")  # the 320 bytes are an argument; in the fusion nothing is made
 
 
 def test_scan_of_matmuls_counts_every_one():

@@ -1,5 +1,6 @@
 """Plans by shapes, for machines that are not here."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 
 from configs import text_01, text_01_decode_1m, tiny
 from mm01_jax import sharding
-from mm01_jax.plan import memory, planner, report, roofline, search, targets
+from mm01_jax.plan import compiler, memory, planner, report, roofline, search, targets
 from mm01_jax.plan.count import Collective
 from mm01_jax.plan.steps import make_step
 
@@ -81,6 +82,11 @@ def test_search_puts_meshes_that_fit_first_and_keeps_to_valid_ones():
     assert [one.seconds for one in found] == sorted(one.seconds for one in found)
 
 
+def test_search_proposes_only_meshes_whose_data_axis_spans_the_slices():
+    found = search.search("train", tiny.get_config(), targets.parse("v5e-4x2"))
+    assert {one.config.mesh.data for one in found} == {2, 4}
+
+
 def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
     gpus, mesh = targets.parse("h100-64"), {"data": 2, "expert": 8, "tensor": 4, "sequence": 1}
     inside = roofline.seconds(Collective("all-gather", ("tensor",), 450_000_000), gpus, mesh)
@@ -95,11 +101,34 @@ def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
         (["--target=v5p-1000"], "nearest: v5p-1024"),
         (["--target=v5e-8", "--step=trian"], "nearest: train"),
         (["--target=v5e-8", "--mesh=datta=8"], "nearest: data=8"),
-        (["--target=v5e-8", "--mesh=data=3"], "the devices of this run, not 3"),
+        (["--target=v5e-8", "--mesh=data=3"], "allowed: a product of 8, the chips of v5e-8; nearest: --mesh=data=4,"),
+        (["--target=v5e-8", "--mesh=data=4,data=2"], "nearest: one data"),
+        (["--target=v5e-8", "--mesh=tensor=8"], "nearest: 8 or mesh.tensor=4"),
         (["--target=v5e-4", "--mesh=sequence=4", "--step=decode"], "nearest: 1"),
+        (["--target=v5e-4x2", "--mesh=expert=4,tensor=2"], "mesh.data: got 1; allowed: a multiple of the 2 slices"),
+        (["--target=v5p:0x8x8"], "--target"),
+        (["--target=v5e-8", "--json=no/such/plan.json"], "--json: got 'no/such/plan.json'"),
+        (["--target=v5e-8", "--png=plan.jpeg"], "nearest: plan.png"),
+        (["--target=v5e-8", "--no-compile", "--hlo=plan.txt"], "nearest: the same without --no-compile"),
+        (["--target=v5e-8", "--search", "--json=plan.json"], "--search makes none"),
         ([], "--target=v5p-1024"),
     ],
-    ids=["target", "step", "axis", "product", "sequence", "none"],
+    ids=[
+        "target",
+        "step",
+        "axis",
+        "product",
+        "axis twice",
+        "heads",
+        "sequence",
+        "slices",
+        "empty torus",
+        "folder",
+        "picture",
+        "no program",
+        "no plan",
+        "none",
+    ],
 )
 def test_wrong_command_is_refused_before_anything_is_planned(arguments, said):
     done = command("--config=configs/tiny.py", *arguments)
@@ -114,3 +143,30 @@ def test_command_plans_by_shapes_and_writes_its_numbers(tmp_path):
     assert "FITS" in done.stdout
     numbers = json.loads(file.read_text())
     assert numbers["fits"] and numbers["chips"] == 8 and numbers["peak"] < numbers["hbm"]
+    assert numbers["experts"] == "dropless, buffers for the worst case"
+
+
+def test_chart_of_a_plan_is_a_picture(tmp_path, plan):
+    pytest.importorskip("matplotlib")
+    report.save_chart(plan, str(tmp_path / "plan.png"))
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gpu_has_to_hold_all_temporaries_and_a_tpu_its_peak(plan):
+    GIB = targets.GIB
+    memory = {"arguments": 20 * GIB, "temporaries": 70 * GIB, "outputs": 0, "donated": 0, "peak": 60 * GIB}
+    compiled = compiler.Compiled(None, "", memory, {}, 0)
+    found = dataclasses.replace(plan, compiled=compiled)
+    assert found.fits and report.text(found).splitlines()[-1] == "FITS"
+    found = dataclasses.replace(found, target=targets.parse("h100-512"))
+    assert found.peak < found.target.chip.hbm and not found.fits
+    said = report.text(found)
+    assert "60.00 of 79.11" in said and "90.00" in said and "DOES NOT FIT" in said
+
+
+def test_compiler_that_refuses_is_quoted(plan):
+    refused = compiler.Compiled("Used 111.77G of 95.73G hbm", "", {}, {}, 0)
+    found = dataclasses.replace(plan, compiled=refused)
+    assert not found.fits
+    assert "Used 111.77G of 95.73G hbm" in report.text(found)
+    assert "layer inputs (estimate)" in report.text(found).splitlines()[-1]
