@@ -48,7 +48,7 @@ def lightning_attention(
     if state_BNHH is not None:
         in_specs, args = (*in_specs, states), (*args, state_BNHH)
     local = functools.partial(_local, seq_axes=rules.seq, layout=layout)
-    return _mapped(local, in_specs, (tokens, states))(*args)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=(tokens, states))(*args)
 
 
 def lightning_attention_step(
@@ -71,15 +71,10 @@ def lightning_attention_step(
         out, state = kernels.lightning_attention_step(q, k, v, slope, state, active_B=segments[:, 0] >= 0)
         return out[:, None], state
 
-    return _mapped(local, in_specs, (tokens, states))(q, k, v, slope_N, segments_B1, state_BNHH)
-
-
-def _mapped(local, in_specs, out_specs):
-    """shard_map, unchecked for GPUs: loops and references in Mosaic GPU kernels lose the types that say what varies
-    over which axes (jax 0.11 and 0.12). Gradients need no types here: q, k and v are sharded over every axis in use.
-    """
+    # Unchecked on GPUs: only there the step is in place (`gpu_step.py`), and it has no gradient to check.
     checked = dispatch.platform() != "gpu"
-    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
+    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=(tokens, states), check_vma=checked)
+    return mapped(q, k, v, slope_N, segments_B1, state_BNHH)
 
 
 def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[str, ...], layout: SequenceLayout):

@@ -12,7 +12,15 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.lightning_attention import gpu, gpu_scan, gpu_split, lightning_attention, packing, reference
+from pallas_kernels.lightning_attention import (
+    gpu,
+    gpu_scan,
+    gpu_split,
+    lightning_attention,
+    lightning_attention_step,
+    packing,
+    reference,
+)
 from tests.parity import lightning_cases as cases
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
@@ -166,6 +174,36 @@ def test_lightning_gpu_lowers_inside_a_checked_shard_map(S):
         lowered = jax.jit(local).trace(x, x, x, jax.ShapeDtypeStruct((2,), jnp.float32))
         text = lowered.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("mosaic_gpu") >= 3
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_lightning_gpu_decode_step_lowers_inside_a_checked_shard_map(idle):
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=H200)
+    rows, heads = PartitionSpec("data"), PartitionSpec()
+
+    def step(q, k, v, slope, state, active):
+        active = active if idle else None
+        return lightning_attention_step(q, k, v, slope, state, active_B=active, implementation="gpu")
+
+    with use_abstract_mesh(mesh):
+        local = jax.shard_map(step, in_specs=(rows, rows, rows, heads, rows, rows), out_specs=rows)
+        x, state = jax.ShapeDtypeStruct((2, 2, 128), jnp.bfloat16), jax.ShapeDtypeStruct((2, 2, 128, 128), jnp.float32)
+        small = [jax.ShapeDtypeStruct((2,), dtype) for dtype in (jnp.float32, jnp.bool_)]
+        lowered = jax.jit(local).trace(x, x, x, small[0], state, small[1]).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("mosaic_gpu") >= 1
+
+
+def test_lightning_gpu_decode_step_outside_its_place_equals_that_in_it(monkeypatch):
+    rng, shape = np.random.default_rng(1), (2, 1, 64)
+    q, k, v = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(3))
+    slope, state = jnp.asarray([0.3], jnp.float32), jnp.asarray(rng.normal(size=(2, 1, 64, 64)), jnp.float32)
+    arguments = q, k, v, slope, state, jnp.asarray([True, False])
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    specs = tuple(PartitionSpec() if x is slope else PartitionSpec("data") for x in arguments)
+    with plgpu.force_gpu_interpret_mode():
+        alone = jax.block_until_ready(jax.jit(gpu.step)(*arguments))
+        mapped = jax.shard_map(gpu.step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("data"))
+        jax.tree.map(np.testing.assert_array_equal, alone, jax.block_until_ready(jax.jit(mapped)(*arguments)))
 
 
 def test_lightning_gpu_says_what_it_cannot_take():
