@@ -12,12 +12,8 @@ from mm01_jax.config import Config, MeshConfig, OptimizerConfig, Rules, Schedule
 
 def get_config() -> Config:
     base = text_01.get_config()
-<<<<<<< HEAD
     # Weights are stored in parts over `sequence` too: data has one shard. With two, and 8 sequence shards, the compiler
     # needs 111.8 GiB of temporaries; a chip has 95.7.
-=======
-    # Weights are stored in parts over `sequence` too: over `data` alone they would not fit.
->>>>>>> w-mesh
     rules = Rules(embed=("data", "sequence"), act_embed=("tensor",))
     return dataclasses.replace(
         base,
@@ -25,10 +21,6 @@ def get_config() -> Config:
         # 64,512 tokens a chip, 32,256 of them early in the row and as many late, so that causality spares every chip
         # the same half of the attention; eight groups through the experts. By bytes, keys go round in a ring.
         model=dataclasses.replace(base.model, exchange_groups=8, sequence_layout="zigzag"),
-<<<<<<< HEAD
-=======
-        # Over a sequence axis of 8 the compiler wants 112 GiB of a v5p chip that has 96; over 16, 60.
->>>>>>> w-mesh
         mesh=MeshConfig(data=1, expert=8, tensor=4, sequence=16, rules=rules),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-6, warmup_steps=0)),
         train=TrainConfig(
