@@ -3,7 +3,9 @@
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
 from mm01_jax.checkpoint.layout import leaf_paths, stack_axes
 from mm01_jax.checkpoint.lock import Locked, RunLock
+from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
+from mm01_jax.checkpoint.plain import check_keys, parse_object
 from mm01_jax.checkpoint.reader import Checkpoint, load_config, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
 from mm01_jax.checkpoint.writer import ArrayWriter
@@ -14,14 +16,17 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Locked",
+    "Manifest",
     "NoValidCheckpoint",
     "Restored",
     "RunLock",
     "SaveFailed",
+    "check_keys",
     "leaf_paths",
     "load_config",
     "load_weights",
     "open_checkpoint",
+    "parse_object",
     "read_manifest",
     "stack_axes",
 ]

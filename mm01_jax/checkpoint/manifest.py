@@ -20,13 +20,33 @@ import re
 
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout
+from mm01_jax.checkpoint import digest, layout, plain
 from mm01_jax.checkpoint.errors import CheckpointError
 
 NAME = "manifest.json"
 CONFIG = "config.json"
 _FORMAT = "mm01-checkpoint-1"
 _FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
+_BODY = {
+    "step": plain.Kind("null or a whole number >= 0", lambda step: step is None or plain.WHOLE.holds(step)),
+    "tree_sha256": plain.SHA256,
+    "meta": plain.OBJECT,
+    "versions": plain.OBJECT,
+    "files": plain.Kind(
+        f"an object with {CONFIG} alone", lambda files: type(files) is dict and [*files] == [CONFIG], plain.SHA256
+    ),
+    "source_sha256": plain.objects_of(plain.SHA256),
+    "leaves": plain.OBJECT,
+}
+_LEAF = {
+    "shape": plain.SIZES,
+    "dtype": plain.one_of(*layout.DTYPES),
+    "stack": plain.WHOLE,
+    "file": plain.SIZES,
+    "block": plain.SIZES,
+    "lanes": plain.Kind("hex digits", lambda x: isinstance(x, str) and bool(re.fullmatch("([0-9a-f]{8})*", x))),
+    "sha256": plain.SHA256,
+}
 _PACKAGES = ("mm01_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 
 
@@ -61,6 +81,10 @@ class Leaf:
             raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are positive integers")
         if len({len(shape) for shape in shapes}) > 1 or not 0 <= self.stack <= len(self.shape):
             raise ValueError(f"stack={self.stack} shape={self.shape} file={self.file} block={self.block} disagree")
+        if any(f > n or f % b for n, f, b in zip(*shapes, strict=True)):
+            raise ValueError(
+                f"shape={self.shape} file={self.file} block={self.block}: blocks fill files, files the shape"
+            )
         if math.prod(self.shape[self.stack :]) >= 2**32:
             raise ValueError(f"shape={self.shape} stack={self.stack}: a chunk has at most 2**32 - 1 elements")
 
@@ -118,7 +142,7 @@ def read(directory: pathlib.Path) -> Manifest:
     """
     manifest = read_file(directory / NAME)
     for name, sha256 in manifest.files.items():
-        if pathlib.PurePath(name).name != name or hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
+        if hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
             raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
     return manifest
 
@@ -127,39 +151,41 @@ def read_file(path: pathlib.Path) -> Manifest:
     """A manifest by itself, after its own checksum.
 
     Raises:
-      CheckpointError: it is missing, cut, altered or not ours.
+      CheckpointError: it is missing, cut, altered or not ours; a key that is missing or of another type is named.
     """
     raw = _read_bytes(path)
     first = _FIRST_LINE.match(raw)
     if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
         raise CheckpointError(f"{path}: the manifest does not match its own checksum")
-    body = json.loads(raw)
-    if body["format"] != _FORMAT:
-        raise CheckpointError(f"{path}: format={body['format']!r}, allowed is {_FORMAT!r}")
-    try:
-        leaves = {name: _leaf(name, entry) for name, entry in body["leaves"].items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    body = plain.parse_object(path, raw)
+    plain.check_keys(body, {"format": plain.one_of(_FORMAT)}, path)
+    plain.check_keys(body, _BODY, path)
+    leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
     keys = ("files", "step", "meta", "versions", "source_sha256")
     manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
     if manifest.tree_sha256() != body["tree_sha256"]:
-        raise CheckpointError(f"{path}: the digest of the tree does not follow from those of its leaves")
+        raise CheckpointError(f"{path}: tree_sha256 does not follow from the digests of the leaves")
     return manifest
 
 
-def _leaf(path: str, entry: dict) -> Leaf:
-    if not layout.is_leaf_path(path):
-        raise ValueError(f"{path!r} is not the path of a leaf")
-    shape, stack = tuple(entry["shape"]), entry["stack"]
+def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
+    if not layout.is_leaf_path(name):
+        raise CheckpointError(f"{path}: leaves: {name!r} is not the path of a leaf")
+    plain.check_keys(entry, _LEAF, path, f"leaves.{name}")
     lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)
-    return Leaf(
-        shape=shape,
-        dtype=entry["dtype"],
-        stack=stack,
-        file=tuple(entry["file"]),
-        block=tuple(entry["block"]),
-        lanes=lanes.reshape(shape[:stack] + (digest.LANES,)),
-    )
+    shapes = {key: tuple(entry[key]) for key in ("shape", "file", "block")}
+    try:
+        leaf = Leaf(**shapes, dtype=entry["dtype"], stack=entry["stack"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
+    chunks = leaf.shape[: leaf.stack]
+    if lanes.size != math.prod(chunks) * digest.LANES:
+        got = f"{lanes.size / digest.LANES:g} digests for {math.prod(chunks):,} chunks"
+        raise CheckpointError(f"{path}: leaves.{name}.lanes: got {got}; allowed: one each")
+    leaf = leaf.with_lanes(lanes.reshape(*chunks, digest.LANES))
+    if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
+        raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")
+    return leaf
 
 
 def _read_bytes(path: pathlib.Path) -> bytes:

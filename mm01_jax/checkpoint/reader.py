@@ -1,12 +1,11 @@
 """Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
 
-import json
 import pathlib
 
 import jax
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout, manifest, processes
+from mm01_jax.checkpoint import digest, layout, manifest, plain, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
 
@@ -31,7 +30,16 @@ class Checkpoint:
     @property
     def config_json(self) -> str:
         """The run's configuration, as saved: JSON text, never code."""
-        return (self.directory / manifest.CONFIG).read_text()
+        path = self.directory / manifest.CONFIG
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    @property
+    def config(self) -> dict:
+        """The run's configuration as parsed JSON, its fields not yet checked."""
+        return plain.parse_object(self.directory / manifest.CONFIG, self.config_json.encode())
 
     def read(self, path: str, index: tuple[int, ...] = ()) -> np.ndarray:
         """One logical chunk, of shape leaf.shape[leaf.stack:].
@@ -142,4 +150,4 @@ def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
 
 def load_config(directory) -> dict:
     """The configuration saved with a checkpoint, as parsed JSON."""
-    return json.loads(open_checkpoint(directory).config_json)
+    return open_checkpoint(directory).config

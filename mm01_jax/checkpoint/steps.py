@@ -5,7 +5,6 @@ in them is ours (`snapshot`, `reader`). Retired steps are renamed out of sight b
 step is ever half there.
 """
 
-import json
 import pathlib
 import shutil
 import threading
@@ -201,7 +200,7 @@ def _name(step: int) -> str:
 
 
 def _meta(checkpoint: Checkpoint) -> dict:
-    return checkpoint.manifest.meta | {"config": json.loads(checkpoint.config_json)}
+    return checkpoint.manifest.meta | {"config": checkpoint.config}
 
 
 class _SnapshotHandler:

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Conversion needs no accelerator, and must not take one from a training run beside it.
     jax.config.update("jax_platforms", "cpu")
     try:
+        _check_paths(arguments)
         return arguments.run(arguments) or 0
     except CheckpointError as error:
         print(f"mm01-convert: {error}", file=sys.stderr)
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     gigabytes = to_torch.SHARD_BYTES / 1e9
     one.add_argument("--shard-gb", type=float, default=gigabytes, help="largest shard, at most 5 (default %(default)s)")
     one = _command(commands, "check", "against its config, its digests, or --against", _check)
-    one.add_argument("--against", help="a directory of either kind, a manifest.json or a sha256.json")
+    one.add_argument("--against", help="a directory of either kind, a state/manifest.json or a sha256.json")
     one.add_argument("--check-finite", action="store_true", help="refuse NaN and infinity")
     _command(commands, "inspect", "say what lies in a directory", _inspect)
     one = _command(commands, "logits", "float32 logits and states on token ids", _logits)
@@ -67,6 +68,14 @@ def _command(commands, name: str, words: str, run, *, target: bool = False) -> a
         one.add_argument("--dtype", choices=_DTYPES, help="cast every weight; default: keep the bits")
         one.add_argument("--dry-run", action="store_true", help="only say what would be done")
     return one
+
+
+def _check_paths(a) -> None:
+    """A mistyped path is a mistake in the command, not a damaged checkpoint."""
+    for option in ("source", "against", "ids"):
+        path = getattr(a, option, None)
+        if path is not None and not pathlib.Path(path).exists():
+            raise ValueError(f"--{option}={path}: no such file or directory")
 
 
 def _from_torch(a) -> None:

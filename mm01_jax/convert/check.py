@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.checkpoint import CheckpointError, read_manifest
+from mm01_jax.checkpoint import CheckpointError, Manifest, read_manifest
 from mm01_jax.config import ModelConfig
-from mm01_jax.convert import decay, files, parallel, settings, table
+from mm01_jax.convert import decay, files, parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
-from mm01_jax.convert.sources import CheckpointSource, TorchSource, open_source
+from mm01_jax.convert.settings import Settings
+from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
 
 
 def check(source, against=None, *, check_finite: bool = False, say: Callable[[str], None] = print) -> None:
@@ -49,35 +50,37 @@ def _buffer_problems(found) -> list[str]:
 
 def _compare(found, against: pathlib.Path, check_finite: bool, problems: list[str]) -> str:
     """Adds what differs to `problems`; says with what it was compared."""
-    manifest = None
+    manifest = origin = None
     if against.is_file():
         plain = files.read_json(against)
-        if isinstance(plain.get("tensors"), dict):
-            problems += _sha256_problems(found, plain["tensors"])
+        if "sha256" not in plain:  # with which a manifest begins
+            problems += _sha256_problems(found, files.check_sha256s(against, plain)["tensors"])
             return f"the SHA-256 in {against}"
         manifest = read_manifest(against)
+        origin = read_origin(manifest, against)
     elif (against / "state").is_dir() and isinstance(found, TorchSource):
-        manifest = CheckpointSource(against).checkpoint.manifest
+        other = CheckpointSource(against)
+        manifest, origin = other.checkpoint.manifest, other.origin
     known = manifest.source_sha256 if manifest else {}
     if isinstance(found, TorchSource) and known.keys() == {found.dialect.torch_name(t) for t in found.tensors}:
-        problems += _settings_differences(found, manifest.meta["source"], str(against))
+        problems += _settings_differences(found, origin.settings)
         problems += _sha256_problems(found, known)
         return f"the SHA-256 in {against}"
     if against.is_file() and isinstance(found, TorchSource):
         what = f"lists no SHA-256 of the tensors of {found.directory}; give the checkpoint's directory"
         raise CheckpointError(f"{against}: {what}")
     if against.is_file():
-        problems += _digest_problems(found, manifest)
+        problems += _digest_problems(found, manifest, origin)
         return f"the digests in {against}"
     problems += _difference(found, open_source(against, check_finite=check_finite))
     return str(against)
 
 
-def _settings_differences(found: TorchSource, origin: dict, where: str) -> list[str]:
+def _settings_differences(found: TorchSource, origin: Settings) -> list[str]:
     """Fields of config.json that are not as the conversion read them; of another dialect, those of the maths."""
-    plain = origin["config"]
-    problems = _config_differences(found.config.model, settings.read(plain, where).config.model)
-    if origin["dialect"] != found.dialect.name:
+    plain = origin.plain
+    problems = _config_differences(found.config.model, origin.config.model)
+    if origin.dialect is not found.dialect:
         return problems
     names = [name for name in plain if not isinstance(plain[name], dict) and plain[name] != found.plain.get(name)]
     return problems + [f"config.json: {name}={found.plain.get(name)!r} against {plain[name]!r}" for name in names]
@@ -103,10 +106,10 @@ def _sha256_problems(found, known: dict[str, str]) -> list[str]:
     return problems + [problem for problem in _each(found, one) if problem]
 
 
-def _digest_problems(found: CheckpointSource, manifest) -> list[str]:
+def _digest_problems(found: CheckpointSource, manifest: Manifest, origin: Origin | None) -> list[str]:
     """Leaves and chunks of one of our checkpoints that are not those of another's manifest."""
     mine, theirs = found.checkpoint.manifest.weights(), manifest.weights()
-    problems = _origin_differences(found, manifest)
+    problems = _origin_differences(found, manifest, origin)
     problems += [f"missing {path}" for path in theirs if path not in mine]
     problems += [f"surplus {path}" for path in mine if path not in theirs]
     for path in sorted(mine.keys() & theirs.keys()):
@@ -128,12 +131,10 @@ def _digest_problems(found: CheckpointSource, manifest) -> list[str]:
     return problems + [problem for problem in _each(found, one) if problem]
 
 
-def _origin_differences(found: CheckpointSource, manifest) -> list[str]:
+def _origin_differences(found: CheckpointSource, manifest: Manifest, origin: Origin | None) -> list[str]:
     """Fields of the maths, where the manifest is a conversion's; of a training step it knows config.json's digest."""
-    origin = manifest.meta.get("source")
     if origin:
-        model = settings.read(origin["config"], "meta.source.config").config.model
-        return _config_differences(found.config.model, model)
+        return _config_differences(found.config.model, origin.settings.config.model)
     same = found.checkpoint.manifest.files == manifest.files
     return [] if same else ["config.json: another file than the manifest's"]
 
@@ -201,6 +202,7 @@ def _each(found, work: Callable[[table.Tensor], str | None]) -> list[str | None]
     progress = Progress(sum(map(nbytes, found.tensors)), "check")
 
     def counted(tensor: table.Tensor) -> str | None:
+        progress.start(found.dialect.torch_name(tensor), nbytes(tensor))
         result = work(tensor)
         progress.add(nbytes(tensor))
         return result
@@ -223,7 +225,7 @@ def inspect(source, *, say: Callable[[str], None] = print) -> None:
     if isinstance(found, TorchSource):
         shards = len(set(found.files.shard.values()))
         digests = f"{len(found.sha256s):,} SHA-256 listed" if found.sha256s else "no list of SHA-256"
-        say(f"{shards} shards, {len(found.buffers)} decay buffers, {digests}")
+        say(f"{shards} shard{'s' * (shards > 1)}, {len(found.buffers)} decay buffers, {digests}")
     else:
         manifest = found.checkpoint.manifest
         say(f"step {manifest.step}, tree {manifest.tree_sha256()}, {len(manifest.source_sha256):,} source SHA-256")

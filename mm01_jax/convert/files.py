@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.checkpoint import CheckpointError, check_keys, parse_object
+from mm01_jax.checkpoint.plain import SHA256, objects_of
 from mm01_jax.convert import header
 
 INDEX = "model.safetensors.index.json"
@@ -198,9 +199,20 @@ def read_json(path: pathlib.Path) -> dict:
     try:
         if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: missing, no regular file, or more than {MAX_JSON_BYTES} bytes")
-        return header.parse_object(path, path.read_bytes())
+        return parse_object(path, path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
+def check_sha256s(path: pathlib.Path, listed: dict) -> dict[str, dict[str, str]]:
+    """The content of a sha256.json: of tensors, and of headers and small files where it lists them.
+
+    Raises:
+      CheckpointError: a key is missing or of another type.
+    """
+    kinds = ["tensors", *(kind for kind in ("headers", "files") if kind in listed)]
+    check_keys(listed, dict.fromkeys(kinds, objects_of(SHA256)), path)
+    return {kind: listed[kind] for kind in kinds}
 
 
 def _plain_name(shard: object) -> bool:

@@ -4,6 +4,7 @@ Each tensor of the source becomes one chunk of one leaf (table.py). The writer k
 disk; the same command again verifies those and goes on. The manifest gets the SHA-256 of every source tensor.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -56,20 +57,27 @@ def from_torch(
     leaves = {path: (leaf.shape, wanted, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
     with ArrayWriter(target, leaves) as writer:
         _check_origin(torch, target)
-        progress, itemsize = Progress(plan.bytes_in, "from-torch"), np.dtype(torch.dtype).itemsize
-
-        def convert(tensor: table.Tensor) -> None:
-            if not writer.done(tensor.leaf, tensor.index):
-                chunk, sha256 = torch.read_with_sha256(tensor)
-                sources = {torch.dialect.torch_name(tensor): sha256}
-                writer.write(tensor.leaf, tensor.index, chunk.astype(wanted, copy=False), sources)
-            progress.add(table.num_elements(tensor) * itemsize)
-
-        parallel.for_each(torch.tensors, lambda tensor: table.num_elements(tensor) * itemsize, convert)
+        progress = Progress(plan.bytes_in, "from-torch")
+        convert = functools.partial(_convert, torch, writer, wanted, progress)
+        parallel.for_each(torch.tensors, functools.partial(_nbytes, torch), convert)
         origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
         writer.finish(config_json.to_json(with_dtype(torch.config, wanted)), {"source": origin})
     (target / _ORIGIN).unlink()
     say(progress.finish())
+
+
+def _nbytes(torch: TorchSource, tensor: table.Tensor) -> int:
+    return table.num_elements(tensor) * np.dtype(torch.dtype).itemsize
+
+
+def _convert(torch: TorchSource, writer: ArrayWriter, dtype: str, progress: Progress, tensor: table.Tensor) -> None:
+    name = torch.dialect.torch_name(tensor)
+    progress.start(name, _nbytes(torch, tensor))
+    if writer.done(tensor.leaf, tensor.index):
+        progress.add(_nbytes(torch, tensor))
+        return
+    chunk, sha256 = torch.read_with_sha256(tensor, progress.add)
+    writer.write(tensor.leaf, tensor.index, chunk.astype(dtype, copy=False), {name: sha256})
 
 
 def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:

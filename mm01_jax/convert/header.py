@@ -5,7 +5,6 @@ header is parsed here, strictly, before the library opens the file. Cost: the he
 """
 
 import hashlib
-import json
 import math
 import os
 import pathlib
@@ -13,7 +12,7 @@ import stat
 import struct
 from typing import NamedTuple
 
-from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.checkpoint import CheckpointError, parse_object
 
 MAX_HEADER_BYTES = 16_000_000  # the 8,637 tensors of VL-01 in one file take 1.4 MB; more is an attack on the parser
 DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"}
@@ -71,30 +70,6 @@ def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
     plain = parse_object(path, raw)
     plain.pop("__metadata__", None)
     return {name: _entry(path, name, value) for name, value in plain.items()}
-
-
-def parse_object(path: pathlib.Path, raw: bytes) -> dict:
-    """A JSON object with each key once and no NaN; anything else is a CheckpointError that names `path`."""
-    try:
-        plain = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{path}: JSON of a {type(plain).__name__}, not of an object")
-    return plain
-
-
-def _no_duplicates(pairs: list) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise ValueError(f"the name {twice!r} occurs twice")
-    return found
-
-
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _entry(path: pathlib.Path, name: str, value: object) -> Entry:

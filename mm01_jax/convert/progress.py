@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 
+from mm01_jax.convert import parallel
+
 _EVERY_SECONDS = 2.0
 
 
@@ -59,6 +61,11 @@ class Progress:
         self._done = 0
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
+
+    def start(self, name: str, nbytes: int) -> None:
+        """Names a tensor that takes long enough for silence to look like a hang."""
+        if nbytes >= parallel.BIG_BYTES:
+            print(f"{self._what}: {name}, {gigabytes(nbytes)}, worked on alone", file=sys.stderr, flush=True)
 
     def add(self, nbytes: int) -> None:
         """Counts bytes as done."""

@@ -87,6 +87,9 @@ def read(plain: dict[str, Any], where: str) -> Settings:
         _check_fixed(plain, text, dialect, problems)
         if dialect.native and values["num_heads"]:
             problems += native_problems(values["num_heads"])
+        block = text.get("block_size")
+        if block is not None and (type(block) is not int or not 0 < block <= 2**16):
+            problems.append(f"block_size={str(block)[:40]!r} is not a whole number from 1 to {2**16:,}")
         vision = _vision(plain, problems) if dialect.vision else None
     elif dialect:
         problems.append("text_config is missing")

@@ -7,15 +7,19 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from mm01_jax import config_json
-from mm01_jax.checkpoint import Checkpoint, CheckpointError, open_checkpoint
+from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_keys, open_checkpoint
+from mm01_jax.checkpoint.plain import OBJECT, one_of
 from mm01_jax.config import Config, ConfigError
 from mm01_jax.convert import axes, structure, table
 from mm01_jax.convert.dialects import DIALECTS, Dialect
-from mm01_jax.convert.files import SHA256S, TensorFiles, listing, sha256, update_sha256
+from mm01_jax.convert.files import SHA256S, TensorFiles, check_sha256s, listing, sha256, update_sha256
+from mm01_jax.convert.settings import Settings
 from mm01_jax.convert.settings import read as read_settings
 
 
@@ -34,6 +38,7 @@ class TorchSource:
         self.plain = settings.plain
         self.dtype = settings.dtype or structure.common_dtype(self.files)
         self.config = with_dtype(settings.config, self.dtype)
+        structure.check_count(self.config, str(self.directory / "config.json"))
         self.tensors = table.tensors(self.config.model, self.config.vision)
         self.buffers = structure.decay_buffers(self.files, self.config.model, self.dialect, self.plain)
         problems = structure.problems(self)
@@ -46,9 +51,9 @@ class TorchSource:
         """The SHA-256 of every tensor, where the directory has a list of them."""
         if not (self.directory / SHA256S).exists():
             return {}
-        listed = self.files.json(SHA256S)
-        known = listed.get("tensors")
-        if not isinstance(known, dict) or known.keys() != self.files.entries.keys():
+        listed = check_sha256s(self.directory / SHA256S, self.files.json(SHA256S))
+        known = listed["tensors"]
+        if known.keys() != self.files.entries.keys():
             raise CheckpointError(f"{self.directory / SHA256S}: does not list the tensors of this directory")
         for kind, found in (("headers", self.files.header_sha256s), ("files", self.files.small_sha256s())):
             for name, known_sha256 in found.items():
@@ -60,8 +65,13 @@ class TorchSource:
         """The chunk that holds a tensor, in our layout and the stored dtype."""
         return self.read_with_sha256(tensor)[0]
 
-    def read_with_sha256(self, tensor: table.Tensor) -> tuple[np.ndarray, str]:
+    def read_with_sha256(
+        self, tensor: table.Tensor, count: Callable[[int], None] = lambda nbytes: None
+    ) -> tuple[np.ndarray, str]:
         """The chunk and the SHA-256 of the tensor's own bytes; beside the chunk at most its size again is held.
+
+        Args:
+          count: told the bytes of every block that was read.
 
         Raises:
           CheckpointError: the bytes are not those of the directory's list, or are not finite where that was asked.
@@ -78,6 +88,7 @@ class TorchSource:
                 axes.transpose_into(out[:, start : start + len(block)], block)
             else:
                 out[start : start + len(block)] = block
+            count(block.nbytes)
         digest = total.hexdigest()
         if self.sha256s and self.sha256s[name] != digest:
             raise CheckpointError(f"{self.files.where(name)}: its SHA-256 is not the one in {SHA256S}")
@@ -113,18 +124,24 @@ class CheckpointSource:
             )
         self.checkpoint: Checkpoint = open_checkpoint(directory)
         self._check_finite = check_finite
+        where = self.checkpoint.directory / "config.json"
         try:
             self.config: Config = config_json.from_json(self.checkpoint.config_json)
         except ConfigError as error:
-            raise CheckpointError(f"{self.directory}: config.json: {error}") from None
+            raise CheckpointError(f"{where}: {error}") from None
+        structure.check_count(self.config, str(where))
         self.tensors = table.tensors(self.config.model, self.config.vision)
         problems = structure.leaf_problems(self.checkpoint.leaves, table.leaves(self.tensors))
         if problems:
             raise CheckpointError(f"{self.directory}: {listing(problems)}")
         self.dtype = next(iter(self.checkpoint.leaves.values())).dtype
-        origin = self.checkpoint.manifest.meta.get("source", {})
-        self.dialect = DIALECTS.get(origin.get("dialect"), DIALECTS["vl-01" if self.config.vision else "original"])
-        self.plain: dict = origin.get("config", {})
+        self.origin = read_origin(self.checkpoint.manifest, self.checkpoint.directory / "manifest.json")
+        self.dialect = DIALECTS["vl-01" if self.config.vision else "original"]
+        self.plain: dict = {}
+        if self.origin:
+            if self.origin.settings.config.vision != self.config.vision:
+                raise CheckpointError(f"{where}: another vision tower than in meta.source.config of manifest.json")
+            self.dialect, self.plain = self.origin.settings.dialect, self.origin.settings.plain
 
     def read(self, tensor: table.Tensor) -> np.ndarray:
         """A chunk, verified against its digest."""
@@ -144,6 +161,30 @@ class CheckpointSource:
     def where(self, tensor: table.Tensor) -> str:
         """Chunk and tensor, for a message."""
         return f"{self.directory}: {tensor.leaf} {list(tensor.index)} (tensor {tensor.name!r})"
+
+
+class Origin(NamedTuple):
+    """What a conversion read: the dtype of the source's weights and its config.json."""
+
+    dtype: str
+    settings: Settings
+
+
+def read_origin(manifest: Manifest, path: pathlib.Path) -> Origin | None:
+    """What the manifest at `path` says of the source; None of a training step, which has none.
+
+    Raises:
+      CheckpointError: a key is missing, of another type, or contradicts the source's config.json.
+    """
+    if "source" not in manifest.meta and not manifest.source_sha256:
+        return None
+    check_keys(manifest.meta, {"source": OBJECT}, path, "meta")
+    found = manifest.meta["source"]
+    kinds = {"dialect": one_of(*DIALECTS), "dtype": one_of("bfloat16", "float32", "float16"), "config": OBJECT}
+    check_keys(found, kinds, path, "meta.source")
+    settings = read_settings(found["config"], f"{path}: meta.source.config")
+    check_keys(found, {"dialect": one_of(settings.dialect.name)}, path, "meta.source")  # as its config.json says
+    return Origin(found["dtype"], settings)
 
 
 def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:

@@ -4,13 +4,24 @@ import collections
 import re
 
 from mm01_jax.checkpoint import CheckpointError
-from mm01_jax.config import ModelConfig
+from mm01_jax.config import Config, ModelConfig
 from mm01_jax.convert import decay, header, table
 from mm01_jax.convert.dialects import Dialect
 from mm01_jax.convert.files import TensorFiles
 
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
+_MOST_EXPERTS = 100_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
 _LAYER = re.compile(r"model\.layers\.(\d+)\.self_attn\.(qkv_proj|q_proj)\.weight$")
+
+
+def check_count(config: Config, where: str) -> None:
+    """Raises CheckpointError where a config gives more tensors than any model has, before they are listed."""
+    counts = {"layers": config.model.num_layers, "experts": config.model.num_experts}
+    counts |= {"vision blocks": config.vision.num_layers} if config.vision else {}
+    total = counts["layers"] * counts["experts"] + counts.get("vision blocks", 0)
+    if total > _MOST_EXPERTS:
+        got = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+        raise CheckpointError(f"{where}: {got}; allowed: at most {_MOST_EXPERTS:,} experts in all layers together")
 
 
 def common_dtype(files: TensorFiles) -> str:
@@ -23,10 +34,9 @@ def common_dtype(files: TensorFiles) -> str:
 
 def decay_buffers(files: TensorFiles, model: ModelConfig, dialect: Dialect, plain: dict) -> list[decay.Buffer]:
     """The decay buffers that a native checkpoint should hold: all of them, or none if it holds none."""
-    block = plain.get("block_size", 256)
-    if not dialect.native or type(block) is not int or not 0 < block <= 2**16:
+    if not dialect.native:
         return []
-    expected = list(decay.buffers(model, block))
+    expected = list(decay.buffers(model, plain.get("block_size", 256)))
     return expected if any(buffer.name in files.entries for buffer in expected) else []
 
 
@@ -77,6 +87,6 @@ def leaf_problems(stored: dict, wanted: dict[str, table.Leaf]) -> list[str]:
         if stored[path].shape != wanted[path].shape or stored[path].stack != wanted[path].stack:
             found.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(wanted[path].shape)}")
     dtypes = {leaf.dtype for leaf in stored.values()}
-    if len(dtypes) > 1:
-        found.append(f"leaves of several dtypes: {', '.join(sorted(dtypes))}")
+    if len(dtypes) > 1 or not dtypes <= {"bfloat16", "float32"}:
+        found.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")
     return sorted(found)

@@ -118,7 +118,7 @@ def _plan(checkpoint, items, shards, target, chosen) -> Plan:
     partial = target.with_name(target.name + ".partial")
     done = sum(p.stat().st_size for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
     elements = sum(map(table.num_elements, checkpoint.tensors))
-    notes = [f"dialect {dialect.name}, {checkpoint.dtype} -> {dtype}, {len(shards)} shards"]
+    notes = [f"dialect {dialect.name}, {checkpoint.dtype} -> {dtype}, {len(shards)} shard{'s' * (len(shards) > 1)}"]
     made = len(items) - len(checkpoint.tensors)
     if made:
         notes.append(f"{made} decay buffers are made anew")
@@ -164,6 +164,7 @@ class _Export:
         with ShardFile(temporary, [(i.name, i.shape, i.nbytes) for i in items], self.dtype) as file:
 
             def one(item: Item) -> str:
+                self.progress.start(item.name, item.nbytes)
                 array = self.array(item)
                 file.write(item.name, array)
                 self.progress.add(item.nbytes)
@@ -179,8 +180,8 @@ class _Export:
 
     def _compare(self, shard: str, sha256s: dict[str, str]) -> None:
         known = self.checkpoint.checkpoint.manifest.source_sha256
-        origin = self.checkpoint.checkpoint.manifest.meta.get("source", {})
-        if origin.get("dtype") != self.dtype or self.checkpoint.dtype != self.dtype:
+        origin = self.checkpoint.origin
+        if origin is None or origin.dtype != self.dtype or self.checkpoint.dtype != self.dtype:
             return
         differ = [name for name, sha256 in sha256s.items() if known.get(name, sha256) != sha256]
         if differ:

@@ -39,7 +39,7 @@ def chunks(model):
 def write(target, model) -> None:
     with checkpoint.ArrayWriter(target, plan(model)) as writer:
         for path, index, chunk in chunks(model):
-            writer.write(path, index, chunk, {f"{path}{index}": "00"})
+            writer.write(path, index, chunk, {f"{path}{index}": "0" * 64})
         writer.finish(CONFIG, {"dialect": "original"})
 
 

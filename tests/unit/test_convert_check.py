@@ -115,6 +115,18 @@ def test_directory_of_the_other_kind_is_refused_with_the_command_that_reads_it(r
     assert "a checkpoint of mm01_jax, which to-torch reads" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("inspect", "source"), ("to-torch", "source"), ("check", "against"), ("certify", "against"), ("logits", "ids")],
+)
+def test_path_that_is_not_there_is_a_mistake_in_the_command(command, option, room, tmp_path, capsys):
+    paths = {"source": room / "in"} | ({"target": tmp_path / "x"} if command == "to-torch" else {})
+    paths |= {"out": tmp_path / "x.npz"} if command == "logits" else {}
+    paths[option] = tmp_path / "nowhere"
+    assert main([command, *(f"--{name}={path}" for name, path in paths.items())]) == 2
+    assert f"--{option}={tmp_path / 'nowhere'}: no such file or directory" in capsys.readouterr().err
+
+
 def test_inspect_names_dialect_parameters_and_leaves(tmp_path):
     lines = []
     inspect(samples.make(tmp_path / "in", "m1"), say=lines.append)

@@ -1,0 +1,95 @@
+"""JSON that anybody may have written: parsed strictly, its keys and their types checked before any is used."""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mm01_jax.checkpoint.errors import CheckpointError
+
+
+class Kind(NamedTuple):
+    """What a value may be: in words, for a message, and as a test; of an object also what its values may be."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    inner: "Kind | None" = None
+
+
+def one_of(*choices: str) -> Kind:
+    """One of these texts."""
+    return Kind(", ".join(choices), lambda value: isinstance(value, str) and value in choices)
+
+
+def objects_of(kind: Kind) -> Kind:
+    """An object all of whose values are of a kind."""
+    return OBJECT._replace(inner=kind)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return type(value) is int and least <= value < 2**63
+
+
+OBJECT = Kind("an object", lambda value: type(value) is dict)
+WHOLE = Kind("a whole number >= 0", lambda value: _whole(value, 0))
+SIZES = Kind(
+    "a list of at most 16 whole numbers >= 1",
+    lambda value: type(value) is list and len(value) <= 16 and all(_whole(size, 1) for size in value),
+)
+SHA256 = Kind("64 hex digits", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)))
+
+
+def check_keys(plain: Any, kinds: Mapping[str, Kind], path: pathlib.Path, where: str = "") -> None:
+    """Raises CheckpointError, naming file and key, where a key is missing or of another kind.
+
+    Args:
+      where: "leaves.model/embed" if `plain` lies under these keys of the file.
+    """
+    if type(plain) is not dict:
+        raise CheckpointError(f"{path}: {where or 'the file'}: got {_short(plain)}; allowed: an object")
+    for key, kind in kinds.items():
+        name = f"{where}.{key}" if where else key
+        if key not in plain or not kind.holds(plain[key]):
+            got = _short(plain[key]) if key in plain else "nothing"
+            raise CheckpointError(f"{path}: {name}: got {got}; allowed: {kind.words}")
+        if kind.inner:
+            check_keys(plain[key], dict.fromkeys(plain[key], kind.inner), path, name)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def parse_object(path: pathlib.Path, raw: bytes) -> dict:
+    """A JSON object with each key once and finite numbers; anything else is a CheckpointError that names `path`."""
+    hooks = {"object_pairs_hook": _no_duplicates, "parse_constant": _no_constants, "parse_float": _finite}
+    try:
+        plain = json.loads(raw.decode("utf-8"), **hooks)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path}: JSON of a {type(plain).__name__}, not of an object")
+    return plain
+
+
+def _no_duplicates(pairs: list) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {twice!r} occurs twice")
+    return found
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """`1e400` is JSON, but no number here: it would be read as infinity."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text[:40]} is beyond float64")
+    return float(text)
