@@ -63,10 +63,12 @@ def test_the_lock_of_a_killed_writer_is_free_at_once(tmp_path):
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
-    script = CONTENDER.replace("    sys.stdin.read()", "    import os; os.fork() or time.sleep(5); os._exit(0)")
+    fork = "    import os; os.fork() or (print('forked', flush=True), time.sleep(5)); os._exit(0)"
+    script = CONTENDER.replace("    sys.stdin.read()", fork)
     command = [sys.executable, "-c", script, lock.__file__, str(tmp_path), "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "won\n"
+    assert process.stdout.readline() == "forked\n"  # the child is there, and has closed its copy
     process.wait(timeout=20)
     RunLock(tmp_path).close()
     process.stdout.close()
