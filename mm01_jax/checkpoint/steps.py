@@ -166,8 +166,10 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._retire()
         except BaseException as error:  # noqa: BLE001 - a thread has nobody to raise to: `check` does
-            self._error = error
-            self._purge()
+            try:
+                self._purge()  # first: who hears of the failure finds nothing left of it
+            finally:
+                self._error = error
 
     def _retire(self):
         for _, path in list_steps(self.directory)[: -self._keep]:

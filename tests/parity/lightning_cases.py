@@ -82,14 +82,24 @@ def assert_no_worse_than_xla(results, x: Case):
     """max|result - float64| <= 2 max|xla - float64| + tiny for every result, and each element within its own bound.
 
     tiny is one float32 rounding of the largest sum of absolute values: two orders of the same float32 sum differ by as
-    much, and on a few tokens xla's may be a lucky one.
+    much, and on a few tokens xla's may be a lucky one. In an outer product the decay may be applied to either operand
+    before the cast; xla's error of a state is the larger of the two, for a state of one or two tokens is all chance.
     """
     truth, size = exact(x), magnitude(x)
     for name, r, plain, e, m in zip(NAMES, results, xla_passes(x), truth, size, strict=True):
         error, allowed = (np.abs(np.asarray(a, np.float64) - e).max() for a in (r, plain))
+        if "state" in name and x.q.dtype == jnp.bfloat16:
+            other = np.swapaxes(np.asarray(xla_passes(_other_operand(x))[NAMES.index(name)], np.float64), -1, -2)
+            allowed = max(allowed, np.abs(other - e).max())
         tiny = UNIT["float32"] * m.max()
         assert error <= 2 * allowed + tiny, f"{name}: {error:.3g} > 2 * {allowed:.3g} + {tiny:.1g}"
     assert_within_rounding(results, x, truth, size)
+
+
+def _other_operand(x: Case) -> Case:
+    """The case whose states are this one's transposed: xla applies their decays to k and q, here to v and d_out."""
+    states = (jnp.swapaxes(a, -1, -2) for a in (x.state, x.d_state))
+    return Case(x.d_out, x.v, x.k, x.slope, next(states), x.segment_ids, x.q, next(states))
 
 
 def assert_within_rounding(results, x: Case, truth=None, size=None):
