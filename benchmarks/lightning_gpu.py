@@ -26,8 +26,8 @@ def main(paths: list[str]) -> None:
     for name, why in failed.items():
         print(f"- {name}: {why}")
     rows = {name: row for name, row in rows.items() if name not in failed}
-    print(f"\nParity: {sum(len(row['parity']) for row in rows.values())} comparisons, the nearest to its bound at")
-    print(f"{max(map(nearest, rows.values())):.2f} of it (1 is twice the error of plain XLA).")
+    count, worst = sum(len(row["parity"]) for row in rows.values()), max(map(nearest, rows.values()))
+    print(f"\nParity: {count} comparisons, the nearest to its bound at {worst:.2f} of it (1 is twice plain XLA's error).")
     for what in ("forward", "forward+backward"):
         table(what, [rows[name] for name in SEQUENCES if name in rows])
     long_and_packed(rows)

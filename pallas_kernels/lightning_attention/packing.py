@@ -48,7 +48,7 @@ def filled_documents(segment_ids_BS: jax.Array | None, S: int, chunk: int) -> Do
     missing = -S % chunk
     if segment_ids_BS is not None:
         return documents(jnp.pad(segment_ids_BS, ((0, 0), (0, missing)), constant_values=-1))
-    # Not the cumulative sum of a constant: XLA would fold it when it compiles, for minutes at a million tokens.
+    # Not the cumulative sum of a constant: XLA folds it when it compiles, and complains of how long that takes.
     index = jnp.arange(S + missing, dtype=jnp.int32)[None]
     return Documents(jnp.minimum(index + 1, S), jnp.zeros_like(index), index < S)
 
