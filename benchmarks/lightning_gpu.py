@@ -27,7 +27,7 @@ def main(paths: list[str]) -> None:
         print(f"- {name}: {why}")
     rows = {name: row for name, row in rows.items() if name not in failed}
     count, worst = sum(len(row["parity"]) for row in rows.values()), max(map(nearest, rows.values()))
-    print(f"\nParity: {count} comparisons, the nearest to its bound at {worst:.2f} of it (1 is twice plain XLA's error).")
+    print(f"\nParity: {count} comparisons, the nearest at {worst:.2f} of its bound (twice plain XLA's error).")
     for what in ("forward", "forward+backward"):
         table(what, [rows[name] for name in SEQUENCES if name in rows])
     long_and_packed(rows)
