@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 ROWS = 64  # tokens of a warpgroup: the height of a wgmma
 PAD = 1 << 20  # the key of a padding token
-DOCUMENT = 256  # what a new document adds to a key: above any distance within a chunk
+DOCUMENT = 256  # what a new document adds to a key: a power of two above any distance within a chunk
 META = 32  # floats after a chunk's keys, the key at the chunk's end: slots stay on TMA's 128 byte boundaries
 
 DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
@@ -68,18 +68,30 @@ class KeyedReader:
         return self.plain.power(self.end - self.row if self.plain.plan.reverse else self.row)
 
     def inside(self, block: int, scores):
-        # All of one document, without padding: its last token is as old as the chunk is long. Most chunks are; the
-        # tables made once serve them, and save an exponential for each score.
+        # Most chunks are all of one document, without padding: the chunk's last token is as old as the chunk is long.
         undivided = self.end == self.plain.plan.chunk
         plain = functools.partial(self.plain.inside, block, scores)
-        return lax.cond(undivided, plain, lambda: scores * self._divided(block))
+        return lax.cond(undivided, plain, lambda: self._divided(block, scores))
 
-    def _divided(self, block: int):
+    def _divided(self, block: int, scores):
+        """Boundaries alone hide scores, a comparison each; where padding holds time still it takes exponentials."""
+        plan = self.plain.plan
         other = plgpu.load(self.keys.at[pl.ds(block * ROWS, ROWS)], layout=ACROSS)
-        # Two padding tokens must not meet at distance 0.
-        other = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
-        distance = down(self.row, ROWS) - across(other, ROWS)
-        return self.plain.power(-distance if self.plain.plan.reverse else distance)
+        padded = (self.end.astype(jnp.int32) & (DOCUMENT - 1)) != plan.chunk  # the end is younger than the chunk long
+
+        def exponentials():
+            # Two padding tokens must not meet at distance 0.
+            column = jnp.where(other >= PAD, jnp.float32(2 * PAD), other)
+            distance = down(self.row, ROWS) - across(column, ROWS)
+            return scores * self.plain.power(-distance if plan.reverse else distance)
+
+        def comparisons():
+            furthest = down(self.row + plan.chunk if plan.reverse else self.row - plan.chunk, ROWS)
+            column = across(other, ROWS)
+            near = column <= furthest if plan.reverse else column >= furthest
+            return jnp.where(near, self.plain.inside(block, scores), jnp.float32(0))
+
+        return lax.cond(padded, exponentials, comparisons)
 
 
 class Writer:

@@ -66,6 +66,12 @@ def test_lightning_gpu_of_a_ragged_packed_split_sequence_is_no_worse_than_xla(tw
     _check(cases.case(250, "bfloat16", H=64, slopes=cases.SLOPES[1:3], segment_ids=_packed(250)))
 
 
+def test_lightning_gpu_of_documents_without_padding_is_no_worse_than_xla():
+    """A boundary in either half of a chunk, at its start, and none: with and without blocks beside the diagonal."""
+    ids = np.searchsorted([40, 228, 384], np.arange(512), side="right")[None]
+    _check(cases.case(512, "bfloat16", H=64, slopes=cases.SLOPES[1:2], segment_ids=ids))
+
+
 def test_lightning_gpu_without_a_state_equals_one_of_zeros():
     x = cases.case(64, "bfloat16", H=64, slopes=cases.SLOPES[:1])
     seen = []
