@@ -3,7 +3,8 @@
     python -m pallas_kernels.bench lightning_attention --json=report.json
     python -m benchmarks.lightning_gpu report.json [report.json ...]
 
-Of a row that stands in several reports the last counts. Each row keeps the device and copy rate of its own report.
+Of a row that stands in several reports the last counts. Each row keeps the device and copy rate of its own report, and
+rows are compared with rows of the same report.
 """
 
 import json
@@ -30,7 +31,7 @@ def main(paths: list[str]) -> None:
     print(f"\nParity: {count} comparisons, the nearest at {worst:.2f} of its bound (twice plain XLA's error).")
     for what in ("forward", "forward+backward"):
         table(what, [rows[name] for name in SEQUENCES if name in rows])
-    long_and_packed(rows)
+    long_and_packed([{row["name"]: row for row in report["rows"] if "failed" not in row} for report in reports])
     decode([row for row in rows.values() if "step" in row])
 
 
@@ -48,7 +49,7 @@ def table(what: str, rows: list[dict]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def long_and_packed(rows: dict[str, dict]) -> None:
+def long_and_packed(reports: list[dict[str, dict]]) -> None:
     print("\n| compared | forward | forward+backward |\n|---|---|---|")
     compared = [
         ("64 documents in 32,768 tokens, 64 heads: ms", "packed", None, 1),
@@ -59,7 +60,8 @@ def long_and_packed(rows: dict[str, dict]) -> None:
         ("that against three calls of 8 heads", "1x1048576x24", "1x1048576x8", 3),
     ]
     for label, name, other, factor in compared:
-        if name in rows and (other is None or other in rows):
+        rows = next((rows for rows in reversed(reports) if name in rows and (other is None or other in rows)), None)
+        if rows:
             row, below = rows[name], rows.get(other)
             times = [row[w]["ms"] / (factor * below[w]["ms"] if below else 1) for w in ("forward", "forward+backward")]
             print(f"| {label} | " + " | ".join(f"{time:.3f}" for time in times) + " |")

@@ -162,7 +162,8 @@ def _sequence_peers(x) -> dict:
             rows[name] = {what: {"ms": 1e3 * timing.median_seconds(f, wait)} for what, f in functions.items()}
             # From a zero state, as the peer: the same function, or the comparison means nothing.
             ours, _ = api.lightning_attention(x.q, x.k, x.v, x.slope)
-            rows[name]["difference"] = float(jnp.max(jnp.abs(peers.array(functions["forward"]()) - ours)))
+            difference = jnp.max(jnp.abs(peers.array(functions["forward"]()) - ours))
+            rows[name]["difference"] = float(difference / jnp.max(jnp.abs(ours)))
         except Exception as error:  # a peer's refusal is a result too
             rows[name] = {"failed": f"{type(error).__name__}: {str(error)[:200]}"}
     return rows
@@ -228,9 +229,9 @@ def text(row: dict) -> str:
         for peer, times in row.get("peers", {}).items():
             line += f"  | {peer} " + (f"{times[what]['ms']:.4f} ms" if what in times else times.get("failed", "-"))
         lines.append(line)
-    differences = [f"{p} {t['difference']:.2g}" for p, t in row.get("peers", {}).items() if "difference" in t]
+    differences = [f"{p} {t['difference']:.1%}" for p, t in row.get("peers", {}).items() if "difference" in t]
     if differences:
-        lines.append(" " * 15 + "largest difference from a peer's output: " + ", ".join(differences))
+        lines.append(" " * 15 + "largest difference from a peer, of the largest output: " + ", ".join(differences))
     return "\n".join(lines)
 
 
