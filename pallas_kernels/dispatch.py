@@ -49,6 +49,15 @@ def device_kind() -> str:
     return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
+def not_hopper() -> str | None:
+    """Why the code will not run on an NVIDIA Hopper GPU (wgmma, TMA), or None if it will."""
+    if platform() != "gpu":
+        return f"it needs a GPU, the code runs on {platform()!r}"
+    if not any(name in device_kind() for name in ("H100", "H200", "H800", "H20", "GH200")):
+        return f"it needs an NVIDIA Hopper GPU (wgmma), got {device_kind()!r}"
+    return None
+
+
 def choose(operation: Operation, implementation: str | None, *arguments) -> str:
     """Name of the implementation to use for `arguments`.
 

@@ -19,10 +19,8 @@ MULTIPROCESSORS = 132  # of an H100 or H200 SXM
 def unsupported(q, k, v, slope, state, segment_ids) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
     del k, v, slope, state, segment_ids
-    if dispatch.platform() != "gpu":
-        return f"it needs a GPU, the code runs on {dispatch.platform()!r}"
-    if not any(name in dispatch.device_kind() for name in ("H100", "H200", "H800", "H20", "GH200")):
-        return f"it needs an NVIDIA Hopper GPU (wgmma), got {dispatch.device_kind()!r}"
+    if reason := dispatch.not_hopper():
+        return reason
     if q.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {q.dtype.name}"
     if q.shape[-1] not in HEAD_DIMS:

@@ -1,10 +1,15 @@
-"""Which keys a query sees, from positions and segments; and queries cut into blocks."""
+"""Which keys a query sees, from positions and segments; queries cut into blocks, and the blocks a block can see."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Index = tuple[jax.Array, jax.Array]  # (positions, segments), int32 (B, S) each
 
 
-def visible(query_index: tuple[jax.Array, jax.Array], key_index: tuple[jax.Array, jax.Array]) -> jax.Array:
+def visible(query_index: Index, key_index: Index) -> jax.Array:
     """(B, S, T) bool: keys of the query's own segment at positions up to its own; nothing for padding (< 0)."""
     positions, segments = query_index
     key_positions, key_segments = key_index
@@ -24,3 +29,69 @@ def split_queries(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array,
         return jnp.moveaxis(padded.reshape(B, blocks, size, *x.shape[2:]), 1, 0)
 
     return tuple(map(split, arrays))
+
+
+class Spans(NamedTuple):
+    """For each block of one side the blocks of the other that have to do with it, int32 (B, blocks).
+
+    All pairs of tokens outside `first <= block < end` are hidden; all pairs inside `clear <= block < clear_end` are
+    visible. The latter lies within the former and may be empty.
+    """
+
+    first: jax.Array
+    clear: jax.Array
+    clear_end: jax.Array
+    end: jax.Array
+
+
+class _Extent(NamedTuple):
+    """Smallest and largest position and segment of each block's tokens that are not padding; is any token padding."""
+
+    first: Index
+    last: Index
+    padded: jax.Array
+
+
+def key_spans(query_index: Index, query_block: int, key_index: Index, key_block: int) -> Spans:
+    """For each block of queries the blocks of keys. Lengths are multiples of the blocks."""
+    queries, keys = _extent(query_index, query_block), _extent(key_index, key_block)
+    return _spans(*_pairs(queries, keys, (slice(None), slice(None), None), (slice(None), None, slice(None))))
+
+
+def query_spans(query_index: Index, query_block: int, key_index: Index, key_block: int) -> Spans:
+    """For each block of keys the blocks of queries."""
+    queries, keys = _extent(query_index, query_block), _extent(key_index, key_block)
+    return _spans(*_pairs(queries, keys, (slice(None), None, slice(None)), (slice(None), slice(None), None)))
+
+
+def _extent(index: Index, block: int) -> _Extent:
+    most = np.iinfo(np.int32).max
+    positions, segments = (x.reshape(x.shape[0], -1, block) for x in index)
+    real = segments >= 0
+    first = tuple(jnp.min(jnp.where(real, x, most), axis=-1) for x in (positions, segments))
+    last = tuple(jnp.max(jnp.where(real, x, -1), axis=-1) for x in (positions, segments))
+    return _Extent(first, last, ~jnp.all(real, axis=-1))
+
+
+def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array, jax.Array]:
+    """(some pair may be visible, all pairs are), the pairs of blocks laid out as the two indices say."""
+    queries, keys = jax.tree.map(lambda x: x[at_query], queries), jax.tree.map(lambda x: x[at_key], keys)
+    (position, segment), (last_position, last_segment) = queries.first, queries.last
+    (key_position, key_segment), (last_key_position, last_key_segment) = keys.first, keys.last
+    some = (key_segment <= last_segment) & (segment <= last_key_segment) & (key_position <= last_position)
+    one = (segment == last_segment) & (key_segment == last_key_segment) & (segment == key_segment)
+    return some, one & ~queries.padded & ~keys.padded & (last_key_position <= position)
+
+
+def _spans(some: jax.Array, every: jax.Array) -> Spans:
+    """Of (B, blocks, blocks of the other side)."""
+    count = some.shape[-1]
+    block = jnp.arange(count, dtype=jnp.int32)
+
+    def least(where):
+        return jnp.min(jnp.where(where, block, count), axis=-1)
+
+    end = jnp.max(jnp.where(some, block + 1, 0), axis=-1)
+    first, clear = jnp.minimum(least(some), end), jnp.minimum(least(every), end)
+    clear_end = jnp.minimum(least(~every & (block > clear[..., None])), end)
+    return Spans(first, clear, clear_end, end)

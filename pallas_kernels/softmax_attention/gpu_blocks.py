@@ -1,0 +1,129 @@
+"""What the Hopper kernels of softmax attention share: tiles, the ring of slots, masks, products.
+
+Every kernel has two warpgroups that compute, 64 rows each, and a loader that streams blocks of the other side through
+TMA into a ring of slots. Which blocks those are comes from `masking.Spans`: blocks that are hidden are never read, and
+only those not all visible are masked.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+ROWS = 64  # of a warpgroup: the height of a wgmma
+TILE = 2 * ROWS  # rows of a program
+LOADER = 2  # number of the warpgroup that loads
+REGISTERS = {"compute": 240, "loader": 24}  # a multiprocessor has 512 for the threads of one number
+DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
+LOW = -1e30  # below every logit; twice it is hidden
+
+
+def tile(*shape):
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+
+
+def compute_and_load(compute, load):
+    """Runs compute(warpgroup) on the two that compute, load() on the third."""
+    warpgroup = lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup < LOADER)
+    def _():
+        plgpu.set_max_registers(REGISTERS["compute"], action="increase")
+        compute(warpgroup)
+
+    @pl.when(warpgroup == LOADER)
+    def _():
+        plgpu.set_max_registers(REGISTERS["loader"], action="decrease")
+        load()
+
+
+class Span(NamedTuple):
+    """`masking.Spans` of one program."""
+
+    first: jax.Array
+    clear: jax.Array
+    clear_end: jax.Array
+    end: jax.Array
+
+    @classmethod
+    def of(cls, spans_gmem, b, block):
+        return cls(*(spans_gmem[i, b, block] for i in range(4)))
+
+    @property
+    def steps(self):
+        return self.end - self.first
+
+    def walk(self, step, carry):
+        """carry = step(block, carry, masked) over the blocks in order."""
+        for low, high, masked in (
+            (self.first, self.clear, True),
+            (self.clear, self.clear_end, False),
+            (self.clear_end, self.end, True),
+        ):
+            carry = lax.fori_loop(low, high, functools.partial(step, masked=masked), carry)
+        return carry
+
+
+def stream(steps, stages: int, free, fill):
+    """Keeps a ring of slots full: fill(step, slot) for every step, once the computing warpgroups have left the slot."""
+
+    @pl.loop(0, steps)
+    def _(step):
+        slot = lax.rem(step, jnp.int32(stages))
+
+        @pl.when(step >= stages)
+        def _():
+            for barrier in free:
+                plgpu.barrier_wait(barrier.at[slot])
+
+        fill(step, slot)
+
+
+def down(per_row, columns: int):
+    return lax.broadcast_in_dim(per_row, (per_row.shape[0], columns), [0])
+
+
+def across(per_column, rows: int):
+    return lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), [1])
+
+
+def products(*pairs, then=lambda: None):
+    """float32, each of a 64-row left operand and a right one, both in SMEM; all run together."""
+
+    def run(*accumulators):
+        for accumulator, (left, right) in zip(accumulators, pairs, strict=True):
+            plgpu.wgmma(accumulator, left, right)
+        then()
+        return tuple(accumulator[...] for accumulator in accumulators)
+
+    shapes = [(left.shape[0], right.shape[1]) for left, right in pairs]
+    return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
+
+
+def add_product(total, left, right):
+    """total + left right, left in registers."""
+
+    def run(accumulator):
+        plgpu.wgmma(accumulator, left, right)
+
+    return pl.run_state(run)(plgpu.ACC.init(total))
+
+
+def zeros(*shape):
+    layout = plgpu.Layout.WGMMA if len(shape) == 2 else DOWN
+    return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+
+
+def leave(value, gmem, staged):
+    """Writes 64 rows out: bfloat16 through SMEM, float32 as it is."""
+    if gmem.dtype == jnp.float32:
+        gmem[...] = value
+        return
+    staged[...] = value.astype(gmem.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(staged, gmem)
