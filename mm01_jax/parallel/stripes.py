@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.softmax_attention.partial import attend, attend_gradient, merge
+from pallas_kernels.softmax_attention import attend, attend_gradient, merge
 
 
 class Index(NamedTuple):

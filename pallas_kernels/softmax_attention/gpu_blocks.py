@@ -52,7 +52,9 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, spans_gmem, b, block):
-        return cls(*(spans_gmem[i, b, block] for i in range(4)))
+        # Under `shard_map` a load has the array's varying axes in its type and arithmetic in a kernel does not keep them;
+        # a loop's bounds have to begin with the type they end with.
+        return cls(*(spans_gmem[i, b, block] + jnp.int32(0) for i in range(4)))
 
     @property
     def steps(self):

@@ -86,7 +86,7 @@ def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array
 def _spans(some: jax.Array, every: jax.Array) -> Spans:
     """Of (B, blocks, blocks of the other side)."""
     count = some.shape[-1]
-    block = jnp.arange(count, dtype=jnp.int32)
+    block = jax.lax.broadcasted_iota(jnp.int32, some.shape, some.ndim - 1)
 
     def least(where):
         return jnp.min(jnp.where(where, block, count), axis=-1)

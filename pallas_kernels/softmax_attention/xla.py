@@ -12,27 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.softmax_attention.masking import split_queries, visible
+from pallas_kernels.softmax_attention.masking import Index, split_queries, visible
+from pallas_kernels.softmax_attention.xla_parts import attend as attend  # both part of the contract
+from pallas_kernels.softmax_attention.xla_parts import attend_gradient as attend_gradient
 
 QUERY_BLOCK = 512
 
 
-def softmax_attention(
-    query_BSNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    *,
-    query_index: tuple[jax.Array, jax.Array],
-    key_index: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """Attention of N query heads over K key/value heads; head n uses key head n // (N // K).
+def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
+    """Never: it runs everywhere."""
+    del query_BSNH, key_BTKH, value_BTKH
 
-    Args:
-      query_index, key_index: (positions, segments), int32 (B, S) and (B, T). A query sees keys of its own segment at
-        positions up to its own; a negative segment is padding, sees nothing and outputs 0.
-    Returns:
-      (B, S, N, H) in the query's dtype.
-    """
+
+def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
+    """Contract in `api.py`; differentiated by JAX."""
     B, S, N, H = query_BSNH.shape
     K = key_BTKH.shape[2]
     query = query_BSNH.reshape(B, S, K, N // K, H)

@@ -1,9 +1,8 @@
-"""Softmax attention over a part of the keys, parts merged by their logsumexp; and its gradient given the whole's.
+"""Attention over a part of the keys, and its gradient given the whole's, in plain XLA.
 
-    O_i, l_i = attention and logsumexp over part i        l = log sum_i exp l_i        O = sum_i exp(l_i - l) O_i
     P = exp(Q K' - l)     dV = P' dO     dS = P * (dO V' - sum_h dO O)     dQ = dS K     dK = dS' Q
 
-For keys that come one part at a time (a ring). Plain XLA, a block of queries at a time, logits in float32.
+A block of queries at a time, logits in float32.
 """
 
 import functools
@@ -13,51 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.softmax_attention.masking import split_queries, visible
+from pallas_kernels.softmax_attention.masking import Index, split_queries, visible
 
 QUERY_BLOCK = 512
 
 
-def attend(
-    query_BSNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    query_index: tuple[jax.Array, jax.Array],
-    key_index: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """(out (B, S, N, H), logsumexp (B, S, N)) over these keys, both float32.
-
-    Indices are (positions, segments) as in `softmax_attention`. A query that sees none of these keys has out 0 and the
-    smallest finite logsumexp.
-    """
+def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> tuple[jax.Array, jax.Array]:
+    """Contract in `api.py`."""
     B, S, N, H = query_BSNH.shape
     blocks = split_queries((_grouped(query_BSNH, key_BTKH), *query_index), QUERY_BLOCK)
     out, lse = jax.lax.map(functools.partial(_attend_block, key_BTKH, value_BTKH, key_index), blocks)
     return _joined(out, S).reshape(B, S, N, H), _joined(lse, S).reshape(B, S, N)
 
 
-def merge(
-    out_BSNH: jax.Array, lse_BSN: jax.Array, other_BSNH: jax.Array, other_lse_BSN: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Attention over the union of two disjoint parts of the keys."""
-    lse = jnp.logaddexp(lse_BSN, other_lse_BSN)
-    left, right = jnp.exp(lse_BSN - lse), jnp.exp(other_lse_BSN - lse)
-    return out_BSNH * left[..., None] + other_BSNH * right[..., None], lse
-
-
 def attend_gradient(
-    query_BSNH: jax.Array,
-    key_BTKH: jax.Array,
-    value_BTKH: jax.Array,
-    query_index: tuple[jax.Array, jax.Array],
-    key_index: tuple[jax.Array, jax.Array],
-    whole: tuple[jax.Array, jax.Array, jax.Array],
+    query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What these keys add to (d query, d key, d value), float32.
-
-    Args:
-      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N); sum over H of d_out * out (B, S, N), float32.
-    """
+    """Contract in `api.py`."""
     B, S, N, H = query_BSNH.shape
     grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
     d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
