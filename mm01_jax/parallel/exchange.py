@@ -27,16 +27,17 @@ class Buffers:
     """Static sizes of one group's exchange.
 
     shards: expert shards. experts: on each of them. send: rows that one device may send to one of them.
-    per_expert: rows that one expert may receive.
+    per_expert: rows that one expert may receive. multiple: of what an expert's rows are filled up to (`row_multiple`).
     """
 
     shards: int
     experts: int
     send: int
     per_expert: int
+    multiple: int = 1
 
     @classmethod
-    def of(cls, tokens: int, config: ModelConfig, shards: int, capacity: int | None) -> "Buffers":
+    def of(cls, tokens: int, config: ModelConfig, shards: int, capacity: int | None, multiple: int = 1) -> "Buffers":
         """For `tokens` tokens a device and so many expert shards; `capacity` is each expert's bound in capacity mode.
 
         The worst case is every token choosing as many experts of one shard as it can; `dropless_bound` is a multiple
@@ -51,7 +52,11 @@ class Buffers:
             per_expert = min(per_expert, math.ceil(config.dropless_bound * tokens * A * shards / config.num_experts))
         if capacity is not None:
             send, per_expert = min(send, experts * capacity), min(per_expert, capacity)
-        return cls(shards, experts, send, per_expert)
+        return cls(shards, experts, send, per_expert, multiple)
+
+    def filled_up(self, rows: int) -> int:
+        """Length of an array that holds so many rows, every expert's filled up to the multiple."""
+        return -(-(rows + self.experts * (self.multiple - 1)) // self.multiple) * self.multiple
 
 
 def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules):
@@ -59,13 +64,31 @@ def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: R
     T, A = choice_TA.shape
     order, place = permutation_by(choice_TA.reshape(-1))
     sizes = count(choice_TA.reshape(-1), buffers.experts)
+    filled, shift = _filled_up(sizes, buffers)
+    if buffers.multiple > 1:
+        order, place = _spread(order, place, choice_TA.reshape(-1), sizes, shift, buffers)
     rows = move_rows(x_TD, order // A, place.reshape(T, A))
-    out = experts(rows, sizes, buffers.per_expert)
+    out = experts(rows, filled, buffers)
     out_TAD = move_rows(out, place, order[:, None]).reshape(T, A, -1)
     y_TD = _combine(out_TAD, weight_TA)
     if rules.ffn:
         y_TD = lax.psum_scatter(y_TD, rules.ffn, scatter_dimension=1, tiled=True)
     return y_TD, jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
+
+
+def _filled_up(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+    """(every expert's rows filled up to the multiple, how far that shifts them), (experts,) both."""
+    filled = -(-sizes // buffers.multiple) * buffers.multiple
+    return filled, jnp.cumsum(filled - sizes) - (filled - sizes)
+
+
+def _spread(order, place, choice, sizes, shift, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+    """`permutation_by(choice)` with each expert's rows shifted: (assignment in each row, row of each assignment)."""
+    R, none = buffers.filled_up(order.size), order.size
+    index, starts = jnp.arange(R, dtype=jnp.int32), jnp.cumsum(sizes) - sizes
+    held = index + in_block(index, starts + shift, starts + shift + sizes, -shift, none)
+    place = jnp.where(choice < buffers.experts, place + shift.at[choice].get(mode="clip"), R)
+    return order.at[held].get(mode="fill", fill_value=none), place
 
 
 def exchange_and_compute(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules, *, transport: Transport):
@@ -130,22 +153,24 @@ def _compute_received(received, sizes, experts, buffers: Buffers):
     Where each row stands when all senders' rows are sorted by expert follows from the counts: no sort.
     """
     R, D = buffers.shards * buffers.send, received.shape[-1]
+    filled, shift = _filled_up(sizes.sum(axis=0, dtype=jnp.int32), buffers)
     end_in_buffer = jnp.cumsum(sizes, axis=1)
     first_slot = jnp.arange(buffers.shards, dtype=jnp.int32)[:, None] * buffers.send + end_in_buffer - sizes
     by_expert = jnp.swapaxes(sizes, 0, 1).reshape(-1)
-    end_sorted = jnp.cumsum(by_expert)
+    end_sorted = jnp.cumsum(by_expert) + jnp.repeat(shift, buffers.shards)
     start_sorted = end_sorted - by_expert
     first_slot_sorted = jnp.swapaxes(first_slot, 0, 1).reshape(-1)
     index = jnp.arange(R, dtype=jnp.int32)
-    source = index + in_block(index, start_sorted, end_sorted, first_slot_sorted - start_sorted, R)
+    row = jnp.arange(buffers.filled_up(R), dtype=jnp.int32)
+    source = row + in_block(row, start_sorted, end_sorted, first_slot_sorted - start_sorted, R)
     place = index + in_block(
         index,
         first_slot_sorted,
         first_slot_sorted + by_expert,
         start_sorted - first_slot_sorted,
-        R,
+        row.size,
     )
     per_expert = sizes.sum(axis=0, dtype=jnp.int32)
     rows = move_rows(received.reshape(R, D), source, place[:, None])
-    out = move_rows(experts(rows, per_expert, buffers.per_expert), place, source[:, None])
+    out = move_rows(experts(rows, filled, buffers), place, source[:, None])
     return out.reshape(received.shape), jnp.sum(jnp.maximum(per_expert - buffers.per_expert, 0))

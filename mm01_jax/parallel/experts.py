@@ -23,7 +23,7 @@ from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel import router
 from mm01_jax.parallel.exchange import Buffers, compute_here, exchange_and_compute
 from mm01_jax.parallel.transports import TRANSPORTS
-from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.grouped_matmul import grouped_matmul, row_multiple
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +102,8 @@ def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: 
     groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
     capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
     shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
-    buffers = Buffers.of(T // groups, config, shards, capacity)
+    multiple = row_multiple(x_TD.dtype, experts[0])
+    buffers = Buffers.of(T // groups, config, shards, capacity, multiple)
     experts_here = functools.partial(_expert_ffn, experts)
     exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])
     run = exchange if shards > 1 else compute_here
@@ -113,9 +114,9 @@ def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: 
     return jnp.concatenate([y for y, _ in parts]), sum(overflow for _, overflow in parts)
 
 
-def _expert_ffn(experts, rows_RD, sizes_E, capacity: int) -> jax.Array:
+def _expert_ffn(experts, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
     """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
     gate, up, down = experts
-    multiply = functools.partial(grouped_matmul, capacity=capacity)
+    multiply = functools.partial(grouped_matmul, capacity=buffers.per_expert, multiple=buffers.multiple)
     hidden = jax.nn.silu(multiply(rows_RD, gate, sizes_E)) * multiply(rows_RD, up, sizes_E)
     return multiply(hidden, down, sizes_E)

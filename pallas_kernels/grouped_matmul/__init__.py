@@ -2,10 +2,10 @@
 
 An implementation is a module with two functions; `api.py` has checked the arguments.
 
-    unsupported(x_RD, weights_EDF, group_sizes_E, capacity) -> str | None     why it cannot, or None if it can
-    forward(x_RD, weights_EDF, group_sizes_E, capacity) -> out_RF             differentiable in x and weights
+    unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None     why it cannot, or None
+    forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> out_RF      differentiable in x and weights
 """
 
-from pallas_kernels.grouped_matmul.api import grouped_matmul
+from pallas_kernels.grouped_matmul.api import grouped_matmul, row_multiple
 
-__all__ = ["grouped_matmul"]
+__all__ = ["grouped_matmul", "row_multiple"]

@@ -11,8 +11,18 @@ from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
     "grouped_matmul",
-    {name: f"pallas_kernels.grouped_matmul.{name}" for name in ("tpu", "xla")},
+    {name: f"pallas_kernels.grouped_matmul.{name}" for name in ("tpu", "gpu", "xla")},
 )
+
+
+def row_multiple(x_dtype: jax.typing.DTypeLike, weights_EDF: jax.Array) -> int:
+    """What every group's size should be a multiple of, for the fastest implementation here: lay rows out so.
+
+    128 where the Hopper kernel can take the widths, else 1.
+    """
+    gpu = OPERATION.module("gpu")
+    rows = jax.ShapeDtypeStruct((gpu.MULTIPLE, weights_EDF.shape[1]), x_dtype)
+    return gpu.MULTIPLE if gpu.unsupported(rows, weights_EDF, None, None, gpu.MULTIPLE) is None else 1
 
 
 def grouped_matmul(
@@ -21,6 +31,7 @@ def grouped_matmul(
     group_sizes_E: jax.Array,
     *,
     capacity: int,
+    multiple: int = 1,
     implementation: str | None = None,
 ) -> jax.Array:
     """`out[r] = x[r] @ weights[e]` for the rows r of group e: the first `group_sizes[0]` rows, the next, and so on.
@@ -30,7 +41,9 @@ def grouped_matmul(
       weights_EDF: (E, D, F) in x's dtype.
       group_sizes_E: (E,) int32, >= 0, their sum <= R.
       capacity: a bound on every group's size; a larger group's rows beyond it may give 0. Callers count overflow.
-      implementation: "tpu", "xla", or None for the first of these that can.
+      multiple: the caller's word that every group's size is one of this (`row_multiple`). A group may be filled up with
+        rows of 0.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Returns:
       (R, F) in x's dtype, accumulated in float32. Differentiable in x and weights.
@@ -41,8 +54,8 @@ def grouped_matmul(
     """
     _check(x_RD, weights_EDF, group_sizes_E, capacity)
     arrays = vary_alike(x_RD, weights_EDF, group_sizes_E)
-    name = dispatch.choose(OPERATION, implementation, *arrays, capacity)
-    return OPERATION.module(name).forward(*arrays, capacity)
+    name = dispatch.choose(OPERATION, implementation, *arrays, capacity, multiple)
+    return OPERATION.module(name).forward(*arrays, capacity, multiple)
 
 
 def _check(x, weights, group_sizes, capacity) -> None:

@@ -6,17 +6,17 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 
 
-def unsupported(x_RD, weights_EDF, group_sizes_E, capacity) -> str | None:
+def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
-    del x_RD, weights_EDF, group_sizes_E, capacity
+    del x_RD, weights_EDF, group_sizes_E, capacity, multiple
     if dispatch.platform() != "tpu":
         return f"the code is for {dispatch.platform()}, not for a TPU"
     return None
 
 
-def forward(x_RD, weights_EDF, group_sizes_E, capacity):
+def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple=1):
     """Contract in the package's docstring. Nothing is padded, so `capacity` bounds nothing here."""
-    del capacity
+    del capacity, multiple
     precision = jax.lax.Precision.HIGHEST if x_RD.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     out_RF = jax.lax.ragged_dot(
         x_RD, weights_EDF, group_sizes_E, precision=precision, preferred_element_type=jnp.float32

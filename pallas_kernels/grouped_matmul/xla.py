@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 
 
-def unsupported(x_RD, weights_EDF, group_sizes_E, capacity) -> str | None:
+def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None:
     """Never: it runs everywhere."""
-    del x_RD, weights_EDF, group_sizes_E, capacity
+    del x_RD, weights_EDF, group_sizes_E, capacity, multiple
 
 
-def forward(x_RD, weights_EDF, group_sizes_E, capacity):
+def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple=1):
     """Contract in the package's docstring. Rows of a group beyond `capacity` give 0."""
+    del multiple
     places = _places(group_sizes_E, x_RD.shape[0], capacity)
     out_ECF = _matmul(_to_experts(x_RD, places), weights_EDF).astype(x_RD.dtype)
     return _to_rows(out_ECF, places)

@@ -20,7 +20,7 @@ from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, ROWS, TILE
 from pallas_kernels.varying import vary_alike
 
 BLOCK = 64  # tokens of the other side
-STAGES = 3
+STAGES = 2
 
 
 def key_gradients(arrays, query_index, key_index, spans, out_dtype):

@@ -52,8 +52,8 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, spans_gmem, b, block):
-        # Under `shard_map` a load has the array's varying axes in its type and arithmetic in a kernel does not keep them;
-        # a loop's bounds have to begin with the type they end with.
+        # Under `shard_map` a load has the array's varying axes in its type, arithmetic in a kernel does not keep them,
+        # and a loop's bounds have to begin with the type they end with.
         return cls(*(spans_gmem[i, b, block] + jnp.int32(0) for i in range(4)))
 
     @property
@@ -95,7 +95,7 @@ def across(per_column, rows: int):
 
 
 def products(*pairs, then=lambda: None):
-    """float32, each of a 64-row left operand and a right one, both in SMEM; all run together."""
+    """float32, each of a 64-row left operand and a right one, both in SMEM; all run together, then() beside them."""
 
     def run(*accumulators):
         for accumulator, (left, right) in zip(accumulators, pairs, strict=True):

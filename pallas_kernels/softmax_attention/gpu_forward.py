@@ -1,7 +1,8 @@
 """Softmax attention on Hopper, forward: 128 queries of one head a program, keys and values streamed past them.
 
 The softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867), as in FlashAttention: a row's largest logit so
-far and its sum, both rescaled when a larger one comes.
+far and its sum, both rescaled when a larger one comes. The two warpgroups take turns, as in FlashAttention-3 (arXiv
+2407.08608): while one has the matrix unit the other has its softmax.
 """
 
 import functools
@@ -19,7 +20,6 @@ from pallas_kernels.varying import vary_alike
 
 KEYS = 128  # of a block
 STAGES = 2
-TURNS = True
 
 
 def attend(query, key, value, query_index, key_index, spans, out_dtype):
@@ -94,23 +94,17 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
     H = q.shape[1]
     scale = math.log2(math.e) / math.sqrt(H)
 
-    def arrive():
-        if TURNS:
-            plgpu.barrier_arrive(smem["turn"])
+    turn = smem["turn"]
 
-    def wait():
-        if TURNS:
-            plgpu.barrier_wait(smem["turn"])
-
-    def change():
-        arrive()
-        wait()
+    def pass_on():
+        plgpu.barrier_arrive(turn)
+        plgpu.barrier_wait(turn)
 
     def step(block, carry, *, masked: bool):
         out, peak, total = carry
         slot = lax.rem(block - span.first, jnp.int32(STAGES))
         plgpu.barrier_wait(smem["k_full"].at[slot])
-        (logits,) = blocks.products((q, smem["k"].at[slot].transpose((1, 0))), then=change)
+        (logits,) = blocks.products((q, smem["k"].at[slot].transpose((1, 0))), then=pass_on)
         logits = logits * scale
         if masked:
             position, segment = (plgpu.load(own.at[i], layout=DOWN) for i in range(2))
@@ -125,19 +119,18 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
         total = total * rescale + weights.sum(axis=1)
         out = out * blocks.down(rescale, H)
         weights = weights.astype(jnp.bfloat16)
-        if TURNS:
-            out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
-        arrive()
+        out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
+        plgpu.barrier_arrive(turn)
         plgpu.barrier_wait(smem["v_full"].at[slot])
-        wait()
+        plgpu.barrier_wait(turn)
         out = blocks.add_product(out, weights, smem["v"].at[slot])
         plgpu.barrier_arrive(smem["v_free"].at[slot])
         return out, new_peak, total
 
     peak = plgpu.layout_cast(jnp.full((ROWS,), LOW, jnp.float32), DOWN)
-    pl.when(warpgroup == 1)(change)
+    pl.when(warpgroup == 1)(pass_on)
     out, peak, total = span.walk(step, (blocks.zeros(ROWS, H), peak, blocks.zeros(ROWS)))
-    pl.when(warpgroup == 0)(change)
+    pl.when(warpgroup == 0)(pass_on)
     some = total > 0
     total = jnp.where(some, total, jnp.float32(1))
     least = jnp.float32(jnp.finfo(jnp.float32).min)

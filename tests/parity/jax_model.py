@@ -150,9 +150,9 @@ def lightning_attention_step(q, k, v, slope_N, state_BNHH, *, active_B):
     return jnp.where(active[..., 0], out, 0.0), jnp.where(active, new, old)
 
 
-def grouped_matmul(x_RD, weights_EDF, group_sizes_E, *, capacity: int):
+def grouped_matmul(x_RD, weights_EDF, group_sizes_E, *, capacity: int, multiple: int):
     """Each row times its own expert's matrix."""
-    del capacity
+    del capacity, multiple
     ends_E = jnp.cumsum(group_sizes_E)
     expert_R = jnp.sum(jnp.arange(len(x_RD))[:, None] >= ends_E[None, :], axis=1)
     present_R = expert_R < len(ends_E)

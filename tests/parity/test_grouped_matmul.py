@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import grouped_matmul, reference, tpu
+from pallas_kernels.grouped_matmul import gpu, gpu_tiles, grouped_matmul, reference, row_multiple, tpu
 
 R, D, F = 50, 24, 40
 SIZES = {"uneven": [7, 0, 20, 3, 11], "all rows": [10, 10, 10, 10, 10], "one group": [0, 0, 50, 0, 0], "none": [0] * 5}
 HALF_ULP = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
+H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 
 
-def _arrays(dtype, seed=0):
+def _arrays(dtype, seed=0, R=R, D=D, F=F):
     rng = np.random.default_rng(seed)
     shapes = (R, D), (5, D, F), (R, F)
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -34,14 +36,14 @@ def _assert_within_bound(got, exact, magnitude, terms, dtype):
     assert np.all(np.abs(np.asarray(got, np.float64) - exact) <= bound)
 
 
-def _check(forward, dtype, sizes):
-    x, weights, d_out = _arrays(dtype)
+def _check(forward, dtype, sizes, **shape):
+    x, weights, d_out = _arrays(dtype, **shape)
     sizes = np.array(sizes, np.int32)
     got = jax.jit(lambda *a: _value_and_grads(lambda x, w: forward(x, w, jnp.asarray(sizes)), *a))(x, weights, d_out)
     exact = reference.forward(x, weights, sizes), *reference.backward(x, weights, sizes, d_out)
     absolute = [np.abs(np.asarray(a, np.float64)) for a in (x, weights, d_out)]
     size = reference.forward(*absolute[:2], sizes), *reference.backward(*absolute[:2], sizes, absolute[2])
-    for g, e, m, terms in zip(got, exact, size, (D, F, R), strict=True):
+    for g, e, m, terms in zip(got, exact, size, (weights.shape[1], weights.shape[2], len(x)), strict=True):
         _assert_within_bound(g, e, m, terms, dtype)
 
 
@@ -56,6 +58,34 @@ def test_grouped_matmul_tpu_equals_float64_with_gradients(dtype):
     if dtype == "bfloat16":
         pytest.skip("XLA:CPU has no bfloat16 ragged_dot into float32; the arithmetic is XLA's on a TPU")
     _check(lambda x, w, g: tpu.forward(x, w, g, 50), dtype, SIZES["uneven"])
+
+
+@pytest.mark.parametrize(
+    "sizes", [[128, 0, 256, 0, 128], [0, 128, 0, 0, 0], [0] * 5], ids=["uneven", "one group", "none"]
+)
+def test_grouped_matmul_gpu_interpreted_equals_float64_with_gradients(sizes, monkeypatch):
+    monkeypatch.setattr(gpu_tiles, "MULTIPROCESSORS", 3)  # a program has several items
+    with plgpu.force_gpu_interpret_mode():
+        _check(lambda x, w, g: gpu.forward(x, w, g, 1, 128), "bfloat16", sizes, R=640, D=128, F=256)
+
+
+def test_grouped_matmul_gpu_is_chosen_where_it_fits_and_lowers_with_its_gradients():
+    rows = PartitionSpec("data")
+
+    def loss(x, weights, sizes):
+        assert row_multiple(x.dtype, weights) == 128
+        assert row_multiple(x.dtype, weights[:, :96]) == 1
+        out = grouped_matmul(x, weights, sizes, capacity=256, multiple=128)
+        return jax.lax.psum(out.astype(jnp.float32).sum(), "data")
+
+    with use_abstract_mesh(AbstractMesh((2,), ("data",), (AxisType.Auto,), abstract_device=H200)):
+        specs = rows, PartitionSpec(), PartitionSpec()
+        mapped = jax.shard_map(jax.grad(loss, argnums=(0, 1)), in_specs=specs, out_specs=specs[:2])
+        x, weights = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((512, 128), (5, 128, 256)))
+        text = jax.jit(mapped).trace(x, weights, jax.ShapeDtypeStruct((5,), jnp.int32))
+        assert text.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu") >= 2
+    x, weights, _ = _arrays("bfloat16")
+    assert row_multiple(x.dtype, weights) == 1
 
 
 def test_grouped_matmul_rows_beyond_capacity_are_zero_and_others_exact():

@@ -11,9 +11,10 @@ import pytest
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig
-from mm01_jax.parallel import layout, router
+from mm01_jax.parallel import experts, layout, router
 from mm01_jax.parallel.experts import expert_layer
 from mm01_jax.parallel.rows import move_rows, permutation_by
+from pallas_kernels.grouped_matmul import grouped_matmul
 from tests.reference.experts import within_capacity
 from tests.sharding.mesh_model import MODEL
 
@@ -144,6 +145,40 @@ def test_bounded_routing_is_exact_where_it_fits_and_reported_where_it_does_not(m
         np.testing.assert_array_equal(stats.assigned, free.assigned)
         outcomes.append(fits)
     assert 5 < sum(outcomes) < 25
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(), MeshConfig(expert=4), MeshConfig(data=2, expert=2, tensor=2)], ids=sizes_of
+)
+def test_experts_whose_rows_are_filled_up_to_a_multiple_give_the_same(mesh, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(ROWS, LENGTH, MODEL.embed_dim)).astype(np.float32)
+    segments = np.where(rng.random((ROWS, LENGTH)) < 0.1, -1, 0).astype(np.int32)
+    D, F = MODEL.embed_dim, MODEL.expert_dim
+    shapes = (D, E), (E, D, F), (E, D, F), (E, F, D)
+    weights = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+    def loss(x, weights):
+        y, stats = expert_layer(x, segments, weights, config=MODEL, rules=mesh.rules)
+        return jnp.sum(y * y), (y, stats.overflow)
+
+    def run(multiple):
+        asked = []
+
+        def rows(*arguments, multiple, **rest):
+            asked.append(multiple)
+            return grouped_matmul(*arguments, multiple=multiple, **rest)
+
+        monkeypatch.setattr(experts, "row_multiple", lambda *_: multiple)
+        monkeypatch.setattr(experts, "grouped_matmul", rows)
+        with on(mesh):
+            results = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, weights)
+        assert set(asked) == {multiple}
+        return results
+
+    one, eight = run(1), run(8)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
 
 
 def test_moved_rows_and_their_gradient_are_those_of_indexing():

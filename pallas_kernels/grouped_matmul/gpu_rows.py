@@ -1,0 +1,72 @@
+"""Rows times their expert's matrix on Hopper: an item is TILE rows of one expert by some columns of its matrix."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.grouped_matmul import gpu_tiles
+from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
+from pallas_kernels.varying import vary_alike
+
+
+def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transposed: bool) -> jax.Array:
+    """out (R, F): x[r] @ w[e], weights (E, D, F); or x[r] @ w[e]', weights (E, F, D).
+
+    experts: int32 (R / TILE,), whose matrix each tile meets; of expert E, which is none, the result is 0.
+    """
+    R, F = x_RD.shape[0], weights.shape[1 if transposed else 2]
+    width = gpu_tiles.width_of(F)
+    shape = {"columns": F // width, "width": width, "items": R // TILE * (F // width), "transposed": transposed}
+    kernel = gpu_tiles.kernel(
+        functools.partial(_program, shape),
+        jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat),
+        left=(HALF, DEPTH),
+        right=(width, DEPTH) if transposed else (DEPTH, width),
+        width=width,
+        items=shape["items"],
+    )
+    return vary_alike(x_RD, *kernel({"x": x_RD, "weights": weights, "experts": experts}))[1]
+
+
+def _program(shape, inputs, out_gmem, **scratch):
+    x_gmem, weights_gmem, width = inputs["x"], inputs["weights"], shape["width"]
+
+    def place(index):
+        """(first row, first column, expert); neighbours in time have the same rows."""
+        tile, column = lax.div(index, jnp.int32(shape["columns"])), lax.rem(index, jnp.int32(shape["columns"]))
+        # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
+        return tile * TILE, column * width, inputs["experts"][tile] + jnp.int32(0)
+
+    def steps_of(index):
+        _, _, expert = place(index)
+        return jnp.where(expert < weights_gmem.shape[0], jnp.int32(x_gmem.shape[1] // DEPTH), jnp.int32(0))
+
+    def load(index, done, steps):
+        row, column, expert = place(index)
+
+        def fill(step, slot):
+            full, depth, columns = scratch["full"].at[slot], pl.ds(step * DEPTH, DEPTH), pl.ds(column, width)
+            for half in range(2):
+                rows = x_gmem.at[pl.ds(row + half * HALF, HALF), depth]
+                plgpu.copy_gmem_to_smem(rows, scratch["left"].at[slot, half], full)
+            block = (expert, columns, depth) if shape["transposed"] else (expert, depth, columns)
+            plgpu.copy_gmem_to_smem(weights_gmem.at[block], scratch["right"].at[slot], full)
+
+        gpu_tiles.stream(done, steps, scratch["free"], fill)
+
+    def compute(warpgroup, index, done, steps):
+        row, column, _ = place(index)
+
+        def operands(slot):
+            right = scratch["right"].at[slot]
+            return scratch["left"].at[slot, warpgroup], right.transpose((1, 0)) if shape["transposed"] else right
+
+        total = gpu_tiles.accumulate(done, steps, scratch, operands)
+        out = out_gmem.at[pl.ds(row + warpgroup * HALF, HALF), pl.ds(column, width)]
+        gpu_tiles.store(total, scratch["staged"].at[warpgroup], out)
+
+    gpu_tiles.each_item(shape["items"], steps_of, compute, load)

@@ -1,0 +1,133 @@
+"""What the Hopper kernels of the grouped matmul share: sizes, whose a tile of rows is, the walk over items.
+
+As many programs as multiprocessors take the items (tiles of the result) one after the other. Two warpgroups compute
+half a tile each; the third streams blocks through TMA into a ring of slots, over an item's end into the next one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+HALF = 64  # rows of a warpgroup: the height of a wgmma
+TILE = 2 * HALF  # rows of an item
+WIDTHS = (256, 128)  # columns of an item, the first that divides the result's
+DEPTH = 64  # of a step of the sum: 128 bytes, the widest swizzle
+STAGES = 3
+LOADER = 2  # number of the warpgroup that loads
+REGISTERS = {"compute": 232, "loader": 40}
+MULTIPROCESSORS = 132  # of an H100 or H200 SXM
+
+
+def width_of(columns: int) -> int:
+    return next(width for width in WIDTHS if columns % width == 0)
+
+
+def experts_of_tiles(group_sizes_E: jax.Array, R: int) -> jax.Array:
+    """The expert of each TILE rows, int32 (R / TILE,); E for those after the last group."""
+    ends = jnp.cumsum(group_sizes_E, dtype=jnp.int32)
+    start = jnp.arange(0, R, TILE, dtype=jnp.int32)
+    return jnp.sum(start[:, None] >= ends[None], axis=1, dtype=jnp.int32)
+
+
+def smem(*shape):
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
+
+
+def kernel(program, out_type, left: tuple[int, int], right: tuple[int, int], width: int, items: int):
+    """Of program(inputs, out, left=, right=, staged=, full=, free=); left (of one warpgroup) and right are a step's."""
+    return plgpu.kernel(
+        program,
+        out_type=[out_type],
+        scratch_types={
+            "left": smem(STAGES, 2, *left),
+            "right": smem(STAGES, *right),
+            "staged": smem(2, HALF, width),
+            "full": plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
+            "free": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        },
+        grid=(min(items, MULTIPROCESSORS),),
+        grid_names=("program",),
+        num_threads=3,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+
+
+def each_item(items: int, steps_of, compute, load):
+    """For every item of this program compute(warpgroup, index, done, steps) on the two warpgroups that compute and
+    load(index, done, steps) on the third: `steps` of the sum (`steps_of(index)`), after `done` of the items before.
+    """
+    program, programs = lax.axis_index("program"), min(items, MULTIPROCESSORS)
+    count = lax.div(items - program + (programs - 1), jnp.int32(programs))
+
+    def walk(body):
+        def one(i, done):
+            index = program + i * programs
+            steps = steps_of(index)
+            body(index, done, steps)
+            return done + steps
+
+        lax.fori_loop(0, count, one, jnp.int32(0))
+
+    warpgroup = lax.axis_index("warpgroup")
+
+    @pl.when(warpgroup < LOADER)
+    def _():
+        plgpu.set_max_registers(REGISTERS["compute"], action="increase")
+        walk(lambda *item: compute(warpgroup, *item))
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(warpgroup == LOADER)
+    def _():
+        plgpu.set_max_registers(REGISTERS["loader"], action="decrease")
+        walk(load)
+
+
+def slot_of(step):
+    return lax.rem(step, jnp.int32(STAGES))
+
+
+def stream(done, steps, free, fill):
+    """Keeps the ring full: fill(step, slot) for every step, once both computing warpgroups have left the slot."""
+
+    @pl.loop(0, steps)
+    def _(step):
+        slot = slot_of(done + step)
+
+        @pl.when(done + step >= STAGES)
+        def _():
+            plgpu.barrier_wait(free.at[slot])
+
+        fill(step, slot)
+
+
+def accumulate(done, steps, scratch, operands):
+    """float32 (HALF, width), the sum of products over an item's steps: operands(slot) -> (left, right)."""
+
+    def leave(step):
+        plgpu.barrier_arrive(scratch["free"].at[slot_of(done + step)])
+
+    def run(total):
+        @pl.loop(0, steps)
+        def _(step):
+            slot = slot_of(done + step)
+            plgpu.barrier_wait(scratch["full"].at[slot])
+            plgpu.wgmma(total, *operands(slot))
+            plgpu.wgmma_wait(1)  # the product before is done
+            pl.when(step > 0)(lambda: leave(step - 1))
+
+        return total[...]
+
+    total = pl.run_scoped(run, plgpu.ACC(scratch["staged"].shape[1:], jnp.float32))
+    pl.when(steps > 0)(lambda: leave(steps - 1))
+    return total
+
+
+def store(total, staged, gmem):
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the item before leaves from `staged`
+    staged[...] = total.astype(gmem.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(staged, gmem)
