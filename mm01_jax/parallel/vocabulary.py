@@ -67,29 +67,67 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules
         flat = jnp.pad(flat, [(0, padded - count)] + [(0, 0)] * (flat.ndim - 1))
         return flat.reshape(padded // chunk, chunk, *flat.shape[1:])
 
-    # Made to vary here and widened: else every chunk would sum its gradient of the head over all chips, and the chunks'
-    # gradients would add up in bfloat16. XLA removes the casts there and back.
+    # Made to vary here: else every chunk would sum its gradient of the head over all chips.
     token_axes = {*rules.batch, *rules.seq} - jax.typeof(head_DV).mat.varying
     if token_axes:
         head_DV = lax.pcast(head_DV, tuple(sorted(token_axes)), to="varying")
-    wide_head_DV = head_DV.astype(np.promote_types(head_DV.dtype, np.float32))
-    one = jax.checkpoint(functools.partial(_chunk_cross_entropy, wide_head_DV, rules.vocab))
-    losses = lax.map(one, (split(hidden), split(targets), split(weights)))
-    return lax.psum(jnp.sum(losses), (*rules.batch, *rules.seq))
+    total = _summed(rules.vocab, split(hidden), head_DV, split(targets), split(weights))
+    return lax.psum(total, (*rules.batch, *rules.seq))
 
 
-def _chunk_cross_entropy(head_DV, vocab_axes, xs):
-    hidden_CD, target_C, weight_C = xs
-    wide = np.promote_types(hidden_CD.dtype, np.float32)
-    precision = "highest" if hidden_CD.dtype == jnp.float32 else "default"
-    head_DV = head_DV.astype(hidden_CD.dtype)
-    logits = jnp.einsum("cd,dv->cv", hidden_CD, head_DV, precision=precision, preferred_element_type=wide)
-    peak = lax.stop_gradient(jnp.max(logits, axis=-1))
-    index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
-    picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
-    if vocab_axes:
-        peak = lax.pmax(peak, vocab_axes)
-    total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
-    if vocab_axes:
-        total, picked = lax.psum((total, picked), vocab_axes)
-    return jnp.sum(weight_C * (peak + jnp.log(total) - picked))
+# Its gradient by hand: that of the logits is one pass over them and leaves in the model's dtype, and the chunks'
+# gradients of the head add up in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
+    """Sum over G chunks of C tokens of weight * -log softmax(hidden head)[target]."""
+    return _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC)[0]
+
+
+def _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
+    def one(xs):
+        hidden_CD, target_C, weight_C = xs
+        logits = _product("cd,dv->cv", hidden_CD, head_DV)
+        index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
+        picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
+        peak = jnp.max(logits, axis=-1)
+        if vocab_axes:
+            peak = lax.pmax(peak, vocab_axes)
+        total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
+        if vocab_axes:
+            total, picked = lax.psum((total, picked), vocab_axes)
+        lse = peak + jnp.log(total)
+        return jnp.sum(weight_C * (lse - picked)), lse
+
+    losses, lse_GC = lax.map(one, (hidden_GCD, targets_GC, weights_GC))
+    return jnp.sum(losses), (hidden_GCD, head_DV, targets_GC, weights_GC, lse_GC)
+
+
+def _backward(vocab_axes, residuals, d_total):
+    hidden_GCD, head_DV, targets_GC, weights_GC, lse_GC = residuals
+
+    def one(d_head, xs):
+        hidden_CD, target_C, weight_C, lse_C = xs
+        logits = _product("cd,dv->cv", hidden_CD, head_DV)
+        index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
+        column = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        target = present[:, None] & (column == index[:, None])
+        probability = jnp.exp(logits - lse_C[:, None])
+        d_logits = (probability - target.astype(logits.dtype)) * (weight_C * d_total)[:, None]
+        d_logits = d_logits.astype(hidden_CD.dtype)
+        d_hidden = _product("cv,dv->cd", d_logits, head_DV)
+        if vocab_axes:
+            d_hidden = lax.psum(d_hidden, vocab_axes)
+        return d_head + _product("cd,cv->dv", hidden_CD, d_logits), d_hidden.astype(hidden_CD.dtype)
+
+    start = jnp.zeros_like(head_DV, np.promote_types(head_DV.dtype, np.float32))
+    d_head, d_hidden = lax.scan(one, start, (hidden_GCD, targets_GC, weights_GC, lse_GC))
+    return d_hidden, d_head.astype(head_DV.dtype), None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _product(axes: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    wide = np.promote_types(left.dtype, np.float32)
+    precision = "highest" if left.dtype == jnp.float32 else "default"
+    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=wide)
