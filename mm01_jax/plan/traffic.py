@@ -30,7 +30,7 @@ def _cost(instruction: Instruction, shapes: dict[str, str], program: Program) ->
         return 2 * _far(shapes.get(instruction.operands[_UPDATES[opcode]], ""))
     if opcode == "copy-start":
         return _far(instruction.shape)  # its result names both sides
-    if opcode == "fusion":
+    if opcode in ("fusion", "fusion-start"):  # GPUs run some beside others; the start names operands and result
         return _fusion(instruction, shapes, program)
     return _far(instruction.shape) + sum(_far(shapes.get(name, "")) for name in instruction.operands)
 
