@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from pallas_kernels.declared import flops_of as declared_flops
+
 # Primitive -> the name that HLO has for it.
 _COLLECTIVES = {
     "psum": "all-reduce",
@@ -75,6 +77,8 @@ def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed
             counts.add(name, times * _dot_flops(eqn))
         elif name in ("ragged_dot", "ragged_dot_general"):
             counts.add(name, times * _ragged_flops(eqn, balanced_rows))
+        elif (declared := declared_flops(eqn)) is not None:
+            counts.add("gpu kernel", times * declared)
         elif name in _COLLECTIVES:
             _collective(eqn, times, counts, sizes)
         elif name == "cond":

@@ -32,23 +32,20 @@ def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
 
 @jax.custom_vjp
 def _multiply(x_RD, weights_EDF, group_sizes_E):
-    return gpu_rows.multiply(
-        x_RD, weights_EDF, gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0]), transposed=False
-    )
+    return _forward(x_RD, weights_EDF, group_sizes_E)[0]
 
 
 def _forward(x_RD, weights_EDF, group_sizes_E):
-    return _multiply(x_RD, weights_EDF, group_sizes_E), (x_RD, weights_EDF, group_sizes_E)
+    experts = gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0])
+    out_RF = gpu_rows.multiply(x_RD, weights_EDF, experts, transposed=False)
+    return out_RF, (x_RD, weights_EDF, group_sizes_E)
 
 
 def _backward(residuals, d_RF):
     x_RD, weights_EDF, group_sizes_E = residuals
     experts = gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0])
-    return (
-        gpu_rows.multiply(d_RF, weights_EDF, experts, transposed=True),
-        gpu_weights.outer(x_RD, d_RF, group_sizes_E),
-        None,
-    )
+    dx_RD = gpu_rows.multiply(d_RF, weights_EDF, experts, transposed=True)
+    return dx_RD, gpu_weights.outer(x_RD, d_RF, group_sizes_E), None
 
 
 _multiply.defvjp(_forward, _backward)

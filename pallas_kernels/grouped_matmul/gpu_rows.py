@@ -8,6 +8,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import declared
 from pallas_kernels.grouped_matmul import gpu_tiles
 from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
 from pallas_kernels.varying import vary_alike
@@ -29,7 +30,9 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
         width=width,
         items=shape["items"],
     )
-    return vary_alike(x_RD, *kernel({"x": x_RD, "weights": weights, "experts": experts}))[1]
+    with declared.flops(2 * R * x_RD.shape[1] * F):
+        (out,) = kernel({"x": x_RD, "weights": weights, "experts": experts})
+    return vary_alike(x_RD, out)[1]
 
 
 def _program(shape, inputs, out_gmem, **scratch):

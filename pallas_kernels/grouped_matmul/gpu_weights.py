@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import declared
 from pallas_kernels.grouped_matmul import gpu_tiles
 from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
 from pallas_kernels.varying import vary_alike
@@ -29,7 +30,9 @@ def outer(x_RD: jax.Array, d_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Arr
         width=width,
         items=shape["items"],
     )
-    return vary_alike(x_RD, *kernel({"x": x_RD, "d": d_RF, "start": ends - group_sizes_E, "end": ends}))[1]
+    with declared.flops(2 * x_RD.shape[0] * D * F):
+        (out,) = kernel({"x": x_RD, "d": d_RF, "start": ends - group_sizes_E, "end": ends})
+    return vary_alike(x_RD, out)[1]
 
 
 def _program(shape, inputs, out_gmem, **scratch):

@@ -25,6 +25,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import declared
 from pallas_kernels.lightning_attention import gpu_decay
 from pallas_kernels.lightning_attention.gpu_decay import META, ROWS
 from pallas_kernels.varying import vary_alike
@@ -106,10 +107,19 @@ def scan(plan: Plan, arrays, slope_N, state, keys=None, *, pieces: tuple[int, in
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True, reduction_scratch_bytes=0),
     )
-    outs, states = kernel(inputs)
+    with declared.flops(_flops(plan, B * S * N, H)):
+        outs, states = kernel(inputs)
     # jax 0.12 forgets here, and 0.11 does not, over which mesh axes a result of a Mosaic GPU kernel varies.
     _, *outs, states = vary_alike(arrays[0], *outs, states if plan.writes_state else None)
     return outs, states
+
+
+def _flops(plan: Plan, tokens: int, H: int) -> int:
+    """Of the products; each value half makes scores of its own."""
+    state = 2 * H * H
+    scores = ROWS * (plan.readers + 1) // 2  # of a token, mean
+    reads = state + 2 * scores * H * (H // VALUES + 1) if plan.writes_out else 0
+    return tokens * len(plan.tasks) * (state + reads)
 
 
 def _scratch(plan: Plan, H: int):

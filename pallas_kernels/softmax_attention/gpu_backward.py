@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
 from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, ROWS, TILE
 from pallas_kernels.varying import vary_alike
@@ -44,7 +45,9 @@ def key_gradients(arrays, query_index, key_index, spans, out_dtype):
         grid=(K, T // TILE, B),
         arrivals=6,
     )
-    return vary_alike(query, *kernel(_inputs(arrays, key_index, query_index, spans)))[1:]
+    with declared.flops(blocks.flops(query, key, products=4)):
+        gradients = kernel(_inputs(arrays, key_index, query_index, spans))
+    return vary_alike(query, *gradients)[1:]
 
 
 def query_gradient(arrays, query_index, key_index, spans, out_dtype):
@@ -62,7 +65,9 @@ def query_gradient(arrays, query_index, key_index, spans, out_dtype):
         grid=(N, S // TILE, B),
         arrivals=4,
     )
-    return vary_alike(query, *kernel(_inputs(arrays, query_index, key_index, spans)))[1]
+    with declared.flops(blocks.flops(query, key, products=3)):
+        (gradient,) = kernel(_inputs(arrays, query_index, key_index, spans))
+    return vary_alike(query, gradient)[1]
 
 
 def _kernel(program, out_type, scratch, *, grid, arrivals: int):

@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
 from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, LOW, ROWS, TILE
 from pallas_kernels.varying import vary_alike
@@ -60,7 +61,9 @@ def attend(query, key, value, query_index, key_index, spans, out_dtype):
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     inputs = {"q": query, "k": key, "v": value, "own": query_index, "other": key_index, "spans": spans}
-    return vary_alike(query, *kernel(inputs))[1:]
+    with declared.flops(blocks.flops(query, key, products=2)):
+        out, lse = kernel(inputs)
+    return vary_alike(query, out, lse)[1:]
 
 
 def _program(inputs, out_gmem, lse_gmem, **smem):

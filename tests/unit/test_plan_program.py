@@ -6,6 +6,9 @@ import pytest
 
 from mm01_jax.plan import arrays, collectives, program, traffic
 from mm01_jax.plan.count import Collective, count
+from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.softmax_attention import softmax_attention
 
 MESH = {"data": 2, "expert": 4, "tensor": 2, "sequence": 1}
 TEXT = """HloModule jit_f, is_scheduled=true
@@ -95,6 +98,29 @@ def test_scan_of_matmuls_counts_every_one():
 
     shapes = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16, 16), jnp.float32)
     assert count(jax.make_jaxpr(scanned)(*shapes).jaxpr, {"x": 1}).flops == 16 * 2 * 8 * 16 * 16
+
+
+def test_gpu_kernels_count_what_they_declare_forward_and_backward():
+    B, S, N, H, E, R, F = 2, 512, 4, 128, 4, 1024, 256
+
+    def step(x, weights, q, tokens, sizes):
+        index = tokens, tokens
+        out = softmax_attention(q, q, q, query_index=index, key_index=index, implementation="gpu")
+        out = lightning_attention(out, q, q, jnp.zeros(N), implementation="gpu")[0]
+        rows = grouped_matmul(x, weights, sizes, capacity=R, multiple=128, implementation="gpu")
+        return jnp.sum(out.astype(jnp.float32)) + jnp.sum(rows.astype(jnp.float32))
+
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=132, platform="gpu")
+    types = (jax.sharding.AxisType.Auto,)
+    bfloat16 = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((R, 128), (E, 128, F), (B, S, N, H))]
+    whole = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((B, S), (E,))]
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), types, abstract_device=device)):
+        jaxpr = jax.make_jaxpr(jax.grad(step, argnums=(0, 1, 2)))(*bfloat16, *whole).jaxpr
+    softmax = (2 + 3 + 4) * 2 * (S * S // 2) * H * B * N
+    grouped = 3 * 2 * R * 128 * F
+    # Scores of 96 of the chunk's 128 tokens, made by each of two halves, and their values; two products with states.
+    lightning = 4 * B * S * N * (3 * 2 * 96 * H + 4 * H * H)
+    assert count(jaxpr, {"x": 1}).by_name["gpu kernel"] == softmax + grouped + lightning
 
 
 def test_program_that_xla_compiled_has_the_collectives_that_were_written():

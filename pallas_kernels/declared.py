@@ -1,0 +1,22 @@
+"""What a kernel's products come to, said where it is called, for who counts a traced program (`mm01_jax.plan`).
+
+A GPU kernel's loops have lengths that are data, and its jaxpr has no matmul in it. jax's own `cost_estimate` would be
+the place, but `plgpu.kernel` takes none before jax 0.12.
+"""
+
+import re
+
+import jax
+
+_SCOPE = re.compile(r"kernel_flops_(\d+)")
+
+
+def flops(count: int) -> jax.named_scope:
+    """A scope for the kernel's call, and nothing else in it."""
+    return jax.named_scope(f"kernel_flops_{count}")
+
+
+def flops_of(eqn) -> int | None:
+    """What an equation declares; None where it declares nothing."""
+    found = _SCOPE.search(str(eqn.source_info.name_stack))
+    return int(found[1]) if found else None
