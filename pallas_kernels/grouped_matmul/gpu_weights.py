@@ -30,8 +30,9 @@ def outer(x_RD: jax.Array, d_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Arr
         width=width,
         items=shape["items"],
     )
+    inputs = {"x": x_RD, "d": d_RF, "start": ends - group_sizes_E, "end": ends}
     with declared.flops(2 * x_RD.shape[0] * D * F):
-        (out,) = kernel({"x": x_RD, "d": d_RF, "start": ends - group_sizes_E, "end": ends})
+        (out,) = kernel(inputs)
     return vary_alike(x_RD, out)[1]
 
 

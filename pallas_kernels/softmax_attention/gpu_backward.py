@@ -45,8 +45,9 @@ def key_gradients(arrays, query_index, key_index, spans, out_dtype):
         grid=(K, T // TILE, B),
         arrivals=6,
     )
+    inputs = _inputs(arrays, key_index, query_index, spans)
     with declared.flops(blocks.flops(query, key, products=4)):
-        gradients = kernel(_inputs(arrays, key_index, query_index, spans))
+        gradients = kernel(inputs)
     return vary_alike(query, *gradients)[1:]
 
 
@@ -65,8 +66,9 @@ def query_gradient(arrays, query_index, key_index, spans, out_dtype):
         grid=(N, S // TILE, B),
         arrivals=4,
     )
+    inputs = _inputs(arrays, query_index, key_index, spans)
     with declared.flops(blocks.flops(query, key, products=3)):
-        (gradient,) = kernel(_inputs(arrays, query_index, key_index, spans))
+        (gradient,) = kernel(inputs)
     return vary_alike(query, gradient)[1]
 
 
