@@ -32,9 +32,10 @@ MULTIPLE = 128
 HEAD = """# Softmax attention and the grouped matmul on a Hopper GPU
 
 `python -m benchmarks.layers_gpu --out=benchmarks/layers_gpu.md`, {kind}, jax {version}. bfloat16,
-milliseconds, medians. Every row's values and gradients were first compared with float32 XLA: "of the bound" is the largest error as a
-share of twice bfloat16 XLA's. TFLOP/s of softmax attention count the visible pairs alone: 2 products forward, 5 more
-backward. "both" is forward and backward. cuDNN is `jax.nn.dot_product_attention`, which takes no documents here.
+milliseconds, medians. Every row's values and gradients were first compared with float32 XLA: "of the bound" is the
+largest error as a share of twice bfloat16 XLA's. TFLOP/s of softmax attention count the visible pairs alone: 2 products
+forward, 5 more backward. "both" is forward and backward. cuDNN is `jax.nn.dot_product_attention`, which takes no
+documents here.
 """
 
 

@@ -102,7 +102,7 @@ def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: 
     groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
     capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
     shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
-    multiple = row_multiple(x_TD.dtype, experts[0])
+    multiple = row_multiple(T // groups * choice_TA.shape[1], x_TD.dtype, experts[0])
     buffers = Buffers.of(T // groups, config, shards, capacity, multiple)
     experts_here = functools.partial(_expert_ffn, experts)
     exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])

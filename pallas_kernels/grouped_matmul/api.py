@@ -15,14 +15,16 @@ OPERATION = dispatch.Operation(
 )
 
 
-def row_multiple(x_dtype: jax.typing.DTypeLike, weights_EDF: jax.Array) -> int:
+def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, weights_EDF: jax.Array) -> int:
     """What every group's size should be a multiple of, for the fastest implementation here: lay rows out so.
 
-    128 where the Hopper kernel can take the widths, else 1.
+    128 where the Hopper kernel can take the widths and `num_rows` fill a tile of every expert, else 1: a few rows
+    (decode) cost what reading the weights costs, and XLA reads a layer's where they stand in a stack of layers.
     """
-    gpu = OPERATION.module("gpu")
-    rows = jax.ShapeDtypeStruct((gpu.MULTIPLE, weights_EDF.shape[1]), x_dtype)
-    return gpu.MULTIPLE if gpu.unsupported(rows, weights_EDF, None, None, gpu.MULTIPLE) is None else 1
+    gpu, (E, D, _) = OPERATION.module("gpu"), weights_EDF.shape
+    rows = jax.ShapeDtypeStruct((gpu.MULTIPLE, D), x_dtype)
+    fits = num_rows >= E * gpu.MULTIPLE and not gpu.unsupported(rows, weights_EDF, None, None, gpu.MULTIPLE)
+    return gpu.MULTIPLE if fits else 1
 
 
 def grouped_matmul(
