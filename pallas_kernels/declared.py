@@ -1,7 +1,7 @@
 """What a kernel's products come to, said where it is called, for who counts a traced program (`mm01_jax.plan`).
 
-A GPU kernel's loops have lengths that are data, and its jaxpr has no matmul in it. jax's own `cost_estimate` would be
-the place, but `plgpu.kernel` takes none before jax 0.12.
+A kernel's loops may have lengths that are data, and a GPU kernel's jaxpr has no matmul in it. jax's own `cost_estimate`
+would be the place, but `plgpu.kernel` takes none before jax 0.12.
 """
 
 import re

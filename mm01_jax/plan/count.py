@@ -78,7 +78,7 @@ def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed
         elif name in ("ragged_dot", "ragged_dot_general"):
             counts.add(name, times * _ragged_flops(eqn, balanced_rows))
         elif (declared := declared_flops(eqn)) is not None:
-            counts.add("gpu kernel", times * declared)
+            counts.add("declared", times * declared)
         elif name in _COLLECTIVES:
             _collective(eqn, times, counts, sizes)
         elif name == "cond":

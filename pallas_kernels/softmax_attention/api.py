@@ -19,7 +19,7 @@ from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
     "softmax_attention",
-    {name: f"pallas_kernels.softmax_attention.{name}" for name in ("gpu", "xla")},
+    {name: f"pallas_kernels.softmax_attention.{name}" for name in ("tpu", "gpu", "xla")},
 )
 
 
@@ -36,7 +36,7 @@ def softmax_attention(
 
     Args:
       query_index, key_index: (positions, segments), int32 (B, S) and (B, T).
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Returns:
       (B, S, N, H) in the query's dtype. Differentiable in query, key and value.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import gpu_backward, gpu_forward
 from pallas_kernels.softmax_attention.gpu_blocks import TILE
-from pallas_kernels.softmax_attention.masking import Index, key_spans, query_spans
+from pallas_kernels.softmax_attention.masking import Index, filled_index, filled_up, key_spans, query_spans
 
 HEAD_DIMS = (64, 128)
 FEWEST = 64  # queries; a program has 128, and few of them (decode) are another kernel's work
@@ -30,7 +30,7 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
 
 @jax.custom_vjp
 def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
-    """Contract in the package's docstring."""
+    """Contract in `api.py`."""
     return _forward(query_BSNH, key_BTKH, value_BTKH, query_index, key_index)[0]
 
 
@@ -50,19 +50,19 @@ softmax_attention.defvjp(_forward, _backward)
 
 
 def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index):
-    """Contract in the package's docstring."""
+    """Contract in `api.py`."""
     return _attend(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, jnp.float32)
 
 
 def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole):
-    """Contract in the package's docstring."""
+    """Contract in `api.py`."""
     return _attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole, jnp.float32)
 
 
 def _attend(query, key, value, query_index, key_index, dtype):
     S = query.shape[1]
-    query, key, value = _filled(query), _filled(key), _filled(value)
-    queries, keys = _filled_index(query_index, -1), _filled_index(key_index, -2)
+    query, key, value = (filled_up(x, TILE) for x in (query, key, value))
+    queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
     spans = jnp.stack(key_spans(queries, TILE, keys, gpu_forward.KEYS))
     out, lse = gpu_forward.attend(query, key, value, queries, keys, spans, dtype)
     return out[:, :S], jnp.swapaxes(lse, 1, 2)[:, :S]
@@ -71,9 +71,9 @@ def _attend(query, key, value, query_index, key_index, dtype):
 def _attend_gradient(query, key, value, query_index, key_index, whole, dtype):
     S, T = query.shape[1], key.shape[1]
     d_out, lse, delta = whole
-    per_query = [jnp.swapaxes(_filled(x.astype(jnp.float32)), 1, 2) for x in (lse, delta)]
-    arrays = (*map(_filled, (query, key, value, d_out.astype(query.dtype))), *per_query)
-    queries, keys = _filled_index(query_index, -1), _filled_index(key_index, -2)
+    per_query = [jnp.swapaxes(filled_up(x.astype(jnp.float32), TILE), 1, 2) for x in (lse, delta)]
+    arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), *per_query)
+    queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
     spans = functools.partial(_backward_spans, queries=queries, keys=keys)
     dq = gpu_backward.query_gradient(arrays, queries, keys, spans(key_spans, TILE, gpu_backward.BLOCK), dtype)
     dk, dv = gpu_backward.key_gradients(arrays, queries, keys, spans(query_spans, gpu_backward.BLOCK, TILE), dtype)
@@ -82,17 +82,3 @@ def _attend_gradient(query, key, value, query_index, key_index, whole, dtype):
 
 def _backward_spans(find, query_block: int, key_block: int, *, queries: Index, keys: Index) -> jax.Array:
     return jnp.stack(find(queries, query_block, keys, key_block))
-
-
-def _filled(x: jax.Array) -> jax.Array:
-    """(B, S, ...) to whole tiles."""
-    fill = -x.shape[1] % TILE
-    return jnp.pad(x, [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)) if fill else x
-
-
-def _filled_index(index: Index, padding: int) -> Index:
-    """Whole tiles, and padding of queries and keys with ids that differ: a kernel compares ids, nothing else."""
-    positions, segments = index
-    fill = [(0, 0), (0, -positions.shape[1] % TILE)]
-    segments = jnp.where(segments >= 0, segments, padding)
-    return jnp.pad(positions, fill), jnp.pad(segments, fill, constant_values=padding)

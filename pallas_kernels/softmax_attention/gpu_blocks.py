@@ -22,13 +22,6 @@ DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value
 LOW = -1e30  # below every logit; twice it is hidden
 
 
-def flops(query: jax.Array, key: jax.Array, products: int) -> int:
-    """Of as many products of queries and keys, no document hiding any; where both are as long, half: causality does."""
-    B, S, N, H = query.shape
-    T = key.shape[1]
-    return 2 * products * B * N * S * T * H // (2 if S == T else 1)
-
-
 def tile(*shape):
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)

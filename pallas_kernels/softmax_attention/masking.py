@@ -31,6 +31,29 @@ def split_queries(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array,
     return tuple(map(split, arrays))
 
 
+def filled_up(x: jax.Array, multiple: int) -> jax.Array:
+    """(B, S, ...), S filled up with zeros."""
+    fill = -x.shape[1] % multiple
+    return jnp.pad(x, [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)) if fill else x
+
+
+def filled_index(index: Index, multiple: int, padding: int) -> Index:
+    """The same of an index, with `padding` for every segment that is none: where queries and keys have different ones,
+    a kernel need only compare ids.
+    """
+    positions, segments = index
+    fill = [(0, 0), (0, -positions.shape[1] % multiple)]
+    segments = jnp.where(segments >= 0, segments, padding)
+    return jnp.pad(positions, fill), jnp.pad(segments, fill, constant_values=padding)
+
+
+def pairs(S: int, T: int) -> int:
+    """Pairs of a query and a key that a kernel declares to work on: no document hides any, causality half where there
+    are as many queries as keys.
+    """
+    return S * T // (2 if S == T else 1)
+
+
 class Spans(NamedTuple):
     """For each block of one side the blocks of the other that have to do with it, int32 (B, blocks).
 

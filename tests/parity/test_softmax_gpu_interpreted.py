@@ -12,7 +12,8 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.softmax_attention import attend, gpu, gpu_blocks, masking, reference, softmax_attention, xla
+from pallas_kernels.softmax_attention import attend, gpu, gpu_blocks, masking, softmax_attention
+from tests.parity import softmax_cases as cases
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 ABSTRACT = functools.partial(AbstractMesh, axis_types=(AxisType.Auto,), abstract_device=H200)
@@ -28,65 +29,17 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(gpu_blocks, "add_product", add_product)
 
 
-def _arrays(S, T, N, K, H):
-    rng = np.random.default_rng(0)
-    shapes = (1, S, N, H), (1, T, K, H), (1, T, K, H), (1, S, N, H)
-    return [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
-
-
-def _packed(S) -> masking.Index:
-    """Documents that begin in a tile, with padding in a tile and at the end."""
-    cuts = np.array([0, 100, 130, 170])
-    segments = np.searchsorted(cuts[1:], np.arange(S), side="right")
-    positions = np.arange(S) - cuts[segments]
-    segments[60:70] = segments[S - 9 :] = -1
-    return jnp.asarray(positions, jnp.int32)[None], jnp.asarray(segments, jnp.int32)[None]
-
-
-def _one_document(start, length) -> masking.Index:
-    return jnp.arange(start, start + length, dtype=jnp.int32)[None], jnp.zeros((1, length), jnp.int32)
-
-
-CASES = {
-    "packed documents": (256, 256, 2, 1, 64, _packed(256), _packed(256)),
-    "a length that is no multiple": (150, 150, 1, 1, 128, _packed(150), _packed(150)),
-    "a chunk of a prompt over a cache": (70, 300, 2, 2, 64, _one_document(230, 70), _one_document(0, 300)),
-    "keys that no query sees": (64, 128, 1, 1, 64, _one_document(0, 64), _one_document(64, 128)),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_softmax_gpu_is_no_worse_than_xla(name, interpreted):
-    *shape, query_index, key_index = CASES[name]
-    q, k, v, d_out = _arrays(*shape)
-    index = query_index, key_index
-    exact, exact_lse = reference.attend(q, k, v, *index)
-    exact = exact, *reference.attend_gradient(q, k, v, *index, d_out)
-    least = np.finfo(np.float32).min
-    delta = (np.asarray(d_out, np.float64) * exact[0]).sum(-1)
-    whole = d_out, *(jnp.asarray(x, jnp.float32) for x in (np.maximum(exact_lse, least), delta))
-    plain, pull = jax.vjp(lambda *qkv: xla.softmax_attention(*qkv, *index), q, k, v)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", cases.CASES)
+def test_softmax_gpu_is_no_worse_than_xla(name):
     with plgpu.force_gpu_interpret_mode():
-        # One pass after the other: the interpreter's callbacks must not starve each other of threads.
-        out, lse = jax.block_until_ready(jax.jit(gpu.attend)(q, k, v, *index))
-        gradients = jax.block_until_ready(jax.jit(gpu.attend_gradient)(q, k, v, *index, whole))
-    np.testing.assert_allclose(lse, np.maximum(exact_lse, least), rtol=1e-5, atol=1e-5)
-    for ours, theirs, e in zip((out, *gradients), (plain, *pull(d_out)), exact, strict=True):
-        error, allowed = (np.abs(np.asarray(x, np.float64) - e).max() for x in (ours, theirs))
-        assert error <= 2 * allowed + 1e-30
+        cases.assert_no_worse_than_xla(gpu, name, jnp.bfloat16)
 
 
-def test_softmax_gpu_gradient_rule_is_the_gradient_of_its_parts(interpreted):
-    *shape, query_index, key_index = CASES["packed documents"]
-    q, k, v, d_out = _arrays(*shape)
+@pytest.mark.usefixtures("interpreted")
+def test_softmax_gpu_gradient_rule_is_the_gradient_of_its_parts():
     with plgpu.force_gpu_interpret_mode():
-        out, pull = jax.vjp(lambda *qkv: gpu.softmax_attention(*qkv, query_index, key_index), q, k, v)
-        gradients = jax.block_until_ready(pull(d_out))
-    exact = reference.attend_gradient(q, k, v, query_index, key_index, d_out)
-    assert out.dtype == q.dtype
-    for ours, e in zip(gradients, exact, strict=True):
-        assert ours.dtype == q.dtype
-        np.testing.assert_allclose(np.asarray(ours, np.float64), e, rtol=0, atol=0.02 * np.abs(e).max())
+        cases.assert_rule_is_the_gradient(gpu, jnp.bfloat16)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -116,7 +69,7 @@ def test_softmax_spans_hold_every_visible_pair_and_clear_ones_are_all_visible(se
 
 
 def test_softmax_spans_of_one_document_are_the_triangle():
-    index = _one_document(0, 64)
+    index = cases.one_document(0, 64)
     spans = masking.key_spans(index, 16, index, 16)  # of the first block none is clear: both stand at its end
     np.testing.assert_array_equal(jnp.stack(spans)[:, 0], [[0] * 4, [1, 0, 0, 0], [1, 1, 2, 3], [1, 2, 3, 4]])
 

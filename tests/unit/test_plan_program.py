@@ -120,7 +120,7 @@ def test_gpu_kernels_count_what_they_declare_forward_and_backward():
     grouped = 3 * 2 * R * 128 * F
     # Scores of 96 of the chunk's 128 tokens, made by each of two halves, and their values; two products with states.
     lightning = 4 * B * S * N * (3 * 2 * 96 * H + 4 * H * H)
-    assert count(jaxpr, {"x": 1}).by_name["gpu kernel"] == softmax + grouped + lightning
+    assert count(jaxpr, {"x": 1}).by_name["declared"] == softmax + grouped + lightning
 
 
 def test_program_that_xla_compiled_has_the_collectives_that_were_written():

@@ -1,0 +1,83 @@
+"""Softmax attention for TPUs (Pallas Mosaic TPU), bfloat16 or float32: `tpu_forward`, `tpu_backward`."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.softmax_attention import tpu_backward, tpu_forward
+from pallas_kernels.softmax_attention.masking import Index, filled_index, filled_up
+from pallas_kernels.softmax_attention.tpu_blocks import TILE, rows_of
+
+HEAD_DIMS = (64, 128, 256)
+FEWEST = 64  # queries; a program has 128 and more
+
+
+def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
+    """Why this implementation cannot take the arguments, or None."""
+    del key_BTKH, value_BTKH
+    if dispatch.platform() != "tpu":
+        return f"the code is for {dispatch.platform()}, not for a TPU"
+    if query_BSNH.shape[-1] not in HEAD_DIMS:
+        return f"head_dim must be one of {HEAD_DIMS}, got {query_BSNH.shape[-1]}"
+    if query_BSNH.shape[1] < FEWEST:
+        return f"it takes at least {FEWEST} queries a row, got {query_BSNH.shape[1]}"
+    return None
+
+
+@jax.custom_vjp
+def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
+    """Contract in `api.py`."""
+    return _forward(query_BSNH, key_BTKH, value_BTKH, query_index, key_index)[0]
+
+
+def _forward(query, key, value, query_index, key_index):
+    out, lse = _attend(query, key, value, query_index, key_index, query.dtype)
+    return out, (query, key, value, query_index, key_index, out, lse)
+
+
+def _backward(residuals, d_out):
+    query, key, value, query_index, key_index, out, lse = residuals
+    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    whole = (d_out, lse, delta)
+    return *_attend_gradient(query, key, value, query_index, key_index, whole, query.dtype), None, None
+
+
+softmax_attention.defvjp(_forward, _backward)
+
+
+def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index):
+    """Contract in `api.py`."""
+    return _attend(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, jnp.float32)
+
+
+def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole):
+    """Contract in `api.py`."""
+    return _attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole, jnp.float32)
+
+
+def _attend(query, key, value, query_index, key_index, dtype):
+    S = query.shape[1]
+    arrays = map(_to_kernel, (query, key, value))
+    index = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
+    out, lse = tpu_forward.attend(*arrays, *index, dtype)
+    return _from_kernel(out, S), _from_kernel(lse, S)
+
+
+def _attend_gradient(query, key, value, query_index, key_index, whole, dtype):
+    S, T = query.shape[1], key.shape[1]
+    d_out, lse, delta = whole
+    stats = rows_of(*(_to_kernel(x.astype(jnp.float32)) for x in (lse, delta)))
+    arrays = (*map(_to_kernel, (query, key, value, d_out.astype(query.dtype))), stats)
+    index = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
+    dq = tpu_backward.query_gradient(arrays, *index, dtype)
+    dk, dv = tpu_backward.key_gradients(arrays, *index, dtype)
+    return _from_kernel(dq, S), _from_kernel(dk, T), _from_kernel(dv, T)
+
+
+def _to_kernel(x: jax.Array) -> jax.Array:
+    """(B, S, N, ...) -> (B, N, S, ...), S filled up to whole tiles: time and head dim share VMEM's tiles."""
+    return jnp.swapaxes(filled_up(x, TILE), 1, 2)
+
+
+def _from_kernel(x: jax.Array, S: int) -> jax.Array:
+    return jnp.swapaxes(x[:, :, :S], 1, 2)

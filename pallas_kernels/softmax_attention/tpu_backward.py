@@ -1,0 +1,172 @@
+"""Softmax attention on TPUs, backward, in two passes; neither makes a (queries, keys) matrix in HBM.
+
+    P = exp(Q K' - lse)     dS = P * (dO V' - delta)     dV = P' dO     dK = dS' Q / sqrt(H)     dQ = dS K / sqrt(H)
+
+`key_gradients`: a block of keys of one head a program, the queries of all heads that read them streamed past, keys down
+in the logits. `query_gradient`: a block of queries, keys streamed past.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.softmax_attention import tpu_blocks as blocks
+from pallas_kernels.softmax_attention.masking import Index, key_spans, pairs, query_spans
+from pallas_kernels.softmax_attention.tpu_blocks import HIDDEN, ROWS, dot
+
+_HBM = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def key_gradients(arrays, query_index: Index, key_index: Index, out_dtype):
+    """(dK, dV), (B, K, T, H) in `out_dtype`; arrays as `query_gradient`."""
+    query, key, value, d_out, stats = arrays
+    (B, N, S, H), (K, T) = query.shape, key.shape[1:3]
+    queries, rows = blocks.block_of(S), blocks.block_of(T)
+    vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
+    return blocks.call(
+        functools.partial(_key_program, N // K),
+        [(vary((B, K, T, H), out_dtype), blocks.own(rows, H))] * 2,
+        query_spans(query_index, queries, key_index, rows),
+        (key, value, blocks.index_rows(key_index), query, d_out, stats, blocks.index_rows(query_index)),
+        [*[blocks.own(rows, H)] * 2, blocks.own_rows(rows, of_heads=False), *[_HBM] * 4],
+        [
+            pltpu.VMEM((2, queries, H), query.dtype),
+            pltpu.VMEM((2, queries, H), d_out.dtype),
+            pltpu.VMEM((2, ROWS, queries), jnp.float32),
+            pltpu.VMEM((2, ROWS, queries), jnp.int32),
+            pltpu.SemaphoreType.DMA((2, 4)),
+            pltpu.VMEM((rows, H), jnp.float32),
+            pltpu.VMEM((rows, H), jnp.float32),
+        ],
+        grid=(B, K, T // rows),
+        name="softmax_key_gradients",
+        flops=4 * 2 * B * N * H * pairs(S, T),
+    )
+
+
+def query_gradient(arrays, query_index: Index, key_index: Index, out_dtype):
+    """dQ, (B, N, S, H) in `out_dtype`.
+
+    Args:
+      arrays: query, key, value, d_out as in the forward pass, and (B, N, ROWS, S) float32, whose rows are the
+        logsumexp and the sum over H of d_out * out.
+    """
+    query, key, value, d_out, stats = arrays
+    (B, N, S, H), (K, T) = query.shape, key.shape[1:3]
+    rows, keys = blocks.block_of(S), blocks.block_of(T)
+    vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
+    (gradient,) = blocks.call(
+        functools.partial(_query_program, N // K),
+        [(vary((B, N, S, H), out_dtype), blocks.own(rows, H))],
+        key_spans(query_index, rows, key_index, keys),
+        (query, d_out, stats, blocks.index_rows(query_index), key, value, blocks.index_rows(key_index)),
+        [
+            *[blocks.own(rows, H)] * 2,
+            blocks.own_rows(rows, of_heads=True),
+            blocks.own_rows(rows, of_heads=False),
+            *[_HBM] * 3,
+        ],
+        [
+            pltpu.VMEM((2, keys, H), key.dtype),
+            pltpu.VMEM((2, keys, H), value.dtype),
+            pltpu.VMEM((2, ROWS, keys), jnp.int32),
+            pltpu.SemaphoreType.DMA((2, 3)),
+            pltpu.VMEM((rows, H), jnp.float32),
+        ],
+        grid=(B, N, S // rows),
+        name="softmax_query_gradient",
+        flops=3 * 2 * B * N * H * pairs(S, T),
+    )
+    return gradient
+
+
+def _copies(sources, targets, semaphores, slot):
+    for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        yield pltpu.make_async_copy(source, target.at[slot], semaphores.at[slot, i])
+
+
+def _key_program(
+    group: int,
+    spans_ref,
+    k_ref,
+    v_ref,
+    own_ref,
+    q_hbm,
+    d_hbm,
+    stats_hbm,
+    index_hbm,
+    dk_ref,
+    dv_ref,
+    q_ref,
+    d_ref,
+    stats_ref,
+    index_ref,
+    semaphores,
+    dk_sum,
+    dv_sum,
+):
+    b, kv_head, queries, scale = pl.program_id(0), pl.program_id(1), q_ref.shape[1], blocks.scale_of(k_ref.shape[1])
+    dk_sum[...], dv_sum[...] = jnp.zeros_like(dk_sum), jnp.zeros_like(dv_sum)
+
+    def copies(head, block, slot):
+        n, tokens = kv_head * group + head, pl.ds(block * queries, queries)
+        sources = (q_hbm.at[b, n, tokens], d_hbm.at[b, n, tokens], stats_hbm.at[b, n, :, tokens])
+        sources += (index_hbm.at[b, :, tokens],)
+        return _copies(sources, (q_ref, d_ref, stats_ref, index_ref), semaphores, slot)
+
+    def step(_, slot, masked: bool):
+        q, d, stats = q_ref[slot], d_ref[slot], stats_ref[slot]
+        logits = dot(k_ref[...], q, 1, 1) * scale - stats[0:1]
+        if masked:
+            logits = jnp.where(blocks.seen(own_ref[...], index_ref[slot], keys_down=True), logits, HIDDEN)
+        weights = jnp.exp(logits)
+        d_logits = weights * (dot(v_ref[...], d, 1, 1) - stats[1:2])
+        dv_sum[...] += dot(weights.astype(d.dtype), d, 1, 0)
+        dk_sum[...] += dot(d_logits.astype(q.dtype), q, 1, 0)
+
+    blocks.walk(spans_ref, copies, step, heads=group)
+    dk_ref[...] = (dk_sum[...] * scale).astype(dk_ref.dtype)
+    dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)
+
+
+def _query_program(
+    group: int,
+    spans_ref,
+    q_ref,
+    d_ref,
+    stats_ref,
+    own_ref,
+    k_hbm,
+    v_hbm,
+    index_hbm,
+    dq_ref,
+    k_ref,
+    v_ref,
+    index_ref,
+    semaphores,
+    dq_sum,
+):
+    b, n, keys, scale = pl.program_id(0), pl.program_id(1), k_ref.shape[1], blocks.scale_of(q_ref.shape[1])
+    dq_sum[...] = jnp.zeros_like(dq_sum)
+    stats = stats_ref[...].T
+    lse, delta = stats[:, 0:1], stats[:, 1:2]
+
+    def copies(_, block, slot):
+        tokens, kv_head = pl.ds(block * keys, keys), lax.div(n, group)
+        sources = (k_hbm.at[b, kv_head, tokens], v_hbm.at[b, kv_head, tokens], index_hbm.at[b, :, tokens])
+        return _copies(sources, (k_ref, v_ref, index_ref), semaphores, slot)
+
+    def step(_, slot, masked: bool):
+        k = k_ref[slot]
+        logits = dot(q_ref[...], k, 1, 1) * scale - lse
+        if masked:
+            logits = jnp.where(blocks.seen(own_ref[...], index_ref[slot], keys_down=False), logits, HIDDEN)
+        d_logits = jnp.exp(logits) * (dot(d_ref[...], v_ref[slot], 1, 1) - delta)
+        dq_sum[...] += dot(d_logits.astype(k.dtype), k, 1, 0)
+
+    blocks.walk(spans_ref, copies, step)
+    dq_ref[...] = (dq_sum[...] * scale).astype(dq_ref.dtype)

@@ -1,0 +1,67 @@
+"""Cases of softmax attention and the bound that every implementation is held to."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.softmax_attention import masking, reference, xla
+
+
+def arrays(S, T, N, K, H, dtype):
+    rng = np.random.default_rng(0)
+    shapes = (1, S, N, H), (1, T, K, H), (1, T, K, H), (1, S, N, H)
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def packed(S) -> masking.Index:
+    """Documents that begin in a tile, with padding in a tile and at the end."""
+    cuts = np.array([0, 100, 130, 170])
+    segments = np.searchsorted(cuts[1:], np.arange(S), side="right")
+    positions = np.arange(S) - cuts[segments]
+    segments[60:70] = segments[S - 9 :] = -1
+    return jnp.asarray(positions, jnp.int32)[None], jnp.asarray(segments, jnp.int32)[None]
+
+
+def one_document(start, length) -> masking.Index:
+    return jnp.arange(start, start + length, dtype=jnp.int32)[None], jnp.zeros((1, length), jnp.int32)
+
+
+CASES = {
+    "packed documents": (256, 256, 2, 1, 64, packed(256), packed(256)),
+    "a length that is no multiple": (150, 150, 1, 1, 128, packed(150), packed(150)),
+    "a chunk of a prompt over a cache": (70, 300, 2, 2, 64, one_document(230, 70), one_document(0, 300)),
+    "keys that no query sees": (64, 128, 1, 1, 64, one_document(0, 64), one_document(64, 128)),
+}
+
+
+def assert_no_worse_than_xla(implementation, name: str, dtype) -> None:
+    """attend and attend_gradient: error against NumPy float64 at most twice that of plain XLA at the same dtype."""
+    *shape, query_index, key_index = CASES[name]
+    q, k, v, d_out = arrays(*shape, dtype)
+    index = query_index, key_index
+    exact, exact_lse = reference.attend(q, k, v, *index)
+    exact = exact, *reference.attend_gradient(q, k, v, *index, d_out)
+    least = np.finfo(np.float32).min
+    delta = (np.asarray(d_out, np.float64) * exact[0]).sum(-1)
+    whole = d_out, *(jnp.asarray(x, jnp.float32) for x in (np.maximum(exact_lse, least), delta))
+    plain = xla.attend(q, k, v, *index)[0], *xla.attend_gradient(q, k, v, *index, whole)
+    # One pass after the other: an interpreter's callbacks must not starve each other of threads.
+    out, lse = jax.block_until_ready(jax.jit(implementation.attend)(q, k, v, *index))
+    gradients = jax.block_until_ready(jax.jit(implementation.attend_gradient)(q, k, v, *index, whole))
+    np.testing.assert_allclose(lse, np.maximum(exact_lse, least), rtol=1e-5, atol=1e-5)
+    for ours, theirs, e in zip((out, *gradients), plain, exact, strict=True):
+        error, allowed = (np.abs(np.asarray(x, np.float64) - e).max() for x in (ours, theirs))
+        assert error <= 2 * allowed + 1e-30
+
+
+def assert_rule_is_the_gradient(implementation, dtype) -> None:
+    """`softmax_attention` is differentiable, in the dtype of its arguments."""
+    *shape, query_index, key_index = CASES["packed documents"]
+    q, k, v, d_out = arrays(*shape, dtype)
+    out, pull = jax.vjp(lambda *qkv: implementation.softmax_attention(*qkv, query_index, key_index), q, k, v)
+    gradients = jax.block_until_ready(pull(d_out))
+    exact = reference.attend_gradient(q, k, v, query_index, key_index, d_out)
+    assert out.dtype == q.dtype
+    for ours, e in zip(gradients, exact, strict=True):
+        assert ours.dtype == q.dtype
+        np.testing.assert_allclose(np.asarray(ours, np.float64), e, rtol=0, atol=0.02 * np.abs(e).max())
