@@ -8,7 +8,7 @@ import re
 
 import jax
 
-_SCOPE = re.compile(r"kernel_flops_(\d+)")
+_SCOPE, _PART = re.compile(r"kernel_flops_(\d+)"), re.compile(r"kernel_percent_(\d+)")
 
 
 def flops(count: int) -> jax.named_scope:
@@ -16,7 +16,15 @@ def flops(count: int) -> jax.named_scope:
     return jax.named_scope(f"kernel_flops_{count}")
 
 
-def flops_of(eqn) -> int | None:
+def percent(share: int) -> jax.named_scope:
+    """A scope for calls of kernels that will do so much of what they declare."""
+    return jax.named_scope(f"kernel_percent_{share}")
+
+
+def flops_of(eqn) -> float | None:
     """What an equation declares; None where it declares nothing."""
-    found = _SCOPE.search(str(eqn.source_info.name_stack))
-    return int(found[1]) if found else None
+    stack = str(eqn.source_info.name_stack)
+    if not (found := _SCOPE.search(stack)):
+        return None
+    part = _PART.search(stack)
+    return int(found[1]) * (int(part[1]) / 100 if part else 1)

@@ -10,10 +10,13 @@ A query sees the keys of its own segment at positions up to its own; a negative 
 nothing and outputs 0, as a key nothing sees it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from pallas_kernels import dispatch
+from pallas_kernels import declared, dispatch
 from pallas_kernels.softmax_attention.masking import Index
 from pallas_kernels.varying import vary_alike
 
@@ -44,8 +47,36 @@ def softmax_attention(
     Raises:
       Unsupported: the named implementation cannot take these arguments on this device.
     """
-    module, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
-    return module.softmax_attention(*arrays)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
+    return _differentiable(name, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _differentiable(name, *arrays):
+    return _forward(name, *arrays)[0]
+
+
+def _forward(name, query, key, value, query_index, key_index):
+    arrays = query, key, value, query_index, key_index
+    with _causal(query, key):
+        out, lse = OPERATION.module(name).attend(*arrays, query.dtype)
+    return out, (arrays, out, lse)
+
+
+def _backward(name, residuals, d_out):
+    arrays, out, lse = residuals
+    delta = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1)
+    with _causal(*arrays[:2]):
+        gradients = OPERATION.module(name).attend_gradient(*arrays, (d_out, lse, delta), out.dtype)
+    return *gradients, None, None
+
+
+_differentiable.defvjp(_forward, _backward)
+
+
+def _causal(query, key):
+    """As many queries as keys are a row: causality hides half of the pairs that a kernel declares."""
+    return declared.percent(50 if query.shape[1] == key.shape[1] else 100)
 
 
 def attend(
@@ -61,8 +92,8 @@ def attend(
 
     A query that sees none of these keys has out 0 and the smallest finite logsumexp.
     """
-    module, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
-    return module.attend(*arrays)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
+    return OPERATION.module(name).attend(*arrays, _wide(query_BSNH))
 
 
 def merge(
@@ -89,12 +120,16 @@ def attend_gradient(
     Args:
       whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N); sum over H of d_out * out (B, S, N), float32.
     """
-    module, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole), implementation)
-    return module.attend_gradient(*arrays)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole), implementation)
+    return OPERATION.module(name).attend_gradient(*arrays, _wide(query_BSNH))
 
 
 def _choose(arrays, implementation: str | None):
-    """(the implementation's module, the arrays, which inside `shard_map` vary over the same axes)."""
+    """(an implementation's name, the arrays, which inside `shard_map` vary over the same axes)."""
     leaves, tree = jax.tree.flatten(arrays)
     arrays = jax.tree.unflatten(tree, vary_alike(*leaves))
-    return OPERATION.module(dispatch.choose(OPERATION, implementation, *arrays[:3])), arrays
+    return dispatch.choose(OPERATION, implementation, *arrays[:3]), arrays
+
+
+def _wide(x: jax.Array):
+    return np.promote_types(x.dtype, np.float32)

@@ -1,8 +1,5 @@
 """Softmax attention for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16: `gpu_forward`, `gpu_backward`."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
@@ -28,38 +25,8 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     return None
 
 
-@jax.custom_vjp
-def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
-    """Contract in `api.py`."""
-    return _forward(query_BSNH, key_BTKH, value_BTKH, query_index, key_index)[0]
-
-
-def _forward(query, key, value, query_index, key_index):
-    out, lse = _attend(query, key, value, query_index, key_index, query.dtype)
-    return out, (query, key, value, query_index, key_index, out, lse)
-
-
-def _backward(residuals, d_out):
-    query, key, value, query_index, key_index, out, lse = residuals
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    whole = (d_out, lse, delta)
-    return *_attend_gradient(query, key, value, query_index, key_index, whole, query.dtype), None, None
-
-
-softmax_attention.defvjp(_forward, _backward)
-
-
-def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index):
-    """Contract in `api.py`."""
-    return _attend(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, jnp.float32)
-
-
-def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole):
-    """Contract in `api.py`."""
-    return _attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole, jnp.float32)
-
-
-def _attend(query, key, value, query_index, key_index, dtype):
+def attend(query, key, value, query_index: Index, key_index: Index, dtype):
+    """Contract in the package's docstring."""
     S = query.shape[1]
     query, key, value = (filled_up(x, TILE) for x in (query, key, value))
     queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
@@ -68,17 +35,15 @@ def _attend(query, key, value, query_index, key_index, dtype):
     return out[:, :S], jnp.swapaxes(lse, 1, 2)[:, :S]
 
 
-def _attend_gradient(query, key, value, query_index, key_index, whole, dtype):
+def attend_gradient(query, key, value, query_index: Index, key_index: Index, whole, dtype):
+    """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
     d_out, lse, delta = whole
     per_query = [jnp.swapaxes(filled_up(x.astype(jnp.float32), TILE), 1, 2) for x in (lse, delta)]
     arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), *per_query)
     queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
-    spans = functools.partial(_backward_spans, queries=queries, keys=keys)
-    dq = gpu_backward.query_gradient(arrays, queries, keys, spans(key_spans, TILE, gpu_backward.BLOCK), dtype)
-    dk, dv = gpu_backward.key_gradients(arrays, queries, keys, spans(query_spans, gpu_backward.BLOCK, TILE), dtype)
+    block = gpu_backward.BLOCK
+    spans = jnp.stack(key_spans(queries, TILE, keys, block)), jnp.stack(query_spans(queries, block, keys, TILE))
+    dq = gpu_backward.query_gradient(arrays, queries, keys, spans[0], dtype)
+    dk, dv = gpu_backward.key_gradients(arrays, queries, keys, spans[1], dtype)
     return dq[:, :S], dk[:, :T], dv[:, :T]
-
-
-def _backward_spans(find, query_block: int, key_block: int, *, queries: Index, keys: Index) -> jax.Array:
-    return jnp.stack(find(queries, query_block, keys, key_block))

@@ -47,13 +47,6 @@ def filled_index(index: Index, multiple: int, padding: int) -> Index:
     return jnp.pad(positions, fill), jnp.pad(segments, fill, constant_values=padding)
 
 
-def pairs(S: int, T: int) -> int:
-    """Pairs of a query and a key that a kernel declares to work on: no document hides any, causality half where there
-    are as many queries as keys.
-    """
-    return S * T // (2 if S == T else 1)
-
-
 class Spans(NamedTuple):
     """For each block of one side the blocks of the other that have to do with it, int32 (B, blocks).
 

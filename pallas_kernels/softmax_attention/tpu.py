@@ -24,38 +24,8 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     return None
 
 
-@jax.custom_vjp
-def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
-    """Contract in `api.py`."""
-    return _forward(query_BSNH, key_BTKH, value_BTKH, query_index, key_index)[0]
-
-
-def _forward(query, key, value, query_index, key_index):
-    out, lse = _attend(query, key, value, query_index, key_index, query.dtype)
-    return out, (query, key, value, query_index, key_index, out, lse)
-
-
-def _backward(residuals, d_out):
-    query, key, value, query_index, key_index, out, lse = residuals
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    whole = (d_out, lse, delta)
-    return *_attend_gradient(query, key, value, query_index, key_index, whole, query.dtype), None, None
-
-
-softmax_attention.defvjp(_forward, _backward)
-
-
-def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index):
-    """Contract in `api.py`."""
-    return _attend(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, jnp.float32)
-
-
-def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole):
-    """Contract in `api.py`."""
-    return _attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole, jnp.float32)
-
-
-def _attend(query, key, value, query_index, key_index, dtype):
+def attend(query, key, value, query_index: Index, key_index: Index, dtype):
+    """Contract in the package's docstring."""
     S = query.shape[1]
     arrays = map(_to_kernel, (query, key, value))
     index = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
@@ -63,7 +33,8 @@ def _attend(query, key, value, query_index, key_index, dtype):
     return _from_kernel(out, S), _from_kernel(lse, S)
 
 
-def _attend_gradient(query, key, value, query_index, key_index, whole, dtype):
+def attend_gradient(query, key, value, query_index: Index, key_index: Index, whole, dtype):
+    """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
     d_out, lse, delta = whole
     stats = rows_of(*(_to_kernel(x.astype(jnp.float32)) for x in (lse, delta)))

@@ -1,8 +1,6 @@
-"""Softmax attention in plain XLA, a block of queries at a time.
+"""Softmax attention in plain XLA, a block of queries at a time: logits are float32 and exist for one block only.
 
-    P = softmax(Q K' / sqrt(H) + mask)      O = P V
-
-Logits are float32 and exist for one block of queries only; the backward recomputes them.
+P = exp(Q K' - lse)     dV = P' dO     dS = P * (dO V' - sum_h dO O)     dQ = dS K     dK = dS' Q
 """
 
 import functools
@@ -13,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.softmax_attention.masking import Index, split_queries, visible
-from pallas_kernels.softmax_attention.xla_parts import attend as attend  # both part of the contract
-from pallas_kernels.softmax_attention.xla_parts import attend_gradient as attend_gradient
 
 QUERY_BLOCK = 512
 
@@ -24,30 +20,75 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     del query_BSNH, key_BTKH, value_BTKH
 
 
-def softmax_attention(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index) -> jax.Array:
-    """Contract in `api.py`; differentiated by JAX."""
+def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, dtype):
+    """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
+    blocks = split_queries((_grouped(query_BSNH, key_BTKH), *query_index), QUERY_BLOCK)
+    out, lse = jax.lax.map(functools.partial(_attend_block, key_BTKH, value_BTKH, key_index), blocks)
+    return _joined(out, S).reshape(B, S, N, H).astype(dtype), _joined(lse, S).reshape(B, S, N)
+
+
+def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole, dtype):
+    """Contract in the package's docstring."""
+    B, S, N, H = query_BSNH.shape
+    grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
+    d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
+    blocks = split_queries((grouped(query_BSNH), *query_index, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)
+    wide = whole[1].dtype
+    start = jax.tree.map(lambda x: jnp.zeros_like(x, wide), (key_BTKH, value_BTKH))
+    body = functools.partial(_gradient_block, key_BTKH, value_BTKH, key_index)
+    (d_key, d_value), d_query = jax.lax.scan(body, start, blocks)
+    d_query = _joined(d_query, S).reshape(B, S, N, H)
+    return tuple(x.astype(dtype) for x in (d_query, d_key, d_value))
+
+
+def _grouped(x_BSNH: jax.Array, key_BTKH: jax.Array) -> jax.Array:
+    """(B, S, N, ...) -> (B, S, K, N / K, ...)."""
+    B, S, N = x_BSNH.shape[:3]
     K = key_BTKH.shape[2]
-    query = query_BSNH.reshape(B, S, K, N // K, H)
-    attend = functools.partial(_block, key_BTKH, value_BTKH, key_index)
-    if S <= QUERY_BLOCK:
-        return attend((query, *query_index)).reshape(B, S, N, H)
-    out = jax.lax.map(jax.checkpoint(attend), split_queries((query, *query_index), QUERY_BLOCK))
-    return jnp.moveaxis(out, 0, 1).reshape(B, -1, N, H)[:, :S]  # from (blocks, B, block, K, G, H)
+    return x_BSNH.reshape(B, S, K, N // K, *x_BSNH.shape[3:])
 
 
-def _block(key_BTKH, value_BTKH, key_index, block):
-    query_BSKGH, positions, segments = block
-    wide = np.promote_types(query_BSKGH.dtype, np.float32)
-    precision = "highest" if query_BSKGH.dtype == jnp.float32 else "default"
-    einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
-    logits = einsum("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * (1.0 / math.sqrt(query_BSKGH.shape[-1]))
-    mask = visible((positions, segments), key_index)[:, None, None]
-    # A large finite number instead of -inf: rows that see nothing (padding) stay finite and are zeroed below.
-    logits = jnp.where(mask, logits, jnp.finfo(wide).min)
-    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+def _joined(blocks: jax.Array, S: int) -> jax.Array:
+    """(blocks, B, block, ...) -> (B, S, ...)."""
+    joined = jnp.moveaxis(blocks, 0, 1)
+    return joined.reshape(joined.shape[0], -1, *joined.shape[3:])[:, :S]
+
+
+def _einsum(like: jax.Array):
+    wide = np.promote_types(like.dtype, np.float32)
+    precision = "highest" if like.dtype == jnp.float32 else "default"
+    return functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+
+
+def _logits(query_BSKGH, key_BTKH, query_index, key_index):
+    """(logits (B, K, G, S, T) float32, mask (B, 1, 1, S, T))."""
+    scale = 1.0 / math.sqrt(query_BSKGH.shape[-1])
+    logits = _einsum(query_BSKGH)("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * scale
+    return logits, visible(query_index, key_index)[:, None, None]
+
+
+def _attend_block(key_BTKH, value_BTKH, key_index, block):
+    query, positions, segments = block
+    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+    least = jnp.finfo(logits.dtype).min
+    peak = jnp.max(jnp.where(mask, logits, least), axis=-1, keepdims=True)
     weights = jnp.where(mask, jnp.exp(logits - peak), 0.0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    probabilities = weights / jnp.where(total > 0, total, 1.0)
-    out = einsum("bkgst,btkh->bskgh", probabilities.astype(value_BTKH.dtype), value_BTKH)
-    return out.astype(query_BSKGH.dtype)
+    out = _einsum(query)("bkgst,btkh->bskgh", weights.astype(value_BTKH.dtype), value_BTKH)
+    seen = jnp.where(total > 0, total, 1.0)
+    lse = jnp.where(total > 0, peak + jnp.log(seen), least)[..., 0]
+    return out / jnp.moveaxis(seen, 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _gradient_block(key_BTKH, value_BTKH, key_index, carry, block):
+    query, positions, segments, d_out, lse, delta = block
+    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+    lse, delta = (jnp.moveaxis(x, 1, 3)[..., None] for x in (lse, delta))
+    weights = jnp.where(mask, jnp.exp(logits - lse), 0.0)
+    einsum, dtype, scale = _einsum(query), query.dtype, 1.0 / math.sqrt(query.shape[-1])
+    d_weights = einsum("bskgh,btkh->bkgst", d_out, value_BTKH)
+    d_logits = (weights * (d_weights - delta) * scale).astype(dtype)
+    d_key = carry[0] + einsum("bkgst,bskgh->btkh", d_logits, query)
+    d_value = carry[1] + einsum("bkgst,bskgh->btkh", weights.astype(dtype), d_out)
+    return (d_key, d_value), einsum("bkgst,btkh->bskgh", d_logits, key_BTKH)

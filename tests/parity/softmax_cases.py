@@ -1,10 +1,12 @@
 """Cases of softmax attention and the bound that every implementation is held to."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.softmax_attention import masking, reference, xla
+from pallas_kernels.softmax_attention import api, masking, reference, xla
 
 
 def arrays(S, T, N, K, H, dtype):
@@ -34,7 +36,7 @@ CASES = {
 }
 
 
-def assert_no_worse_than_xla(implementation, name: str, dtype) -> None:
+def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
     """attend and attend_gradient: error against NumPy float64 at most twice that of plain XLA at the same dtype."""
     *shape, query_index, key_index = CASES[name]
     q, k, v, d_out = arrays(*shape, dtype)
@@ -44,21 +46,27 @@ def assert_no_worse_than_xla(implementation, name: str, dtype) -> None:
     least = np.finfo(np.float32).min
     delta = (np.asarray(d_out, np.float64) * exact[0]).sum(-1)
     whole = d_out, *(jnp.asarray(x, jnp.float32) for x in (np.maximum(exact_lse, least), delta))
-    plain = xla.attend(q, k, v, *index)[0], *xla.attend_gradient(q, k, v, *index, whole)
+    plain = xla.attend(q, k, v, *index, jnp.float32)[0], *xla.attend_gradient(q, k, v, *index, whole, jnp.float32)
+    attend, gradient = (functools.partial(f, implementation=implementation) for f in (api.attend, api.attend_gradient))
     # One pass after the other: an interpreter's callbacks must not starve each other of threads.
-    out, lse = jax.block_until_ready(jax.jit(implementation.attend)(q, k, v, *index))
-    gradients = jax.block_until_ready(jax.jit(implementation.attend_gradient)(q, k, v, *index, whole))
+    out, lse = jax.block_until_ready(jax.jit(attend)(q, k, v, *index))
+    gradients = jax.block_until_ready(jax.jit(gradient)(q, k, v, *index, whole))
     np.testing.assert_allclose(lse, np.maximum(exact_lse, least), rtol=1e-5, atol=1e-5)
     for ours, theirs, e in zip((out, *gradients), plain, exact, strict=True):
         error, allowed = (np.abs(np.asarray(x, np.float64) - e).max() for x in (ours, theirs))
         assert error <= 2 * allowed + 1e-30
 
 
-def assert_rule_is_the_gradient(implementation, dtype) -> None:
+def assert_rule_is_the_gradient(implementation: str, dtype) -> None:
     """`softmax_attention` is differentiable, in the dtype of its arguments."""
     *shape, query_index, key_index = CASES["packed documents"]
     q, k, v, d_out = arrays(*shape, dtype)
-    out, pull = jax.vjp(lambda *qkv: implementation.softmax_attention(*qkv, query_index, key_index), q, k, v)
+
+    def whole(q, k, v):
+        index = {"query_index": query_index, "key_index": key_index}
+        return api.softmax_attention(q, k, v, **index, implementation=implementation)
+
+    out, pull = jax.vjp(whole, q, k, v)
     gradients = jax.block_until_ready(pull(d_out))
     exact = reference.attend_gradient(q, k, v, query_index, key_index, d_out)
     assert out.dtype == q.dtype
