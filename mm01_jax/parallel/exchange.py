@@ -64,7 +64,7 @@ def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: R
     T, A = choice_TA.shape
     order, place = permutation_by(choice_TA.reshape(-1))
     sizes = count(choice_TA.reshape(-1), buffers.experts)
-    filled, shift = _filled_up(sizes, buffers)
+    filled, shift = _filled_sizes(sizes, buffers)
     if buffers.multiple > 1:
         order, place = _spread(order, place, choice_TA.reshape(-1), sizes, shift, buffers)
     rows = move_rows(x_TD, order // A, place.reshape(T, A))
@@ -76,7 +76,7 @@ def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: R
     return y_TD, jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
 
 
-def _filled_up(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+def _filled_sizes(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
     """(every expert's rows filled up to the multiple, how far that shifts them), (experts,) both."""
     filled = -(-sizes // buffers.multiple) * buffers.multiple
     return filled, jnp.cumsum(filled - sizes) - (filled - sizes)
@@ -153,7 +153,8 @@ def _compute_received(received, sizes, experts, buffers: Buffers):
     Where each row stands when all senders' rows are sorted by expert follows from the counts: no sort.
     """
     R, D = buffers.shards * buffers.send, received.shape[-1]
-    filled, shift = _filled_up(sizes.sum(axis=0, dtype=jnp.int32), buffers)
+    per_expert = sizes.sum(axis=0, dtype=jnp.int32)
+    filled, shift = _filled_sizes(per_expert, buffers)
     end_in_buffer = jnp.cumsum(sizes, axis=1)
     first_slot = jnp.arange(buffers.shards, dtype=jnp.int32)[:, None] * buffers.send + end_in_buffer - sizes
     by_expert = jnp.swapaxes(sizes, 0, 1).reshape(-1)
@@ -170,7 +171,6 @@ def _compute_received(received, sizes, experts, buffers: Buffers):
         start_sorted - first_slot_sorted,
         row.size,
     )
-    per_expert = sizes.sum(axis=0, dtype=jnp.int32)
     rows = move_rows(received.reshape(R, D), source, place[:, None])
     out = move_rows(experts(rows, filled, buffers), place, source[:, None])
     return out.reshape(received.shape), jnp.sum(jnp.maximum(per_expert - buffers.per_expert, 0))

@@ -12,8 +12,8 @@ from jax import lax
 
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.layout import held_here, stripes
-from mm01_jax.parallel.ring import tied
 from mm01_jax.parallel.stripes import Index, Keys, add_gradients, attend_visible, join, nothing_yet, split
+from pallas_kernels.softmax_attention import tied
 from pallas_kernels.varying import vary_alike
 
 

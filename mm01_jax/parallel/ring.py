@@ -14,6 +14,7 @@ from jax import lax
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.layout import held
 from mm01_jax.parallel.stripes import Index, Keys, add_gradients, attend_visible, join, nothing_yet, split
+from pallas_kernels.softmax_attention import tied
 from pallas_kernels.varying import vary_alike
 
 
@@ -81,14 +82,6 @@ def _backward(axes, layout, residuals, d_out):
 
 
 _ring.defvjp(_forward, _backward)
-
-
-def tied(query, index):
-    """The index (any arrays), made to depend on the queries. Masks would else depend on nothing that differs between
-    layers, and jax computes what a scan over layers has in common before it: every mask of every block and pass,
-    1.7 TiB at a million tokens on 512 chips.
-    """
-    return lax.optimization_barrier((query, index))[1]
 
 
 def _place(axes, layout: SequenceLayout, passes) -> jax.Array:

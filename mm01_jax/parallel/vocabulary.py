@@ -96,14 +96,14 @@ def _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
         if vocab_axes:
             total, picked = lax.psum((total, picked), vocab_axes)
         lse = peak + jnp.log(total)
-        return jnp.sum(weight_C * (lse - picked)), lse
+        return jnp.sum(weight_C * (lse - picked)), lse - picked, lse
 
-    losses, lse_GC = lax.map(one, (hidden_GCD, targets_GC, weights_GC))
-    return jnp.sum(losses), (hidden_GCD, head_DV, targets_GC, weights_GC, lse_GC)
+    losses, loss_GC, lse_GC = lax.map(one, (hidden_GCD, targets_GC, weights_GC))
+    return jnp.sum(losses), (hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC)
 
 
 def _backward(vocab_axes, residuals, d_total):
-    hidden_GCD, head_DV, targets_GC, weights_GC, lse_GC = residuals
+    hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC = residuals
 
     def one(d_head, xs):
         hidden_CD, target_C, weight_C, lse_C = xs
@@ -121,7 +121,7 @@ def _backward(vocab_axes, residuals, d_total):
 
     start = jnp.zeros_like(head_DV, np.promote_types(head_DV.dtype, np.float32))
     d_head, d_hidden = lax.scan(one, start, (hidden_GCD, targets_GC, weights_GC, lse_GC))
-    return d_hidden, d_head.astype(head_DV.dtype), None, None
+    return d_hidden, d_head.astype(head_DV.dtype), None, (d_total * loss_GC).astype(weights_GC.dtype)
 
 
 _summed.defvjp(_forward, _backward)

@@ -10,7 +10,7 @@ import numpy as np
 from mm01_jax.plan.count import Collective
 from mm01_jax.plan.program import Instruction, Program, sizes
 
-WORK = ("fusion", "custom-call", "dot", "convolution", "while")
+WORK = ("fusion", "fusion-start", "custom-call", "dot", "convolution", "while")
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 
 
@@ -53,14 +53,14 @@ def _beside_work(program: Program) -> set[str]:
     for instructions in program.computations.values():
         waiting: dict[str, Instruction] = {}
         for instruction in instructions:
-            if instruction.opcode.endswith("-start"):
-                waiting[instruction.name] = instruction
-            elif instruction.opcode.endswith("-done"):
-                waiting.pop(instruction.operands[0], None)
-            elif instruction.opcode in WORK:
+            if instruction.opcode in WORK:
                 for start in waiting.values():
                     found |= {start.name, *start.calls.get("calls", ())}
                 waiting = {}
+            elif instruction.opcode.endswith("-start"):
+                waiting[instruction.name] = instruction
+            elif instruction.opcode.endswith("-done"):
+                waiting.pop(instruction.operands[0], None)
     return found
 
 

@@ -1,4 +1,7 @@
-"""Grouped matmul for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16: no row is padded, none is moved."""
+"""Grouped matmul for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16.
+
+No row is moved and nothing is padded to a capacity.
+"""
 
 import jax
 import jax.numpy as jnp

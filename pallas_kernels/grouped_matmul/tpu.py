@@ -14,7 +14,7 @@ def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | N
     return None
 
 
-def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple=1):
+def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
     """Contract in the package's docstring. Nothing is padded, so `capacity` bounds nothing here."""
     del capacity, multiple
     precision = jax.lax.Precision.HIGHEST if x_RD.dtype == jnp.float32 else jax.lax.Precision.DEFAULT

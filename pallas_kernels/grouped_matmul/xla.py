@@ -16,7 +16,7 @@ def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | N
     del x_RD, weights_EDF, group_sizes_E, capacity, multiple
 
 
-def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple=1):
+def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
     """Contract in the package's docstring. Rows of a group beyond `capacity` give 0."""
     del multiple
     places = _places(group_sizes_E, x_RD.shape[0], capacity)

@@ -8,5 +8,6 @@ An implementation is a module with three functions; `api.py` says what they comp
 """
 
 from pallas_kernels.softmax_attention.api import attend, attend_gradient, merge, softmax_attention
+from pallas_kernels.softmax_attention.masking import tied
 
-__all__ = ["attend", "attend_gradient", "merge", "softmax_attention"]
+__all__ = ["attend", "attend_gradient", "merge", "softmax_attention", "tied"]

@@ -45,6 +45,7 @@ def softmax_attention(
       (B, S, N, H) in the query's dtype. Differentiable in query, key and value.
 
     Raises:
+      ValueError: a shape or dtype is not as above.
       Unsupported: the named implementation cannot take these arguments on this device.
     """
     name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
@@ -126,6 +127,7 @@ def attend_gradient(
 
 def _choose(arrays, implementation: str | None):
     """(an implementation's name, the arrays, which inside `shard_map` vary over the same axes)."""
+    _check(*arrays[:5])
     leaves, tree = jax.tree.flatten(arrays)
     arrays = jax.tree.unflatten(tree, vary_alike(*leaves))
     return dispatch.choose(OPERATION, implementation, *arrays[:3]), arrays
@@ -133,3 +135,19 @@ def _choose(arrays, implementation: str | None):
 
 def _wide(x: jax.Array):
     return np.promote_types(x.dtype, np.float32)
+
+
+def _check(query, key, value, query_index, key_index) -> None:
+    (B, S, N, H), (K, T) = query.shape, (key.shape[2], key.shape[1])
+    if key.shape != (B, T, K, H) or N % K or key.dtype != query.dtype:
+        got = f"{key.dtype.name}{list(key.shape)}"
+        raise ValueError(
+            f"key must be (B={B}, T, K, H={H}) in {query.dtype.name}, K a divisor of the {N} query heads, got {got}"
+        )
+    if (value.shape, value.dtype) != (key.shape, key.dtype):
+        got = f"{value.dtype.name}{list(value.shape)}"
+        raise ValueError(f"value must be as key, {key.dtype.name}{list(key.shape)}, got {got}")
+    for name, index, shape in (("query_index", query_index, (B, S)), ("key_index", key_index, (B, T))):
+        found = [(x.shape, x.dtype.name) for x in index]
+        if found != [(shape, "int32")] * 2:
+            raise ValueError(f"{name} must be (positions, segments), int32{list(shape)} each, got {found}")

@@ -17,6 +17,8 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     del key_BTKH, value_BTKH
     if dispatch.platform() != "tpu":
         return f"the code is for {dispatch.platform()}, not for a TPU"
+    if query_BSNH.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"it takes bfloat16 or float32, got {query_BSNH.dtype.name}"
     if query_BSNH.shape[-1] not in HEAD_DIMS:
         return f"head_dim must be one of {HEAD_DIMS}, got {query_BSNH.shape[-1]}"
     if query_BSNH.shape[1] < FEWEST:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.softmax_attention.masking import Index, split_queries, visible
+from pallas_kernels.softmax_attention.masking import Index, split_queries, tied, visible
 
 QUERY_BLOCK = 512
 
@@ -23,6 +23,7 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
 def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
+    query_index, key_index = tied(query_BSNH, (query_index, key_index))
     blocks = split_queries((_grouped(query_BSNH, key_BTKH), *query_index), QUERY_BLOCK)
     out, lse = jax.lax.map(functools.partial(_attend_block, key_BTKH, value_BTKH, key_index), blocks)
     return _joined(out, S).reshape(B, S, N, H).astype(dtype), _joined(lse, S).reshape(B, S, N)
@@ -31,6 +32,7 @@ def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Inde
 def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
+    query_index, key_index = tied(query_BSNH, (query_index, key_index))
     grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
     d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
     blocks = split_queries((grouped(query_BSNH), *query_index, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)

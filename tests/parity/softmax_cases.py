@@ -9,9 +9,9 @@ import numpy as np
 from pallas_kernels.softmax_attention import api, masking, reference, xla
 
 
-def arrays(S, T, N, K, H, dtype):
+def arrays(S, T, N, K, H, dtype, B=1):
     rng = np.random.default_rng(0)
-    shapes = (1, S, N, H), (1, T, K, H), (1, T, K, H), (1, S, N, H)
+    shapes = (B, S, N, H), (B, T, K, H), (B, T, K, H), (B, S, N, H)
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
@@ -28,10 +28,20 @@ def one_document(start, length) -> masking.Index:
     return jnp.arange(start, start + length, dtype=jnp.int32)[None], jnp.zeros((1, length), jnp.int32)
 
 
+def both(*rows: masking.Index) -> masking.Index:
+    return tuple(jnp.concatenate(parts) for parts in zip(*rows, strict=True))
+
+
 CASES = {
     "packed documents": (256, 256, 2, 1, 64, packed(256), packed(256)),
     "a length that is no multiple": (150, 150, 1, 1, 128, packed(150), packed(150)),
     "a chunk of a prompt over a cache": (70, 300, 2, 2, 64, one_document(230, 70), one_document(0, 300)),
+    # Two key heads of two query heads each; rows that differ in their documents; more keys than queries.
+    "rows and grouped heads": (
+        *(128, 256, 4, 2, 64),
+        both(packed(128), one_document(9, 128)),
+        both(packed(256), one_document(0, 256)),
+    ),
     "keys that no query sees": (64, 128, 1, 1, 64, one_document(0, 64), one_document(64, 128)),
 }
 
@@ -39,7 +49,7 @@ CASES = {
 def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
     """attend and attend_gradient: error against NumPy float64 at most twice that of plain XLA at the same dtype."""
     *shape, query_index, key_index = CASES[name]
-    q, k, v, d_out = arrays(*shape, dtype)
+    q, k, v, d_out = arrays(*shape, dtype, B=len(query_index[0]))
     index = query_index, key_index
     exact, exact_lse = reference.attend(q, k, v, *index)
     exact = exact, *reference.attend_gradient(q, k, v, *index, d_out)

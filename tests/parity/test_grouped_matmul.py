@@ -57,7 +57,7 @@ def test_grouped_matmul_xla_equals_float64_with_gradients(dtype, sizes):
 def test_grouped_matmul_tpu_equals_float64_with_gradients(dtype):
     if dtype == "bfloat16":
         pytest.skip("XLA:CPU has no bfloat16 ragged_dot into float32; the arithmetic is XLA's on a TPU")
-    _check(lambda x, w, g: tpu.forward(x, w, g, 50), dtype, SIZES["uneven"])
+    _check(lambda x, w, g: tpu.forward(x, w, g, 50, 1), dtype, SIZES["uneven"])
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import use_abstract_mesh
+from jax.sharding import PartitionSpec, use_abstract_mesh
 
-from pallas_kernels.softmax_attention import tpu, tpu_blocks
+from pallas_kernels.softmax_attention import softmax_attention, tpu, tpu_blocks
 from tests.parity import lightning_cases
 from tests.parity import softmax_cases as cases
 
@@ -35,6 +35,20 @@ def test_softmax_tpu_is_no_worse_than_xla(name, dtype):
 
 def test_softmax_tpu_gradient_rule_is_the_gradient_of_its_parts():
     cases.assert_rule_is_the_gradient("tpu", jnp.float32)
+
+
+def test_softmax_tpu_traces_inside_a_checked_shard_map_with_its_gradient():
+    rows = PartitionSpec("chip")
+
+    def loss(q, k, tokens):
+        index = {"query_index": (tokens, tokens), "key_index": (tokens, tokens)}
+        out = softmax_attention(q, k, k, **index, implementation="tpu")
+        return jax.lax.psum(out.astype(jnp.float32).sum(), "chip")
+
+    mapped = jax.shard_map(jax.grad(loss, argnums=(0, 1)), in_specs=(rows, rows, rows), out_specs=rows)
+    q, k = (jax.ShapeDtypeStruct((2, 200, n, 128), jnp.bfloat16) for n in (4, 2))
+    text = str(jax.make_jaxpr(mapped)(q, k, jax.ShapeDtypeStruct((2, 200), jnp.int32)))
+    assert text.count("pallas_call") >= 3
 
 
 def test_softmax_tpu_says_what_it_cannot_take():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from mm01_jax.parallel.ring import ring_attention
 from mm01_jax.plan import arrays, collectives, program, traffic
 from mm01_jax.plan.count import Collective, count
 from pallas_kernels.grouped_matmul import grouped_matmul
@@ -121,6 +122,49 @@ def test_gpu_kernels_count_what_they_declare_forward_and_backward():
     # Scores of 96 of the chunk's 128 tokens, made by each of two halves, and their values; two products with states.
     lightning = 4 * B * S * N * (3 * 2 * 96 * H + 4 * H * H)
     assert count(jaxpr, {"x": 1}).by_name["declared"] == softmax + grouped + lightning
+
+
+def test_stripes_of_a_ring_count_every_pair():
+    B, S, N, H, shards = 1, 4096, 2, 128, 4
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((shards,), ("sequence",), types, abstract_device=device)
+    tokens = jax.P(None, "sequence")
+
+    def local(q, index):
+        return ring_attention(q, q, q, (index, index), ("sequence",), "contiguous")
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        mapped = jax.shard_map(local, in_specs=(tokens, tokens), out_specs=tokens)
+        arguments = (jax.ShapeDtypeStruct((B, S, N, H), jnp.bfloat16), jax.ShapeDtypeStruct((B, S), jnp.int32))
+        jaxpr = jax.make_jaxpr(mapped)(*arguments).jaxpr
+    pairs = shards * (S // shards) ** 2  # of one chip, which meets every stripe
+    assert count(jaxpr, {"sequence": shards}).by_name["declared"] == 2 * 2 * B * N * H * pairs
+
+
+GATHER = """HloModule jit_f, is_scheduled=true
+
+%f (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+
+ENTRY %main (a: f32[8]) -> f32[16] {
+  %a = f32[8]{0} parameter(0)
+  %s = (f32[8], f32[16]) all-gather-start(%a), replica_groups=[8,2]<=[16], dimensions={0}
+  %w = ((f32[8]), f32[8], u32[]) fusion-start(%a), kind=kLoop, calls=%f
+  %x = f32[8]{0} fusion-done(%w)
+  ROOT %d = f32[16]{0} all-gather-done(%s)
+}
+"""
+
+
+@pytest.mark.parametrize(("opcode", "overlapped"), [("fusion", 1), ("bitcast", 0)])
+def test_fusion_that_runs_beside_others_is_work_and_moves_what_it_would_alone(opcode, overlapped):
+    text = GATHER.replace("fusion", opcode)
+    assert sum(collectives.find(program.parse(text), MESH).overlapped.values()) == overlapped
+    lines = TEXT.replace("GROUPS", "[8,2]<=[16]")
+    beside = lines.replace(" fusion(", " fusion-start(")
+    assert traffic.bytes_moved(program.parse(beside)) == traffic.bytes_moved(program.parse(lines))
 
 
 def test_program_that_xla_compiled_has_the_collectives_that_were_written():
