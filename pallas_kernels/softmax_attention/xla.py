@@ -23,16 +23,20 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
 def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
-    query_index, key_index = tied(query_BSNH, (query_index, key_index))
-    blocks = split_queries((_grouped(query_BSNH, key_BTKH), *query_index), QUERY_BLOCK)
-    out, lse = jax.lax.map(functools.partial(_attend_block, key_BTKH, value_BTKH, key_index), blocks)
-    return _joined(out, S).reshape(B, S, N, H).astype(dtype), _joined(lse, S).reshape(B, S, N)
+    query_index = tied(query_BSNH, query_index)
+    whole = _grouped(query_BSNH, key_BTKH), *query_index
+    block = functools.partial(_attend_block, key_BTKH, value_BTKH, key_index)
+    if S <= QUERY_BLOCK:  # decode: no loop around one block, nor its buffers
+        out, lse = block(whole)
+    else:
+        out, lse = (_joined(x, S) for x in jax.lax.map(block, split_queries(whole, QUERY_BLOCK)))
+    return out.reshape(B, S, N, H).astype(dtype), lse.reshape(B, S, N)
 
 
 def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
-    query_index, key_index = tied(query_BSNH, (query_index, key_index))
+    query_index = tied(query_BSNH, query_index)
     grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
     d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
     blocks = split_queries((grouped(query_BSNH), *query_index, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)

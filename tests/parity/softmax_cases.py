@@ -9,7 +9,7 @@ import numpy as np
 from pallas_kernels.softmax_attention import api, masking, reference, xla
 
 
-def arrays(S, T, N, K, H, dtype, B=1):
+def arrays(S, T, N, K, H, *, dtype, B=1):
     rng = np.random.default_rng(0)
     shapes = (B, S, N, H), (B, T, K, H), (B, T, K, H), (B, S, N, H)
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
@@ -49,7 +49,7 @@ CASES = {
 def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
     """attend and attend_gradient: error against NumPy float64 at most twice that of plain XLA at the same dtype."""
     *shape, query_index, key_index = CASES[name]
-    q, k, v, d_out = arrays(*shape, dtype, B=len(query_index[0]))
+    q, k, v, d_out = arrays(*shape, dtype=dtype, B=len(query_index[0]))
     index = query_index, key_index
     exact, exact_lse = reference.attend(q, k, v, *index)
     exact = exact, *reference.attend_gradient(q, k, v, *index, d_out)
@@ -70,7 +70,7 @@ def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
 def assert_rule_is_the_gradient(implementation: str, dtype) -> None:
     """`softmax_attention` is differentiable, in the dtype of its arguments."""
     *shape, query_index, key_index = CASES["packed documents"]
-    q, k, v, d_out = arrays(*shape, dtype)
+    q, k, v, d_out = arrays(*shape, dtype=dtype)
 
     def whole(q, k, v):
         index = {"query_index": query_index, "key_index": key_index}

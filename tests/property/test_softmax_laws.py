@@ -13,7 +13,7 @@ from tests.parity import softmax_cases as cases
 def test_softmax_xla_equals_float64_with_gradients(name, monkeypatch):
     monkeypatch.setattr(xla, "QUERY_BLOCK", 64)
     *shape, query_index, key_index = cases.CASES[name]
-    q, k, v, d_out = cases.arrays(*shape, jnp.float32, B=len(query_index[0]))
+    q, k, v, d_out = cases.arrays(*shape, dtype=jnp.float32, B=len(query_index[0]))
     index = {"query_index": query_index, "key_index": key_index}
     out, pull = jax.vjp(lambda *qkv: softmax_attention(*qkv, **index, implementation="xla"), q, k, v)
     exact = reference.attend(q, k, v, query_index, key_index)[0]
