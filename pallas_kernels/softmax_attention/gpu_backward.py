@@ -43,7 +43,8 @@ def key_gradients(arrays, query_index, key_index, spans, out_dtype):
         [vary(key.shape, out_dtype)] * 2,
         scratch,
         grid=(K, T // TILE, B),
-        arrivals=6,
+        own=4,  # k, v and the index
+        streamed=6,  # q, d, lse, delta and the index
     )
     inputs = _inputs(arrays, key_index, query_index, spans)
     with declared.flops(4 * 2 * B * N * query.shape[1] * T * H):
@@ -64,7 +65,8 @@ def query_gradient(arrays, query_index, key_index, spans, out_dtype):
         [vary(query.shape, out_dtype)],
         scratch,
         grid=(N, S // TILE, B),
-        arrivals=4,
+        own=6,
+        streamed=4,
     )
     inputs = _inputs(arrays, query_index, key_index, spans)
     with declared.flops(3 * 2 * B * N * S * key.shape[1] * H):
@@ -72,13 +74,14 @@ def query_gradient(arrays, query_index, key_index, spans, out_dtype):
     return vary_alike(query, gradient)[1]
 
 
-def _kernel(program, out_type, scratch, *, grid, arrivals: int):
+def _kernel(program, out_type, scratch, *, grid, own: int, streamed: int):
+    """own, streamed: copies that bring a warpgroup's own rows, and a block of the other side."""
     scratch = scratch | {
         "positions": plgpu.SMEM((STAGES, BLOCK), jnp.int32),
         "segments": plgpu.SMEM((STAGES, BLOCK), jnp.int32),
         "own": plgpu.SMEM((2, 2, ROWS), jnp.int32),
-        "own_full": plgpu.Barrier(num_arrivals=10 - arrivals, num_barriers=2),
-        "full": plgpu.Barrier(num_arrivals=arrivals, num_barriers=STAGES),
+        "own_full": plgpu.Barrier(num_arrivals=own, num_barriers=2),
+        "full": plgpu.Barrier(num_arrivals=streamed, num_barriers=STAGES),
         "free": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
     }
     return plgpu.kernel(

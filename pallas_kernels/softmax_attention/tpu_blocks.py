@@ -19,7 +19,7 @@ from pallas_kernels.softmax_attention.masking import Index, Spans
 
 TILE = 128  # lengths are filled up to a multiple of it
 BLOCKS = (512, 256, 128)
-ROWS = 8  # of a time
+ROWS = 8  # numbers of a token that a kernel is given, used or not
 HIDDEN = -1e30
 
 
