@@ -7,8 +7,7 @@ import sys
 
 from absl import flags
 
-from mm01_jax import config_io, config_json
-from mm01_jax.config import ConfigError
+from mm01_jax.config import ConfigError, command_line, saved
 
 _CONFIG = flags.DEFINE_string("config", None, "a .py file with get_config, or a saved config in .json")
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run's folder: checkpoints, metrics, config; an old run resumes")
@@ -18,12 +17,12 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "check the config, print it whole
 
 def main(argv: list[str]) -> int:
     try:
-        overrides = config_io.parse_flags(argv)
-        config = config_io.load(_CONFIG.value, overrides)
+        overrides = command_line.parse_flags(argv)
+        config = command_line.load(_CONFIG.value, overrides)
         if _DRY_RUN.value:
-            print(config_json.to_json(config), end="")
+            print(saved.to_json(config), end="")
             return 0
-        config_io.require_flag("workdir", _WORKDIR.value, "a folder for this run", f"--workdir=runs/{config.name}")
+        command_line.require_flag("workdir", _WORKDIR.value, "a folder for this run", f"--workdir=runs/{config.name}")
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

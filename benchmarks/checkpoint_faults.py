@@ -98,7 +98,7 @@ def is_named(file: pathlib.Path, step: pathlib.Path, message: str) -> bool:
 
 def state_of(mesh: tuple[int, ...], seed: int):
     """The stand-in state with every axis but the stack SCALE times as long."""
-    from tests.checkpoint_standin import LEAVES, make_mesh, make_state
+    from tests.checkpoint.standin import LEAVES, make_mesh, make_state
 
     def scaled(shape, stack):
         return shape[:stack] + tuple(SCALE * n for n in shape[stack:])
@@ -111,7 +111,7 @@ def state_of(mesh: tuple[int, ...], seed: int):
 def make_run(workdir: pathlib.Path):
     """Saves steps 0 and 1: a function that restores a step and says whether its bits are right, and its refusals."""
     from mm01_jax import checkpoint
-    from tests.checkpoint_standin import META, abstract, bits
+    from tests.checkpoint.standin import META, abstract, bits
 
     with checkpoint.Checkpoints(workdir) as checkpoints:
         for step in (0, 1):
@@ -132,7 +132,7 @@ def make_stock_run(workdir: pathlib.Path):
     from orbax.checkpoint import v1 as ocp
 
     from mm01_jax.checkpoint import leaf_paths
-    from tests.checkpoint_standin import abstract, bits
+    from tests.checkpoint.standin import abstract, bits
 
     def by_path(state):  # a flat dict: Orbax 0.12.8 saves the state itself but cannot load it again (mixed key types)
         return dict(zip([p.replace("/", ".") for p in leaf_paths(state)], jax.tree.leaves(state), strict=True))

@@ -22,15 +22,15 @@ import numpy as np
 
 SHAPES = {
     "embed": ((4096, 128), (None, None)),
-    "runs/0/mixer/qkv": ((2, 4, 128, 384), (None, None, None, None)),
-    "runs/0/experts/gate": ((2, 4, 4, 128, 128), (None,) * 5),
+    "stacks/0/mixer/qkv": ((2, 4, 128, 384), (None, None, None, None)),
+    "stacks/0/experts/gate": ((2, 4, 4, 128, 128), (None,) * 5),
 }
 KEEP = 2
 
 
 def state_of(step: int):
     """The state whose bits the number of the step determines."""
-    from tests.checkpoint_standin import make_mesh, make_state
+    from tests.checkpoint.standin import make_mesh, make_state
 
     return make_state(make_mesh(1, 1, 1, 1), seed=step, shapes=SHAPES)
 
@@ -38,9 +38,9 @@ def state_of(step: int):
 def write_forever(workdir: pathlib.Path) -> None:
     """Resumes from the newest step and saves the following ones until killed; prints each committed step."""
     from mm01_jax import checkpoint
-    from tests.checkpoint_standin import META, abstract
+    from tests.checkpoint.standin import META, abstract
 
-    with checkpoint.Checkpoints(workdir, keep=KEEP, say=lambda text: print(text, file=sys.stderr)) as checkpoints:
+    with checkpoint.Checkpoints(workdir, keep=KEEP, log=lambda text: print(text, file=sys.stderr)) as checkpoints:
         restored = checkpoints.restore_latest(abstract(state_of(0)))
         first = 0 if restored is None else restored.step + 1
         states = [state_of(first + n) for n in range(8)]
@@ -73,7 +73,7 @@ def check(workdir: pathlib.Path, committed: int) -> collections.Counter:
     """Restores every listed step and compares its bits."""
     from mm01_jax import checkpoint
     from mm01_jax.checkpoint.reader import list_steps
-    from tests.checkpoint_standin import abstract, bits
+    from tests.checkpoint.standin import abstract, bits
 
     found, steps = collections.Counter(), list_steps(workdir / "checkpoints")
     for step, path in steps:

@@ -49,10 +49,10 @@ def measure(layers: int, workdir: pathlib.Path) -> dict:
     import jax
 
     from mm01_jax import checkpoint
-    from tests.checkpoint_standin import META, abstract, make_mesh, make_state
+    from tests.checkpoint.standin import META, abstract, make_mesh, make_state
 
     def state_of(layers):
-        shapes = {"runs/0/experts/gate": ((1, layers, 8, 1024, 2048), (None,) * 5)}
+        shapes = {"stacks/0/experts/gate": ((1, layers, 8, 1024, 2048), (None,) * 5)}
         return make_state(make_mesh(1, 1, 1, 1), shapes=shapes)
 
     small = state_of(1)

@@ -1,6 +1,6 @@
-"""Every bad input of tests/unit/convert_bad_inputs.py through `mm01-convert from-torch`: exit code and message.
+"""Every bad input of tests/convert/bad_inputs.py through `mm01-convert from-torch`: exit code and message.
 
-Then random damage (tests/unit/convert_mutations.py) to a directory that has its list of SHA-256, fifty of each kind.
+Then random damage (tests/convert/mutations.py) to a directory that has its list of SHA-256, fifty of each kind.
 
 python -m benchmarks.convert_bad_inputs > benchmarks/convert_bad_inputs.md
 """
@@ -19,9 +19,9 @@ from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.to_torch import to_torch
-from tests.unit import convert_samples as samples
-from tests.unit.convert_bad_inputs import CASES, Case, make
-from tests.unit.convert_mutations import MUTATIONS
+from tests.convert import samples
+from tests.convert.bad_inputs import CASES, Case, make
+from tests.convert.mutations import MUTATIONS
 
 COUNT = 50
 
@@ -69,15 +69,15 @@ def mutations() -> str:
 
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
         room = pathlib.Path(name)
-        from_torch(samples.make(room / "in"), room / "ours", say=quiet)
-        to_torch(room / "ours", room / "out", shard_bytes=25_000, say=quiet)
+        from_torch(samples.make(room / "in"), room / "ours", log=quiet)
+        to_torch(room / "ours", room / "out", shard_bytes=25_000, log=quiet)
         for mutation in MUTATIONS:
             refused = 0
             for seed in range(COUNT):
                 shutil.copytree(room / "out", room / "mutated")
                 mutation(room / "mutated", random.Random(f"{mutation.__name__} {seed}"))
                 try:
-                    check(room / "mutated", say=quiet)
+                    check(room / "mutated", log=quiet)
                 except CheckpointError:
                     refused += 1
                 shutil.rmtree(room / "mutated")

@@ -27,9 +27,10 @@ import numpy as np
 
 from configs import text_01
 from mm01_jax.config import ModelConfig
-from mm01_jax.convert import released, table
-from mm01_jax.convert.dialects import DIALECTS
-from mm01_jax.convert.files import INDEX
+from mm01_jax.convert import table
+from mm01_jax.convert.torch import released
+from mm01_jax.convert.torch.dialects import DIALECTS
+from mm01_jax.convert.torch.files import INDEX
 
 SHARD_BYTES = 4_900_000_000
 # Runs one command with room on the disk asserted, as `mm01-convert` would.

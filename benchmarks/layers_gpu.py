@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import timing
+from benchmarks.kernels import timing
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.softmax_attention import softmax_attention
 

@@ -1,6 +1,6 @@
 """The tables of lightning attention on a GPU, from the reports of the bench: benchmarks/lightning_gpu.md.
 
-    python -m pallas_kernels.bench lightning_attention --json=report.json
+    python -m benchmarks.kernels.bench lightning_attention --json=report.json
     python -m benchmarks.lightning_gpu report.json [report.json ...]
 
 Of a row that stands in several reports the last counts. Each row keeps the device and copy rate of its own report, and

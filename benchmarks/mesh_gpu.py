@@ -29,10 +29,10 @@ from configs import bench_1b  # noqa: E402
 from mm01_jax import sharding  # noqa: E402
 from mm01_jax.config import Config  # noqa: E402
 from mm01_jax.data import pipeline  # noqa: E402
-from mm01_jax.parallel import layout  # noqa: E402
+from mm01_jax.model.flops import peak_flops, train_flops_per_token  # noqa: E402
+from mm01_jax.parallel import sequence_layout  # noqa: E402
 from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
 from mm01_jax.train import step  # noqa: E402
-from mm01_jax.train.flops import peak_flops, train_flops_per_token  # noqa: E402
 
 CASES = ({}, {"expert": 2}, {"sequence": 2}, {"tensor": 2}, {"data": 2})
 MIXERS = 0.25  # of their output that goes into the residual
@@ -156,7 +156,7 @@ def trace(config: Config):
 
 
 def place(batch: dict[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
     return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
 
 

@@ -1,4 +1,4 @@
-"""Every mesh of tests/sharding/test_meshes.py against float64, as a table; exits 1 if one is outside its bound.
+"""Every mesh of tests/parallel/test_meshes.py against float64, as a table; exits 1 if one is outside its bound.
 
 python -m benchmarks.meshes --out=benchmarks/meshes.md
 """
@@ -19,8 +19,8 @@ from mm01_jax.config import MeshConfig, ModelConfig
 
 jax.config.update("jax_num_cpu_devices", 16)
 
-from tests.sharding.mesh_model import MODEL, evaluate, exact  # noqa: E402
-from tests.sharding.test_meshes import CASES, EPS, errors, errors_of_one_device, plain  # noqa: E402
+from tests.parallel.mesh_model import MODEL, evaluate, exact  # noqa: E402
+from tests.parallel.test_meshes import CASES, EPS, errors, errors_of_one_device, plain  # noqa: E402
 
 KINDS = ("logits", "loss", "statistics", "gradients")
 HEAD = f"""# Meshes against float64

@@ -51,7 +51,7 @@ def train(steps: int | None, zeroed: bool) -> tuple[float, float, float]:
     with tempfile.TemporaryDirectory() as folder:
         function = frozen_step if zeroed else _train_step
         with unittest.mock.patch.object(step, "train_step", function):
-            loop.run(config, str(pathlib.Path(folder) / "run"), say=said.append)
+            loop.run(config, str(pathlib.Path(folder) / "run"), log=said.append)
     (found,) = filter(None, map(COUNTED.match, said))
     loss, unigram, bigram = map(float, found.groups())
     return loss, unigram, bigram

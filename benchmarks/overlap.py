@@ -26,7 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 from configs import text_01  # noqa: E402
 from mm01_jax import sharding  # noqa: E402
 from mm01_jax.config import MeshConfig  # noqa: E402
-from mm01_jax.parallel.experts import expert_layer  # noqa: E402
+from mm01_jax.parallel.experts.layer import expert_layer  # noqa: E402
 from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
 from mm01_jax.plan import compiler, targets  # noqa: E402
 

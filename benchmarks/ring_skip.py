@@ -17,9 +17,10 @@ import numpy as np
 import tests.conftest  # noqa: F401
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
-from mm01_jax.parallel import layout, stripes
-from mm01_jax.parallel.softmax import self_attention
-from tests.sharding.mesh_model import MODEL
+from mm01_jax.parallel import sequence_layout
+from mm01_jax.parallel.softmax import stripes
+from mm01_jax.parallel.softmax.attention import self_attention
+from tests.parallel.mesh_model import MODEL
 
 LENGTH, HEADS, KV_HEADS, HEAD_DIM, SHARDS, TIMES = 8192, 4, 1, 64, 4, 5
 
@@ -28,7 +29,7 @@ def seconds(kind: str, documents: int, *, skip: bool) -> float:
     """CPU seconds of one forward and backward, the median."""
     config = dataclasses.replace(MODEL, sequence_attention=kind, sequence_layout="zigzag")
     mesh = MeshConfig(sequence=SHARDS)
-    order = layout.order(LENGTH, mesh, "zigzag")
+    order = sequence_layout.order(LENGTH, mesh, "zigzag")
     rng = np.random.default_rng(0)
     query, key, value = (
         rng.normal(size=(1, LENGTH, heads, HEAD_DIM)).astype(np.float32) for heads in (HEADS, KV_HEADS, KV_HEADS)

@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 from configs import tiny
-from mm01_jax import config_json
+from mm01_jax.config import saved
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = ("argparse", "ast", "bisect", "calendar", "copy", "csv", "dis", "enum", "heapq", "inspect", "queue", "random")
@@ -68,7 +68,7 @@ class Runs:
         data = dataclasses.replace(config.data, source=str(text), held_out=0.1)
         config = dataclasses.replace(config, name="faults", model=model, train=train, data=data)
         self.config = folder / "config.json"
-        self.config.write_text(config_json.to_json(config))
+        self.config.write_text(saved.to_json(config))
         cache = cache or str(folder / "cache")
         self.environment = os.environ | {
             "JAX_PLATFORMS": "cpu",

@@ -87,6 +87,6 @@ def named(mesh: Mesh, rules: Rules, *logical: str | None) -> NamedSharding:
     return NamedSharding(mesh, spec(rules, *logical))
 
 
-def ungathered(rules: Rules) -> Rules:
+def gathered(rules: Rules) -> Rules:
     """The rules of a weight in use: fully sharded dims (`embed`) are gathered, all others stay where they are."""
     return dataclasses.replace(rules, embed=())

@@ -49,7 +49,7 @@ def device_kind() -> str:
     return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
-def not_hopper() -> str | None:
+def why_not_hopper() -> str | None:
     """Why the code will not run on an NVIDIA Hopper GPU (wgmma, TMA), or None if it will."""
     if platform() != "gpu":
         return f"it needs a GPU, the code runs on {platform()!r}"

@@ -9,8 +9,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mm01_jax import config_fields, sharding
-from mm01_jax.config import Config, DataConfig, MeshConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from mm01_jax import sharding
+from mm01_jax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    fields,
+)
 from mm01_jax.model.decoder import TextModel
 
 MODEL = ModelConfig(
@@ -58,7 +67,7 @@ def config(text: pathlib.Path | str = "stdlib", **changes) -> Config:
 def replace(config: Config, **changes) -> Config:
     """Other leaves, their dots written `__`."""
     for key, value in changes.items():
-        config = config_fields.replace(config, key.replace("__", "."), value)
+        config = fields.replace(config, key.replace("__", "."), value)
     return config
 
 

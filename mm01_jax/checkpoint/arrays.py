@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import tensorstore as ts
 
-from mm01_jax.checkpoint import layout
+from mm01_jax.checkpoint import disk_grid
 from mm01_jax.checkpoint.errors import CheckpointError
 from mm01_jax.checkpoint.manifest import Leaf
 
-_IN_FLIGHT_BYTES = 2 * layout.FILE_BYTES
+_IN_FLIGHT_BYTES = 2 * disk_grid.FILE_BYTES
 
 
 class StoredArray:
@@ -26,11 +26,11 @@ class StoredArray:
         self.path, self.leaf, self.root = path, leaf, root
         mode = {"create": True, "open": True} if create else {"open": True, "assume_metadata": True}
         # The manifest, which has a checksum, is the metadata: a damaged zarr.json cannot change what is read.
-        self._store = ts.open(_spec(root / layout.leaf_directory(path), leaf), **mode).result()
+        self._store = ts.open(_spec(root / disk_grid.leaf_directory(path), leaf), **mode).result()
 
     def write(self, bounds: tuple[slice, ...], data: np.ndarray, queue: "Queue") -> None:
         """Queues the writing of a box of whole files; `data` must not change until the queue has finished."""
-        for box in layout.boxes(bounds, self.leaf.file):
+        for box in disk_grid.boxes(bounds, self.leaf.file):
             part = data[_inside(box, bounds)]
             queue.room(part.nbytes)
             # Without a promise that `part` stays, tensorstore would copy it first.
@@ -46,7 +46,7 @@ class StoredArray:
         # tensorstore decodes into `out` itself, which spares a copy.
         target = ts.array(out).translate_to[tuple(s.start for s in bounds)]
         queue = Queue()
-        for box in layout.boxes(bounds, self.leaf.file):
+        for box in disk_grid.boxes(bounds, self.leaf.file):
             nbytes = math.prod(s.stop - s.start for s in box) * out.itemsize
             queue.room(nbytes)
             queue.add(target[box].write(self._store[box]), nbytes, functools.partial(self._check, box))
@@ -57,7 +57,7 @@ class StoredArray:
         try:
             future.result()
         except (ValueError, OSError) as error:
-            [name] = layout.file_names(self.path, box, self.leaf.file)
+            [name] = disk_grid.file_names(self.path, box, self.leaf.file)
             raise CheckpointError(f"{self.root / name}: tensor {self.path}: {error}") from error
 
 

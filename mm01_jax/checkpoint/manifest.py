@@ -20,7 +20,7 @@ import re
 
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout, plain
+from mm01_jax.checkpoint import digest, disk_grid, plain
 from mm01_jax.checkpoint.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -40,7 +40,7 @@ _BODY = {
 }
 _LEAF = {
     "shape": plain.SIZES,
-    "dtype": plain.one_of(*layout.DTYPES),
+    "dtype": plain.one_of(*disk_grid.DTYPES),
     "stack": plain.WHOLE,
     "file": plain.SIZES,
     "block": plain.SIZES,
@@ -75,8 +75,8 @@ class Leaf:
 
     def __post_init__(self):
         shapes = (self.shape, self.file, self.block)
-        if self.dtype not in layout.DTYPES:
-            raise ValueError(f"dtype={self.dtype} cannot be stored: allowed are {', '.join(layout.DTYPES)}")
+        if self.dtype not in disk_grid.DTYPES:
+            raise ValueError(f"dtype={self.dtype} cannot be stored: allowed are {', '.join(disk_grid.DTYPES)}")
         if any(type(n) is not int or n < 1 for shape in shapes for n in shape):
             raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are positive integers")
         if len({len(shape) for shape in shapes}) > 1 or not 0 <= self.stack <= len(self.shape):
@@ -102,8 +102,8 @@ class Manifest:
 
     def weights(self) -> dict[str, Leaf]:
         """The leaves of the model, by their paths in it."""
-        n = len(layout.WEIGHTS)
-        return {path[n:]: leaf for path, leaf in self.leaves.items() if path.startswith(layout.WEIGHTS)}
+        n = len(disk_grid.WEIGHTS)
+        return {path[n:]: leaf for path, leaf in self.leaves.items() if path.startswith(disk_grid.WEIGHTS)}
 
     def leaf_sha256(self, path: str) -> str:
         leaf = self.leaves[path]
@@ -169,7 +169,7 @@ def read_file(path: pathlib.Path) -> Manifest:
 
 
 def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
-    if not layout.is_leaf_path(name):
+    if not disk_grid.is_leaf_path(name):
         raise CheckpointError(f"{path}: leaves: {name!r} is not the path of a leaf")
     plain.check_keys(entry, _LEAF, path, f"leaves.{name}")
     lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)

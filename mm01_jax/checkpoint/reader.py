@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout, manifest, plain, processes
+from mm01_jax.checkpoint import digest, disk_grid, manifest, plain, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
 
@@ -63,7 +63,7 @@ class Checkpoint:
           ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
           CheckpointError: an array is damaged; the message names file and tensor.
         """
-        wanted = dict(zip(layout.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
+        wanted = dict(zip(disk_grid.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
         self._check_tree(wanted, cast)
         leaves, arrays, lanes, failure = self.leaves, {}, {}, None
         try:
@@ -106,12 +106,12 @@ class Checkpoint:
 
     def _mismatch(self, path: str, chunks: list[tuple[int, ...]]) -> str:
         leaf = self.manifest.leaves[path]
-        files = sorted({name for i in chunks for name in layout.file_names(path, leaf.bounds(i), leaf.file)})
+        files = sorted({name for i in chunks for name in disk_grid.file_names(path, leaf.bounds(i), leaf.file)})
         what = f"tensor {path}: {len(chunks)} chunks, the first {chunks[0]}, differ from their digests"
         return f"{self.directory}: {what}; files {', '.join(files[:8])}"
 
 
-def open_checkpoint(directory, prefix: str = layout.WEIGHTS) -> Checkpoint:
+def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     """The checkpoint in `directory`: a conversion, one step of a run, or a run's newest step with a sound manifest.
 
     By default only the weights are seen, under the paths of the model itself.

@@ -12,15 +12,15 @@ import pathlib
 import jax
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout, manifest, processes
+from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 
 
 class Snapshot:
     """The local shards of a state with the manifest of the whole."""
 
-    def __init__(self, step: int, state, meta: dict, stack_axes=layout.stack_axes):
-        arrays = dict(zip(layout.leaf_paths(state), jax.tree.leaves(state), strict=True))
+    def __init__(self, step: int, state, meta: dict, stack_axes=disk_grid.stack_axes):
+        arrays = dict(zip(disk_grid.leaf_paths(state), jax.tree.leaves(state), strict=True))
         leaves = {path: _leaf(path, array, stack_axes(path)) for path, array in arrays.items()}
         for array in arrays.values():
             array.copy_to_host_async()
@@ -75,7 +75,7 @@ def sync_directory(path: pathlib.Path) -> None:
 def _leaf(path: str, array: jax.Array, stack: int) -> manifest.Leaf:
     try:
         shard = array.sharding.shard_shape(array.shape)
-        file, block = layout.file_grid(array.shape, shard, stack, array.dtype.itemsize)
+        file, block = disk_grid.file_grid(array.shape, shard, stack, array.dtype.itemsize)
         return manifest.Leaf(shape=array.shape, dtype=array.dtype.name, stack=stack, file=file, block=block)
     except ValueError as error:
         raise ValueError(f"leaf {path}: {error}") from error

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mm01_jax.checkpoint import layout, processes
+from mm01_jax.checkpoint import disk_grid, processes
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
@@ -39,7 +39,7 @@ class Checkpoints:
     Args:
       keep: how many steps stay.
       stack_axes: path of a leaf -> number of its leading stack axes.
-      say: where messages about skipped steps go.
+      log: where messages about skipped steps go.
 
     Raises:
       ValueError: `keep` is less than 1.
@@ -51,13 +51,13 @@ class Checkpoints:
         workdir,
         *,
         keep: int = 3,
-        stack_axes: Callable[[str], int] = layout.stack_axes,
-        say: Callable[[str], None] = print,
+        stack_axes: Callable[[str], int] = disk_grid.stack_axes,
+        log: Callable[[str], None] = print,
     ):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self.directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
-        self._keep, self._stack_axes, self._say = keep, stack_axes, say
+        self._keep, self._stack_axes, self._log = keep, stack_axes, log
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -129,7 +129,7 @@ class Checkpoints:
             try:
                 return _meta(Checkpoint(path))
             except CheckpointError as error:
-                self._say(f"skipped: {error}")
+                self._log(f"skipped: {error}")
         return None
 
     def restore_latest(self, abstract_state) -> Restored | None:
@@ -150,7 +150,7 @@ class Checkpoints:
                     raise CheckpointError(f"{path}: the manifest is of step {checkpoint.manifest.step}")
                 state = checkpoint.restore(abstract_state)
             except CheckpointError as error:
-                self._say(f"step {step} is skipped: {error}")
+                self._log(f"step {step} is skipped: {error}")
                 problems.append((path, str(error)))
                 continue
             self._set_aside([path for path, _ in problems])
@@ -186,7 +186,7 @@ class Checkpoints:
                 try:
                     shutil.rmtree(path)
                 except OSError as error:  # costs room, not correctness: the run goes on
-                    self._say(f"{path} could not be deleted: {error}")
+                    self._log(f"{path} could not be deleted: {error}")
 
     def _set_aside(self, paths: list[pathlib.Path]):
         """Frees the names of damaged steps, which the run will reach again."""

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from mm01_jax.checkpoint import digest, layout, manifest
+from mm01_jax.checkpoint import digest, disk_grid, manifest
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
 from mm01_jax.checkpoint.lock import RunLock
@@ -33,7 +33,7 @@ class ArrayWriter:
       Locked: another process is writing it.
     """
 
-    def __init__(self, target, leaves: dict[str, tuple[tuple[int, ...], str, int]], prefix: str = layout.WEIGHTS):
+    def __init__(self, target, leaves: dict[str, tuple[tuple[int, ...], str, int]], prefix: str = disk_grid.WEIGHTS):
         self._target = pathlib.Path(target).absolute()
         self._partial = self._target.with_name(self._target.name + ".partial")
         if self._target.exists():
@@ -158,7 +158,7 @@ class ArrayWriter:
 
 
 def _leaf(path: str, shape: tuple[int, ...], dtype: str, stack: int) -> manifest.Leaf:
-    if not layout.is_leaf_path(path):
+    if not disk_grid.is_leaf_path(path):
         raise ValueError(f"{path!r} is not the path of a leaf")
-    file, block = layout.file_grid(shape, (1,) * stack + tuple(shape[stack:]), stack, np.dtype(dtype).itemsize)
+    file, block = disk_grid.file_grid(shape, (1,) * stack + tuple(shape[stack:]), stack, np.dtype(dtype).itemsize)
     return manifest.Leaf(shape=tuple(shape), dtype=np.dtype(dtype).name, stack=stack, file=file, block=block)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import jax
 
 from mm01_jax.checkpoint import CheckpointError, Locked
-from mm01_jax.convert import certify, check, from_torch, logits, to_torch
-from mm01_jax.convert.dialects import DIALECTS
+from mm01_jax.convert import check, from_torch, to_torch
+from mm01_jax.convert.certify import judge, logits
+from mm01_jax.convert.torch.dialects import DIALECTS
 
 _DTYPES = ("bfloat16", "float32")
 
@@ -107,8 +108,8 @@ def _logits(a) -> None:
 
 
 def _certify(a) -> int:
-    verdict = certify.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None)
-    return 0 if verdict.agrees else 3
+    found = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None)
+    return 0 if found.agrees else 3
 
 
 def _ids(path: str):

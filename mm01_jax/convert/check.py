@@ -7,13 +7,14 @@ import numpy as np
 
 from mm01_jax.checkpoint import CheckpointError, Manifest, read_manifest
 from mm01_jax.config import ModelConfig
-from mm01_jax.convert import decay, files, parallel, table
+from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
-from mm01_jax.convert.settings import Settings
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
+from mm01_jax.convert.torch import decay, files
+from mm01_jax.convert.torch.settings import Settings
 
 
-def check(source, against=None, *, check_finite: bool = False, say: Callable[[str], None] = print) -> None:
+def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = print) -> None:
     """Checks the checkpoint in `source`, PyTorch's or ours.
 
     Without `against`: names, shapes and dtypes against its config, and every tensor whose digest is known.
@@ -27,7 +28,7 @@ def check(source, against=None, *, check_finite: bool = False, say: Callable[[st
       CheckpointError: it is damaged or differs; everything found is named.
     """
     found = open_source(source, check_finite=check_finite)
-    say(f"{found.directory}: {len(found.tensors):,} tensors have the names, shapes and dtype of the config")
+    log(f"{found.directory}: {len(found.tensors):,} tensors have the names, shapes and dtype of the config")
     problems = _buffer_problems(found)
     if against is None:
         what = _verify_itself(found, check_finite, problems)
@@ -36,7 +37,7 @@ def check(source, against=None, *, check_finite: bool = False, say: Callable[[st
     if problems:
         count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
         raise CheckpointError(f"{found.directory}: {count}:\n  " + files.listing(problems, "\n  "))
-    say(f"{found.directory}: agrees with {what}")
+    log(f"{found.directory}: agrees with {what}")
 
 
 def _buffer_problems(found) -> list[str]:
@@ -210,7 +211,7 @@ def _each(found, work: Callable[[table.Tensor], str | None]) -> list[str | None]
     return parallel.for_each(found.tensors, nbytes, counted)
 
 
-def inspect(source, *, say: Callable[[str], None] = print) -> None:
+def inspect(source, *, log: Callable[[str], None] = print) -> None:
     """Says what lies in a directory, without reading the weights.
 
     Raises:
@@ -220,19 +221,19 @@ def inspect(source, *, say: Callable[[str], None] = print) -> None:
     elements = sum(map(table.num_elements, found.tensors))
     nbytes = elements * np.dtype(found.dtype).itemsize
     kind = "PyTorch directory" if isinstance(found, TorchSource) else "checkpoint of mm01_jax"
-    say(f"{found.directory}: {kind}, dialect {found.dialect.name}")
-    say(f"{len(found.tensors):,} tensors, {elements:,} parameters, {found.dtype}, {gigabytes(nbytes)}")
+    log(f"{found.directory}: {kind}, dialect {found.dialect.name}")
+    log(f"{len(found.tensors):,} tensors, {elements:,} parameters, {found.dtype}, {gigabytes(nbytes)}")
     if isinstance(found, TorchSource):
         shards = len(set(found.files.shard.values()))
         digests = f"{len(found.sha256s):,} SHA-256 listed" if found.sha256s else "no list of SHA-256"
-        say(f"{shards} shard{'s' * (shards > 1)}, {len(found.buffers)} decay buffers, {digests}")
+        log(f"{shards} shard{'s' * (shards > 1)}, {len(found.buffers)} decay buffers, {digests}")
     else:
         manifest = found.checkpoint.manifest
-        say(f"step {manifest.step}, tree {manifest.tree_sha256()}, {len(manifest.source_sha256):,} source SHA-256")
+        log(f"step {manifest.step}, tree {manifest.tree_sha256()}, {len(manifest.source_sha256):,} source SHA-256")
     for name in ModelConfig.__dataclass_fields__:
-        say(f"  {name} = {getattr(found.config.model, name)!r}")
+        log(f"  {name} = {getattr(found.config.model, name)!r}")
     if found.config.vision:
-        say(f"  {found.config.vision!r}")
-    say("leaf: shape (stack axes in front)")
+        log(f"  {found.config.vision!r}")
+    log("leaf: shape (stack axes in front)")
     for path, leaf in table.leaves(found.tensors).items():
-        say(f"  {path}: {list(leaf.shape[: leaf.stack])} {list(leaf.shape[leaf.stack :])}")
+        log(f"  {path}: {list(leaf.shape[: leaf.stack])} {list(leaf.shape[leaf.stack :])}")

@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax import config_json
 from mm01_jax.checkpoint import ArrayWriter, CheckpointError
-from mm01_jax.convert import decay, parallel, table
+from mm01_jax.config import saved
+from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import TorchSource, with_dtype
+from mm01_jax.convert.torch import decay
 
 _ORIGIN = "source.json"  # beside an interrupted conversion: what it was reading
 
@@ -28,7 +29,7 @@ def from_torch(
     dtype: str | None = None,
     check_finite: bool = False,
     dry_run: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Converts the PyTorch checkpoint in `source` into a checkpoint of ours at `target`.
 
@@ -47,7 +48,7 @@ def from_torch(
         raise ValueError(f"dtype: the weights are {torch.dtype}; choose --dtype=bfloat16 or --dtype=float32")
     target = pathlib.Path(target).absolute()
     plan = _plan(torch, target, wanted)
-    say(str(plan))
+    log(str(plan))
     if target.exists():
         raise ValueError(f"target={target} exists already; remove it or choose another directory")
     if dry_run:
@@ -56,14 +57,14 @@ def from_torch(
     _check_buffers(torch)
     leaves = {path: (leaf.shape, wanted, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
     with ArrayWriter(target, leaves) as writer:
-        _check_origin(torch, target)
+        _claim_partial(torch, target)
         progress = Progress(plan.bytes_in, "from-torch")
         convert = functools.partial(_convert, torch, writer, wanted, progress)
         parallel.for_each(torch.tensors, functools.partial(_nbytes, torch), convert)
         origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
-        writer.finish(config_json.to_json(with_dtype(torch.config, wanted)), {"source": origin})
+        writer.finish(saved.to_json(with_dtype(torch.config, wanted)), {"source": origin})
     (target / _ORIGIN).unlink()
-    say(progress.finish())
+    log(progress.finish())
 
 
 def _nbytes(torch: TorchSource, tensor: table.Tensor) -> int:
@@ -111,7 +112,7 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(target.name + ".partial")
 
 
-def _check_origin(torch: TorchSource, target: pathlib.Path) -> None:
+def _claim_partial(torch: TorchSource, target: pathlib.Path) -> None:
     """An interrupted conversion goes on with the source it began with, known by config, names, sizes and times."""
     entries = sorted((name, torch.files.shard[name], *entry) for name, entry in torch.files.entries.items())
     shards = {shard: (torch.directory / shard).stat() for shard in sorted(set(torch.files.shard.values()))}

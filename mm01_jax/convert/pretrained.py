@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mm01_jax import config_mesh, sharding
+from mm01_jax import sharding
 from mm01_jax.checkpoint import leaf_paths
 from mm01_jax.config import Config, ConfigError, MeshConfig
+from mm01_jax.config.mesh import sharding_problems
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import TorchSource, open_source, with_dtype
 from mm01_jax.model.decoder import TextModel
@@ -55,7 +56,7 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
     """Raises ValueError, by name, where a dim of the text model does not divide over the mesh."""
     placed = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh.shape))
     # Its batch and length are a training run's, of which a converted config has placeholders.
-    problems = [p for p in config_mesh.sharding_problems(placed) if p.key.startswith("model.")]
+    problems = [p for p in sharding_problems(placed) if p.key.startswith("model.")]
     if problems:
         raise ConfigError(problems)
 

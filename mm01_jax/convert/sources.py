@@ -12,15 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mm01_jax import config_json
 from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_keys, open_checkpoint
 from mm01_jax.checkpoint.plain import OBJECT, one_of
-from mm01_jax.config import Config, ConfigError
-from mm01_jax.convert import axes, structure, table
-from mm01_jax.convert.dialects import DIALECTS, Dialect
-from mm01_jax.convert.files import SHA256S, TensorFiles, check_sha256s, listing, sha256, update_sha256
-from mm01_jax.convert.settings import Settings
-from mm01_jax.convert.settings import read as read_settings
+from mm01_jax.config import Config, ConfigError, saved
+from mm01_jax.convert import axes, table
+from mm01_jax.convert.torch import structure
+from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
+from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, listing, sha256, update_sha256
+from mm01_jax.convert.torch.settings import Settings
+from mm01_jax.convert.torch.settings import read as read_settings
 
 
 class TorchSource:
@@ -126,7 +126,7 @@ class CheckpointSource:
         self._check_finite = check_finite
         where = self.checkpoint.directory / "config.json"
         try:
-            self.config: Config = config_json.from_json(self.checkpoint.config_json)
+            self.config: Config = saved.from_json(self.checkpoint.config_json)
         except ConfigError as error:
             raise CheckpointError(f"{where}: {error}") from None
         structure.check_count(self.config, str(where))

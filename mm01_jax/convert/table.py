@@ -4,7 +4,7 @@ A row names a tensor in the released files, the leaf of our parameter tree that 
 `{layer}`, `{expert}` and `{block}` run over the layers of a kind, the experts and the vision blocks; on our side they
 are the stack axes in front, so one PyTorch tensor is one logical chunk of one leaf. Nothing else is done to a tensor.
 
-    layer = period index * layers in a period + layers of the period's earlier runs + layer inside the run
+    layer = period index * layers in a period + layers of the period's earlier stacks + layer inside the stack
 """
 
 import dataclasses
@@ -144,13 +144,13 @@ def tensors(model: ModelConfig, vision: VisionConfig | None = None) -> list[Tens
 
 def _layer(layer: int, model: ModelConfig, sizes: Mapping[str, int]) -> Iterator[Tensor]:
     period, place = divmod(layer, len(model.period))
-    starts = [0, *itertools.accumulate(count for _, count in model.runs)]
-    run = max(r for r in range(len(model.runs)) if starts[r] <= place)
+    starts = [0, *itertools.accumulate(count for _, count in model.stacks)]
+    stack = max(r for r in range(len(model.stacks)) if starts[r] <= place)
     for row in (*EVERY_LAYER, *MIXERS[model.period[place]]):
-        index = (period, place - starts[run])
+        index = (period, place - starts[stack])
         for expert in range(model.num_experts) if "{expert}" in row.torch else [None]:
             name = row.torch.format(layer=layer, expert=expert)
-            yield Tensor(name, f"runs/{run}/{row.ours}", index if expert is None else (*index, expert), row, sizes)
+            yield Tensor(name, f"stacks/{stack}/{row.ours}", index if expert is None else (*index, expert), row, sizes)
 
 
 def _vision(vision: VisionConfig, model: ModelConfig) -> Iterator[Tensor]:

@@ -14,11 +14,12 @@ import numpy as np
 import safetensors
 
 from mm01_jax.checkpoint import CheckpointError, RunLock
-from mm01_jax.convert import axes, decay, files, parallel, released, table
-from mm01_jax.convert.dialects import DIALECTS, Dialect
+from mm01_jax.convert import axes, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
-from mm01_jax.convert.shard import ShardFile
 from mm01_jax.convert.sources import CheckpointSource, with_dtype, write_json
+from mm01_jax.convert.torch import decay, files, released
+from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
+from mm01_jax.convert.torch.shard import ShardFile
 
 SHARD_BYTES = 4_900_000_000  # below the 5 GB that hubs and their tools take for a file
 _JOURNAL = "journal.jsonl"
@@ -43,7 +44,7 @@ def to_torch(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     dry_run: bool = False,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Exports the checkpoint in `source` (ours) as safetensors files at `target`.
 
@@ -66,7 +67,7 @@ def to_torch(
     partial = target.with_name(target.name + ".partial")
     nbytes = sum(item.nbytes for item in items)
     plan = _plan(checkpoint, items, shards, target, (chosen, wanted))
-    say(str(plan))
+    log(str(plan))
     if target.exists():
         raise ValueError(f"target={target} exists already; remove it or choose another directory")
     if dry_run:
@@ -84,7 +85,7 @@ def to_torch(
         _give_final_name(partial, target)
     finally:
         lock.close()
-    say(progress.finish())
+    log(progress.finish())
 
 
 def _items(checkpoint: CheckpointSource, dialect: Dialect, dtype: str, block: int | None) -> list[Item]:

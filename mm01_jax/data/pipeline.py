@@ -106,7 +106,7 @@ def to_global(
 ) -> dict[str, jax.Array]:
     """Global arrays (batch_size, S) from each process's share of the rows; every process calls it.
 
-    `order` (S,) is the position that stands at each place of the arrays (`parallel/layout.py`).
+    `order` (S,) is the position that stands at each place of the arrays (`parallel/sequence_layout.py`).
     """
     return {
         name: jax.make_array_from_process_local_data(sharding, array[:, order], (batch_size, array.shape[1]))

@@ -20,8 +20,8 @@ from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.packing import PackedRows
 from mm01_jax.data.text import DataError
-from mm01_jax.load import load
-from mm01_jax.parallel import layout
+from mm01_jax.loading import load
+from mm01_jax.parallel import sequence_layout
 from mm01_jax.train import step
 from mm01_jax.train.metrics import Progress
 
@@ -41,7 +41,7 @@ def evaluate(directory: str, source: str | None) -> dict[str, float]:
     batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
     score = jax.jit(functools.partial(step.eval_step, config=config))
     placed = sharding.named(jax.sharding.get_mesh(), config.mesh.rules, "batch", "seq")
-    order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
     progress, total = Progress(0, len(batches)), np.zeros(2)
     for number, batch in enumerate(batches, 1):
         total += jax.device_get(score(model, pipeline.whole_to_global(batch, placed, order)))

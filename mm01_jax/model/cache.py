@@ -16,7 +16,7 @@ from mm01_jax.config import ModelConfig, Rules
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of every softmax layer of a run, and which layer is in hand.
+    """Keys and values of every softmax layer of a stack, and which layer is in hand.
 
     keys, values: (M, n, B, K, T, H) in the compute dtype, RoPE applied. period, layer: int32 scalars.
     T next to H: TPUs tile the last two dims, and with few heads a shard (T, K, H) was copied to another layout and back
@@ -59,26 +59,26 @@ class KeysValues:
 class DecodeCache:
     """The whole cache.
 
-    runs: one entry per run of the period: a state (M, n, B, N, H, H) float32 for lightning,
+    stacks: one entry per stack of the period: a state (M, n, B, N, H, H) float32 for lightning,
       a (keys, values) pair of (M, n, B, K, T, H) for softmax.
     lengths: (B,) int32, tokens seen by each row.
     """
 
-    runs: tuple
+    stacks: tuple
     lengths: jax.Array
 
     @classmethod
     def zeros(cls, config: ModelConfig, rules: Rules, batch_size: int, max_length: int) -> "DecodeCache":
         """An empty cache for `batch_size` rows of at most `max_length` tokens, sharded at birth."""
-        runs = []
-        for kind, count in config.runs:
+        stacks = []
+        for kind, count in config.stacks:
             lead = (config.num_periods, count, batch_size)
             if kind == "lightning":
-                runs.append(jnp.zeros((*lead, config.num_heads, config.head_dim, config.head_dim), jnp.float32))
+                stacks.append(jnp.zeros((*lead, config.num_heads, config.head_dim, config.head_dim), jnp.float32))
             else:
                 shape = (*lead, config.num_kv_heads, max_length, config.head_dim)
-                runs.append((jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)))
-        cache = cls(tuple(runs), jnp.zeros((batch_size,), jnp.int32))
+                stacks.append((jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)))
+        cache = cls(tuple(stacks), jnp.zeros((batch_size,), jnp.int32))
         return jax.tree.map(jax.lax.with_sharding_constraint, cache, cls.specs(config, rules))
 
     @classmethod
@@ -86,5 +86,5 @@ class DecodeCache:
         """The PartitionSpec of every array: rows over the batch's axes, heads over theirs."""
         state = sharding.spec(rules, None, None, "batch", "heads", None, None)
         keys = sharding.spec(rules, None, None, "batch", "kv_heads", None, None)
-        runs = tuple(state if kind == "lightning" else (keys, keys) for kind, _ in config.runs)
-        return cls(runs, sharding.spec(rules, "batch"))
+        stacks = tuple(state if kind == "lightning" else (keys, keys) for kind, _ in config.stacks)
+        return cls(stacks, sharding.spec(rules, "batch"))

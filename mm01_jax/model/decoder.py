@@ -20,10 +20,10 @@ from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.model.cache import DecodeCache, KeysValues
 from mm01_jax.model.experts import Experts
-from mm01_jax.model.layers import einsum, ones, param, read, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.lightning import Lightning, slopes
 from mm01_jax.model.softmax import Softmax
-from mm01_jax.parallel.experts import RouterStats
+from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.vocabulary import embed
 
 MIXERS = {"lightning": Lightning, "softmax": Softmax}
@@ -33,7 +33,7 @@ REMAT = {
 }
 
 
-class Layer(nnx.Module):
+class LayerStack(nnx.Module):
     """One run of layers: mixer and experts, each behind a norm and DeepNorm's residual."""
 
     def __init__(self, kind: str, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...]):
@@ -73,14 +73,17 @@ class TextModel(nnx.Module):
     def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs):
         V, D, dtype = config.vocab_size, config.embed_dim, config.param_dtype
         self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), dtype=dtype)
-        self.runs = nnx.List(
-            [Layer(kind, config, rules, rngs=rngs, stack=(config.num_periods, count)) for kind, count in config.runs]
+        self.stacks = nnx.List(
+            [
+                LayerStack(kind, config, rules, rngs=rngs, stack=(config.num_periods, count))
+                for kind, count in config.stacks
+            ]
         )
         self.final_norm = param(rngs, (D,), ("act_embed",), ones, dtype=dtype)
         self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
         self.config, self.rules = config, rules
 
-    def hidden(
+    def forward(
         self,
         tokens_BS: jax.Array,
         positions_BS: jax.Array,
@@ -90,20 +93,20 @@ class TextModel(nnx.Module):
         """The one forward of training (no cache), prefill (many tokens, a cache) and decode (one token, a cache).
 
         Args:
-          tokens_BS, positions_BS: int32, rows in `config.sequence_layout` (parallel/layout.py). With a cache, rows as
-            they are, and a token's position is its slot.
+          tokens_BS, positions_BS: int32, rows in `config.sequence_layout` (parallel/sequence_layout.py). With a cache,
+            rows as they are, and a token's position is its slot.
           segments_BS: int32 document ids; < 0 is padding, which changes nothing.
         Returns:
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
-        h = embed(tokens_BS, read(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
+        h = embed(tokens_BS, cast_and_gather(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
         h = sharding.constrain(h, self.rules, "batch", "seq", "act_embed")
         body = functools.partial(self._period, positions_BS, segments_BS)
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
-        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.runs if cache is None else None, self._slopes())
-        (h, runs), stats = jax.lax.scan(body, (h, None if cache is None else cache.runs), xs)
+        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())
+        (h, runs), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
         if cache is not None:
             seen = jnp.sum(segments_BS >= 0, axis=1, dtype=jnp.int32)
             cache = DecodeCache(runs, cache.lengths + seen)
@@ -113,17 +116,17 @@ class TextModel(nnx.Module):
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """float32 logits (B, S, V); training uses the chunked loss instead and never holds them."""
         wide = np.promote_types(hidden_BSD.dtype, np.float32)
-        return einsum("bsd,dv->bsv", hidden_BSD, read(self.head, hidden_BSD.dtype, self.rules), wide)
+        return einsum("bsd,dv->bsv", hidden_BSD, cast_and_gather(self.head, hidden_BSD.dtype, self.rules), wide)
 
     def __call__(self, tokens_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
         """float32 logits (B, S, V) of whole rows."""
-        return self.logits(self.hidden(tokens_BS, positions_BS, segments_BS)[0])
+        return self.logits(self.forward(tokens_BS, positions_BS, segments_BS)[0])
 
     def _slopes(self) -> list[jax.Array]:
         """Per run, float32 slopes (M, n, N): constants that enter the scan as values, out of any dtype policy."""
         config = self.config
         table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
-        starts = np.cumsum([0] + [count for _, count in config.runs])
+        starts = np.cumsum([0] + [count for _, count in config.stacks])
         return [jnp.asarray(table[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
     def _period(self, positions_BS, segments_BS, carry, xs):
@@ -133,7 +136,7 @@ class TextModel(nnx.Module):
         new_caches, stats = [], []
         for index, slope in enumerate(run_slopes):
             run = None if runs is None else runs[index]
-            stack = self.runs[index] if runs is None else None
+            stack = self.stacks[index] if runs is None else None
             step = functools.partial(_run_layer, positions_BS, segments_BS, period, stack)
             if self.config.remat != "none" and caches is None:
                 step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)

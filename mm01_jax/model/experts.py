@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
-from mm01_jax.model.layers import param, read, xavier
-from mm01_jax.parallel.experts import RouterStats, expert_layer
+from mm01_jax.model.layers import cast_and_gather, param, xavier
+from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
 
 class Experts(nnx.Module):
@@ -29,6 +29,6 @@ class Experts(nnx.Module):
         """x (B, S, D), rows in `layout` -> (y (B, S, D), router statistics over all tokens that are not padding)."""
         dtype, rules = x_BSD.dtype, self.rules
         weights = (self.router, self.gate, self.up, self.down)
-        router, gate, up, down = (read(w, dtype, rules) for w in weights)
+        router, gate, up, down = (cast_and_gather(w, dtype, rules) for w in weights)
         weights = (router, gate, up, down)
         return expert_layer(x_BSD, segments_BS, weights, config=self.config, rules=rules, layout=layout)

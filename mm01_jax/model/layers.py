@@ -65,13 +65,13 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
-def read(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
+def cast_and_gather(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
     """A weight ready for use: cast to the compute dtype, then gathered over the axes that only store it.
 
     The cast comes first, so a bfloat16 model gathers half the bytes of its float32 masters.
     """
     axes = weight.get_metadata()["axes"][-weight[...].ndim :]
-    return sharding.constrain(weight[...].astype(dtype), sharding.ungathered(rules), *axes)
+    return sharding.constrain(weight[...].astype(dtype), sharding.gathered(rules), *axes)
 
 
 def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:

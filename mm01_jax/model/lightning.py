@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from mm01_jax.config import ModelConfig, Rules
-from mm01_jax.model.layers import einsum, ones, param, read, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.parallel.lightning import lightning_attention, lightning_attention_step
 
 
@@ -50,15 +50,15 @@ class Lightning(nnx.Module):
 
     def project(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v (B, S, N, H): SiLU on all three."""
-        qkv = jax.nn.silu(einsum("bsd,dnch->bsnch", x_BSD, read(self.qkv, x_BSD.dtype, self.rules)))
+        qkv = jax.nn.silu(einsum("bsd,dnch->bsnch", x_BSD, cast_and_gather(self.qkv, x_BSD.dtype, self.rules)))
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
 
     def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
         """Norm over all heads, output gate, output projection."""
         dtype = x_BSD.dtype
         y = rms_norm(out_BSNH, self.norm[...].astype(dtype), self.config.lightning_norm_eps, num_axes=2)
-        y = jax.nn.sigmoid(einsum("bsd,dnh->bsnh", x_BSD, read(self.output_gate, dtype, self.rules))) * y
-        return einsum("bsnh,nhd->bsd", y, read(self.out, dtype, self.rules))
+        y = jax.nn.sigmoid(einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))) * y
+        return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
 
     def __call__(
         self, x_BSD: jax.Array, slope_N: jax.Array, segments_BS: jax.Array, state_BNHH: jax.Array | None

@@ -5,8 +5,8 @@ from flax import nnx
 
 from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.model.cache import KeysValues
-from mm01_jax.model.layers import einsum, param, read, rope, xavier
-from mm01_jax.parallel.softmax import cached_attention, self_attention
+from mm01_jax.model.layers import cast_and_gather, einsum, param, rope, xavier
+from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
 
 
 class Softmax(nnx.Module):
@@ -28,9 +28,9 @@ class Softmax(nnx.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with this call's keys and values written)."""
         config, dtype = self.config, x_BSD.dtype
-        query = einsum("bsd,dnh->bsnh", x_BSD, read(self.query, dtype, self.rules))
-        key = einsum("bsd,dkh->bskh", x_BSD, read(self.key, dtype, self.rules))
-        value = einsum("bsd,dkh->bskh", x_BSD, read(self.value, dtype, self.rules))
+        query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, self.rules))
+        key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, self.rules))
+        value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, self.rules))
         query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
         key = rope(key, positions_BS, config.rotary_dim, config.rope_theta)
         index = (positions_BS, segments_BS)
@@ -40,4 +40,4 @@ class Softmax(nnx.Module):
             cache = cache.write(key, value, *index)
             key, value, *key_index = cache.read(*index)
             out = cached_attention(query, key, value, query_index=index, key_index=tuple(key_index), rules=self.rules)
-        return einsum("bsnh,nhd->bsd", out, read(self.out, dtype, self.rules)), cache
+        return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, self.rules)), cache

@@ -21,7 +21,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules, SequenceLayout
-from mm01_jax.parallel.layout import held_here, stripes
+from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
 

@@ -18,8 +18,7 @@ import sys
 
 from absl import flags
 
-from mm01_jax import config_fields, config_io
-from mm01_jax.config import Config, ConfigError, Problem
+from mm01_jax.config import Config, ConfigError, Problem, command_line, fields
 from mm01_jax.plan import meshes, targets
 
 KINDS = ("train", "prefill", "decode")
@@ -46,12 +45,12 @@ _HLO = flags.DEFINE_string("hlo", None, "a file for the compiled program's text"
 
 def main(argv: list[str]) -> int:
     try:
-        overrides = config_io.parse_flags(argv)
-        config = config_io.load(_CONFIG.value, overrides)
-        config_io.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
+        overrides = command_line.parse_flags(argv)
+        config = command_line.load(_CONFIG.value, overrides)
+        command_line.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
         target = targets.parse(_TARGET.value)
         if _STEP.value not in KINDS:
-            nearest = config_fields.nearest_name(_STEP.value, KINDS)
+            nearest = fields.nearest_name(_STEP.value, KINDS)
             raise ConfigError([Problem(key="--step", got=_STEP.value, allowed=", ".join(KINDS), nearest=nearest)])
         if problems := _file_problems():
             raise ConfigError(problems)

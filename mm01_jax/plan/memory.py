@@ -53,7 +53,7 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
 
 
 def buffer_rows(config: Config, tokens: int) -> int:
-    """Rows that one chip's experts may receive for `tokens` of its own (parallel/exchange.py)."""
+    """Rows that one chip's experts may receive for `tokens` of its own (parallel/experts/exchange.py)."""
     model, shard_count = config.model, shards(config, "expert")
     worst = tokens * min(model.num_experts_per_token, model.num_experts // shard_count) * shard_count
     balanced = tokens * model.num_experts_per_token

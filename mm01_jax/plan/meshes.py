@@ -5,8 +5,8 @@ out. Imports no jax.
 import dataclasses
 import re
 
-from mm01_jax import config_fields, config_mesh
-from mm01_jax.config import Config, ConfigError, MeshConfig, Problem
+from mm01_jax.config import Config, ConfigError, MeshConfig, Problem, fields
+from mm01_jax.config.mesh import MESH_AXES, mesh_problems, nearest_meshes, sharding_problems
 from mm01_jax.plan.targets import Target
 
 _ALL = 100_000
@@ -14,14 +14,14 @@ _ALL = 100_000
 
 def valid(kind: str, config: Config, target: Target) -> list[MeshConfig]:
     """All of them, the most like the config's own first."""
-    found = config_mesh.nearest_meshes(config, target.chips, most=_ALL)
+    found = nearest_meshes(config, target.chips, most=_ALL)
     return [mesh for mesh in found if not _misplaced(kind, mesh, target)]
 
 
 def problems(kind: str, config: Config, target: Target) -> list[Problem]:
     """Why the config's own mesh is none of them; empty when it is."""
-    found = config_mesh.sharding_problems(config) + _misplaced(kind, config.mesh, target)
-    if wrong_product := config_mesh.mesh_problems(config, target.chips):
+    found = sharding_problems(config) + _misplaced(kind, config.mesh, target)
+    if wrong_product := mesh_problems(config, target.chips):
         nearest = " or ".join(_as_flag(mesh) for mesh in valid(kind, config, target)[:3])
         nearest = nearest or f"none: no mesh of {target.chips} chips divides this model and batch"
         allowed = f"a product of {target.chips}, the chips of {target.name}"
@@ -43,11 +43,11 @@ def _misplaced(kind: str, mesh: MeshConfig, target: Target) -> list[Problem]:
 
 def parse(text: str, config: Config) -> MeshConfig:
     """The mesh of `data=8,expert=16,tensor=4` with the config's rules; axes not named have size 1."""
-    sizes, seen = dict.fromkeys(config_mesh.MESH_AXES, 1), set()
+    sizes, seen = dict.fromkeys(MESH_AXES, 1), set()
     for part in text.split(","):
         found = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
         if not found or found[1] not in sizes:
-            near = config_fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
+            near = fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
             raise _refused(part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
         if found[1] in seen:
             raise _refused(text, "every axis once", f"one {found[1]}")
@@ -57,7 +57,7 @@ def parse(text: str, config: Config) -> MeshConfig:
 
 
 def _as_flag(mesh: MeshConfig) -> str:
-    sizes = ((axis, getattr(mesh, axis)) for axis in config_mesh.MESH_AXES)
+    sizes = ((axis, getattr(mesh, axis)) for axis in MESH_AXES)
     return "--mesh=" + (",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "data=1")
 
 

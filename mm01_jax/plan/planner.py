@@ -9,12 +9,15 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
-from mm01_jax.parallel import layout
-from mm01_jax.plan import arrays, collectives, compiler, memory, program, roofline, traffic
-from mm01_jax.plan.count import Counts, count
+from mm01_jax.model.flops import train_flops_per_token
+from mm01_jax.parallel import sequence_layout
+from mm01_jax.plan import compiler, memory, roofline
+from mm01_jax.plan.hlo import collectives, traffic
+from mm01_jax.plan.hlo.largest import Made, largest_arrays
+from mm01_jax.plan.hlo.text import parse
 from mm01_jax.plan.steps import Step, make_step
 from mm01_jax.plan.targets import Target
-from mm01_jax.train.flops import train_flops_per_token
+from mm01_jax.plan.traced_work import Counts, count
 
 _LARGEST = 6
 
@@ -41,7 +44,7 @@ class Plan:
     moved: float | None
     model_flops: float
     compiled: compiler.Compiled | None
-    largest: list[arrays.Made]
+    largest: list[Made]
 
     @property
     def mesh(self) -> dict[str, int]:
@@ -94,10 +97,10 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
     estimated = memory.estimated(kind, config, step.tokens, arguments["parameters"])
     messages, overlapped, moved, largest = counts.collectives, Counter(), None, []
     if compiled is not None and compiled.text:
-        found = program.parse(compiled.text)
+        found = parse(compiled.text)
         sent = collectives.find(found, dict(mesh.shape))
         messages, overlapped = sent.counts, sent.overlapped
-        moved, largest = traffic.bytes_moved(found, assumed[1]), arrays.largest(found, _LARGEST)
+        moved, largest = traffic.bytes_moved(found, assumed[1]), largest_arrays(found, _LARGEST)
     return Plan(
         kind,
         target,
@@ -158,7 +161,7 @@ def _pairs_computed(kind: str, config: Config) -> float:
     """Share of the pairs of stripes in softmax attention that the busiest chip does not skip, documents aside."""
     if kind != "train":
         return 1.0
-    return layout.busiest(memory.shards(config, "seq"), config.model.sequence_layout)
+    return sequence_layout.busiest(memory.shards(config, "seq"), config.model.sequence_layout)
 
 
 def _model_flops(kind: str, config: Config, tokens: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mm01_jax import sharding
 from mm01_jax.config import ModelConfig
-from mm01_jax.parallel.gather_or_ring import choose, costs
+from mm01_jax.parallel.softmax.choice import choose, costs
 from mm01_jax.plan import memory
 from mm01_jax.plan.planner import Plan
 from mm01_jax.plan.search import Candidate

@@ -11,8 +11,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from mm01_jax.plan.count import Collective
 from mm01_jax.plan.targets import Target
+from mm01_jax.plan.traced_work import Collective
 
 GPUS_OF_A_HOST = 8
 

@@ -9,12 +9,12 @@ import jax
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
+from mm01_jax.model.flops import train_flops_per_token
 from mm01_jax.plan import memory, meshes, roofline
-from mm01_jax.plan.count import Collective
 from mm01_jax.plan.planner import abstract_mesh
 from mm01_jax.plan.steps import make_step
 from mm01_jax.plan.targets import Target
-from mm01_jax.train.flops import train_flops_per_token
+from mm01_jax.plan.traced_work import Collective
 
 
 @dataclasses.dataclass(frozen=True)

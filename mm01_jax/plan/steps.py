@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Config, ModelConfig
-from mm01_jax.generate import PREFILL_CHUNK, decode_step, prefill
+from mm01_jax.inference.generate import PREFILL_CHUNK, decode_step, prefill
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings

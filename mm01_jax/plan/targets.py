@@ -11,8 +11,7 @@ import dataclasses
 import math
 import re
 
-from mm01_jax import config_fields
-from mm01_jax.config import ConfigError, Problem
+from mm01_jax.config import ConfigError, Problem, fields
 
 GIB = 2**30
 
@@ -125,9 +124,9 @@ def _nearest(name: str) -> str | None:
     """The generation as typed or the nearest, at the size nearest in ratio."""
     found = re.fullmatch(r"([a-zA-Z]\w*?)[-_: ]?(\d+)(x\d+)?", name.lower().replace("v5litepod", "v5e"))
     if not found or int(found[2]) < 1:
-        return config_fields.nearest_name(name, names())
-    generation = config_fields.nearest_name(found[1], list(CHIPS))
+        return fields.nearest_name(name, names())
+    generation = fields.nearest_name(found[1], list(CHIPS))
     sizes = [other for other in names() if other.startswith(f"{generation}-")]
     if not sizes:
-        return config_fields.nearest_name(name, names())
+        return fields.nearest_name(name, names())
     return min(sizes, key=lambda other: abs(math.log(int(other.split("-")[1]) / int(found[2]))))

@@ -16,17 +16,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from mm01_jax import checkpoint, config_json, sharding
-from mm01_jax.config import Config, ConfigError
-from mm01_jax.config_mesh import mesh_problems
+from mm01_jax import checkpoint, sharding
+from mm01_jax.config import Config, ConfigError, saved
+from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.data import pipeline
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.text import DataError
-from mm01_jax.parallel import layout
+from mm01_jax.model.flops import peak_flops, train_flops_per_token
+from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import plots, step
-from mm01_jax.train.flops import peak_flops, train_flops_per_token
 from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
 from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
@@ -59,7 +59,7 @@ def main(config: Config, workdir: str, init_from: str | None) -> int:
     return 0
 
 
-def run(config: Config, workdir: str, init_from: str | None = None, say: Callable[[str], None] = print) -> None:
+def run(config: Config, workdir: str, init_from: str | None = None, log: Callable[[str], None] = print) -> None:
     """Trains `config` in `workdir`, or goes on with the run that is there.
 
     Args:
@@ -77,15 +77,15 @@ def run(config: Config, workdir: str, init_from: str | None = None, say: Callabl
     root = pathlib.Path(workdir)
     root.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
-    with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, say=say) as checkpoints, jax.set_mesh(mesh):
-        check_resumable(config, checkpoints.latest_meta(), init_from, say)
+    with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, log=log) as checkpoints, jax.set_mesh(mesh):
+        check_resumable(config, checkpoints.latest_meta(), init_from, log)
         if jax.process_index() == 0:
-            (root / "config.json").write_text(config_json.to_json(config))
+            (root / "config.json").write_text(saved.to_json(config))
         train = config.train
-        dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=say)
-        say(dataset.describe())
-        start = begin(with_exchange_settled(config, say), mesh, checkpoints, dataset, init_from, say)
-        _Loop(config, root, checkpoints, dataset, start).train(say)
+        dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=log)
+        log(dataset.describe())
+        start = begin(with_exchange_settled(config, log), mesh, checkpoints, dataset, init_from, log)
+        _Loop(config, root, checkpoints, dataset, start).train(log)
 
 
 class _Loop:
@@ -99,7 +99,7 @@ class _Loop:
         self.last_fetch = time.monotonic()
         mesh = jax.sharding.get_mesh()
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
-        self.order = layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+        self.order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
         self.train_step = jax.jit(
             functools.partial(step.train_step, config=config),
@@ -110,20 +110,20 @@ class _Loop:
         self.eval_step = jax.jit(functools.partial(step.eval_step, config=config))
         self.peak = peak_flops(mesh.devices.flat[0])
         self.progress = Progress(self.step, config.train.steps)
-        self.log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
+        self.metrics_log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
 
-    def train(self, say: Callable[[str], None]) -> None:
+    def train(self, log: Callable[[str], None]) -> None:
         """Everything from the first step to the last message."""
-        say(_describe(self.config, self.state))
+        log(_describe(self.config, self.state))
         held_out = self._held_out()
         with Preemption() as preemption:
             try:
                 self._steps(held_out, preemption)
             finally:
-                if self.log:
-                    self.log.close()
+                if self.metrics_log:
+                    self.metrics_log.close()
         if jax.process_index() == 0:
-            _report(self.config, self.root, self._summary(held_out), say)
+            _report(self.config, self.root, self._summary(held_out), log)
 
     def _steps(self, held_out: list[pipeline.Batch], preemption: Preemption) -> None:
         train = self.config.train
@@ -199,8 +199,8 @@ class _Loop:
         if held_out:
             record["held_out_loss"] = self._evaluate(held_out)
             self.last_fetch = time.monotonic()
-        if self.log and (at % train.log_every == 0 or held_out):
-            self.log.write(record)
+        if self.metrics_log and (at % train.log_every == 0 or held_out):
+            self.metrics_log.write(record)
         self.progress.show(at, _line(record))
         self._count_refused(at, values)
 
@@ -210,7 +210,7 @@ class _Loop:
             return
         self.refused_in_a_row += 1
         why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}"
-        self.progress.say(f"step {at} is refused, weights unchanged: {why}")
+        self.progress.log(f"step {at} is refused, weights unchanged: {why}")
         if self.refused_in_a_row >= self.config.train.max_nonfinite_steps:
             raise NonFinite(
                 f"{self.refused_in_a_row} steps in a row were refused, the last is {at}: {why}. Checkpoints before it "
@@ -220,7 +220,7 @@ class _Loop:
     def _save(self, *, must: bool) -> None:
         """Saves the current step behind the training; `must` waits for it and lets a failure rise."""
         meta = {
-            "config": json.loads(config_json.to_json(self.config)),
+            "config": json.loads(saved.to_json(self.config)),
             "row": self.row,
             "data": self.dataset.manifest,
             "mesh": dict(jax.sharding.get_mesh().shape),
@@ -233,7 +233,7 @@ class _Loop:
         except checkpoint.SaveFailed as error:
             if must:
                 raise
-            self.progress.say(f"NOT SAVED, training goes on: {error}")
+            self.progress.log(f"NOT SAVED, training goes on: {error}")
         self.last_fetch = time.monotonic()
 
     def _report_failed(self, check: Callable[[], None]) -> None:
@@ -241,7 +241,7 @@ class _Loop:
         try:
             check()
         except checkpoint.SaveFailed as error:
-            self.progress.say(f"NOT SAVED, training goes on: {error}")
+            self.progress.log(f"NOT SAVED, training goes on: {error}")
 
     def _summary(self, held_out: list[pipeline.Batch]) -> dict[str, float]:
         """Held-out loss against what counting achieves on the same targets, nats a target."""
@@ -270,17 +270,17 @@ def _line(record: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _report(config: Config, root: pathlib.Path, summary: dict[str, float], say: Callable[[str], None]) -> None:
+def _report(config: Config, root: pathlib.Path, summary: dict[str, float], log: Callable[[str], None]) -> None:
     """What the run achieved, its pictures, and what to type next."""
     if summary:
-        say(
+        log(
             f"held-out loss {summary['held_out_loss']:.4f} nats a token; "
             f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
         )
     drawn = plots.draw(root, read_metrics(root), summary.get("bigram"))
-    say(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
+    log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
     more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
-    say("next:")
-    say(f"  {sys.executable} -m mm01_jax.generate --checkpoint={root} --prompt='def '")
-    say(f"  {sys.executable} train_main.py {more}")
-    say(f"  {sys.executable} -m mm01_jax.evals.perplexity --checkpoint={root}")
+    log("next:")
+    log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")
+    log(f"  {sys.executable} train_main.py {more}")
+    log(f"  {sys.executable} -m mm01_jax.evals.perplexity --checkpoint={root}")

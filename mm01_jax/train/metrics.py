@@ -80,7 +80,7 @@ class Progress:
         self.out.flush()
         self.open = terminal
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A message of its own line."""
         self.out.write(("\n" if self.open else "") + text + "\n")
         self.out.flush()

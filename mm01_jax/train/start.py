@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from mm01_jax import checkpoint, config_fields, config_json
-from mm01_jax.config import Config, ConfigError
-from mm01_jax.config_resume import resume_problems
+from mm01_jax import checkpoint
+from mm01_jax.config import Config, ConfigError, fields, saved
+from mm01_jax.config.resume import resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
-from mm01_jax.parallel import transport_check
-from mm01_jax.train import step
+from mm01_jax.train import step, transport_check
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Start(NamedTuple):
@@ -27,7 +26,7 @@ class Start(NamedTuple):
     row: int
 
 
-def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str | None, say: Say) -> None:
+def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str | None, log: Log) -> None:
     """Compares `config` with the one saved in the work directory; `meta` is None where nothing was saved.
 
     Raises:
@@ -35,19 +34,19 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
     """
     if meta is None:
         return
-    saved = config_json.from_json(json.dumps(meta["config"]))
-    problems = resume_problems(saved, config)
+    before = saved.from_json(json.dumps(meta["config"]))
+    problems = resume_problems(before, config)
     if problems:
         raise ConfigError(problems)
-    for key, before, after in config_fields.differences(saved, config):
-        say(f"changed since the last checkpoint: {key} {before!r} -> {after!r}")
+    for key, old, new in fields.differences(before, config):
+        log(f"changed since the last checkpoint: {key} {old!r} -> {new!r}")
     if init_from:
-        say(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
+        log(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
 
 
-def with_exchange_settled(config: Config, say: Say) -> Config:
+def with_exchange_settled(config: Config, log: Log) -> Config:
     """The config that the model is built with; the run's own, which is saved, keeps what was asked for."""
-    exchange = transport_check.settle(config, say)
+    exchange = transport_check.settle(config, log)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, exchange=exchange))
 
 
@@ -57,7 +56,7 @@ def begin(
     checkpoints: checkpoint.Checkpoints,
     dataset: Dataset,
     init_from: str | None,
-    say: Say,
+    log: Log,
 ) -> Start:
     """Restores the newest sound step, or loads weights from `init_from`, or initialises.
 
@@ -70,12 +69,12 @@ def begin(
     restored = checkpoints.restore_latest(abstract)
     if restored is not None:
         check_unchanged(restored.meta["data"], dataset.manifest)
-        say(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
+        log(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
         return Start(restored.state, restored.meta["row"])
     placed = jax.tree.map(lambda x: x.sharding, abstract)
     if init_from:
         model = checkpoint.load_weights(init_from, abstract.model)
-        say(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
+        log(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
         make = functools.partial(step.state_of, config)
         return Start(jax.jit(make, out_shardings=placed)(model), 0)
     make = functools.partial(step.init_state, config)

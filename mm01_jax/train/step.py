@@ -14,7 +14,7 @@ from mm01_jax import sharding
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
-from mm01_jax.train.loss import objective, token_loss
+from mm01_jax.train.objectives.pretrain import objective, token_loss
 from mm01_jax.train.optimizer import apply_gradients, learning_rate, make_optimizer, steps_taken
 
 Batch = dict[str, jax.Array]
@@ -83,7 +83,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[Trai
 
 def eval_step(model: TextModel, batch: Batch, *, config: Config) -> tuple[jax.Array, jax.Array]:
     """(weighted sum of cross-entropies in nats, sum of weights) of a batch."""
-    hidden, _, _ = model.hidden(batch["tokens"], batch["positions"], batch["segments"])
+    hidden, _, _ = model.forward(batch["tokens"], batch["positions"], batch["segments"])
     return token_loss(model, hidden, batch, config.train), jnp.sum(batch["weights"])
 
 

@@ -15,7 +15,7 @@ MULTIPLE = gpu_tiles.TILE  # of every group's size: no tile then has rows of two
 def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
     del group_sizes_E, capacity
-    if reason := dispatch.not_hopper():
+    if reason := dispatch.why_not_hopper():
         return reason
     if x_RD.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {x_RD.dtype.name}"

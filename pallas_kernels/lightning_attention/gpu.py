@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import gpu_scan, gpu_split, packing
+from pallas_kernels.lightning_attention import ages, gpu_scan, gpu_split
 from pallas_kernels.lightning_attention.gpu_step import step as step  # part of the contract
 
 HEAD_DIMS = (64, 128)
@@ -19,7 +19,7 @@ MULTIPROCESSORS = 132  # of an H100 or H200 SXM
 def unsupported(q, k, v, slope, state, segment_ids) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
     del k, v, slope, state, segment_ids
-    if reason := dispatch.not_hopper():
+    if reason := dispatch.why_not_hopper():
         return reason
     if q.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {q.dtype.name}"
@@ -64,7 +64,7 @@ class _Pass:
         if segment_ids_BS is None and not self.fill:
             self.keys, chunks = None, gpu_split.plain_chunks(S, chunk)
         else:
-            chunks, keys = gpu_split.packed_chunks(packing.filled_documents(segment_ids_BS, S, chunk), chunk)
+            chunks, keys = gpu_split.packed_chunks(ages.filled_documents(segment_ids_BS, S, chunk), chunk)
             self.keys = jnp.broadcast_to(keys, (B, *keys.shape[1:]))
         programs = B * N * (H // gpu_scan.VALUES)
         self.cut = gpu_split.cut(programs, (S + self.fill) // chunk, MULTIPROCESSORS)

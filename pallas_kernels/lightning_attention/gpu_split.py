@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.lightning_attention import packing
+from pallas_kernels.lightning_attention import ages
 from pallas_kernels.lightning_attention.gpu_decay import DOCUMENT, META, PAD
 
 UNDERFLOW = 104.0  # exp(-104) is below half of the smallest float32
@@ -61,7 +61,7 @@ def plain_chunks(S: int, chunk: int) -> Chunks:
     return Chunks(age, jnp.zeros_like(age))
 
 
-def packed_chunks(documents: packing.Documents, chunk: int) -> tuple[Chunks, jax.Array]:
+def packed_chunks(documents: ages.Documents, chunk: int) -> tuple[Chunks, jax.Array]:
     """The boundaries, and the keys of `gpu_scan`: (B, chunks, chunk + META) float32. S is a multiple of the chunk."""
     B, S = documents.age.shape
     starts_BS = documents.valid & (documents.first == documents.age)

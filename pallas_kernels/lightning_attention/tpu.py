@@ -7,7 +7,7 @@ gradients of k and v are one reverse scan of all four. Nothing of a chunk goes t
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import packing, tiling, tpu_scan
+from pallas_kernels.lightning_attention import ages, tiling, tpu_scan
 from pallas_kernels.lightning_attention.states import or_zeros
 from pallas_kernels.lightning_attention.tpu_step import step as step  # part of the contract
 
@@ -46,10 +46,10 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
 
 
 def _rows(S: int, segment_ids_BS, chunk: int):
-    """`packing.chunk_rows` of the padded sequence, or of one chunk (1, ROWS, C) where all chunks are alike."""
+    """`ages.chunk_rows` of the padded sequence, or of one chunk (1, ROWS, C) where all chunks are alike."""
     if segment_ids_BS is None and S % chunk == 0:
         S = chunk
-    return packing.chunk_rows(packing.filled_documents(segment_ids_BS, S, chunk), chunk)
+    return ages.chunk_rows(ages.filled_documents(segment_ids_BS, S, chunk), chunk)
 
 
 def _to_kernel(x_BSNH, chunk: int):

@@ -2,7 +2,7 @@
 
 Time is the grid's last axis and runs in order, so the state (or its gradient) stays in VMEM from block to block. With
 one document and no padding all chunks have the same decays: they are made once per head and kept in VMEM. Otherwise
-each chunk makes its own from eight numbers per token, `packing.chunk_rows`.
+each chunk makes its own from eight numbers per token, `ages.chunk_rows`.
 """
 
 import functools
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.lightning_attention import packing, tiling
+from pallas_kernels.lightning_attention import ages, tiling
 
 
 def scan(slope_N, rows, sequences, state_BNHH, tiles):
-    """(out (B, N, S, H), state) of the sequences q, k, v (B, N, S, H); `rows` as `packing.chunk_rows`."""
+    """(out (B, N, S, H), state) of the sequences q, k, v (B, N, S, H); `rows` as `ages.chunk_rows`."""
     return _call(_scan_kernel, slope_N, rows, sequences, state_BNHH, tiles, outputs=1, reverse=False)
 
 
@@ -43,7 +43,7 @@ def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, 
 
     tokens = pl.BlockSpec((None, None, block, H), lambda b, n, t, _: (b, n, time(t), 0))
     state = pl.BlockSpec((None, None, H, H), lambda b, n, t, _: (b, n, 0, 0))
-    row = pl.BlockSpec((None, packing.ROWS, block if packed else C), row_index)
+    row = pl.BlockSpec((None, ages.ROWS, block if packed else C), row_index)
     varying = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type)
     return pl.pallas_call(
         functools.partial(kernel, chunk=C, packed=packed, unroll=tiles.unroll),
@@ -56,7 +56,7 @@ def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, 
             scratch_shapes=[
                 pltpu.VMEM((H, H), jnp.float32),
                 pltpu.VMEM((C, C), jnp.float32),
-                pltpu.VMEM((C, packing.ROWS), jnp.float32),
+                pltpu.VMEM((C, ages.ROWS), jnp.float32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -70,7 +70,7 @@ class _Decays(NamedTuple):
     """float32, in registers."""
 
     intra: jax.Array  # (C, C)
-    columns: jax.Array  # (C, ROWS), the rows of `packing.chunk_rows` as columns, distances turned into decays
+    columns: jax.Array  # (C, ROWS), the rows of `ages.chunk_rows` as columns, distances turned into decays
 
     @property
     def read(self):

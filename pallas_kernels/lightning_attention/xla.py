@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import packing
+from pallas_kernels.lightning_attention import ages
 from pallas_kernels.lightning_attention.states import or_zeros
 
 CHUNK = 128
@@ -91,7 +91,7 @@ def step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B):
 class _Tokens(NamedTuple):
     """What the decays of one chunk follow from; B is 1 when all rows are alike."""
 
-    documents: packing.Documents  # (B, C)
+    documents: ages.Documents  # (B, C)
     age_before: jax.Array  # (B,), the age of the incoming state
 
 
@@ -128,8 +128,8 @@ def _per_token(x_BNC):
 
 
 def _token_chunks(q_BSNH, segment_ids_BS, chunk: int) -> _Tokens:
-    documents = packing.filled_documents(segment_ids_BS, q_BSNH.shape[1], chunk)
-    return _Tokens(_chunks(documents, chunk), jnp.swapaxes(packing.before_chunks(documents, chunk), 0, 1))
+    documents = ages.filled_documents(segment_ids_BS, q_BSNH.shape[1], chunk)
+    return _Tokens(_chunks(documents, chunk), jnp.swapaxes(ages.before_chunks(documents, chunk), 0, 1))
 
 
 def _chunks(arrays, chunk: int):

@@ -14,7 +14,7 @@ FEWEST = 64  # queries; a program has 128, and few of them (decode) are another 
 def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
     del key_BTKH, value_BTKH
-    if reason := dispatch.not_hopper():
+    if reason := dispatch.why_not_hopper():
         return reason
     if query_BSNH.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {query_BSNH.dtype.name}"

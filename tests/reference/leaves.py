@@ -1,7 +1,7 @@
-"""Which released weights make up each leaf of a parameter tree whose layers are stacked by (period, run).
+"""Which released weights make up each leaf of a parameter tree whose layers are stacked by (period, stack).
 
-A *run* is a maximal stretch of layers of one kind inside a period; the leaves of run r are `runs/r/...` with two
-leading dims (period, layer of the run). Everything here is a permutation of numbers, so it maps gradients' directions
+A *stack* is a maximal stretch of layers of one kind inside a period; the leaves of stack r are `stacks/r/...` with two
+leading dims (period, layer of the stack). Everything here is a permutation of numbers, so it maps gradients' directions
 as it maps weights.
 """
 
@@ -34,11 +34,11 @@ def leaves(config, period: int) -> dict[str, Leaf]:
         "head": Leaf(np.array("lm_head.weight"), np.transpose),
     }
     start = 0
-    for run, (kind, group) in enumerate(itertools.groupby(config.attn_type_list[:period])):
+    for stack, (kind, group) in enumerate(itertools.groupby(config.attn_type_list[:period])):
         count = len(list(group))
         first_M1 = np.arange(0, config.num_hidden_layers, period)[:, None] + start
         for path, (part, turn) in parts(config, kind).items():
-            found[f"runs/{run}/{path}"] = Leaf(released_names(config, first_M1 + np.arange(count), part), turn)
+            found[f"stacks/{stack}/{path}"] = Leaf(released_names(config, first_M1 + np.arange(count), part), turn)
         start += count
     return found
 
@@ -54,7 +54,7 @@ def released_names(config, layers_Mn, part: str) -> np.ndarray:
 
 
 def parts(config, kind: int) -> dict[str, tuple[str, Callable]]:
-    """Path inside a run -> (part of the released name, released weight -> chunk of the leaf)."""
+    """Path inside a stack -> (part of the released name, released weight -> chunk of the leaf)."""
     head = config.head_dim
 
     def into_heads(w):  # (N*H, D) -> (D, N, H)

@@ -1,0 +1,37 @@
+"""What is wrong with a config or a command line, told so that a person can mend it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with what a person typed: the key, its value, what is allowed, the nearest valid choice."""
+
+    key: str
+    got: object
+    allowed: str
+    nearest: str | None
+
+    def __str__(self) -> str:
+        try:
+            got = repr(self.got)
+        except ValueError:  # Python prints no whole number of more than 4300 digits
+            got = f"an {type(self.got).__name__} too large to print"
+        got = got if len(got) <= 80 else got[:77] + "..."  # a message stays on one screen
+        nearest = f"; nearest: {self.nearest}" if self.nearest is not None else ""
+        return f"{self.key}: got {got}; allowed: {self.allowed}{nearest}"
+
+
+class ConfigError(ValueError):
+    """Everything wrong with a config and the flags that made it, one line each."""
+
+    MOST_LINES = 20
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        lines = [f"  {problem}" for problem in self.problems[: self.MOST_LINES]]
+        if len(self.problems) > self.MOST_LINES:
+            lines.append(f"  and {len(self.problems) - self.MOST_LINES} more")
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__("\n".join([f"refused for {count}:", *lines]))

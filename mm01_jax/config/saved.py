@@ -1,0 +1,97 @@
+"""A config as JSON text and back, exactly. Reading executes nothing and accepts only a complete, valid config."""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from mm01_jax.config import Config, ConfigError, Problem, fields, rules
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON, its fields in order; equal configs give equal text."""
+    return json.dumps(_plain(config), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    plain = {}
+    for name, annotation in fields.field_types(type(section)).items():
+        value = getattr(section, name)
+        plain[name] = _plain(value) if dataclasses.is_dataclass(value) else fields.canonical(value, annotation)
+    return plain
+
+
+def from_json(text: str) -> Config:
+    """The config that `to_json` wrote. Raises ConfigError on unknown, missing or repeated keys and on every rule."""
+    try:
+        plain = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        allowed = f"a config as JSON ({error})"
+        raise ConfigError(
+            [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
+        ) from None
+    problems = list(_shape_problems(plain, Config, ""))
+    if problems:
+        raise ConfigError(problems)
+    return rules.check(_build(plain, Config))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        values = {name: [value for other, value in pairs if other == name] for name in repeated}
+        raise ConfigError(
+            [Problem(key=k, got=v, allowed="each key once", nearest=f"{k}: {v[0]!r}") for k, v in values.items()]
+        )
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]:
+    """Sections that are no objects, keys that are no fields, fields without a key, values of another type."""
+    names = fields.field_types(section)
+    where = prefix.removesuffix(".") or "config"
+    if not isinstance(plain, dict):
+        yield Problem(key=where, got=plain, allowed=f"an object with the keys {', '.join(names)}", nearest="{...}")
+        return
+    for name in plain.keys() - names.keys():
+        allowed = f"the fields of {where}: {', '.join(names)}"
+        yield Problem(key=prefix + name, got=plain[name], allowed=allowed, nearest=fields.nearest_key(prefix + name))
+    for name, annotation in names.items():
+        annotation = _present(annotation, plain.get(name))
+        if name not in plain:
+            near = fields.nearest_name(name, plain.keys() - names.keys())
+            nearest = f"the key {prefix}{near}, mistyped" if near else f"{prefix}{name} = ..."
+            yield Problem(key=prefix + name, got="nothing", allowed="every field of a config", nearest=nearest)
+        elif dataclasses.is_dataclass(annotation):
+            yield from _shape_problems(plain[name], annotation, f"{prefix}{name}.")
+        else:
+            yield from _value_problems(prefix + name, plain[name], annotation)
+
+
+def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
+    if not fields.fits(fields.canonical(value, annotation), annotation):
+        nearest = fields.nearest_value(key, value, annotation)
+        yield Problem(key=key, got=value, allowed=fields.describe(annotation), nearest=nearest)
+
+
+def _build(plain: dict[str, Any], section: type) -> Any:
+    read = {}
+    for name, annotation in fields.field_types(section).items():
+        annotation = _present(annotation, plain[name])
+        build = _build if dataclasses.is_dataclass(annotation) else fields.canonical
+        read[name] = build(plain[name], annotation)
+    return section(**read)
+
+
+def _present(annotation: Any, value: Any) -> Any:
+    """The section of an optional section whose value is there: `VisionConfig | None` with an object."""
+    sections = [choice for choice in typing.get_args(annotation) if dataclasses.is_dataclass(choice)]
+    return sections[0] if sections and isinstance(value, dict) else annotation

@@ -1,0 +1,189 @@
+"""The configuration of a run: frozen dataclasses, every field with its type.
+
+A config is a value: complete, typed, checked by `rules.check`, saved as JSON beside every checkpoint.
+The README has the letters used in comments (M periods, L layers, D model width, N heads, ...).
+"""
+
+import dataclasses
+import itertools
+from typing import Literal
+
+MixerKind = Literal["lightning", "softmax"]
+SequenceLayout = Literal["contiguous", "zigzag"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape and arithmetic of the text model (paper section 2, table in docs)."""
+
+    vocab_size: int  # V, rows of the embedding and of the head
+    embed_dim: int  # D
+    num_periods: int  # M, how often `period` repeats
+    period: tuple[MixerKind, ...]  # the layer kinds of one period, in order
+    num_heads: int  # N, lightning heads and softmax query heads
+    num_kv_heads: int  # K, softmax key/value heads
+    head_dim: int  # H
+    rotary_dim: int  # leading dims of each softmax head that RoPE rotates
+    rope_theta: float = 10_000_000.0
+    num_experts: int  # E
+    num_experts_per_token: int  # A, top-k
+    expert_dim: int  # F, width of one expert
+    norm_eps: float = 1e-5  # layer norms and final norm
+    lightning_norm_eps: float = 1e-6  # the norm inside lightning attention; never the config of the released files
+    # DeepNorm residual h' = alpha * norm(h) + beta * f(norm(h)), per kind of sub-layer.
+    lightning_alpha: float = 1.0
+    lightning_beta: float = 1.0
+    softmax_alpha: float = 1.0
+    softmax_beta: float = 1.0
+    experts_alpha: float = 1.0
+    experts_beta: float = 1.0
+    # Expert routing. `dropless` never drops; `capacity` drops tokens beyond capacity_factor * assigned / E (paper 2.1).
+    routing: Literal["dropless", "capacity"] = "dropless"
+    capacity_factor: float = 1.25
+    # Which tokens share one capacity: the global microbatch, or those of one expert group alone (paper 4.1).
+    capacity_scope: Literal["global", "expert_group"] = "global"
+    # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
+    dropless_bound: float | None = None
+    # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
+    exchange_groups: int = 1
+    # How rows travel between expert shards: buffers whole, or only the rows in them where a start-up check of the mesh
+    # finds that right and faster (auto; without the check it is padded).
+    exchange: Literal["auto", "padded", "ragged"] = "auto"
+    # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring; auto counts bytes.
+    sequence_attention: Literal["auto", "gather", "ring"] = "auto"
+    # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.
+    sequence_layout: SequenceLayout = "contiguous"
+    # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    param_dtype: Literal["bfloat16", "float32"] = "float32"
+    remat: Literal["none", "dots", "full"] = "full"
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_periods * len(self.period)
+
+    @property
+    def stacks(self) -> tuple[tuple[MixerKind, int], ...]:
+        """(kind, count) of each maximal stretch of equal layers inside a period."""
+        return tuple((kind, len(list(group))) for kind, group in itertools.groupby(self.period))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Shape of the vision transformer of MiniMax-VL-01; the projector behind it has the text model's width."""
+
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    image_size: int  # pixels along a side of a tile
+    patch_size: int
+    norm_eps: float = 1e-5
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Logical axis -> mesh axes. One field per logical axis; `()` replicates."""
+
+    batch: tuple[str, ...] = ("data", "expert")
+    seq: tuple[str, ...] = ("sequence",)
+    act_embed: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("data",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    ffn: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+    expert: tuple[str, ...] = ("expert",)
+    period: tuple[str, ...] = ()
+    layer: tuple[str, ...] = ()
+    head_dim: tuple[str, ...] = ()
+    patch: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the four mesh axes; their product is the number of devices."""
+
+    data: int = 1
+    expert: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    rules: Rules = Rules()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where text comes from and how it becomes tokens."""
+
+    source: str = "stdlib"  # "stdlib", or a path or glob of .txt / .jsonl / .arrayrecord files
+    tokenizer: str = "bytes"  # "bytes", or a path to a tokenizer.json (extra: tokenizers)
+    text_field: str = "text"  # the key of a jsonl record
+    held_out: float = 0.02  # fraction of documents kept for evaluation, never trained on
+    seed: int = 0
+    max_bad_records: int = 0  # unreadable records skipped and counted before the run is refused
+    prefetch: int = 2  # batches prepared ahead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over steps (paper 4.2): linear warm-up, constant, step down, exponential decay."""
+
+    peak: float = 2e-4
+    warmup_steps: int = 500
+    step_down_at: int | None = None  # step at which `peak` becomes `stepped`
+    stepped: float | None = None
+    decay_start: int | None = None  # exponential decay from here to the last step
+    final: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (paper 4.2)."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how large, what is optimised."""
+
+    steps: int
+    batch_size: int  # rows of one step (before any ramp step), all hosts together
+    sequence_length: int  # S, tokens of a row
+    # Batch-size ramp: (step, batch_size) from that step on; steps rise.
+    batch_ramp: tuple[tuple[int, int], ...] = ()
+    num_microbatches: int = 1  # gradient accumulation
+    seed: int = 0
+    loss_chunk: int = 512  # tokens whose logits are held at a time
+    balance_loss: Literal["paper", "transformers", "none"] = "paper"  # two normalisations, named apart (spec D14)
+    balance_coef: float = 0.01
+    z_loss_coef: float = 0.0
+    max_nonfinite_steps: int = 3  # refused steps in a row before the run stops
+    eval_every: int = 200
+    eval_batches: int = 8
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 3
+    log_every: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides the numbers of a run."""
+
+    name: str
+    model: ModelConfig
+    vision: VisionConfig | None = None
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig

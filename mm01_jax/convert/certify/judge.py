@@ -1,0 +1,164 @@
+"""Does another implementation compute this model? If not, which known mistake explains its numbers.
+
+Every hypothesis (no mistake, each of mistakes.py) is run in float32 on the same ids. An observable (the logits, the
+state of a lightning layer) is at distance
+
+    rms(other - hypothesis) / rms(hypothesis),   in multiples of the noise: the same of float32 from float64, no mistake
+
+and a hypothesis is as far as its farthest observable. One is named only if it is within the noise and every other is
+SEPARATION times farther; what cannot be told apart is listed instead, and no mistake is among it only as a candidate
+like the others where another one is SEPARATION times nearer. Logits of low precision are far from every hypothesis:
+nothing is named then, not even the nearest.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.convert.certify import logits as logits_file
+from mm01_jax.convert.certify.forward import Forward
+from mm01_jax.convert.certify.mistakes import MISTAKES
+from mm01_jax.convert.certify.walk import Weights, walk
+from mm01_jax.convert.sources import open_source
+
+NONE, _EXACT = "no mistake", "float64"
+WITHIN = 30.0  # times the noise: two float32 implementations add in other orders
+SEPARATION = 10.0
+_IDS = (1, 300)  # default ids: one row, past one chunk of lightning attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`candidates` are the hypotheses that the numbers do not exclude, nearest first; `distances` in noise units."""
+
+    candidates: tuple[str, ...]
+    distances: dict[str, float]
+    layers: dict[str, float]  # observable -> relative distance from no mistake
+    noise: float  # relative noise of the logits
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no mistake is as good an explanation as any."""
+        nearest = min(self.distances.values())
+        return NONE in self.candidates and self.distances[NONE] < SEPARATION * max(nearest, 1.0)
+
+    @property
+    def named(self) -> str | None:
+        """The one mistake that explains the numbers, or None."""
+        return self.candidates[0] if len(self.candidates) == 1 and NONE not in self.candidates else None
+
+
+def certify(source, against, *, ids: np.ndarray | None = None, log: Callable[[str], None] = print) -> Verdict:
+    """Compares the checkpoint in `source` with `against`: another checkpoint, or an npz of logits (and states).
+
+    Args:
+      against: a directory of either kind, or an .npz of `logits` (batch, time, vocab), any `state_<layer>`, and `ids`.
+      ids: (batch, time) token ids; default those of the npz, or a fixed sequence of 300.
+
+    Raises:
+      CheckpointError: a damaged file, or arrays that do not fit the model.
+      ValueError: no ids, or others than those of the npz.
+    """
+    found = open_source(source)
+    other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
+    if other is not None:
+        ids = _ids_of(other, ids, str(against))
+    if ids is None:
+        ids = np.random.default_rng(0).integers(0, found.config.model.vocab_size, _IDS)
+    logits_file.check_ids(ids, found.config.model.vocab_size)
+    if other is None:
+        other = logits_file.compute(against, ids)
+    _check_arrays(other, found.config.model, ids, str(against))
+    verdict = judge(found, {"": other}, ids)[""]
+    for line in report(verdict):
+        log(line)
+    return verdict
+
+
+def _ids_of(other: dict, ids: np.ndarray | None, where: str) -> np.ndarray:
+    if ids is None and "ids" not in other:
+        raise ValueError(f"ids: {where} has none; give --ids")
+    if ids is not None and "ids" in other and not np.array_equal(ids, other["ids"]):
+        raise ValueError(f"--ids are not the ids in {where}, on which its logits were computed; leave --ids out")
+    return other["ids"] if ids is None else ids
+
+
+def _check_arrays(other: dict, model, ids, where: str) -> None:
+    """Every array that is compared has the model's shape, and every one that is there is compared."""
+    N, H, P = model.num_heads, model.head_dim, len(model.period)
+    wanted = {"logits": (*ids.shape, model.vocab_size)}
+    for layer in range(model.num_layers):
+        if model.period[layer % P] == "lightning":
+            wanted[f"state_{layer}"] = (len(ids), N, H, H)
+    if "logits" not in other:
+        raise CheckpointError(f"{where}: no array 'logits'; it has {', '.join(other)}")
+    for name in other.keys() - {"ids"}:
+        if name not in wanted:
+            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: ids, {', '.join(wanted)}")
+        dtype, shape = other[name].dtype, other[name].shape
+        if dtype.kind != "f":
+            raise CheckpointError(f"{where}: {name} is {dtype}; allowed: float32 (save bfloat16 as that), float64")
+        if shape != wanted[name]:
+            raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(wanted[name])}")
+
+
+def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> dict[str, Verdict]:
+    """Runs every hypothesis once and weighs them for each of `others` (name -> arrays as in an npz)."""
+    config = source.config.model
+    forwards = {NONE: Forward(config), _EXACT: Forward(config, "float64")}
+    forwards |= {name: mistake(config) for name, mistake in MISTAKES.items()}
+    noise, ours = {}, {}
+    far = {other: {name: {} for name in forwards} for other in others}
+    for kind, layer, name, array in walk(Weights(source), ids, forwards):
+        observable = "logits" if kind == "logits" else f"state_{layer}"
+        for other, arrays in others.items():
+            if observable in arrays and kind != "hidden":
+                far[other][name][observable] = _distance(arrays[observable], array)
+        if name == NONE:
+            ours = {observable: array}
+        elif name == _EXACT and observable in ours:
+            noise[observable] = _distance(ours[observable], array)
+    return {other: _weigh(found, noise) for other, found in far.items()}
+
+
+def _weigh(far: dict[str, dict[str, float]], noise: dict[str, float]) -> Verdict:
+    distances = {
+        name: max(d / max(noise[observable], 1e-9) for observable, d in found.items())
+        for name, found in far.items()
+        if name != _EXACT
+    }
+    ranked = sorted(distances, key=distances.get)
+    bound = max(SEPARATION * distances[ranked[0]], WITHIN)
+    explained = distances[ranked[0]] <= WITHIN
+    candidates = tuple(name for name in ranked if distances[name] < bound) if explained else ()
+    return Verdict(candidates, distances, far[NONE], noise["logits"])
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    distance = float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
+    return distance if np.isfinite(distance) else np.inf
+
+
+def report(verdict: Verdict) -> list[str]:
+    """The verdict in words: observables in the model's order, then the hypotheses, then what follows."""
+    lines = [f"noise of float32 in the logits: {verdict.noise:.1e} relative"]
+    lines += [f"  {name}: {distance:.1e} from this model" for name, distance in verdict.layers.items()]
+    ranked = sorted(verdict.distances.items(), key=lambda item: item[1])
+    lines += [f"  {distance:12.1f} x noise from: {name}" for name, distance in ranked]
+    best, second = ranked[0], ranked[1]
+    if not verdict.candidates:
+        what = f"the nearest is {best[1]:.0f} times the noise away"
+        lines.append(f"cannot tell: no hypothesis explains the numbers within {WITHIN:.0f} times the noise; {what}")
+    elif verdict.agrees:
+        lines.append("agrees with this model within the noise of float32")
+        others = [name for name in verdict.candidates if name != NONE]
+        lines += [f"  cannot exclude: {name}" for name in others]
+    elif verdict.named:
+        lines.append(f"mistake: {best[0]}; {best[1]:.1f} times the noise away, the next is {second[1]:.0f} times")
+    else:
+        lines.append(f"cannot tell between: {'; '.join(verdict.candidates)}")
+    return lines

@@ -1,0 +1,62 @@
+"""Logits and lightning states of any checkpoint on given token ids, in float32, as an npz that `certify` reads."""
+
+import pathlib
+
+import numpy as np
+
+from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.convert.certify.forward import Forward
+from mm01_jax.convert.certify.walk import Weights, walk
+from mm01_jax.convert.sources import open_source
+
+
+def compute(source, tokens_BS: np.ndarray) -> dict[str, np.ndarray]:
+    """`ids` (B, S), `logits` (B, S, V), `state_<layer>` (B, N, H key, H value) of each lightning layer; all float32.
+
+    Args:
+      source: a directory of either kind, or an opened source.
+
+    Raises:
+      CheckpointError: a damaged source.
+      ValueError: ids outside the vocabulary.
+    """
+    source = open_source(source) if isinstance(source, str | pathlib.Path) else source
+    check_ids(tokens_BS, source.config.model.vocab_size)
+    found = {"ids": tokens_BS}
+    for kind, layer, _, array in walk(Weights(source), tokens_BS, {"": Forward(source.config.model)}):
+        if kind == "state":
+            found[f"state_{layer}"] = array
+        elif kind == "logits":
+            found["logits"] = array
+    return found
+
+
+def check_ids(tokens_BS: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError unless `tokens_BS` are (batch, time) whole numbers of the vocabulary."""
+    if tokens_BS.ndim != 2 or tokens_BS.size == 0 or not np.issubdtype(tokens_BS.dtype, np.integer):
+        raise ValueError(f"ids: got {tokens_BS.dtype}{list(tokens_BS.shape)}; allowed: whole numbers (batch, time)")
+    if tokens_BS.min() < 0 or tokens_BS.max() >= vocab_size:
+        got = f"{tokens_BS.min()} to {tokens_BS.max()}"
+        raise ValueError(f"ids: got {got}; allowed: 0 to {vocab_size - 1}")
+
+
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, or {"ids": ...} of an .npy; pickled objects are refused.
+
+    Raises:
+      CheckpointError: not such a file.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+        return {"ids": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{path}: not an .npy or .npz of plain arrays: {error}") from None
+
+
+def save(path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes an .npz under a temporary name, then renames it."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    temporary.rename(path)

@@ -1,0 +1,93 @@
+"""What is wrong with the names, shapes and dtypes of a checkpoint, all of it at once, before any data is read."""
+
+import collections
+import re
+
+from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.config import Config, ModelConfig
+from mm01_jax.convert import table
+from mm01_jax.convert.torch import decay, header
+from mm01_jax.convert.torch.dialects import Dialect
+from mm01_jax.convert.torch.files import TensorFiles
+
+_SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
+_MOST_EXPERTS = 100_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
+_LAYER = re.compile(r"model\.layers\.(\d+)\.self_attn\.(qkv_proj|q_proj)\.weight$")
+
+
+def check_count(config: Config, where: str) -> None:
+    """Raises CheckpointError where a config gives more tensors than any model has, before they are listed."""
+    counts = {"layers": config.model.num_layers, "experts": config.model.num_experts}
+    counts |= {"vision blocks": config.vision.num_layers} if config.vision else {}
+    total = counts["layers"] * counts["experts"] + counts.get("vision blocks", 0)
+    if total > _MOST_EXPERTS:
+        got = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+        raise CheckpointError(f"{where}: {got}; allowed: at most {_MOST_EXPERTS:,} experts in all layers together")
+
+
+def common_dtype(files: TensorFiles) -> str:
+    """The dtype that most tensors have, as NumPy writes it."""
+    counts = collections.Counter(entry.dtype for entry in files.entries.values())
+    if not counts:
+        raise CheckpointError(f"{files.directory}: no tensors")
+    return header.DTYPES.get(counts.most_common(1)[0][0], "float32")
+
+
+def decay_buffers(files: TensorFiles, model: ModelConfig, dialect: Dialect, plain: dict) -> list[decay.Buffer]:
+    """The decay buffers that a native checkpoint should hold: all of them, or none if it holds none."""
+    if not dialect.native:
+        return []
+    expected = list(decay.buffers(model, plain.get("block_size", 256)))
+    return expected if any(buffer.name in files.entries for buffer in expected) else []
+
+
+def problems(source) -> list[str]:
+    """Layers of another kind, missing, surplus, mis-shaped tensors, wrong dtypes of a TorchSource."""
+    entries, dialect = source.files.entries, source.dialect
+    wanted = {dialect.torch_name(tensor): tensor.shape for tensor in source.tensors}
+    wanted |= {buffer.name: buffer.shape for buffer in source.buffers}
+    found = _layer_kinds(entries, source.config.model)
+    found += [f"missing {name}" for name in wanted if name not in entries]
+    found += [f"surplus {name}{_surplus_advice(name)}" for name in entries if name not in wanted]
+    for name, shape in wanted.items():
+        if name not in entries:
+            continue
+        entry = entries[name]
+        where = f"{source.files.shard[name]}: tensor {name}"
+        if entry.shape != shape:
+            found.append(f"{where} has shape {list(entry.shape)}, config.json gives {list(shape)}")
+        if header.DTYPES.get(entry.dtype) != source.dtype:
+            found.append(f"{where} is {entry.dtype}, the weights are {source.dtype}")
+    if source.dtype not in ("bfloat16", "float32", "float16"):
+        found.append(f"weights of dtype {source.dtype}; allowed are bfloat16, float32, float16")
+    return found
+
+
+def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:
+    found = []
+    for name in entries:
+        match = _LAYER.search(name)
+        if match and int(match[1]) < model.num_layers:
+            kind = model.period[int(match[1]) % len(model.period)]
+            tensors = "lightning" if match[2] == "qkv_proj" else "softmax"
+            if kind != tensors:
+                what = f"the tensors are {tensors} attention's, attn_type_list (or layer_types) says {kind}"
+                found.append(f"layer {match[1]}: {what}")
+    return found
+
+
+def _surplus_advice(name: str) -> str:
+    return " (a shared expert, which this model does not have)" if _SHARED.search(name) else ""
+
+
+def leaf_problems(stored: dict, wanted: dict[str, table.Leaf]) -> list[str]:
+    """Missing, surplus and mis-shaped leaves of one of our checkpoints."""
+    found = [f"missing {path}" for path in wanted if path not in stored]
+    found += [f"surplus {path}" for path in stored if path not in wanted]
+    for path in wanted.keys() & stored.keys():
+        if stored[path].shape != wanted[path].shape or stored[path].stack != wanted[path].stack:
+            found.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(wanted[path].shape)}")
+    dtypes = {leaf.dtype for leaf in stored.values()}
+    if len(dtypes) > 1 or not dtypes <= {"bfloat16", "float32"}:
+        found.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")
+    return sorted(found)

@@ -1,0 +1,122 @@
+"""The expert layer on a mesh: route, dispatch over `expert`, grouped matmul, combine (paper 2.1, 4.1; spec A.6, E).
+
+Tokens are sharded over (data, expert) and sequence; experts over `expert`, their width over `tensor`. Each device
+routes its own tokens and gives every expert shard its rows in a buffer of fixed size (`exchange.py`). With
+`exchange_groups` the tokens go in groups that do not wait for each other: the exchange of one can run while the
+experts compute on another. The result leaves with D sharded over `tensor`, as its sum over `tensor` left it.
+
+Nothing is dropped silently. In dropless mode buffers hold the worst case, or a stated multiple of the balanced load;
+rows beyond it are counted in `overflow` and the caller refuses the step. In capacity mode each expert keeps the first
+`capacity` assignments of the whole global microbatch in the order (row, position, choice), the same on every mesh.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig, Rules, SequenceLayout
+from mm01_jax.parallel.experts import router
+from mm01_jax.parallel.experts.exchange import Buffers, compute_here, exchange_and_compute
+from mm01_jax.parallel.experts.transports import TRANSPORTS
+from pallas_kernels.grouped_matmul import grouped_matmul, row_multiple
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RouterStats:
+    """Sums over all tokens of the global batch that are not padding; equal on every device.
+
+    assigned: (E,) float32, assignments the router made to each expert, dropped ones included.
+    probability: (E,) float32, sum of router probabilities.
+    z_square: float32, sum of logsumexp(router logits)^2.
+    tokens: float32, number of tokens.
+    dropped: float32, assignments dropped by capacity.
+    overflow: float32, assignments that did not fit a stated dropless bound; a step with any must be refused.
+    """
+
+    assigned: jax.Array
+    probability: jax.Array
+    z_square: jax.Array
+    tokens: jax.Array
+    dropped: jax.Array
+    overflow: jax.Array
+
+
+def expert_layer(
+    x_BSD: jax.Array,
+    segments_BS: jax.Array,
+    weights: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    *,
+    config: ModelConfig,
+    rules: Rules,
+    layout: SequenceLayout = "contiguous",
+) -> tuple[jax.Array, RouterStats]:
+    """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics).
+
+    Args:
+      weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype.
+    """
+    tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
+    inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
+    in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
+    local = functools.partial(_local, config=config, rules=rules, layout=layout)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, segments_BS, weights)
+
+
+def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules, layout: SequenceLayout):
+    # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
+    router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
+    B, S, D = x_BSD.shape
+    E = config.num_experts
+    x_TD, valid_T = x_BSD.reshape(B * S, D), (segments_BS >= 0).reshape(B * S)
+    choice_TA, weight_TA, probability_TE, lse_T = router.route(x_TD, router_DE, config.num_experts_per_token)
+    choice_TA = jnp.where(valid_T[:, None], choice_TA, E)  # padding goes to no expert
+    kept_TA = choice_TA
+    if config.routing == "capacity":
+        kept_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
+    y_TD, overflow = _in_groups(x_TD, kept_TA, weight_TA, experts, config, rules)
+    stats = RouterStats(
+        assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
+        probability=jnp.sum(jnp.where(valid_T[:, None], probability_TE, 0.0), axis=0),
+        z_square=jnp.sum(jnp.where(valid_T, lse_T * lse_T, 0.0)),
+        tokens=jnp.sum(valid_T, dtype=jnp.float32),
+        dropped=jnp.sum((choice_TA < E) & (kept_TA == E), dtype=jnp.float32),
+        overflow=overflow.astype(jnp.float32),
+    )
+    return y_TD.reshape(B, S, -1), lax.psum(stats, (*rules.batch, *rules.seq))
+
+
+def _varying(x: jax.Array, axes: set[str]) -> jax.Array:
+    missing = tuple(sorted(axes - jax.typeof(x).mat.varying))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: Rules):
+    """(y (T, D / shards of ffn), overflow): the tokens in groups, each routed by itself from here on."""
+    T = x_TD.shape[0]
+    groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
+    capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
+    shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
+    multiple = row_multiple(T // groups * choice_TA.shape[1], x_TD.dtype, experts[0])
+    buffers = Buffers.of(T // groups, config, shards, capacity, multiple)
+    experts_here = functools.partial(_expert_ffn, experts)
+    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])
+    run = exchange if shards > 1 else compute_here
+    parts = [
+        run(x, choice, weight, experts_here, buffers, rules)
+        for x, choice, weight in zip(*(jnp.split(a, groups) for a in (x_TD, choice_TA, weight_TA)), strict=True)
+    ]
+    return jnp.concatenate([y for y, _ in parts]), sum(overflow for _, overflow in parts)
+
+
+def _expert_ffn(experts, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
+    """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
+    gate, up, down = experts
+    multiply = functools.partial(grouped_matmul, capacity=buffers.per_expert, multiple=buffers.multiple)
+    hidden = jax.nn.silu(multiply(rows_RD, gate, sizes_E)) * multiply(rows_RD, up, sizes_E)
+    return multiply(hidden, down, sizes_E)

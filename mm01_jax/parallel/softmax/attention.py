@@ -1,0 +1,101 @@
+"""Softmax attention on a mesh: heads over `tensor`, queries over `sequence`, keys and values gathered or in a ring.
+
+With grouped queries the keys and values are a fraction of the activations (1/8 in the released model), so gathering
+them over `sequence` costs little until rows are very long; the ring never holds more than one shard's
+(`choice.py`). The mask is made from positions and segments that came with the batch, never from an index inside
+a shard.
+"""
+
+import functools
+import math
+
+import jax
+from jax import lax
+
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.parallel.softmax.choice import choose
+from mm01_jax.parallel.softmax.gathered import gathered_attention
+from mm01_jax.parallel.softmax.ring import ring_attention
+from pallas_kernels.softmax_attention import softmax_attention as kernel
+
+
+def self_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    index: tuple[jax.Array, jax.Array],
+    *,
+    config: ModelConfig,
+    rules: Rules,
+) -> jax.Array:
+    """query (B, S, N, H), key and value (B, S, K, H) of whole rows in `config.sequence_layout` -> (B, S, N, H).
+
+    index is (positions, segments), (B, S) each: a query sees the keys of its own segment at positions up to its own.
+    """
+
+    def local(query, key, value, index):
+        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        axes = _cut(rules)
+        if not axes:
+            return kernel(query, key, value, query_index=index, key_index=index)
+        kind = config.sequence_attention
+        if kind == "auto":
+            kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), config.remat)
+        attention = {"ring": ring_attention, "gather": gathered_attention}[kind]
+        return attention(query, key, value, index, axes, config.sequence_layout)
+
+    index_spec, queries, keys = _specs(rules)
+    in_specs = (queries, keys, keys, (index_spec, index_spec))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, index)
+
+
+def cached_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    query_index: tuple[jax.Array, jax.Array],
+    key_index: tuple[jax.Array, jax.Array],
+    rules: Rules,
+) -> jax.Array:
+    """The same over the keys and values (B, T, K, H) of a cache, with indices of (B, S) and (B, T)."""
+
+    def local(query, key, value, query_index, key_index):
+        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        if axes := _cut(rules):
+            gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
+            key, value, *key_index = map(gather, (key, value, *key_index))
+        return kernel(query, key, value, query_index=query_index, key_index=tuple(key_index))
+
+    index, queries, keys = _specs(rules)
+    in_specs = (queries, keys, keys, (index, index), (index, index))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_index, key_index)
+
+
+def _specs(rules: Rules) -> tuple[jax.P, jax.P, jax.P]:
+    """Of (an index, queries, keys)."""
+    return (
+        sharding.spec(rules, "batch", "seq"),
+        sharding.spec(rules, "batch", "seq", "heads", None),
+        sharding.spec(rules, "batch", "seq", "kv_heads", None),
+    )
+
+
+def _cut(rules: Rules) -> tuple[str, ...]:
+    """The mesh axes that cut the sequence."""
+    return tuple(axis for axis in rules.seq if lax.axis_size(axis) > 1)
+
+
+def _own_heads(x_BTKH: jax.Array, num_query_heads: int, rules: Rules) -> jax.Array:
+    """The key heads of this shard's query heads, where more shards split the queries' heads than the keys'.
+
+    With fewer key heads than tensor shards (`rules.kv_heads=()`), every shard holds all of them.
+    """
+    shards = math.prod(lax.axis_size(axis) for axis in rules.heads if axis not in rules.kv_heads)
+    if shards == 1:
+        return x_BTKH
+    held = x_BTKH.shape[2]
+    queries_per_key = num_query_heads * shards // held
+    first = lax.axis_index(tuple(axis for axis in rules.heads if axis not in rules.kv_heads)) * num_query_heads
+    return lax.dynamic_slice_in_dim(x_BTKH, first // queries_per_key, max(1, held // shards), axis=2)

@@ -1,0 +1,88 @@
+"""Bytes that a compiled program moves between a chip and its main memory: operands in, results out, of every
+instruction, as often as it runs.
+
+Inside a fusion nothing moves. A slice taken out of a large array moves the slice, and so does an update in place.
+Arrays that the compiler keeps in a core's own memory (TPU: VMEM) do not count.
+"""
+
+from mm01_jax.plan.hlo.text import FREE, Instruction, Program, sizes
+
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is the update
+
+
+def bytes_moved(program: Program, taken: float = 1) -> float:
+    """Of one call of the program on one chip, whose conditionals run a branch `taken` times (see `count.count`)."""
+    total, runs = 0, program.runs(taken)
+    for name, instructions in program.computations.items():
+        if name not in program.inlined and (times := runs[name]):
+            shapes = {i.name: i.shape for i in instructions}
+            total += times * sum(_cost(i, shapes, program) for i in instructions)
+    return total
+
+
+def _cost(instruction: Instruction, shapes: dict[str, str], program: Program) -> int:
+    opcode = instruction.opcode
+    if opcode in FREE or opcode.endswith("-done"):
+        return 0
+    if opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * _far(instruction.shape)
+    if opcode in _UPDATES:
+        return 2 * _far(shapes.get(instruction.operands[_UPDATES[opcode]], ""))
+    if opcode == "copy-start":
+        return _far(instruction.shape)  # its result names both sides
+    if opcode in ("fusion", "fusion-start"):  # GPUs run some beside others; the start names operands and result
+        return _fusion(instruction, shapes, program)
+    return _far(instruction.shape) + sum(_far(shapes.get(name, "")) for name in instruction.operands)
+
+
+def _fusion(fusion: Instruction, shapes: dict[str, str], program: Program) -> int:
+    body = program.computations[fusion.calls["calls"][0]]
+    parameters = _parameters(body)
+    total = 0
+    for number, operand in enumerate(fusion.operands):
+        outer = _far(shapes.get(operand, ""))
+        if outer and number in parameters:
+            outer = min(outer, _read(parameters[number], body, program))
+        total += outer
+    return total + min(_far(fusion.shape), _written(body))
+
+
+def _read(name: str, body: list[Instruction], program: Program) -> int:
+    """Bytes of a fusion's parameter that its users take: slices alone count as slices, an update's target as none."""
+    total = 0
+    for user in (i for i in body if name in i.operands):
+        if user.opcode == "bitcast":
+            total += _read(user.name, body, program)
+        elif user.opcode == "dynamic-slice":
+            total += sum(sizes(user.shape))
+        elif user.opcode == "fusion":  # fusions nest
+            inner = program.computations[user.calls["calls"][0]]
+            total += _read(_parameters(inner)[user.operands.index(name)], inner, program)
+        elif not (user.opcode in _UPDATES and user.operands[0] == name):
+            return next(sum(sizes(i.shape)) for i in body if i.name == name)
+    return total
+
+
+def _parameters(body: list[Instruction]) -> dict[int, str]:
+    return {int(i.rest.partition(")")[0]): i.name for i in body if i.opcode == "parameter"}
+
+
+def _written(body: list[Instruction]) -> int:
+    """Bytes of a fusion's result: the update alone where a part of its target is replaced."""
+    named = {i.name: i for i in body}
+    root = next(i for i in body if i.root)
+    results = [named[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    total = 0
+    for result in results:
+        while result.opcode == "bitcast" and result.operands[0] in named:
+            result = named[result.operands[0]]
+        update = _UPDATES.get(result.opcode)
+        if update is not None and result.operands[update] in named:
+            total += sum(sizes(named[result.operands[update]].shape))
+        else:
+            total += sum(sizes(result.shape))
+    return total
+
+
+def _far(shape: str) -> int:
+    return sum(sizes(shape, main_memory_only=True))

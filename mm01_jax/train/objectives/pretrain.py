@@ -1,0 +1,52 @@
+"""What training minimises: cross-entropy, plus a balance loss and a z-loss of the routers.
+
+The cross-entropy is normalised by the target count of the whole global step, so that microbatches and padding change
+nothing. Two balance losses exist under one name in the field; they differ by E^2 and by what they average (spec D14):
+
+    paper          sum over layers of (1/E) sum_e f_e m_e            coefficient 0.01
+    transformers   E sum_e f_e P_e, f and P over all layers at once   coefficient 0.001
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mm01_jax.config import TrainConfig
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import cast_and_gather
+from mm01_jax.parallel.experts.layer import RouterStats
+from mm01_jax.parallel.vocabulary import cross_entropy
+
+
+def objective(
+    model: TextModel, batch: dict[str, jax.Array], total_weight: jax.Array, share: float, config: TrainConfig
+) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
+    """The summand of one microbatch: (objective, (its part of the mean cross-entropy in nats, router statistics)).
+
+    Args:
+      total_weight: float32, sum of target weights of the whole global step.
+      share: 1 / number of microbatches; router losses are means over microbatches.
+    """
+    hidden, _, stats = model.forward(batch["tokens"], batch["positions"], batch["segments"])
+    loss = token_loss(model, hidden, batch, config) / total_weight
+    routers = config.balance_coef * balance_loss(stats, config.balance_loss)
+    z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
+    return loss + share * (routers + config.z_loss_coef * z), (loss, stats)
+
+
+def token_loss(model: TextModel, hidden: jax.Array, batch: dict[str, jax.Array], config: TrainConfig) -> jax.Array:
+    """Weighted sum of cross-entropies of a batch, float32 nats."""
+    head = cast_and_gather(model.head, hidden.dtype, model.rules)
+    return cross_entropy(hidden, head, batch["targets"], batch["weights"], chunk=config.loss_chunk, rules=model.rules)
+
+
+def balance_loss(stats: RouterStats, form: str) -> jax.Array:
+    """The router balance loss in the form named ("paper", "transformers", "none"); float32 scalar."""
+    if form == "none":
+        return jnp.zeros((), jnp.float32)
+    num_experts = stats.assigned.shape[-1]
+    tokens = jnp.maximum(stats.tokens, 1.0)[:, None]
+    if form == "paper":
+        return jnp.sum((stats.assigned / tokens) * (stats.probability / tokens)) / num_experts
+    total = jnp.sum(tokens)
+    assigned, probability = stats.assigned.sum(0) / total, stats.probability.sum(0) / total
+    return num_experts * jnp.sum(assigned * probability)

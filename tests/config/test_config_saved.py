@@ -1,0 +1,112 @@
+"""A config as JSON comes back exactly, and nothing but a complete, valid config is accepted."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from mm01_jax.config import ConfigError, command_line, fields, saved
+from tests.config import wrong_base
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIGS = sorted(path.stem for path in ROOT.glob("configs/[a-z]*.py"))
+GOLDEN = ROOT / "tests/golden/configs"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_through_json_is_equal_and_its_text_too(name):
+    config = command_line.load(f"{ROOT}/configs/{name}.py")
+    text = saved.to_json(config)
+    back = saved.from_json(text)
+    assert back == config
+    assert saved.to_json(back) == text
+    assert hash(back) == hash(config)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_is_the_golden_text(name):
+    text = saved.to_json(command_line.load(f"{ROOT}/configs/{name}.py"))
+    refresh = f"python train_main.py --config=configs/{name}.py --dry_run > tests/golden/configs/{name}.json"
+    assert text == (GOLDEN / f"{name}.json").read_text(), f"configs/{name}.py changed; when that is meant: {refresh}"
+
+
+def test_every_golden_text_has_its_config():
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == CONFIGS
+
+
+def test_whole_number_in_a_field_of_numbers_gives_the_same_text():
+    config = wrong_base.get_config()
+    whole = fields.replace(config, "optimizer.clip_norm", 1)
+    assert saved.to_json(whole) == saved.to_json(config)
+    assert saved.from_json(saved.to_json(whole)) == whole
+
+
+def test_saved_json_is_a_config_file_too(tmp_path):
+    config = command_line.load(f"{ROOT}/configs/tiny.py", ["train.steps=7"])
+    (tmp_path / "config.json").write_text(saved.to_json(config))
+    assert command_line.load(str(tmp_path / "config.json")) == config
+    longer = command_line.load(str(tmp_path / "config.json"), ["train.steps=9"])
+    assert longer == fields.replace(config, "train.steps", 9)
+
+
+def _refusal(text: str) -> str:
+    with pytest.raises(ConfigError) as refused:
+        saved.from_json(text)
+    return str(refused.value)
+
+
+def _edited(*path: str, value: object) -> str:
+    plain = json.loads(saved.to_json(wrong_base.get_config()))
+    section = plain
+    for name in path[:-1]:
+        section = section[name]
+    section[path[-1]] = value
+    return json.dumps(plain)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "null", "{}", '{"name": NaN}', "[" * 100_000, '{"name": 1' + "0" * 9999]
+)
+def test_text_that_is_no_config_is_refused(text):
+    assert "allowed" in _refusal(text)
+
+
+def test_repeated_key_is_refused_by_name():
+    text = saved.to_json(wrong_base.get_config()).replace('"steps": 100,', '"steps": 100, "steps": 200,')
+    assert "steps: got [100, 200]; allowed: each key once" in _refusal(text)
+
+
+def test_unknown_and_missing_keys_are_all_named_with_their_nearest():
+    plain = json.loads(saved.to_json(wrong_base.get_config()))
+    plain["train"]["stpes"] = plain["train"].pop("steps")
+    plain["model"]["heads"] = 4
+    message = _refusal(json.dumps(plain))
+    assert "train.stpes: got 100" in message and "nearest: train.steps" in message
+    assert "train.steps: got 'nothing'" in message and "train.stpes, mistyped" in message
+    assert "model.heads: got 4" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("train", "steps"), "100"),
+        (("train", "steps"), True),
+        (("train", "steps"), 1.0),
+        (("model", "period"), "softmax"),
+        (("model", "period"), ["softmax", 3]),
+        (("train", "batch_ramp"), [[20, 16, 3]]),
+        (("train", "batch_ramp"), [[20]]),
+        (("model",), None),
+        (("optimizer", "clip_norm"), "1"),
+        (("train", "steps"), -1),
+    ],
+)
+def test_saved_value_of_another_type_or_out_of_range_is_refused_by_key(path, value):
+    assert f"{'.'.join(path)}: got " in _refusal(_edited(*path, value=value))
+
+
+def test_equal_configs_give_equal_text_and_another_value_another_text():
+    config = wrong_base.get_config()
+    assert saved.to_json(dataclasses.replace(config)) == saved.to_json(config)
+    assert saved.to_json(dataclasses.replace(config, name="other")) != saved.to_json(config)

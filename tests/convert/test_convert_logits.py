@@ -1,0 +1,68 @@
+"""`logits` computes the released model: the fixture's numbers, and those of the JAX model, from any directory."""
+
+import jax
+import numpy as np
+import pytest
+
+from mm01_jax import sharding
+from mm01_jax.config import MeshConfig
+from mm01_jax.convert import from_pretrained
+from mm01_jax.convert.certify import logits
+from mm01_jax.convert.certify.forward import Forward
+from mm01_jax.convert.certify.walk import Weights, walk
+from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.sources import open_source
+from mm01_jax.convert.to_torch import to_torch
+from tests.convert import samples
+from tests.reference import fixture
+from tests.reference.model import forward
+from tests.reference.test_reference_fixture import BOUND, assert_reproduces_fixture, relative_error
+
+QUIET = {"log": lambda line: None}
+IDS = np.random.default_rng(0).integers(0, samples.CONFIG.vocab_size, (2, 21))
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """The fixture as released files, as our checkpoint, and exported again."""
+    room = tmp_path_factory.mktemp("logits")
+    samples.write(room / "in", samples.settings("original", fixture.CONFIG, "float32"), fixture.weights())
+    from_torch(room / "in", room / "ours", **QUIET)
+    to_torch(room / "ours", room / "out", shard_bytes=200_000, **QUIET)
+    return room
+
+
+@pytest.mark.parametrize("directory", ["out", "ours"])
+def test_exported_directory_and_checkpoint_reproduce_the_fixture(directory, room):
+    found = logits.compute(room / directory, fixture.load()["ids"])
+    assert_reproduces_fixture(found["logits"][0], [found[f"state_{layer}"] for layer in range(7)])
+
+
+def test_float64_walk_is_the_reference(room):
+    ids = fixture.load()["ids"][:, :40]
+    source = open_source(room / "in")
+    want = forward(fixture.CONFIG, fixture.weights(), ids)
+    found = {
+        (kind, layer): array
+        for kind, layer, _, array in walk(Weights(source), ids, {"": Forward(source.config.model, "float64")})
+    }
+    np.testing.assert_allclose(found["logits", None], want.logits_BSV, rtol=1e-9, atol=1e-11)
+    for layer, state in enumerate(want.states):
+        np.testing.assert_allclose(found["state", layer], state, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dialect", ["original", "native", "vl-01"])  # m1 has the tensors of original
+def test_every_dialect_and_its_conversion_give_the_logits_of_the_jax_model(dialect, tmp_path):
+    source = samples.make(tmp_path / "in", dialect)
+    from_torch(source, tmp_path / "ours", **QUIET)
+    found = [logits.compute(path, IDS)["logits"] for path in (source, tmp_path / "ours")]
+    np.testing.assert_array_equal(*found)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    model = from_pretrained(source, mesh=mesh, dtype="float32")
+    model = model.text if dialect == "vl-01" else model
+    positions = np.broadcast_to(np.arange(IDS.shape[1], dtype=np.int32), IDS.shape)
+    with jax.set_mesh(mesh):
+        want = jax.jit(lambda model, *batch: model(*batch))(
+            model, IDS.astype(np.int32), positions, np.zeros_like(positions)
+        )
+    assert relative_error(found[0], np.asarray(want)) < BOUND

@@ -1,0 +1,104 @@
+"""config.json of every dialect: one model in both vocabularies; a field that changes the maths is never guessed."""
+
+import dataclasses
+
+import pytest
+
+from configs import text_01
+from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.config import VisionConfig
+from mm01_jax.convert.torch import released
+from mm01_jax.convert.torch.dialects import DIALECTS
+from mm01_jax.convert.torch.settings import FIELDS, VISION_FIELDS, read
+from tests.convert import samples
+
+CONFIG = dataclasses.replace(text_01.get_config(), name="text")
+VISION = VisionConfig(embed_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, image_size=336, patch_size=14)
+ARITHMETIC = [*FIELDS, "period", "num_periods", "lightning_norm_eps"]
+
+
+def maths(model) -> dict:
+    return {name: getattr(model, name) for name in ARITHMETIC}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_released_config_is_read_back_as_the_same_model(dialect):
+    config = dataclasses.replace(CONFIG, vision=VISION if dialect == "vl-01" else None)
+    plain = released.config_json(config, DIALECTS[dialect], "bfloat16", {})
+    found = read(plain, "config.json")
+    assert maths(found.config.model) == maths(config.model) and found.config.vision == config.vision
+    assert found.dialect.name == dialect and found.dtype == "bfloat16"
+
+
+def test_released_vision_config_is_the_published_one():
+    plain = released.config_json(dataclasses.replace(CONFIG, vision=VISION), DIALECTS["vl-01"], "bfloat16", {})
+    assert plain["text_config"]["shared_intermediate_size"] == [0]
+    assert plain["text_config"]["max_position_embeddings"] == 8192
+    pairs = {tuple(pair) for pair in plain["image_grid_pinpoints"]}
+    assert len(plain["image_grid_pinpoints"]) == len(pairs) == 28 and pairs == {(h, w) for w, h in pairs}
+    assert plain["vision_config"]["projection_dim"] == 6144 and plain["vision_config"]["hidden_act"] == "gelu"
+
+
+def test_layers_of_text_01_are_seven_lightning_and_one_softmax_ten_times():
+    plain = released.config_json(CONFIG, DIALECTS["original"], "bfloat16", {})
+    assert plain["attn_type_list"] == ([0] * 7 + [1]) * 10
+    assert plain["layernorm_mlp_alpha"] == pytest.approx(160**0.25, abs=1e-15)
+    native = released.config_json(CONFIG, DIALECTS["native"], "bfloat16", {})
+    assert native["layer_types"] == (["linear_attention"] * 7 + ["full_attention"]) * 10
+
+
+@pytest.mark.parametrize("value", [0, [0]])
+def test_no_shared_expert_is_zero_or_a_list_of_zero(value):
+    read(samples.settings("original") | {"shared_intermediate_size": value}, "config.json")
+
+
+@pytest.mark.parametrize("dialect", samples.DIALECTS)
+def test_every_field_of_the_maths_is_named_when_it_is_missing(dialect):
+    names = [name for _, *names in FIELDS.values() for name in names] + ["hidden_act", "tie_word_embeddings"]
+    names += ["attn_type_list", "layer_types", "num_hidden_layers"]
+    tried = 0
+    for name in names:
+        plain = samples.settings(dialect)
+        text = plain["text_config"] if dialect == "vl-01" else plain
+        if text.pop(name, None) is not None:
+            tried += 1
+            with pytest.raises(CheckpointError, match=name):
+                read(plain, "config.json")
+    assert tried >= 20
+    for _, name in VISION_FIELDS.values() if dialect == "vl-01" else ():
+        plain = samples.settings(dialect)
+        plain["vision_config"] = {key: value for key, value in plain["vision_config"].items() if key != name}
+        with pytest.raises(CheckpointError, match=name):
+            read(plain, "config.json")
+
+
+def test_problems_of_a_config_are_reported_together():
+    plain = samples.settings("original") | {"rotary_dim": "8", "postnorm": False, "sliding_window": 7}
+    del plain["rope_theta"]
+    with pytest.raises(CheckpointError) as error:
+        read(plain, "config.json")
+    assert all(name in str(error.value) for name in ("rotary_dim", "postnorm", "sliding_window", "rope_theta"))
+
+
+def test_transformers_5_rope_parameters_are_read_and_must_not_contradict():
+    plain = samples.settings("native")
+    theta = plain.pop("rope_theta")
+    plain["rope_parameters"] = {"rope_theta": theta, "rope_type": "default"}
+    assert read(plain, "config.json").config.model.rope_theta == theta
+    with pytest.raises(CheckpointError, match="contradicts rope_parameters.rope_theta"):
+        read(plain | {"rope_theta": 1e4}, "config.json")
+    with pytest.raises(CheckpointError, match="rope_type='yarn'"):
+        read(plain | {"rope_parameters": {"rope_theta": theta, "rope_type": "yarn"}}, "config.json")
+
+
+def test_heads_that_transformers_slopes_cannot_be_are_refused_in_native_alone():
+    fields = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    read(samples.settings("original") | fields, "config.json")
+    with pytest.raises(CheckpointError, match="num_attention_heads=6 is no power of two"):
+        read(samples.settings("native") | fields, "config.json")
+
+
+def test_norm_eps_that_no_dialect_can_say_is_refused_on_export():
+    model = dataclasses.replace(CONFIG.model, lightning_norm_eps=1e-5)
+    with pytest.raises(ValueError, match="lightning_norm_eps=1e-05"):
+        released.config_json(dataclasses.replace(CONFIG, model=model), DIALECTS["original"], "bfloat16", {})

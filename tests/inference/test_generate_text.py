@@ -1,0 +1,184 @@
+"""Laws of generation: prefill and decode are the forward of training, row by row, chunk by chunk, in place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mm01_jax.config import Rules
+from mm01_jax.inference import generate as generation
+from mm01_jax.inference.sampling import Sampling
+from mm01_jax.model.cache import DecodeCache
+from tests import small
+
+VOCAB = 257  # ids of the tokenizer; the table has 320 rows
+GREEDY = Sampling(temperature=0.0)
+RANDOM = np.random.default_rng(0)
+PROMPTS = [RANDOM.integers(VOCAB, size=n).astype(np.int32) for n in (7, 1, 13, 8)]
+NEVER = 319  # as a stop token: no row stops
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with small.one_device(), pytest.MonkeyPatch.context() as patch:
+        prefill, block = generation.prefill.__wrapped__, generation.decode_block.__wrapped__
+        static = ("sampling", "stop", "count")
+        patch.setattr(generation, "prefill", small.unoptimised(prefill, donate_argnums=1))
+        patch.setattr(generation, "decode_block", small.unoptimised(block, static_argnames=static, donate_argnums=1))
+        yield
+
+
+@functools.cache
+def model():
+    return small.model(seed=1)
+
+
+def text(prompts, *, max_tokens=17, sampling=GREEDY, seed=0, stop=NEVER, vocab_size=VOCAB, weights=None) -> np.ndarray:
+    """All new tokens (B, n)."""
+    blocks = generation.generate(
+        model() if weights is None else weights,
+        prompts,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        key=jax.random.key(seed),
+        stop=stop,
+        vocab_size=vocab_size,
+    )
+    return np.concatenate(list(blocks), axis=1)
+
+
+@functools.cache
+def greedy() -> np.ndarray:
+    return text(PROMPTS)
+
+
+@functools.cache
+def forward():
+    return small.unoptimised(lambda model, tokens, segments: model(tokens, _positions(tokens), segments))
+
+
+def _positions(tokens):
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
+
+
+def whole_logits(row: np.ndarray, weights=None) -> np.ndarray:
+    """Logits (tokens, V) of the full forward over one sequence, padded to one compiled length."""
+    tokens = np.zeros((1, 48), np.int32)
+    tokens[0, : len(row)] = row
+    segments = np.where(np.arange(48) < len(row), 0, -1)[None].astype(np.int32)
+    return np.asarray(forward()(model() if weights is None else weights, tokens, segments))[0, : len(row)]
+
+
+def test_greedy_tokens_are_the_argmax_of_the_full_forward_over_the_growing_sequence():
+    for prompt, new in zip(PROMPTS, greedy(), strict=True):
+        row = prompt
+        for token in new:
+            logits = whole_logits(row)[-1, :VOCAB]
+            # Where two logits are equal to rounding either may win; with these weights none are.
+            assert np.diff(np.sort(logits)[-2:]) > 1e-5
+            assert token == logits.argmax()
+            row = np.append(row, token).astype(np.int32)
+
+
+def test_a_ragged_batch_gives_each_prompt_its_text_alone():
+    for prompt, new in zip(PROMPTS[:1], greedy(), strict=False):
+        np.testing.assert_array_equal(text([prompt])[0], new)
+
+
+def test_a_prompt_of_many_chunks_equals_one_chunk(monkeypatch):
+    monkeypatch.setattr(generation, "PREFILL_CHUNK", 4)
+    np.testing.assert_array_equal(text(PROMPTS), greedy())
+
+
+def test_max_tokens_is_kept_at_and_around_the_decode_block(monkeypatch):
+    monkeypatch.setattr(generation, "DECODE_BLOCK", 4)
+    for count in (1, 6):
+        np.testing.assert_array_equal(text(PROMPTS, max_tokens=count), greedy()[:, :count])
+
+
+def test_a_stopped_row_says_stop_from_then_on_and_others_go_on():
+    stop = int(greedy()[2, 3])
+    found = text(PROMPTS, stop=stop)
+    for row, free in zip(found, greedy(), strict=True):
+        ends = np.flatnonzero(free == stop)
+        end = ends[0] if len(ends) else len(free)
+        want = np.where(np.arange(len(row)) < end, free[: len(row)], stop)
+        np.testing.assert_array_equal(row, want)
+
+
+def test_generation_ends_when_every_row_has_stopped(monkeypatch):
+    monkeypatch.setattr(generation, "DECODE_BLOCK", 4)
+    stop = int(greedy()[0, 2])
+    assert text(PROMPTS[:1], stop=stop).shape[1] == 5  # the first token and one block
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another():
+    warm = Sampling(temperature=1.5)
+    first, again, other = (text(PROMPTS, sampling=warm, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first[0] != first[3]).any()
+
+
+def test_ids_beyond_the_tokenizer_and_rows_never_trained_are_not_chosen():
+    favourite = int(greedy()[0, 0])
+
+    def without(path, x):
+        return x.at[favourite].set(0.0) if "embed" in jax.tree_util.keystr(path) else x
+
+    zeroed = jax.tree_util.tree_map_with_path(without, model())
+    for sampling in (GREEDY, Sampling(temperature=50.0)):
+        found = text(PROMPTS, sampling=sampling, weights=zeroed, vocab_size=200)
+        assert found.max() < 200
+        assert not (found == favourite).any()
+
+
+def test_a_bfloat16_model_decodes_what_its_own_prefill_says():
+    config = small.model_config(dtype="bfloat16", param_dtype="bfloat16")
+    weights = small.model(config, seed=1)
+    found = text(PROMPTS, weights=weights, max_tokens=6)
+    # The whole forward differs from decode by bfloat16's rounding.
+    for prompt, new in zip(PROMPTS, found, strict=True):
+        logits = whole_logits(np.append(prompt, new[:-1]), weights)[len(prompt) - 1 :, :VOCAB]
+        chosen = np.take_along_axis(logits, new[:, None], axis=-1)[:, 0]
+        assert (logits.max(-1) - chosen < 8 * 2.0**-8 * np.abs(logits).max()).all()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_tokens", "named"),
+    [
+        ([np.array([], np.int32)], 4, "prompt 0 is empty"),
+        ([PROMPTS[0], np.array([320], np.int32)], 4, "prompt 1 has id 320; allowed are 0 to 319"),
+        ([np.array([-1], np.int32)], 4, "prompt 0 has id -1"),
+        ([PROMPTS[0]], 0, "max_tokens=0"),
+    ],
+)
+def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
+    with pytest.raises(ValueError, match=named):
+        text(prompts, max_tokens=max_tokens)
+
+
+@pytest.fixture(scope="module")
+def compiled_step():
+    """decode_step compiled for a cache of a million bytes, and the cache's bytes by kind."""
+    config = small.model_config(num_periods=3, period=("lightning", "lightning", "softmax"))
+    weights = small.model(config)
+    cache = jax.jit(lambda: DecodeCache.zeros(config, Rules(), 2, 4096))()
+    step = jax.jit(generation.decode_step, donate_argnums=1)
+    token, active = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.bool_)
+    analysis = step.lower(weights, cache, token, active).compile().memory_analysis()
+    return analysis, sum(x.nbytes for x in jax.tree.leaves(cache)), cache.stacks[1][0].nbytes // 3
+
+
+def test_decode_writes_the_donated_cache_in_place(compiled_step):
+    analysis, cache_bytes, _ = compiled_step
+    assert analysis.alias_size_in_bytes >= cache_bytes
+
+
+def test_decode_has_no_temporary_of_the_cache_s_size(compiled_step):
+    """At most the keys and values of the one layer in hand, and the logits over them."""
+    analysis, cache_bytes, layer_keys = compiled_step
+    assert cache_bytes > 6 * layer_keys
+    assert analysis.temp_size_in_bytes < 2.5 * layer_keys

@@ -1,0 +1,137 @@
+"""One model on any mesh: logits, loss, router statistics and every weight's gradient are those of one device.
+
+Packed documents with padding: boundaries inside shards and at their edges, documents over several shards, shards and
+rows of padding alone (`mesh_model.DOCUMENTS`).
+
+The bound. Everything is compared with the same model in float64 on one device, which has its own test against the
+NumPy reference. A mesh changes the order of float32 sums and nothing else. So one device is measured with its sums in
+eight orders (model and experts' width permuted), and a mesh may be twice as far from float64 as the farthest of them,
+by largest error over largest entry; plus one unit in the last place, as one number (the loss) can be exact by luck.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mm01_jax.config import MeshConfig, ModelConfig, Rules
+from tests.parallel.mesh_model import MODEL, Evaluation, evaluate, exact
+
+EPS = float(np.finfo(np.float32).eps)
+CAPACITY = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.75)
+GROUPS = dataclasses.replace(MODEL, exchange_groups=2, dropless_bound=3.0)
+RING = dataclasses.replace(MODEL, sequence_attention="ring")
+ZIGZAG = dataclasses.replace(MODEL, sequence_layout="zigzag")
+ZIGZAG_RING = dataclasses.replace(RING, sequence_layout="zigzag")
+ZIGZAG_CAPACITY = dataclasses.replace(CAPACITY, sequence_layout="zigzag")
+ONE_KV_HEAD = dataclasses.replace(MODEL, num_kv_heads=1)
+KV_EVERYWHERE = Rules(kv_heads=())
+
+CASES = {  # name: (mesh, model); those above the line run by default
+    "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), MODEL),
+    "sequence 4, ring": (MeshConfig(sequence=4), RING),
+    "data 2, expert 2, sequence 2, two groups": (MeshConfig(data=2, expert=2, sequence=2), GROUPS),
+    "expert 2, tensor 2, sequence 2, capacity": (MeshConfig(expert=2, tensor=2, sequence=2), CAPACITY),
+    "sequence 4, zigzag ring": (MeshConfig(sequence=4), ZIGZAG_RING),
+    "expert 2, sequence 2, zigzag, capacity": (MeshConfig(expert=2, sequence=2), ZIGZAG_CAPACITY),
+    # ---
+    "data 2": (MeshConfig(data=2), MODEL),
+    "data 8": (MeshConfig(data=8), MODEL),
+    "expert 2": (MeshConfig(expert=2), MODEL),
+    "expert 8": (MeshConfig(expert=8), MODEL),
+    "tensor 2": (MeshConfig(tensor=2), MODEL),
+    "tensor 4, two kv heads on all": (MeshConfig(tensor=4, rules=KV_EVERYWHERE), MODEL),
+    "tensor 2, one kv head": (MeshConfig(tensor=2, rules=KV_EVERYWHERE), ONE_KV_HEAD),
+    "sequence 2": (MeshConfig(sequence=2), MODEL),
+    "sequence 4": (MeshConfig(sequence=4), MODEL),
+    "sequence 8": (MeshConfig(sequence=8), MODEL),
+    "sequence 8, ring": (MeshConfig(sequence=8), RING),
+    "data 2, expert 2": (MeshConfig(data=2, expert=2), MODEL),
+    "data 2, tensor 2": (MeshConfig(data=2, tensor=2), MODEL),
+    "data 2, sequence 2": (MeshConfig(data=2, sequence=2), MODEL),
+    "expert 2, sequence 4": (MeshConfig(expert=2, sequence=4), MODEL),
+    "tensor 2, sequence 4, ring": (MeshConfig(tensor=2, sequence=4), RING),
+    "expert 4, tensor 2": (MeshConfig(expert=4, tensor=2), MODEL),
+    "expert 4, tensor 2, capacity": (MeshConfig(expert=4, tensor=2), CAPACITY),
+    "data 4, sequence 2, capacity": (MeshConfig(data=4, sequence=2), CAPACITY),
+    "data 2, expert 2, tensor 2": (MeshConfig(data=2, expert=2, tensor=2), MODEL),
+    "data 2, tensor 2, sequence 2": (MeshConfig(data=2, tensor=2, sequence=2), MODEL),
+    "expert 2, tensor 2, sequence 2, two groups": (MeshConfig(expert=2, tensor=2, sequence=2), GROUPS),
+    "data 2, expert 2, tensor 2, sequence 2": (MeshConfig(data=2, expert=2, tensor=2, sequence=2), MODEL),
+    "all four, ring, capacity": (
+        MeshConfig(data=2, expert=2, tensor=2, sequence=2),
+        dataclasses.replace(CAPACITY, sequence_attention="ring"),
+    ),
+    "sequence 2, zigzag": (MeshConfig(sequence=2), ZIGZAG),
+    "sequence 4, zigzag": (MeshConfig(sequence=4), ZIGZAG),
+    "sequence 8, zigzag": (MeshConfig(sequence=8), ZIGZAG),
+    "sequence 2, zigzag ring": (MeshConfig(sequence=2), ZIGZAG_RING),
+    "sequence 8, zigzag ring": (MeshConfig(sequence=8), ZIGZAG_RING),
+    "sequence 8, zigzag, capacity": (MeshConfig(sequence=8), ZIGZAG_CAPACITY),
+    "data 2, expert 2, sequence 4, zigzag, capacity": (MeshConfig(data=2, expert=2, sequence=4), ZIGZAG_CAPACITY),
+    "tensor 2, sequence 4, zigzag ring": (MeshConfig(tensor=2, sequence=4), ZIGZAG_RING),
+    "data 2, expert 2, sequence 2, zigzag, two groups": (
+        MeshConfig(data=2, expert=2, sequence=2),
+        dataclasses.replace(GROUPS, sequence_layout="zigzag"),
+    ),
+    "all four, zigzag ring, capacity": (
+        MeshConfig(data=2, expert=2, tensor=2, sequence=2),
+        dataclasses.replace(ZIGZAG_CAPACITY, sequence_attention="ring"),
+    ),
+}
+BY_DEFAULT = list(CASES)[:6]
+
+
+def plain(model: ModelConfig) -> ModelConfig:
+    """The model without what only a mesh makes use of."""
+    return dataclasses.replace(
+        model, exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
+    )
+
+
+def errors(found: Evaluation, true: Evaluation) -> dict[str, float]:
+    """Largest error over largest entry, of each kind of number."""
+
+    def relative(x: np.ndarray, y: np.ndarray) -> float:
+        return float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(y).max(), 1e-30))
+
+    return {
+        "logits": relative(found.logits, true.logits),
+        "loss": relative(found.loss, true.loss),
+        "statistics": max(relative(found.stats[name], true.stats[name]) for name in true.stats),
+        "gradients": max(relative(found.gradients[name], true.gradients[name]) for name in true.gradients),
+    }
+
+
+@functools.cache
+def errors_of_one_device(model: ModelConfig) -> dict[str, float]:
+    """The farthest of eight orders of summation."""
+    orders = [errors(evaluate(MeshConfig(), model, order), exact(model)) for order in range(8)]
+    return {kind: max(found[kind] for found in orders) for kind in orders[0]}
+
+
+@pytest.mark.parametrize("case", BY_DEFAULT)
+def test_mesh_is_as_near_to_float64_as_one_device(case):
+    mesh, model = CASES[case]
+    reference = plain(model)
+    true, found = exact(reference), evaluate(mesh, model)
+    assert found.gradients.keys() == true.gradients.keys()
+    assert found.stats["overflow"].max() == 0
+    assert (found.stats["dropped"].min() > 0) == (model.routing == "capacity")
+    alone = errors_of_one_device(reference)
+    far = {kind: (error, alone[kind]) for kind, error in errors(found, true).items() if error > 2 * alone[kind] + EPS}
+    assert not far
+
+
+@pytest.mark.slow
+def test_every_mesh_of_the_table(tmp_path):
+    # In a process of its own: all four axes at 2 are 16 devices.
+    table = tmp_path / "meshes.md"
+    command = [sys.executable, "-m", "benchmarks.meshes", f"--out={table}"]
+    done = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert table.read_text().count("\n| ") >= len(CASES)

@@ -1,0 +1,170 @@
+"""Laws of a run, around a step that costs nothing: what is compared, saved, restored and said."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from mm01_jax import checkpoint
+from mm01_jax.config import ConfigError, saved
+from mm01_jax.data.text import DataError
+from mm01_jax.train import loop
+from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.preemption import Preempted
+from tests import small
+from tests.train import cheap_run
+from tests.train.cheap_run import after_step, digest, losses, run, steps_saved
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    cheap_run.use(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return small.write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text):
+    """An uninterrupted run of six steps: its folder, what it said, its losses, its last digest."""
+    with pytest.MonkeyPatch.context() as patch:
+        cheap_run.use(patch)
+        workdir = tmp_path_factory.mktemp("whole")
+        return workdir, *run(workdir, small.config(text))
+
+
+def test_a_fresh_run_saves_evaluates_records_and_says_what_to_type_next(whole):
+    workdir, said, found, _ = whole
+    assert [at for at, _ in found] == [1, 2, 3, 4, 5, 6]
+    assert steps_saved(workdir) == [2, 4, 6]
+    records = read_metrics(workdir)
+    assert [r["step"] for r in records if "held_out_loss" in r] == [3, 6]
+    assert all(np.isfinite(r["held_out_loss"]) for r in records if "held_out_loss" in r)
+    assert {"step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "bits_per_byte"} <= records[0].keys()
+    assert saved.from_json((workdir / "config.json").read_text()).train.steps == 6
+    text = "\n".join(said)
+    for command in (
+        "mm01_jax.inference --checkpoint=",
+        "train_main.py --config=",
+        "mm01_jax.evals.perplexity --checkpoint=",
+    ):
+        assert command in text
+    assert "unigram" in text and "bigram" in text
+    assert len(text.splitlines()) <= 40
+
+
+def test_a_run_stopped_by_a_signal_saves_its_step_and_goes_on_bitwise(whole, text, tmp_path, monkeypatch):
+    _, _, want, last = whole
+    after_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="step 3 is saved"):
+        run(tmp_path, small.config(text))
+    assert steps_saved(tmp_path) == [2, 3]
+    assert losses(tmp_path) == want[:3]
+    said, found, digest_found = run(tmp_path, small.config(text))
+    assert any("resumed from step 3 (verified" in line for line in said)
+    assert (found, digest_found) == (want, last)
+
+
+def test_handlers_are_put_back_after_a_run(whole, text, tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    run(tmp_path, small.config(text, train__steps=1))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_other_intervals_as_if_it_had_them_at_once(whole, text, tmp_path):
+    _, _, want, last = whole
+    run(tmp_path, small.config(text, train__steps=4))
+    more = small.config(text, train__eval_every=1, train__checkpoint_every=5, data__prefetch=1)
+    said, found, digest_found = run(tmp_path, more)
+    assert (found, digest_found) == (want, last)
+    assert any("train.steps 4 -> 6" in line for line in said)
+    assert steps_saved(tmp_path) == [2, 4, 5, 6]
+
+
+def test_a_finished_run_started_again_trains_nothing(whole, text):
+    workdir, _, want, last = whole
+    _, found, digest_found = run(workdir, small.config(text))
+    assert (found, digest_found) == (want, last)
+
+
+def test_a_resumed_run_refuses_other_numbers_by_name(whole, text, capsys):
+    workdir, _, want, last = whole
+    other = small.config(text, optimizer__schedule__peak=2e-2, train__batch_size=4, train__seed=1)
+    with pytest.raises(ConfigError) as caught:
+        run(workdir, other)
+    assert {problem.key for problem in caught.value.problems} == {
+        "optimizer.schedule.peak",
+        "train.batch_size",
+        "train.seed",
+    }
+    assert loop.main(other, str(workdir), None) == 2
+    assert "train.batch_size: got 4" in capsys.readouterr().err
+    assert (losses(workdir), digest(workdir)) == (want, last)
+    assert saved.from_json((workdir / "config.json").read_text()).train.seed == 0
+
+
+def test_changed_data_is_refused_by_the_name_of_the_file(text, tmp_path, capsys):
+    mine = tmp_path / "data" / "text.jsonl"
+    mine.parent.mkdir()
+    mine.write_bytes(text.read_bytes())
+    config = small.config(mine, train__steps=2)
+    run(tmp_path / "run", config)
+    mine.write_bytes(text.read_bytes() + b'{"text": "one more"}\n')
+    with pytest.raises(DataError, match=r"changed: text\.jsonl"):
+        run(tmp_path / "run", config)
+    assert loop.main(config, str(tmp_path / "run"), None) == 3
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_second_writer_is_refused(text, tmp_path, capsys):
+    config = small.config(text, train__steps=1)
+    lock = checkpoint.RunLock(tmp_path)
+    assert loop.main(config, str(tmp_path), None) == 2
+    lock.close()
+    error = capsys.readouterr().err
+    assert str(os.getpid()) in error
+    assert not (tmp_path / "checkpoints").exists()
+    run(tmp_path, config)
+
+
+def test_init_from_takes_the_weights_alone(whole, text, tmp_path):
+    """Nothing else: the first loss is that of the old weights, everything counts from zero."""
+    workdir, _, _, _ = whole
+    other = small.config(text, train__steps=1, optimizer__schedule__peak=5e-3, train__seed=3)
+    said, _, _ = run(tmp_path / "new", other, init_from=str(workdir))
+    assert any(f"weights from {workdir} (verified" in line for line in said)
+    old = checkpoint.open_checkpoint(workdir)
+    embed, first = old.read("embed"), read_metrics(tmp_path / "new")[0]["loss"]
+    np.testing.assert_allclose(first, np.sum(embed, dtype=np.float64), rtol=1e-3)
+    said, _, _ = run(tmp_path / "new", small.replace(other, train__steps=2), init_from=str(workdir))
+    assert any("--init_from" in line and "not used" in line for line in said)
+
+
+def test_init_from_nothing_or_from_another_model_is_refused(whole, text, tmp_path, capsys):
+    assert loop.main(small.config(text), str(tmp_path / "a"), str(tmp_path / "nowhere")) == 3
+    assert "no checkpoint here" in capsys.readouterr().err
+    wider = small.config(text, model__expert_dim=24)
+    assert loop.main(wider, str(tmp_path / "b"), str(whole[0])) == 2
+    assert "stacks/0/experts/gate" in capsys.readouterr().err
+
+
+def test_a_batch_ramp_takes_every_row_once(whole, text, tmp_path, monkeypatch):
+    rows = []
+    original = loop._Loop._on_devices
+
+    def on_devices(self, batch, step_number):
+        rows.append((len(batch["tokens"]), batch["tokens"][:, :4].tolist()))
+        return original(self, batch, step_number)
+
+    monkeypatch.setattr(loop._Loop, "_on_devices", on_devices)
+    run(tmp_path / "flat", small.config(text))
+    flat = [row for _, batch in rows for row in batch]
+    rows.clear()
+    run(tmp_path / "ramp", small.config(text, train__batch_ramp=((2, 4),), train__steps=4))
+    assert [size for size, _ in rows] == [2, 2, 4, 4]
+    assert [row for _, batch in rows for row in batch] == flat
+    with checkpoint.Checkpoints(tmp_path / "ramp") as checkpoints:
+        assert checkpoints.latest_meta()["row"] == 12

@@ -1,0 +1,188 @@
+"""Laws of one training step: what it changes, what it refuses, what it reports."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from mm01_jax.config import Config
+from mm01_jax.train import step
+from tests import small
+from tests.model.jax_model import leaf_arrays
+
+SEGMENTS = [[0] * 20 + [1] * 12, [0] * 31 + [-1], [3] * 5 + [4] * 27, [-1] * 10 + [1] * 22]
+BATCH = small.batch(SEGMENTS)
+_PLACES = np.arange(BATCH["weights"].size).reshape(BATCH["weights"].shape)
+INFINITE = BATCH | {"weights": np.where(_PLACES == 0, np.float32(3e38), BATCH["weights"])}  # the loss overflows
+BASE = small.config(train__batch_size=4, train__balance_loss="none", train__steps=8, optimizer__clip_norm=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mesh():
+    with small.one_device():
+        yield
+
+
+@functools.cache
+def train_step(config: Config):
+    """Compiled once: the state goes out as it came in."""
+    return small.unoptimised(functools.partial(step.train_step, config=config), out_shardings=(placed(config), None))
+
+
+@functools.cache
+def start(config: Config = BASE) -> step.TrainState:
+    make = small.unoptimised(functools.partial(step.init_state, config), out_shardings=placed(config))
+    return make(jax.random.key(0))
+
+
+def placed(config: Config):
+    return jax.tree.map(lambda x: x.sharding, step.abstract_state(config, jax.sharding.get_mesh()))
+
+
+def adam(state: step.TrainState):
+    """(first moments, second moments, count) as NumPy, by leaf path."""
+    (found,) = [s for s in state.opt_state if isinstance(s, optax.ScaleByAdamState)]
+    return leaf_arrays(found.mu), leaf_arrays(found.nu), int(found.count)
+
+
+def with_nan(state: step.TrainState) -> step.TrainState:
+    """One number of the final norm replaced."""
+
+    def plant(path, x):
+        if "final_norm" not in jax.tree_util.keystr(path):
+            return x
+        return jax.device_put(np.where(np.arange(x.size) == 3, np.float32(np.nan), x), x.sharding)
+
+    return dataclasses.replace(state, model=jax.tree_util.tree_map_with_path(plant, state.model))
+
+
+def bits(tree) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def assert_refused(state: step.TrainState, new: step.TrainState, metrics) -> None:
+    assert metrics["refused"] == 1.0
+    assert int(new.step) == int(state.step) + 1
+    assert bits((new.model, new.opt_state)) == bits((state.model, state.opt_state))
+
+
+def test_microbatches_equal_one_batch():
+    parts = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, num_microbatches=4))
+    (one, metrics), (many, metrics_many) = train_step(BASE)(start(), BATCH), train_step(parts)(start(), BATCH)
+    np.testing.assert_allclose(metrics_many["loss"], metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics_many["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+    np.testing.assert_array_equal(metrics_many["expert_load"], metrics["expert_load"])
+    first, first_many = adam(one)[0], adam(many)[0]  # 0.1 times the gradients
+    for path, want in first.items():
+        np.testing.assert_allclose(first_many[path], want, rtol=0, atol=1e-5 * np.abs(want).max(), err_msg=path)
+
+
+def test_a_step_is_adamw_with_clipping_decay_and_the_logged_rate():
+    """The NumPy formulas, with the gradients that the moments imply, over warm-up and after it."""
+    optimizer, state = BASE.optimizer, start()
+    b1, b2 = optimizer.b1, optimizer.b2
+    for count in range(1, 5):
+        old, (mu_old, nu_old, _) = leaf_arrays(state.model), adam(state)
+        state, metrics = train_step(BASE)(state, BATCH)
+        new, (mu, nu, counted) = leaf_arrays(state.model), adam(state)
+        assert counted == count
+        rate = min(1.0, count / 3) * 1e-2
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+        gradients = {path: (mu[path] - b1 * mu_old[path]) / (1 - b1) for path in mu}
+        norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+        assert metrics["grad_norm"] > optimizer.clip_norm
+        np.testing.assert_allclose(norm, optimizer.clip_norm, rtol=1e-5)
+        for path, weight in old.items():
+            g = gradients[path]
+            np.testing.assert_allclose(
+                nu[path], b2 * nu_old[path] + (1 - b2) * g**2, rtol=0, atol=1e-5 * nu[path].max()
+            )
+            direction = mu[path] / (1 - b1**count) / (np.sqrt(nu[path] / (1 - b2**count)) + optimizer.eps)
+            decay = 0.0 if path.endswith("norm") else optimizer.weight_decay
+            want = weight - rate * (direction + decay * weight)
+            np.testing.assert_allclose(new[path], want, rtol=0, atol=2e-6 * np.abs(want).max(), err_msg=path)
+    assert metrics["refused"] == 0.0
+
+
+def test_a_nan_in_one_weight_refuses_the_step_and_changes_nothing():
+    state = with_nan(start())
+    new, metrics = train_step(BASE)(state, BATCH)
+    assert_refused(state, new, metrics)
+    assert np.isnan(metrics["loss"])
+
+
+def test_an_infinite_loss_refuses_the_step_and_changes_nothing():
+    new, metrics = train_step(BASE)(start(), INFINITE)
+    assert_refused(start(), new, metrics)
+    assert np.isinf(metrics["loss"])
+
+
+def test_a_finite_loss_with_an_infinite_gradient_refuses_the_step():
+    exploding = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, z_loss_coef=1e38))
+    new, metrics = train_step(exploding)(start(), BATCH)
+    assert np.isfinite(metrics["loss"])
+    assert not np.isfinite(metrics["grad_norm"])
+    assert_refused(start(), new, metrics)
+
+
+def test_an_overflow_of_the_dropless_bound_refuses_the_step_and_is_counted():
+    bounded = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropless_bound=1.0))
+    new, metrics = train_step(bounded)(start(bounded), BATCH)
+    load = np.asarray(metrics["expert_load"])
+    real = sum(np.asarray(row) >= 0 for row in SEGMENTS)
+    assigned = load / 4 * real.sum() * 2
+    capacity = 4 * 32 * 2 / 4  # padding included
+    np.testing.assert_allclose(metrics["overflow"], np.maximum(assigned - capacity, 0).sum(), rtol=1e-5)
+    assert metrics["overflow"] > 0
+    assert_refused(start(bounded), new, metrics)
+
+
+def test_the_schedule_waits_for_a_refused_step():
+    state, _ = train_step(BASE)(start(), BATCH)
+    refused, metrics = train_step(BASE)(state, INFINITE)
+    accepted, later = train_step(BASE)(refused, BATCH)
+    assert metrics["learning_rate"] == later["learning_rate"]
+    straight, _ = train_step(BASE)(state, BATCH)
+    assert bits(accepted.model) == bits(straight.model)
+    assert bits(accepted.opt_state) == bits(straight.opt_state)
+    assert int(accepted.step) == int(straight.step) + 1
+
+
+def test_one_batch_again_and_again_is_learned():
+    """Routers included: their losses are on."""
+    config = small.config(train__batch_size=4, train__z_loss_coef=1e-3, optimizer__moment_dtype="bfloat16")
+    state = start(config)
+    moments = {x.dtype.name for x in adam(state)[0].values()}, {x.dtype.name for x in adam(state)[1].values()}
+    assert moments == ({"bfloat16"}, {"float32"})
+    losses = []
+    for _ in range(12):
+        state, metrics = train_step(config)(state, BATCH)
+        losses.append(float(metrics["loss"]))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 1.0
+    assert {x.dtype.name for x in adam(state)[0].values()} == {"bfloat16"}
+
+
+def test_padding_and_documents_without_targets_count_nowhere():
+    state, batch = start(), dict(BATCH)
+    places = np.asarray(batch["segments"]) == -1
+    for name in ("tokens", "targets", "positions"):
+        batch[name] = np.where(places, np.int32(7), batch[name])
+    (new, metrics), (new_other, metrics_other) = train_step(BASE)(state, BATCH), train_step(BASE)(state, batch)
+    assert bits(metrics) == bits(metrics_other)
+    assert bits(new) == bits(new_other)
+
+
+def test_a_batch_without_a_single_target_is_a_step_of_decay_alone():
+    batch = BATCH | {"weights": np.zeros_like(BATCH["weights"])}
+    state, metrics = train_step(BASE)(start(), batch)
+    assert metrics["loss"] == 0.0
+    assert metrics["grad_norm"] == 0.0
+    assert metrics["refused"] == 0.0
+    old, rate = leaf_arrays(start().model), np.float32(metrics["learning_rate"])
+    for path, weight in leaf_arrays(state.model).items():
+        decay = 0.0 if path.endswith("norm") else rate * 0.1
+        np.testing.assert_allclose(weight, old[path] * (1 - decay), rtol=1e-6)
