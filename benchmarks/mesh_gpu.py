@@ -27,9 +27,10 @@ import numpy as np  # noqa: E402
 
 from configs import bench_1b  # noqa: E402
 from mm01_jax import sharding  # noqa: E402
-from mm01_jax.config import Config  # noqa: E402
+from mm01_jax.chips import peak_flops  # noqa: E402
+from mm01_jax.config import MESH_AXES, Config  # noqa: E402
 from mm01_jax.data import pipeline  # noqa: E402
-from mm01_jax.model.flops import peak_flops, train_flops_per_token  # noqa: E402
+from mm01_jax.model.flops import train_flops_per_token  # noqa: E402
 from mm01_jax.parallel import sequence_layout  # noqa: E402
 from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
 from mm01_jax.train import step  # noqa: E402
@@ -88,7 +89,7 @@ class Bench:
 
     def start(self, config: Config) -> Job:
         """Traces here (one thread holds Python anyway), compiles beside."""
-        sizes = {axis: getattr(config.mesh, axis) for axis in sharding.AXES if getattr(config.mesh, axis) > 1}
+        sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES if getattr(config.mesh, axis) > 1}
         name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one GPU"
         name = name if config.train.batch_size > 1 else f"{name}, one row of {config.train.sequence_length:,}"
         began = time.monotonic()
@@ -156,7 +157,7 @@ def trace(config: Config):
 
 
 def place(batch: dict[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
     return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
 
 
@@ -170,7 +171,7 @@ def gib(compiled) -> float:
 
 
 def mfu(config: Config, speed: float) -> float:
-    peak = peak_flops(jax.devices()[0]) or float("inf")
+    peak = peak_flops(jax.devices()[0].device_kind) or float("inf")
     return speed * train_flops_per_token(config.model, config.train.sequence_length) / (peak * devices_of(config))
 
 
@@ -281,7 +282,7 @@ def main() -> int:
     head = {"rows": train.batch_size, "length": train.sequence_length, "steps": args.steps, "rounding": found}
     head |= {"version": jax.__version__, "count": jax.device_count(), "kind": jax.devices()[0].device_kind}
     head |= {"mixers": MIXERS, "document": DOCUMENT, "limit": memory_limit() / 2**30}
-    bench.write(HEAD.format(bound=jobs[0].config.model.dropless_bound, **head).rstrip())
+    bench.write(HEAD.format(bound=jobs[0].config.compute.dropless_bound, **head).rstrip())
     alone = None
     for job in jobs:
         result = bench.case(job, alone, steps=args.steps)

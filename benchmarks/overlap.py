@@ -51,7 +51,8 @@ def chips(target: str):
 
 def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True):
     """The compiled forward and backward of one expert layer over expert 4, two experts a chip."""
-    config = dataclasses.replace(text_01.get_config().model, num_experts=8, expert_dim=2304, exchange_groups=groups)
+    config = dataclasses.replace(text_01.get_config().model, num_experts=8, expert_dim=2304)
+    compute = dataclasses.replace(text_01.get_config().compute, exchange_groups=groups)
     mesh_config = MeshConfig(expert=4)
     mesh, rules = sharding.make_mesh(mesh_config, list(chips(target))), mesh_config.rules
     D, E, F = config.embed_dim, config.num_experts, config.expert_dim
@@ -60,7 +61,7 @@ def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(mesh, rules, *axes))
 
     def loss(x, weights, segments):
-        y, stats = expert_layer(x, segments, weights, config=config, rules=rules)
+        y, stats = expert_layer(x, segments, weights, config=config, compute=compute, rules=rules)
         return jnp.sum(y.astype(jnp.float32) ** 2), stats
 
     wide = array((E, D, F), "expert", None, "ffn")

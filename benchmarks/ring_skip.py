@@ -5,7 +5,6 @@
 Seconds of CPU, all shards together: other work on the machine is not in them, and how even the shards are is not seen.
 """
 
-import dataclasses
 import statistics
 import time
 import unittest.mock
@@ -16,18 +15,17 @@ import numpy as np
 
 import tests.conftest  # noqa: F401
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig
+from mm01_jax.config import ComputeConfig, MeshConfig
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.softmax import stripes
 from mm01_jax.parallel.softmax.attention import self_attention
-from tests.parallel.mesh_model import MODEL
 
 LENGTH, HEADS, KV_HEADS, HEAD_DIM, SHARDS, TIMES = 8192, 4, 1, 64, 4, 5
 
 
 def seconds(kind: str, documents: int, *, skip: bool) -> float:
     """CPU seconds of one forward and backward, the median."""
-    config = dataclasses.replace(MODEL, sequence_attention=kind, sequence_layout="zigzag")
+    compute = ComputeConfig(dtype="float32", remat="none", sequence_attention=kind)
     mesh = MeshConfig(sequence=SHARDS)
     order = sequence_layout.order(LENGTH, mesh, "zigzag")
     rng = np.random.default_rng(0)
@@ -38,7 +36,7 @@ def seconds(kind: str, documents: int, *, skip: bool) -> float:
     index = (place % (LENGTH // documents), place // (LENGTH // documents))
 
     def loss(query, key, value):
-        return jnp.sum(self_attention(query, key, value, index, config=config, rules=mesh.rules))
+        return jnp.sum(self_attention(query, key, value, index, compute=compute, rules=mesh.rules, layout="zigzag"))
 
     always = unittest.mock.patch.object(stripes, "pair_is_visible", lambda query, key: query.place >= 0)
     with jax.set_mesh(sharding.make_mesh(mesh, jax.devices()[:SHARDS])):

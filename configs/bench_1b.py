@@ -3,7 +3,16 @@
 The shape of jax-linear-attention's `minimax-01-1b` preset: 16 layers, two of them softmax, 32 experts top-2.
 """
 
-from mm01_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, Rules, ScheduleConfig, TrainConfig
+from mm01_jax.config import (
+    ComputeConfig,
+    Config,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Rules,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 def get_config() -> Config:
@@ -26,8 +35,8 @@ def get_config() -> Config:
             lightning_alpha=deepnorm_alpha,
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
-            dropless_bound=2.0,  # the worst case would be 16 times the balanced load
         ),
+        compute=ComputeConfig(dropless_bound=2.0),  # the worst case would be 16 times the balanced load
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=100)),
         train=TrainConfig(steps=2000, batch_size=4, sequence_length=8192, loss_chunk=4096),

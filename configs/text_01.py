@@ -5,6 +5,7 @@ decaying. Its batches (16 M tokens rising to 128 M) are for a larger machine tha
 """
 
 from mm01_jax.config import (
+    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -36,6 +37,8 @@ def get_config() -> Config:
             lightning_alpha=deepnorm_alpha,
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
+        ),
+        compute=ComputeConfig(
             dropless_bound=2.0,  # the worst case would be 16 times the balanced load on every chip
             exchange_groups=2,  # half the buffers; the exchange of one runs beside the experts of the other
         ),

@@ -20,7 +20,7 @@ def get_config() -> Config:
         name="text_01_1m",
         # 64,512 tokens a chip, 32,256 of them early in the row and as many late, so that causality spares every chip
         # the same half of the attention; eight groups through the experts. By bytes, keys go round in a ring.
-        model=dataclasses.replace(base.model, exchange_groups=8, sequence_layout="zigzag"),
+        compute=dataclasses.replace(base.compute, exchange_groups=8, sequence_layout="zigzag"),
         mesh=MeshConfig(data=1, expert=8, tensor=4, sequence=16, rules=rules),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-6, warmup_steps=0)),
         train=TrainConfig(

@@ -15,7 +15,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         name="text_01_decode_1m",
-        model=dataclasses.replace(base.model, param_dtype="bfloat16", exchange_groups=1),
+        compute=dataclasses.replace(base.compute, param_dtype="bfloat16", exchange_groups=1),
         mesh=MeshConfig(data=1, expert=2, tensor=8, sequence=1),
         optimizer=OptimizerConfig(),
         train=TrainConfig(steps=1, batch_size=2, sequence_length=1_048_576),  # rows, and the length of their cache

@@ -1,6 +1,6 @@
 """CPU size: minutes on two cores, on the standard library's own source. Every test and notebook starts here."""
 
-from mm01_jax.config import Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from mm01_jax.config import ComputeConfig, Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -23,9 +23,8 @@ def get_config() -> Config:
             lightning_alpha=deepnorm_alpha,
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
-            dtype="float32",  # CPUs have no bfloat16 matmul worth the name
-            remat="none",
         ),
+        compute=ComputeConfig(dtype="float32", remat="none"),  # CPUs have no bfloat16 matmul worth the name
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=20, decay_start=600, final=2e-4)),
         train=TrainConfig(
             steps=1200, batch_size=4, sequence_length=128, loss_chunk=512, eval_every=600, eval_batches=256

@@ -1,31 +1,102 @@
-"""A trained model from a checkpoint: its weights, its tokenizer and the config that was saved with them."""
+"""A model from any kind of directory on any mesh: each host reads what its devices hold, and little else."""
 
 import dataclasses
-import json
+import itertools
+from typing import NamedTuple
 
 import jax
-from flax import nnx
+import numpy as np
+from jax.sharding import Mesh
 
-from mm01_jax import checkpoint
-from mm01_jax.config import Config, saved
+from mm01_jax import sharding
+from mm01_jax.checkpoint import leaf_paths
+from mm01_jax.config import Config, ConfigError, MeshConfig
+from mm01_jax.config.mesh import sharding_problems
+from mm01_jax.convert import table
+from mm01_jax.convert.sources import CheckpointSource, TorchSource, open_source, with_dtype
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
+from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import shardings
+from mm01_jax.model.vision import VLModel
 
 
-def load(directory: str) -> tuple[TextModel, Tokenizer, Config]:
-    """The model of a checkpoint in its compute dtype on one device, its tokenizer and its config.
+class Loaded(NamedTuple):
+    """A trained model, its tokenizer, and the config that was saved with it, on the mesh it is on."""
+
+    model: TextModel
+    tokenizer: Tokenizer
+    config: Config
+
+
+def load(path: str) -> Loaded:
+    """The text model of one of our checkpoints in its compute dtype on one device.
 
     Call under `jax.set_mesh` of a mesh whose axes all have size 1.
+
+    Raises: as `load_model`.
     """
-    config = saved.from_json(json.dumps(checkpoint.load_config(directory)))
-    mesh_config = dataclasses.replace(config.mesh, data=1, expert=1, tensor=1, sequence=1)
-    config = dataclasses.replace(config, mesh=mesh_config)
-    model_config = dataclasses.replace(config.model, param_dtype=config.model.dtype)
-    mesh = jax.sharding.get_mesh()
-    shapes = jax.eval_shape(
-        lambda key: TextModel(model_config, mesh_config.rules, rngs=nnx.Rngs(key)), jax.random.key(0)
-    )
-    placed = shardings(shapes, mesh, mesh_config.rules)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    return checkpoint.load_weights(directory, abstract), open_tokenizer(config.data.tokenizer), config
+    source = CheckpointSource(path)
+    config = dataclasses.replace(source.config, mesh=_sized(source.config.mesh, jax.sharding.get_mesh()))
+    model = _from_source(source, jax.sharding.get_mesh(), config.compute.dtype)
+    return Loaded(model, open_tokenizer(config.data.tokenizer), config)
+
+
+def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> TextModel | VLModel:
+    """The model in `path`: a PyTorch directory of any dialect, or a checkpoint of ours (its newest sound step).
+
+    A VL-01 directory gives the whole parameter tree; its `text` is the text model.
+
+    Args:
+      mesh: axes data, expert, tensor, sequence (`sharding.make_mesh`); None is the first device alone.
+      dtype: "bfloat16" or "float32", of weights and computation; None keeps the weights' own.
+
+    Raises:
+      CheckpointError: the directory is damaged, or its config and tensors contradict each other.
+      ValueError: a mesh axis does not divide a dim of the model.
+    """
+    if dtype not in (None, "bfloat16", "float32"):
+        raise ValueError(f"dtype={dtype!r}; allowed: 'bfloat16', 'float32', None")
+    source = open_source(path)
+    if source.dtype == "float16" and dtype is None:
+        raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
+    return _from_source(source, mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1]), dtype)
+
+
+def _from_source(source: TorchSource | CheckpointSource, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
+    _check_mesh(source.config, mesh)
+    abstract = abstract_model(with_dtype(source.config, dtype) if dtype else source.config, mesh)
+    if isinstance(source, CheckpointSource):
+        return source.checkpoint.restore(abstract, cast=True)
+    chunks = {(tensor.leaf, tensor.index): tensor for tensor in source.tensors}
+    stacks = {path: leaf.stack for path, leaf in table.leaves(source.tensors).items()}
+    arrays = [
+        _array(source, {index: t for (leaf, index), t in chunks.items() if leaf == path}, stacks[path], shape)
+        for path, shape in zip(leaf_paths(abstract), jax.tree.leaves(abstract), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def _sized(config: MeshConfig, mesh: Mesh) -> MeshConfig:
+    """The rules of `config` on the sizes of `mesh`."""
+    return dataclasses.replace(config, **mesh.shape)
+
+
+def _check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises ValueError, by name, where a dim of the text model does not divide over the mesh."""
+    placed = dataclasses.replace(config, mesh=_sized(config.mesh, mesh))
+    # Its batch and length are a training run's, of which a converted config has placeholders.
+    problems = [p for p in sharding_problems(placed) if p.key.startswith("model.")]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _array(source: TorchSource, chunks: dict[tuple, table.Tensor], stack: int, like: jax.ShapeDtypeStruct):
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, like.shape, strict=True))
+        out = np.empty([s.stop - s.start for s in bounds], like.dtype)
+        for at in itertools.product(*(range(s.start, s.stop) for s in bounds[:stack])):
+            place = tuple(i - s.start for i, s in zip(at, bounds, strict=False))
+            out[place] = source.read_box(chunks[at], bounds[stack:]).astype(like.dtype)
+        return out
+
+    return jax.make_array_from_callback(like.shape, like.sharding, read)

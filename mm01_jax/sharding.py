@@ -13,9 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mm01_jax.config import MeshConfig, Rules
-
-AXES = ("data", "expert", "tensor", "sequence")
+from mm01_jax.config import MESH_AXES, MeshConfig, Rules
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -25,15 +23,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       ValueError: the product of the axis sizes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = tuple(getattr(config, axis) for axis in AXES)
+    shape = tuple(getattr(config, axis) for axis in MESH_AXES)
     size = shape[0] * shape[1] * shape[2] * shape[3]
     if size != len(devices):
-        sizes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, shape, strict=True))
+        sizes = " x ".join(f"{axis} {n}" for axis, n in zip(MESH_AXES, shape, strict=True))
         raise ValueError(f"mesh {sizes} = {size} devices, but {len(devices)} are available")
     ordered = np.asarray(devices).reshape(shape)
     if devices[0].platform == "tpu":
         ordered = _tpu_order(shape, devices)
-    return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * 4)
+    return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
 
 def _tpu_order(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

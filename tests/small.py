@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import (
+    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -38,9 +40,23 @@ MODEL = ModelConfig(
     lightning_alpha=1.5,
     softmax_alpha=1.5,
     experts_alpha=1.5,
-    dtype="float32",
-    remat="none",
 )
+COMPUTE = ComputeConfig(dtype="float32", remat="none")
+
+
+class Variant(NamedTuple):
+    """A model and how it is computed."""
+
+    config: ModelConfig
+    compute: ComputeConfig = COMPUTE
+
+    def replace(self, **changes) -> "Variant":
+        """Other fields, of either."""
+        names = ModelConfig.__dataclass_fields__
+        return Variant(
+            dataclasses.replace(self.config, **{k: v for k, v in changes.items() if k in names}),
+            dataclasses.replace(self.compute, **{k: v for k, v in changes.items() if k not in names}),
+        )
 
 
 def config(text: pathlib.Path | str = "stdlib", **changes) -> Config:
@@ -48,6 +64,7 @@ def config(text: pathlib.Path | str = "stdlib", **changes) -> Config:
     found = Config(
         name="small",
         model=MODEL,
+        compute=COMPUTE,
         data=DataConfig(source=str(text), held_out=0.2),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=3)),
         train=TrainConfig(
@@ -71,8 +88,8 @@ def replace(config: Config, **changes) -> Config:
     return config
 
 
-def model_config(**changes) -> ModelConfig:
-    return dataclasses.replace(MODEL, **changes)
+def variant(**changes) -> Variant:
+    return Variant(MODEL).replace(**changes)
 
 
 def one_device():
@@ -92,9 +109,9 @@ def tree_digest(step: pathlib.Path) -> str:
     return json.loads((step / "state" / "manifest.json").read_text())["tree_sha256"]
 
 
-def model(config: ModelConfig = MODEL, seed: int = 0) -> TextModel:
+def model(variant: Variant | None = None, seed: int = 0) -> TextModel:
     """Random weights; inside `one_device()`."""
-    make = unoptimised(lambda key: TextModel(config, MeshConfig().rules, rngs=nnx.Rngs(key)))
+    make = unoptimised(lambda key: TextModel(*(variant or Variant(MODEL)), MeshConfig().rules, rngs=nnx.Rngs(key)))
     return make(jax.random.key(seed))
 
 

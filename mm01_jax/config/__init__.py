@@ -2,6 +2,8 @@
 
 from mm01_jax.config.problem import ConfigError, Problem
 from mm01_jax.config.schema import (
+    MESH_AXES,
+    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -16,6 +18,8 @@ from mm01_jax.config.schema import (
 )
 
 __all__ = [
+    "MESH_AXES",
+    "ComputeConfig",
     "Config",
     "ConfigError",
     "DataConfig",

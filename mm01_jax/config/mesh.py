@@ -8,9 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from mm01_jax.config import Config, MeshConfig, Problem, fields
-
-MESH_AXES = ("data", "expert", "tensor", "sequence")
+from mm01_jax.config import MESH_AXES, Config, MeshConfig, Problem, fields
 
 # Logical axis -> the field that is its dimension. `batch` is apart: it also divides into microbatches.
 _DIMS = {
@@ -145,9 +143,9 @@ def _stripes_rule(config: Config) -> Iterator[Problem]:
     """A zigzag shard holds two stripes of a row."""
     length, axes = config.train.sequence_length, _axes(config, "seq")
     parts = 2 * math.prod(size for _, size in axes)
-    if config.model.sequence_layout == "zigzag" and parts > 2 and length % parts:
+    if config.compute.sequence_layout == "zigzag" and parts > 2 and length % parts:
         allowed = f"a multiple of {parts}, two stripes for each shard of {_product(axes)}"
-        nearest = f"{_multiple(length, parts)} or model.sequence_layout='contiguous'"
+        nearest = f"{_multiple(length, parts)} or compute.sequence_layout='contiguous'"
         yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest)
 
 
@@ -217,7 +215,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]]
     ((*_SIZES, "mesh.rules.ffn", "model.embed_dim"), _dim_rule("ffn", "model.embed_dim")),
     ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.expert"), _expert_rule),
     ((*_SIZES, "mesh.rules.heads", "mesh.rules.kv_heads", "model.num_kv_heads"), _shared_keys_rule),
-    ((*_SIZES, "mesh.rules.seq", "train.sequence_length", "model.sequence_layout"), _stripes_rule),
+    ((*_SIZES, "mesh.rules.seq", "train.sequence_length", "compute.sequence_layout"), _stripes_rule),
     ((*_SIZES, "mesh.rules.layer"), _layer_rule),
     (
         (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),

@@ -11,9 +11,9 @@ MAY_CHANGE = (
     "train.log_every",
     "data.prefetch",
     # How a mesh is used. Like the mesh, they change sums' order alone.
-    "model.exchange",
-    "model.sequence_attention",
-    "model.sequence_layout",
+    "compute.exchange",
+    "compute.sequence_attention",
+    "compute.sequence_layout",
 )
 
 

@@ -54,7 +54,7 @@ _RANGES = {
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2"), Range(least=0.0, below=1.0)),
     "data.held_out": Range(least=0.0, below=1.0),
-    "model.dropless_bound": Range(least=1.0),
+    "compute.dropless_bound": Range(least=1.0),
     "model.rotary_dim": Range(least=2, most=INT32_MAX),
 }
 
@@ -151,10 +151,10 @@ def _period(config: Config) -> Iterator[Problem]:
 
 
 def _dropless_bound(config: Config) -> Iterator[Problem]:
-    if config.model.routing == "capacity" and config.model.dropless_bound is not None:
-        bound = config.model.dropless_bound
+    if config.model.routing == "capacity" and config.compute.dropless_bound is not None:
+        bound = config.compute.dropless_bound
         allowed = "None, as model.routing='capacity' is bounded by model.capacity_factor"
-        yield Problem(key="model.dropless_bound", got=bound, allowed=allowed, nearest="None")
+        yield Problem(key="compute.dropless_bound", got=bound, allowed=allowed, nearest="None")
 
 
 def _tokenizer(config: Config) -> Iterator[Problem]:
@@ -225,7 +225,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("model.rotary_dim", "model.head_dim"), _rotary_dim),
     (("model.num_experts", "model.num_experts_per_token"), _top_k),
     (("model.period",), _period),
-    (("model.routing", "model.dropless_bound"), _dropless_bound),
+    (("model.routing", "compute.dropless_bound"), _dropless_bound),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
     ((_SCHEDULE,), _schedule_pairs),

@@ -6,15 +6,17 @@ The README has the letters used in comments (M periods, L layers, D model width,
 
 import dataclasses
 import itertools
+import math
 from typing import Literal
 
 MixerKind = Literal["lightning", "softmax"]
 SequenceLayout = Literal["contiguous", "zigzag"]
+MESH_AXES = ("data", "expert", "tensor", "sequence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and arithmetic of the text model (paper section 2, table in docs)."""
+    """What the text model is: sizes, layer kinds, residual constants, routing (paper section 2)."""
 
     vocab_size: int  # V, rows of the embedding and of the head
     embed_dim: int  # D
@@ -42,6 +44,25 @@ class ModelConfig:
     capacity_factor: float = 1.25
     # Which tokens share one capacity: the global microbatch, or those of one expert group alone (paper 4.1).
     capacity_scope: Literal["global", "expert_group"] = "global"
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_periods * len(self.period)
+
+    @property
+    def stacks(self) -> tuple[tuple[MixerKind, int], ...]:
+        """(kind, count) of each maximal stretch of equal layers inside a period."""
+        return tuple((kind, len(list(group))) for kind, group in itertools.groupby(self.period))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How the model is computed: other values change speed, memory and rounding, not what the model is."""
+
+    # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    param_dtype: Literal["bfloat16", "float32"] = "float32"  # of the weights that a training step holds
+    remat: Literal["none", "dots", "full"] = "full"
     # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
     dropless_bound: float | None = None
     # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
@@ -53,19 +74,6 @@ class ModelConfig:
     sequence_attention: Literal["auto", "gather", "ring"] = "auto"
     # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.
     sequence_layout: SequenceLayout = "contiguous"
-    # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    param_dtype: Literal["bfloat16", "float32"] = "float32"
-    remat: Literal["none", "dots", "full"] = "full"
-
-    @property
-    def num_layers(self) -> int:
-        return self.num_periods * len(self.period)
-
-    @property
-    def stacks(self) -> tuple[tuple[MixerKind, int], ...]:
-        """(kind, count) of each maximal stretch of equal layers inside a period."""
-        return tuple((kind, len(list(group))) for kind, group in itertools.groupby(self.period))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,10 @@ class MeshConfig:
     tensor: int = 1
     sequence: int = 1
     rules: Rules = Rules()
+
+    def shards(self, *axes: str) -> int:
+        """Over how many devices the rules cut these logical axes together."""
+        return math.prod(getattr(self, axis) for name in axes for axis in getattr(self.rules, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,8 +194,15 @@ class Config:
 
     name: str
     model: ModelConfig
+    compute: ComputeConfig = ComputeConfig()
     vision: VisionConfig | None = None
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+
+    @property
+    def device_tokens(self) -> int:
+        """Tokens of one microbatch on one device."""
+        train = self.train
+        return train.batch_size * train.sequence_length // (self.mesh.shards("batch", "seq") * train.num_microbatches)

@@ -1,5 +1,1 @@
-"""Weights both ways between PyTorch checkpoints and ours (docs/conversion.md)."""
-
-from mm01_jax.convert.pretrained import from_pretrained
-
-__all__ = ["from_pretrained"]
+"""PyTorch weights to ours and back: the commands of `mm01-convert`, and what reads either kind of directory."""

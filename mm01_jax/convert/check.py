@@ -170,8 +170,7 @@ def _difference(found, other) -> list[str]:
 
 
 def _config_differences(mine: ModelConfig, theirs: ModelConfig) -> list[str]:
-    names = [name for name in ModelConfig.__dataclass_fields__ if name not in ("dtype", "param_dtype", "remat")]
-    pairs = [(name, getattr(mine, name), getattr(theirs, name)) for name in names]
+    pairs = [(name, getattr(mine, name), getattr(theirs, name)) for name in ModelConfig.__dataclass_fields__]
     return [f"config: {name}={a!r} against {b!r}" for name, a, b in pairs if a != b]
 
 

@@ -208,7 +208,7 @@ def with_dtype(config: Config, dtype: str) -> Config:
     """The config with weights of this dtype; float16 weights, which no model of ours has, leave it as it is."""
     if dtype not in ("bfloat16", "float32"):
         return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype, param_dtype=dtype))
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, dtype=dtype, param_dtype=dtype))
 
 
 def write_json(path: pathlib.Path, plain: dict) -> None:

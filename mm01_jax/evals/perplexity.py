@@ -41,7 +41,7 @@ def evaluate(directory: str, source: str | None) -> dict[str, float]:
     batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
     score = jax.jit(functools.partial(step.eval_step, config=config))
     placed = sharding.named(jax.sharding.get_mesh(), config.mesh.rules, "batch", "seq")
-    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
     progress, total = Progress(0, len(batches)), np.zeros(2)
     for number, batch in enumerate(batches, 1):
         total += jax.device_get(score(model, pipeline.whole_to_global(batch, placed, order)))

@@ -14,6 +14,7 @@ import numpy as np
 from mm01_jax.inference.sampling import Sampling, sample
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.mixers import empty_cache
 
 PREFILL_CHUNK = 512
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
@@ -30,7 +31,7 @@ def prefill(
     """
     index_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None, :], tokens_BS.shape)
     segments = jnp.where(index_BS < count_B[:, None], 0, -1)
-    hidden, cache, _ = model.forward(tokens_BS, cache.lengths[:, None] + index_BS, segments, cache)
+    hidden, cache, _ = model.forward(model.embed_tokens(tokens_BS), cache.lengths[:, None] + index_BS, segments, cache)
     last = jnp.maximum(count_B - 1, 0)[:, None, None]
     return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache
 
@@ -40,7 +41,7 @@ def decode_step(
 ) -> tuple[jax.Array, DecodeCache]:
     """One token a row -> (float32 logits (B, V), the cache). Rows that are not active keep their cache."""
     segments = jnp.where(active_B, 0, -1)[:, None]
-    hidden, cache, _ = model.forward(token_B[:, None], cache.lengths[:, None], segments, cache)
+    hidden, cache, _ = model.forward(model.embed_tokens(token_B[:, None]), cache.lengths[:, None], segments, cache)
     return model.logits(hidden)[:, 0], cache
 
 
@@ -86,7 +87,7 @@ def generate(
     _check(model, prompts, max_tokens)
     lengths = np.array([len(p) for p in prompts], np.int32)
     size = int(lengths.max()) + max_tokens
-    cache = jax.jit(lambda: DecodeCache.zeros(model.config, model.rules, len(prompts), size))()
+    cache = jax.jit(lambda: empty_cache(model.config, model.compute, model.rules, len(prompts), size))()
     hidden, cache = _prefill_all(model, cache, prompts, lengths)
     allowed = jnp.any(model.embed[...] != 0, axis=1) & (jnp.arange(model.config.vocab_size) < vocab_size)
     first, *keys = jax.random.split(key, 1 + -(-max_tokens // DECODE_BLOCK))

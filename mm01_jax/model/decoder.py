@@ -1,15 +1,14 @@
-"""The text model: layers, runs of layers, periods of runs (paper section 2; spec 0, A.3).
+"""The text model: layers, stacks of layers, periods of stacks (paper section 2; spec 0, A.3).
 
     h = Embed[tokens];  per layer  x = norm(h), h = a x + b Mixer(x);  x = norm(h), h = a x + b Experts(x)
     logits = W_head norm(h)
 
-The residual comes from the normed input (DeepNorm as a delayed post-norm). A *run* is a maximal stretch of layers of
+The residual comes from the normed input (DeepNorm as a delayed post-norm). A *stack* is a maximal stretch of layers of
 one kind inside a period; its weights carry two leading dims (period, layer). Two nested scans walk them, so the
-compiled program holds one body per run however deep the model is.
+compiled program holds one body per stack however deep the model is.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,16 @@ import numpy as np
 from flax import nnx
 
 from mm01_jax import sharding
-from mm01_jax.config import ModelConfig, Rules
-from mm01_jax.model.cache import DecodeCache, KeysValues
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model.cache import DecodeCache, StackCache
 from mm01_jax.model.experts import Experts
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
-from mm01_jax.model.lightning import Lightning, slopes
-from mm01_jax.model.softmax import Softmax
+from mm01_jax.model.lightning import slopes
+from mm01_jax.model.mixers import MIXERS
+from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.vocabulary import embed
 
-MIXERS = {"lightning": Lightning, "softmax": Softmax}
 REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -34,32 +33,35 @@ REMAT = {
 
 
 class LayerStack(nnx.Module):
-    """One run of layers: mixer and experts, each behind a norm and DeepNorm's residual."""
+    """A stack of layers, each mixer and experts behind a norm and DeepNorm's residual; one layer when sliced."""
 
-    def __init__(self, kind: str, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...]):
+    def __init__(
+        self,
+        kind: str,
+        config: ModelConfig,
+        compute: ComputeConfig,
+        rules: Rules,
+        *,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...],
+    ):
         gain = (8.0 * config.num_layers) ** -0.25  # DeepNorm's beta: an initialisation gain (paper 4.2)
-        D, dtype = config.embed_dim, config.param_dtype
+        D, dtype = config.embed_dim, compute.param_dtype
         self.input_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
-        self.mixer = MIXERS[kind](config, rules, rngs=rngs, stack=stack, gain=gain)
+        self.mixer = MIXERS[kind](config, compute, rules, rngs=rngs, stack=stack, gain=gain)
         self.post_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
-        self.experts = Experts(config, rules, rngs=rngs, stack=stack, gain=gain)
-        self.kind, self.config, self.rules = kind, config, rules
+        self.experts = Experts(config, compute, rules, rngs=rngs, stack=stack, gain=gain)
+        self.config, self.rules = config, rules
 
     def __call__(
-        self, h_BSD: jax.Array, slope_N: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, cache: Any
-    ) -> tuple[jax.Array, Any, RouterStats]:
+        self, h_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
+    ) -> tuple[jax.Array, StackCache | None, RouterStats]:
         config, dtype = self.config, h_BSD.dtype
-        layout = config.sequence_layout if cache is None else "contiguous"
         x = rms_norm(h_BSD, self.input_norm[...].astype(dtype), config.norm_eps)
-        if self.kind == "lightning":
-            y, cache = self.mixer(x, slope_N, segments_BS, cache)
-            alpha, beta = config.lightning_alpha, config.lightning_beta
-        else:
-            y, cache = self.mixer(x, positions_BS, segments_BS, cache)
-            alpha, beta = config.softmax_alpha, config.softmax_beta
-        h = self.residual(x, y, alpha, beta)
+        y, cache = self.mixer(x, tokens, cache)
+        h = self.residual(x, y, *self.mixer.residual(config))
         x = rms_norm(h, self.post_norm[...].astype(dtype), config.norm_eps)
-        y, stats = self.experts(x, segments_BS, layout)
+        y, stats = self.experts(x, tokens)
         return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
 
     def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
@@ -70,22 +72,24 @@ class LayerStack(nnx.Module):
 class TextModel(nnx.Module):
     """MiniMax-Text-01 as an immutable pytree: built once, then only read."""
 
-    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs):
-        V, D, dtype = config.vocab_size, config.embed_dim, config.param_dtype
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs):
+        V, D, M, dtype = config.vocab_size, config.embed_dim, config.num_periods, compute.param_dtype
         self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), dtype=dtype)
         self.stacks = nnx.List(
-            [
-                LayerStack(kind, config, rules, rngs=rngs, stack=(config.num_periods, count))
-                for kind, count in config.stacks
-            ]
+            [LayerStack(kind, config, compute, rules, rngs=rngs, stack=(M, count)) for kind, count in config.stacks]
         )
         self.final_norm = param(rngs, (D,), ("act_embed",), ones, dtype=dtype)
         self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
-        self.config, self.rules = config, rules
+        self.config, self.compute, self.rules = config, compute, rules
+
+    def embed_tokens(self, tokens_BS: jax.Array) -> jax.Array:
+        """int32 token ids (B, S) -> what the layers take in, (B, S, D) in the compute dtype."""
+        table_VD = cast_and_gather(self.embed, jnp.dtype(self.compute.dtype), self.rules)
+        return embed(tokens_BS, table_VD, rules=self.rules)
 
     def forward(
         self,
-        tokens_BS: jax.Array,
+        x_BSD: jax.Array,
         positions_BS: jax.Array,
         segments_BS: jax.Array,
         cache: DecodeCache | None = None,
@@ -93,23 +97,24 @@ class TextModel(nnx.Module):
         """The one forward of training (no cache), prefill (many tokens, a cache) and decode (one token, a cache).
 
         Args:
-          tokens_BS, positions_BS: int32, rows in `config.sequence_layout` (parallel/sequence_layout.py). With a cache,
-            rows as they are, and a token's position is its slot.
+          x_BSD: embeddings in the compute dtype (`embed_tokens`). positions_BS: int32. Both, and segments, are rows in
+            `compute.sequence_layout` (parallel/sequence_layout.py). With a cache, rows as they are, and a token's
+            position is its slot.
           segments_BS: int32 document ids; < 0 is padding, which changes nothing.
         Returns:
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
-        h = embed(tokens_BS, cast_and_gather(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
-        h = sharding.constrain(h, self.rules, "batch", "seq", "act_embed")
-        body = functools.partial(self._period, positions_BS, segments_BS)
+        layout = self.compute.sequence_layout if cache is None else "contiguous"
+        h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
+        body = functools.partial(self._period, Tokens(None, positions_BS, segments_BS, layout))
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())
-        (h, runs), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
+        (h, caches), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
         if cache is not None:
             seen = jnp.sum(segments_BS >= 0, axis=1, dtype=jnp.int32)
-            cache = DecodeCache(runs, cache.lengths + seen)
+            cache = DecodeCache(caches, cache.lengths + seen)
         stats = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *stats)
         return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), cache, stats
 
@@ -120,46 +125,40 @@ class TextModel(nnx.Module):
 
     def __call__(self, tokens_BS: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array) -> jax.Array:
         """float32 logits (B, S, V) of whole rows."""
-        return self.logits(self.forward(tokens_BS, positions_BS, segments_BS)[0])
+        return self.logits(self.forward(self.embed_tokens(tokens_BS), positions_BS, segments_BS)[0])
 
     def _slopes(self) -> list[jax.Array]:
-        """Per run, float32 slopes (M, n, N): constants that enter the scan as values, out of any dtype policy."""
+        """Per stack, float32 slopes (M, n, N): constants that enter the scan as values, out of any dtype policy."""
         config = self.config
         table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
         starts = np.cumsum([0] + [count for _, count in config.stacks])
         return [jnp.asarray(table[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
 
-    def _period(self, positions_BS, segments_BS, carry, xs):
-        """One period: each run scanned over its layers; returns the stacked router statistics per run."""
+    def _period(self, tokens: Tokens, carry, xs):
+        """One period: each stack scanned over its layers; returns the stacked router statistics per stack."""
         h, caches = carry
-        period, runs, run_slopes = xs
+        period, stacks, stack_slopes = xs
         new_caches, stats = [], []
-        for index, slope in enumerate(run_slopes):
-            run = None if runs is None else runs[index]
-            stack = self.stacks[index] if runs is None else None
-            step = functools.partial(_run_layer, positions_BS, segments_BS, period, stack)
-            if self.config.remat != "none" and caches is None:
-                step = jax.checkpoint(step, policy=REMAT[self.config.remat], prevent_cse=False)
+        for index, slope in enumerate(stack_slopes):
+            sliced = None if stacks is None else stacks[index]
+            whole = self.stacks[index] if stacks is None else None
+            step = functools.partial(_layer, tokens, period, whole)
+            if self.compute.remat != "none" and caches is None:
+                step = jax.checkpoint(step, policy=REMAT[self.compute.remat], prevent_cse=False)
             layers = jnp.arange(slope.shape[0], dtype=jnp.int32)
-            run_cache = None if caches is None else caches[index]
-            (h, run_cache), run_stats = jax.lax.scan(step, (h, run_cache), (layers, run, slope))
-            new_caches.append(run_cache)
-            stats.append(run_stats)
+            arrays = None if caches is None else caches[index]
+            (h, arrays), stack_stats = jax.lax.scan(step, (h, arrays), (layers, sliced, slope))
+            new_caches.append(arrays)
+            stats.append(stack_stats)
         return (h, None if caches is None else tuple(new_caches)), stats
 
 
-def _run_layer(positions_BS, segments_BS, period, stack, carry, xs):
-    """Scan body of one layer: takes its part of the cache out of the carry and puts it back in place."""
-    h, cache = carry
+def _layer(tokens: Tokens, period: jax.Array, stack: LayerStack | None, carry, xs):
+    """Scan body of one layer, which comes sliced (training) or is taken out of its whole stack (with a cache)."""
+    h, arrays = carry
     index, layer, slope_N = xs
     if layer is None:
         layer = jax.tree.map(lambda weight: weight[period, index], stack)
-    if cache is None:
-        h, _, stats = layer(h, slope_N, positions_BS, segments_BS, None)
-    elif layer.kind == "lightning":
-        h, state, stats = layer(h, slope_N, positions_BS, segments_BS, cache[period, index])
-        cache = cache.at[period, index].set(state)
-    else:
-        h, view, stats = layer(h, slope_N, positions_BS, segments_BS, KeysValues(*cache, period, index))
-        cache = (view.keys, view.values)
-    return (h, cache), stats
+    cache = None if arrays is None else StackCache(arrays, period, index)
+    h, cache, stats = layer(h, tokens._replace(slope_N=slope_N), cache)
+    return (h, None if cache is None else cache.arrays), stats

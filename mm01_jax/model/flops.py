@@ -1,46 +1,43 @@
-"""Floating-point operations of a training step, counted for the hybrid, and the peak of the chip they ran on.
+"""Floating-point operations of a training step, counted for the hybrid.
 
 Model FLOPs: what the mathematics needs, 2 a multiply-add, backward = 2 x forward; recomputation (remat) is not work.
 
-    experts, projections, head   2 x weights a token touches
-    lightning, per head          4 H^2 a token: update the state, read it
-    softmax, per head            4 H a token and visible key, on average (S + 1) / 2 keys
+    projections, experts, head   2 x the weights that a token multiplies
+    mixing                       what each mixer says (`flops`); a token of a full row sees (S + 1) / 2 keys on average
 """
 
+import math
+
 import jax
+from flax import nnx
 
-from mm01_jax.config import ModelConfig
-
-# Dense bfloat16 peak in FLOP/s by jax's device_kind; vendors' data sheets.
-PEAK = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.mixers import MIXERS
 
 
 def active_weights(config: ModelConfig) -> int:
-    """Matrix weights that one token multiplies, embedding lookup excluded, head included."""
-    D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-    experts = D * config.num_experts + 3 * config.num_experts_per_token * D * config.expert_dim
-    mixers = {"lightning": 5 * D * N * H, "softmax": 2 * D * N * H + 2 * D * K * H}
-    period = sum(mixers[kind] + experts for kind in config.period)
-    return config.num_periods * period + D * config.vocab_size
+    """Matrix weights that one token multiplies, embedding lookup excluded, head included.
+
+    Those are the leaves with the model's width as an axis; of the experts' a token meets as many as it is assigned to.
+    """
+    model = jax.eval_shape(lambda: TextModel(config, ComputeConfig(), Rules(), rngs=nnx.Rngs(params=0)))
+    total = 0
+    for weight in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        axes = weight.get_metadata()["axes"]
+        if "embed" in axes:
+            size = math.prod(weight.shape)
+            total += size * config.num_experts_per_token // config.num_experts if "expert" in axes else size
+    return total - config.vocab_size * config.embed_dim
 
 
 def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     """Model FLOPs of forward and backward for one token of a full row."""
-    N, H = config.num_heads, config.head_dim
-    mixing = {"lightning": 4.0 * N * H * H, "softmax": 4.0 * N * H * (sequence_length + 1) / 2}
-    forward = 2.0 * active_weights(config) + config.num_periods * sum(mixing[kind] for kind in config.period)
-    return 3.0 * forward
+    num_keys = (sequence_length + 1) / 2
+    mixing = sum(MIXERS[kind].flops(config, num_keys) for kind in config.period)
+    return 3.0 * (2.0 * active_weights(config) + config.num_periods * mixing)
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """The device's dense bfloat16 peak in FLOP/s, or None where it is not known (CPUs)."""
-    names = [name for name in PEAK if device.device_kind.startswith(name)]
-    return PEAK[max(names, key=len)] if names else None
+def mfu(flops_per_second: float, peak: float, num_devices: int) -> float:
+    """Model FLOPs utilisation: the share of what all devices could do at their peak."""
+    return flops_per_second / (peak * num_devices)

@@ -10,11 +10,15 @@ layer index. One norm spans all heads.
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax import sharding
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
+from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.lightning import lightning_attention, lightning_attention_step
 
 
@@ -37,8 +41,17 @@ def slopes(num_heads: int, num_layers: int) -> np.ndarray:
 class Lightning(nnx.Module):
     """The lightning mixer; its cache is one state (B, N, H key, H value) float32 a layer."""
 
-    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...], gain: float):
-        D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, config.param_dtype
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: ComputeConfig,
+        rules: Rules,
+        *,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...],
+        gain: float,
+    ):
+        D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, compute.param_dtype
         qkv_init = xavier(D, N * H, (1.0, 1.0, gain), gain_axis=-2)
         self.qkv = param(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, stack=stack, dtype=dtype)
         gate_init = xavier(D, N * H)
@@ -61,13 +74,36 @@ class Lightning(nnx.Module):
         return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
 
     def __call__(
-        self, x_BSD: jax.Array, slope_N: jax.Array, segments_BS: jax.Array, state_BNHH: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """x (B, S, D) normed layer input -> (out (B, S, D), state (B, N, H, H) float32 after the last token)."""
-        q, k, v = self.project(x_BSD)
-        if state_BNHH is not None and x_BSD.shape[1] == 1:
-            out, state = lightning_attention_step(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules)
+        self, x_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
+    ) -> tuple[jax.Array, StackCache | None]:
+        """x (B, S, D) normed layer input -> (out (B, S, D), the cache with the state after the last token)."""
+        state = None if cache is None else cache.take()
+        arguments = (*self.project(x_BSD), tokens.slope_N, state, tokens.segments_BS)
+        if cache is not None and x_BSD.shape[1] == 1:
+            out, state = lightning_attention_step(*arguments, rules=self.rules)
         else:
-            layout = self.config.sequence_layout if state_BNHH is None else "contiguous"
-            out, state = lightning_attention(q, k, v, slope_N, state_BNHH, segments_BS, rules=self.rules, layout=layout)
-        return self.finish(x_BSD, out), state
+            out, state = lightning_attention(*arguments, rules=self.rules, layout=tokens.layout)
+        return self.finish(x_BSD, out), None if cache is None else cache.put(state)
+
+    @staticmethod
+    def residual(config: ModelConfig) -> tuple[float, float]:
+        return config.lightning_alpha, config.lightning_beta
+
+    @staticmethod
+    def flops(config: ModelConfig, num_keys: float) -> float:
+        """Update the state and read it, however many keys came before."""
+        del num_keys
+        return 4.0 * config.num_heads * config.head_dim**2
+
+    @staticmethod
+    def empty_cache(
+        config: ModelConfig, compute: ComputeConfig, stack: tuple[int, int], batch_size: int, max_length: int
+    ) -> jax.Array:
+        """States (M, n, B, N, H, H) float32, whatever the length."""
+        del compute, max_length
+        N, H = config.num_heads, config.head_dim
+        return jnp.zeros((*stack, batch_size, N, H, H), jnp.float32)
+
+    @staticmethod
+    def cache_spec(rules: Rules) -> jax.P:
+        return sharding.spec(rules, None, None, "batch", "heads", None, None)

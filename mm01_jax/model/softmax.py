@@ -1,43 +1,110 @@
 """Grouped-query softmax attention with partial RoPE (spec A.5): every 8th layer of the released model."""
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from mm01_jax.config import ModelConfig, Rules
-from mm01_jax.model.cache import KeysValues
+from mm01_jax import sharding
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, param, rope, xavier
+from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
 
 
-class Softmax(nnx.Module):
-    """The softmax mixer; its cache holds rotated keys and values (B, T, K, H)."""
+class KeysValues(NamedTuple):
+    """Keys and values of a stack of softmax layers: (M, n, B, K, T, H) in the compute dtype, RoPE applied.
 
-    def __init__(self, config: ModelConfig, rules: Rules, *, rngs: nnx.Rngs, stack: tuple[int, ...], gain: float):
+    T next to H: TPUs tile the last two dims, and with few heads a shard (T, K, H) was copied to another layout and back
+    in every period.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+
+
+class Softmax(nnx.Module):
+    """The softmax mixer; its cache holds rotated keys and values."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute: ComputeConfig,
+        rules: Rules,
+        *,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...],
+        gain: float,
+    ):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        dtype = config.param_dtype
+        dtype = compute.param_dtype
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         self.query = param(rngs, (D, N, H), heads, xavier(D, N * H), stack=stack, dtype=dtype)
         self.key = param(rngs, (D, K, H), kv_heads, xavier(D, K * H), stack=stack, dtype=dtype)
         self.value = param(rngs, (D, K, H), kv_heads, xavier(D, K * H, gain), stack=stack, dtype=dtype)
         out_init = xavier(N * H, D, gain)
         self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
-        self.config, self.rules = config, rules
+        self.config, self.compute, self.rules = config, compute, rules
 
     def __call__(
-        self, x_BSD: jax.Array, positions_BS: jax.Array, segments_BS: jax.Array, cache: KeysValues | None
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, x_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
+    ) -> tuple[jax.Array, StackCache | None]:
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with this call's keys and values written)."""
-        config, dtype = self.config, x_BSD.dtype
-        query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, self.rules))
-        key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, self.rules))
-        value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, self.rules))
-        query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
-        key = rope(key, positions_BS, config.rotary_dim, config.rope_theta)
-        index = (positions_BS, segments_BS)
+        config, dtype, rules = self.config, x_BSD.dtype, self.rules
+        query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, rules))
+        key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, rules))
+        value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, rules))
+        query = rope(query, tokens.positions_BS, config.rotary_dim, config.rope_theta)
+        key = rope(key, tokens.positions_BS, config.rotary_dim, config.rope_theta)
+        index = (tokens.positions_BS, tokens.segments_BS)
         if cache is None:
-            out = self_attention(query, key, value, index, config=config, rules=self.rules)
+            out = self_attention(query, key, value, index, compute=self.compute, rules=rules, layout=tokens.layout)
         else:
-            cache = cache.write(key, value, *index)
-            key, value, *key_index = cache.read(*index)
-            out = cached_attention(query, key, value, query_index=index, key_index=tuple(key_index), rules=self.rules)
-        return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, self.rules)), cache
+            cache = _write(cache, key, value, tokens)
+            key, value, key_index = _read(cache)
+            out = cached_attention(query, key, value, query_index=index, key_index=key_index, rules=rules)
+        return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, rules)), cache
+
+    @staticmethod
+    def residual(config: ModelConfig) -> tuple[float, float]:
+        return config.softmax_alpha, config.softmax_beta
+
+    @staticmethod
+    def flops(config: ModelConfig, num_keys: float) -> float:
+        return 4.0 * config.num_heads * config.head_dim * num_keys
+
+    @staticmethod
+    def empty_cache(
+        config: ModelConfig, compute: ComputeConfig, stack: tuple[int, int], batch_size: int, max_length: int
+    ) -> KeysValues:
+        shape = (*stack, batch_size, config.num_kv_heads, max_length, config.head_dim)
+        return KeysValues(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))
+
+    @staticmethod
+    def cache_spec(rules: Rules) -> KeysValues:
+        keys = sharding.spec(rules, None, None, "batch", "kv_heads", None, None)
+        return KeysValues(keys, keys)
+
+
+def _write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens: Tokens) -> StackCache:
+    """Puts each row's tokens into the slots of their positions; padding is not written."""
+    past_the_end = cache.arrays.keys.shape[4]  # dropped
+    slots = jnp.where(tokens.segments_BS >= 0, tokens.positions_BS, past_the_end)
+    rows = jnp.arange(slots.shape[0], dtype=slots.dtype)[:, None]
+
+    def put(store: jax.Array, new: jax.Array) -> jax.Array:
+        return store.at[cache.period, cache.layer, rows, :, slots].set(new.astype(store.dtype), mode="drop")
+
+    return cache.replace(KeysValues(*map(put, cache.arrays, (key_BSKH, value_BSKH))))
+
+
+def _read(cache: StackCache) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+    """(key (B, T, K, H), value, (positions (B, T), segments (B, T))) of the layer in hand.
+
+    Slots after a query's position may hold nothing; the causal mask hides them, so no length is needed.
+    """
+    key, value = (jnp.swapaxes(array, 1, 2) for array in cache.take())
+    slots_BT = jnp.broadcast_to(jnp.arange(key.shape[1], dtype=jnp.int32)[None, :], key.shape[:2])
+    return key, value, (slots_BT, jnp.zeros_like(slots_BT))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mm01_jax.config import ModelConfig, Rules, VisionConfig
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import Initializer, ones, param, xavier
 
@@ -70,8 +70,8 @@ class VisionTower(nnx.Module):
 class Projector(nnx.Module):
     """Two linear maps from vision width W to the text model's width D; GELU between them."""
 
-    def __init__(self, vision: VisionConfig, config: ModelConfig, *, rngs: nnx.Rngs):
-        W, D, dtype = vision.embed_dim, config.embed_dim, config.param_dtype
+    def __init__(self, vision: VisionConfig, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str):
+        W, D = vision.embed_dim, config.embed_dim
         self.first = param(rngs, (W, D), ("embed", "ffn"), xavier(W, D), dtype=dtype)
         self.first_bias = param(rngs, (D,), ("ffn",), zeros, dtype=dtype)
         self.second = param(rngs, (D, D), ("ffn", "embed"), xavier(D, D), dtype=dtype)
@@ -81,8 +81,11 @@ class Projector(nnx.Module):
 class VLModel(nnx.Module):
     """MiniMax-VL-01's weights: the text model, the tower, the projector, the vector that ends a row of patches."""
 
-    def __init__(self, config: ModelConfig, vision: VisionConfig, rules: Rules, *, rngs: nnx.Rngs):
-        self.text = TextModel(config, rules, rngs=rngs)
-        self.vision = VisionTower(vision, rngs=rngs, dtype=config.param_dtype)
-        self.projector = Projector(vision, config, rngs=rngs)
-        self.image_newline = param(rngs, (config.embed_dim,), ("act_embed",), zeros, dtype=config.param_dtype)
+    def __init__(
+        self, config: ModelConfig, compute: ComputeConfig, rules: Rules, vision: VisionConfig, *, rngs: nnx.Rngs
+    ):
+        dtype = compute.param_dtype
+        self.text = TextModel(config, compute, rules, rngs=rngs)
+        self.vision = VisionTower(vision, rngs=rngs, dtype=dtype)
+        self.projector = Projector(vision, config, rngs=rngs, dtype=dtype)
+        self.image_newline = param(rngs, (config.embed_dim,), ("act_embed",), zeros, dtype=dtype)

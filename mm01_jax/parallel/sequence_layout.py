@@ -48,7 +48,7 @@ def order(length: int, mesh: MeshConfig, layout: SequenceLayout) -> np.ndarray:
     Raises:
       ValueError: the stripes do not divide the length.
     """
-    held_by = stripes(math.prod(getattr(mesh, axis) for axis in mesh.rules.seq), layout)
+    held_by = stripes(mesh.shards("seq"), layout)
     if length % held_by.size:
         raise ValueError(f"rows of {length} tokens cannot be cut into {held_by.size} stripes ({layout})")
     return np.arange(length).reshape(held_by.size, -1)[held_by.reshape(-1)].reshape(-1)

@@ -5,12 +5,14 @@ pass (remat "full"); of one layer its gathered weights, twice, because the next 
 the buffers of one group's experts, forward and backward.
 """
 
+import functools
 import math
 from typing import Any
 
 import jax
 
 from mm01_jax.config import Config
+from mm01_jax.parallel.experts.exchange import Buffers
 from mm01_jax.plan.steps import Step
 
 ESTIMATED = ("gradients", "layer inputs", "gathered weights", "expert buffers", "loss")
@@ -31,46 +33,38 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
     Args:
       tokens: of one call, on all chips. parameters: bytes of the parameters on one chip.
     """
-    model, train = config.model, config.train
-    item, stored = (2 if name == "bfloat16" else 4 for name in (model.dtype, model.param_dtype))
+    model, compute, train = config.model, config.compute, config.train
+    item, stored = (2 if name == "bfloat16" else 4 for name in (compute.dtype, compute.param_dtype))
     micro = train.num_microbatches if kind == "train" else 1
-    here = tokens // (shards(config, "batch") * shards(config, "seq")) // micro
+    here = tokens // config.mesh.shards("batch", "seq") // micro
     width, passes = model.embed_dim, 2 if kind == "train" else 1
-    layer_weights = parameters * shards(config, "embed") * item // (stored if kind == "train" else item)
+    layer_weights = parameters * config.mesh.shards("embed") * item // (stored if kind == "train" else item)
     layer_weights //= model.num_layers
-    rows = buffer_rows(config, here) // math.gcd(model.exchange_groups, max(here, 1))
-    expert_width = model.expert_dim // shards(config, "ffn")
+    buffers = expert_buffers(config, here)
+    rows = buffers.shards * buffers.send
+    expert_width = model.expert_dim // config.mesh.shards("ffn")
     found = {
-        "gathered weights": 2 * layer_weights if shards(config, "embed") > 1 else 0,
+        "gathered weights": 2 * layer_weights if config.mesh.shards("embed") > 1 else 0,
         # Rows arrive, are sorted, and come back; gate, up and their product between. float32 results: twice the bytes.
         "expert buffers": passes * rows * item * (4 * width + 4 * expert_width),
     }
     if kind == "train":
         found["gradients"] = parameters
-        found["layer inputs"] = model.num_layers * here * width * item // shards(config, "act_embed")
-        found["loss"] = min(train.loss_chunk, here) * model.vocab_size * 4 // shards(config, "vocab")
+        found["layer inputs"] = model.num_layers * here * width * item // config.mesh.shards("act_embed")
+        found["loss"] = min(train.loss_chunk, here) * model.vocab_size * 4 // config.mesh.shards("vocab")
     return found
 
 
-def buffer_rows(config: Config, tokens: int) -> int:
-    """Rows that one chip's experts may receive for `tokens` of its own (parallel/experts/exchange.py)."""
-    model, shard_count = config.model, shards(config, "expert")
-    worst = tokens * min(model.num_experts_per_token, model.num_experts // shard_count) * shard_count
-    balanced = tokens * model.num_experts_per_token
-    if model.routing == "capacity":
-        return min(worst, math.ceil(model.capacity_factor * balanced))
-    return worst if model.dropless_bound is None else min(worst, math.ceil(model.dropless_bound * balanced))
-
-
-def shards(config: Config, logical: str) -> int:
-    """Over how many devices the rules cut a logical axis."""
-    return math.prod(getattr(config.mesh, axis) for axis in getattr(config.mesh.rules, logical))
+def expert_buffers(config: Config, device_tokens: int) -> Buffers:
+    """Of the experts' exchange when every chip has so many tokens."""
+    axis_size = functools.partial(getattr, config.mesh)
+    return Buffers.of(max(device_tokens, 1), config.model, config.compute, config.mesh.rules, axis_size)
 
 
 def sequence_keys(config: Config) -> tuple[int, int, int]:
     """(bytes of one shard's keys and values in a softmax layer of a training step, of one number, sequence shards)."""
     model, train = config.model, config.train
-    item, shard_count = 2 if model.dtype == "bfloat16" else 4, shards(config, "seq")
-    rows = train.batch_size // shards(config, "batch") // train.num_microbatches
-    heads = max(1, model.num_kv_heads // shards(config, "heads"))  # those that a shard's query heads use
+    item, shard_count = 2 if config.compute.dtype == "bfloat16" else 4, config.mesh.shards("seq")
+    rows = train.batch_size // config.mesh.shards("batch") // train.num_microbatches
+    heads = max(1, model.num_kv_heads // config.mesh.shards("heads"))  # those that a shard's query heads use
     return 2 * rows * train.sequence_length // shard_count * heads * model.head_dim * item, item, shard_count

@@ -5,8 +5,8 @@ out. Imports no jax.
 import dataclasses
 import re
 
-from mm01_jax.config import Config, ConfigError, MeshConfig, Problem, fields
-from mm01_jax.config.mesh import MESH_AXES, mesh_problems, nearest_meshes, sharding_problems
+from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, fields
+from mm01_jax.config.mesh import mesh_problems, nearest_meshes, sharding_problems
 from mm01_jax.plan.targets import Target
 
 _ALL = 100_000

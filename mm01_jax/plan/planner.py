@@ -8,8 +8,9 @@ import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from mm01_jax import sharding
-from mm01_jax.config import Config
-from mm01_jax.model.flops import train_flops_per_token
+from mm01_jax.chips import CHIPS
+from mm01_jax.config import MESH_AXES, Config
+from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.plan import compiler, memory, roofline
 from mm01_jax.plan.hlo import collectives, traffic
@@ -48,7 +49,7 @@ class Plan:
 
     @property
     def mesh(self) -> dict[str, int]:
-        return {axis: getattr(self.config.mesh, axis) for axis in sharding.AXES}
+        return {axis: getattr(self.config.mesh, axis) for axis in MESH_AXES}
 
     @property
     def peak(self) -> int:
@@ -78,7 +79,7 @@ class Plan:
         return roofline.times(self.target, self.mesh, self.counts.flops, self.moved, self.messages)
 
     def mfu(self, seconds: float) -> float:
-        return self.model_flops / (seconds * self.target.chips * self.target.chip.flops)
+        return mfu(self.model_flops / seconds, self.target.chip.flops, self.target.chips)
 
 
 def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) -> Plan:
@@ -133,35 +134,24 @@ def _mesh_in_force(config: Config, target: Target, *, compile_it: bool):
 def abstract_mesh(config: Config, target: Target) -> AbstractMesh:
     """The config's mesh with the kind of its devices and no device: enough to trace, no compiler needed."""
     platform = "gpu" if target.platform == "cuda" else "tpu"
-    device = AbstractDevice(device_kind=DEVICE_KINDS[target.generation], num_cores=None, platform=platform)
-    sizes = tuple(getattr(config.mesh, axis) for axis in sharding.AXES)
-    return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=device)
-
-
-# jax's name of one device.
-DEVICE_KINDS = {
-    "v4": "TPU v4",
-    "v5e": "TPU v5 lite",
-    "v5p": "TPU v5",
-    "v6e": "TPU v6 lite",
-    "h100": "NVIDIA H100 80GB HBM3",
-}
+    device = AbstractDevice(device_kind=CHIPS[target.generation].device_kind, num_cores=None, platform=platform)
+    sizes = tuple(getattr(config.mesh, axis) for axis in MESH_AXES)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 4, abstract_device=device)
 
 
 def _balanced_rows(config: Config, step: Step) -> int:
     """Rows of one grouped matmul on one chip when every expert is chosen equally often."""
-    model = config.model
-    here = step.tokens // (memory.shards(config, "batch") * memory.shards(config, "seq"))
+    tokens = step.tokens // config.mesh.shards("batch", "seq")
     if step.parts.keys() >= {"optimizer"}:
-        here //= config.train.num_microbatches
-    return max(1, here * model.num_experts_per_token // model.exchange_groups)
+        tokens //= config.train.num_microbatches
+    return max(1, tokens * config.model.num_experts_per_token // config.compute.exchange_groups)
 
 
 def _pairs_computed(kind: str, config: Config) -> float:
     """Share of the pairs of stripes in softmax attention that the busiest chip does not skip, documents aside."""
     if kind != "train":
         return 1.0
-    return sequence_layout.busiest(memory.shards(config, "seq"), config.model.sequence_layout)
+    return sequence_layout.busiest(config.mesh.shards("seq"), config.compute.sequence_layout)
 
 
 def _model_flops(kind: str, config: Config, tokens: int) -> float:

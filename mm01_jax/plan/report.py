@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mm01_jax import sharding
-from mm01_jax.config import ModelConfig
+from mm01_jax.config import MESH_AXES, Config
 from mm01_jax.parallel.softmax.choice import choose, costs
 from mm01_jax.plan import memory
 from mm01_jax.plan.planner import Plan
@@ -27,13 +26,13 @@ def text(plan: Plan) -> str:
 
 def _head(plan: Plan) -> list[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
-    train, model = plan.config.train, plan.config.model
+    train = plan.config.train
     length = "tokens a row" if plan.kind == "train" else "tokens of cache a row"
     return [
         f"{plan.config.name}: {plan.kind} on {plan.target.name} ({plan.target.chips} chips, {plan.target.topology}"
         + (f", {plan.target.slices} slices)" if plan.target.slices > 1 else ")"),
         f"  mesh {mesh}; {train.batch_size} rows, {train.sequence_length:,} {length}; "
-        f"{plan.tokens:,} tokens a call; experts {_experts(model)}",
+        f"{plan.tokens:,} tokens a call; experts {_experts(plan.config)}",
         *_sequence(plan),
     ]
 
@@ -43,17 +42,19 @@ def _sequence(plan: Plan) -> list[str]:
     own, item, shards = memory.sequence_keys(plan.config)
     if plan.kind != "train" or shards == 1:
         return []
-    model = plan.config.model
-    found = costs(own, item, shards, model.remat)
+    compute = plan.config.compute
+    found = costs(own, item, shards, compute.remat)
     numbers = ", ".join(f"{name} {cost.sent / GIB:.2f} / {cost.held / GIB:.2f}" for name, cost in found.items())
-    kind = choose(own, item, shards, model.remat) if model.sequence_attention == "auto" else model.sequence_attention
-    return [f"  {model.sequence_layout} rows, keys by {kind} (GiB sent / held a softmax layer: {numbers})"]
+    kind = compute.sequence_attention
+    if kind == "auto":
+        kind = choose(own, item, shards, compute.remat)
+    return [f"  {compute.sequence_layout} rows, keys by {kind} (GiB sent / held a softmax layer: {numbers})"]
 
 
-def _experts(model: ModelConfig) -> str:
-    if model.routing == "capacity":
-        return f"capacity, buffers for {model.capacity_factor:g} x the balanced load"
-    bound = model.dropless_bound
+def _experts(config: Config) -> str:
+    if config.model.routing == "capacity":
+        return f"capacity, buffers for {config.model.capacity_factor:g} x the balanced load"
+    bound = config.compute.dropless_bound
     return "dropless, buffers for " + ("the worst case" if bound is None else f"{bound:g} x the balanced load")
 
 
@@ -131,7 +132,7 @@ def candidates(found: list[Candidate], target: Target, most: int) -> str:
     fitting = sum(one.bytes <= target.chip.hbm for one in found)
     lines = [f"{len(found)} meshes of {target.chips} chips divide this model and batch; by shapes {fitting} fit"]
     for one in found[:most]:
-        mesh = ",".join(f"{axis}={getattr(one.config.mesh, axis)}" for axis in sharding.AXES)
+        mesh = ",".join(f"{axis}={getattr(one.config.mesh, axis)}" for axis in MESH_AXES)
         fits = "" if one.bytes <= target.chip.hbm else "  does not fit"
         lines.append(f"  --mesh={mesh:<42} {one.bytes / GIB:8.1f} GiB  {one.seconds:10.4g} s{fits}")
     return "\n".join(lines)

@@ -7,8 +7,7 @@ from collections import Counter
 
 import jax
 
-from mm01_jax import sharding
-from mm01_jax.config import Config
+from mm01_jax.config import MESH_AXES, Config
 from mm01_jax.model.flops import train_flops_per_token
 from mm01_jax.plan import memory, meshes, roofline
 from mm01_jax.plan.planner import abstract_mesh
@@ -50,16 +49,17 @@ def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[s
     model, train = config.model, kind == "train"
     micro = config.train.num_microbatches if train else 1
     passes = 3 if train else 1  # forward; again for the backward; backward
-    here = tokens // (memory.shards(config, "batch") * memory.shards(config, "seq"))
-    mesh = {axis: getattr(config.mesh, axis) for axis in sharding.AXES}
-    weights = given["parameters"] * memory.shards(config, "embed") // (2 if model.param_dtype == "float32" else 1)
-    rows = memory.buffer_rows(config, here // micro) * model.embed_dim * 2
-    tensor, expert = memory.shards(config, "ffn"), memory.shards(config, "expert")
+    here = tokens // config.mesh.shards("batch", "seq")
+    mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+    weights = given["parameters"] * config.mesh.shards("embed") // (2 if config.compute.param_dtype == "float32" else 1)
+    buffers = memory.expert_buffers(config, here // micro)
+    rows = buffers.groups * buffers.shards * buffers.send * model.embed_dim * 2
+    tensor, expert = config.mesh.shards("ffn"), config.mesh.shards("expert")
     layer_calls = model.num_layers * micro * passes
     messages = Counter()
 
     def add(kind: str, logical: str, size: float, count: int) -> None:
-        axes = tuple(axis for axis in sharding.AXES if axis in getattr(config.mesh.rules, logical) and mesh[axis] > 1)
+        axes = tuple(axis for axis in MESH_AXES if axis in getattr(config.mesh.rules, logical) and mesh[axis] > 1)
         if axes:
             messages[Collective(kind, axes, int(size))] += count
 
@@ -67,8 +67,8 @@ def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[s
     add("all-gather", "ffn", rows * (1 if expert > 1 else 0), 2 * layer_calls)
     add("all-reduce", "heads", here / micro * model.embed_dim * 2, 2 * layer_calls)
     add("all-gather", "embed", weights, micro * passes + (micro if train else 0))
-    keys = here / micro * memory.shards(config, "seq") * model.num_kv_heads * model.head_dim * 4
-    add("all-gather", "seq", keys / memory.shards(config, "kv_heads"), layer_calls // len(model.period))
+    keys = here / micro * config.mesh.shards("seq") * model.num_kv_heads * model.head_dim * 4
+    add("all-gather", "seq", keys / config.mesh.shards("kv_heads"), layer_calls // len(model.period))
     flops = tokens * train_flops_per_token(model, config.train.sequence_length) * (4 / 3 if train else 1 / 3)
     moved = micro * passes * weights + 2 * given.get("optimizer", 0) + given.get("cache", 0)
     moved += layer_calls * here / micro * model.embed_dim * 60  # activations: what compiled programs of this model move

@@ -15,15 +15,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from mm01_jax import sharding
-from mm01_jax.config import Config, ModelConfig
+from mm01_jax.config import Config
 from mm01_jax.inference.generate import PREFILL_CHUNK, decode_step, prefill
+from mm01_jax.model.abstract import abstract, abstract_model
 from mm01_jax.model.cache import DecodeCache
-from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import shardings
+from mm01_jax.model.mixers import cache_specs, empty_cache
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step as training
 from pallas_kernels import dispatch
@@ -67,10 +66,10 @@ def _train(config: Config, mesh) -> Step:
 
 
 def _infer(kind: str, config: Config, mesh) -> Step:
+    compute = dataclasses.replace(config.compute, param_dtype=config.compute.dtype)
+    config = dataclasses.replace(config, compute=compute, vision=None)
     rules, rows = config.mesh.rules, config.train.batch_size
-    served = dataclasses.replace(config.model, param_dtype=config.model.dtype)
-    model = _place(lambda: TextModel(served, rules, rngs=nnx.Rngs(0)), lambda made: shardings(made, mesh, rules))
-    cache = _abstract_cache(served, config, mesh)
+    model, cache = abstract_model(config, mesh), _abstract_cache(config, mesh)
     row = sharding.named(mesh, rules, "batch")
 
     def of_rows(dtype, *shape):
@@ -86,16 +85,10 @@ def _infer(kind: str, config: Config, mesh) -> Step:
     return Step(function, (model, cache, *batch), parts, rows * chunk)
 
 
-def _abstract_cache(model: ModelConfig, config: Config, mesh) -> DecodeCache:
-    rules, rows, length = config.mesh.rules, config.train.batch_size, config.train.sequence_length
-    specs = DecodeCache.specs(model, rules)
-    return _place(
-        lambda: DecodeCache.zeros(model, rules, rows, length),
+def _abstract_cache(config: Config, mesh) -> DecodeCache:
+    model, rules, train = config.model, config.mesh.rules, config.train
+    specs = cache_specs(model, rules)
+    return abstract(
+        lambda: empty_cache(model, config.compute, rules, train.batch_size, train.sequence_length),
         lambda _: jax.tree.map(functools.partial(jax.NamedSharding, mesh), specs),
     )
-
-
-def _place(make: Callable[[], Any], place: Callable[[Any], Any]) -> Any:
-    """The shapes of what `make` returns, with the shardings that `place` gives them; nothing is computed."""
-    shapes = jax.eval_shape(make)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place(shapes))

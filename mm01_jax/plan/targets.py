@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 
+from mm01_jax import chips
 from mm01_jax.config import ConfigError, Problem, fields
 
 GIB = 2**30
@@ -33,12 +34,16 @@ class Chip:
     network_speed: float
 
 
+def _chip(generation: str, **measures) -> Chip:
+    return Chip(flops=chips.CHIPS[generation].flops, **measures)
+
+
 CHIPS = {
-    "v4": Chip(flops=275e12, hbm=int(30.75 * GIB), hbm_speed=1.2e12, link_speed=90e9, network_speed=6.25e9),
-    "v5e": Chip(flops=197e12, hbm=int(15.75 * GIB), hbm_speed=0.819e12, link_speed=90e9, network_speed=6.25e9),
-    "v5p": Chip(flops=459e12, hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=180e9, network_speed=6.25e9),
-    "v6e": Chip(flops=918e12, hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=180e9, network_speed=12.5e9),
-    "h100": Chip(flops=989e12, hbm=84_942_979_072, hbm_speed=3.352e12, link_speed=450e9, network_speed=50e9),
+    "v4": _chip("v4", hbm=int(30.75 * GIB), hbm_speed=1.2e12, link_speed=90e9, network_speed=6.25e9),
+    "v5e": _chip("v5e", hbm=int(15.75 * GIB), hbm_speed=0.819e12, link_speed=90e9, network_speed=6.25e9),
+    "v5p": _chip("v5p", hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=180e9, network_speed=6.25e9),
+    "v6e": _chip("v6e", hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=180e9, network_speed=12.5e9),
+    "h100": _chip("h100", hbm=84_942_979_072, hbm_speed=3.352e12, link_speed=450e9, network_speed=50e9),
 }
 
 _TORUS = {

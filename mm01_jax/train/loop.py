@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from mm01_jax import checkpoint, sharding
+from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, ConfigError, saved
 from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.data import pipeline
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.text import DataError
-from mm01_jax.model.flops import peak_flops, train_flops_per_token
+from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import plots, step
@@ -99,7 +100,7 @@ class _Loop:
         self.last_fetch = time.monotonic()
         mesh = jax.sharding.get_mesh()
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
-        self.order = sequence_layout.order(config.train.sequence_length, config.mesh, config.model.sequence_layout)
+        self.order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
         self.train_step = jax.jit(
             functools.partial(step.train_step, config=config),
@@ -108,7 +109,7 @@ class _Loop:
             compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         self.eval_step = jax.jit(functools.partial(step.eval_step, config=config))
-        self.peak = peak_flops(mesh.devices.flat[0])
+        self.peak = peak_flops(mesh.devices.flat[0].device_kind)
         self.progress = Progress(self.step, config.train.steps)
         self.metrics_log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
 
@@ -195,7 +196,7 @@ class _Loop:
         record["bits_per_byte"] = values["loss"] / math.log(2) * self.dataset.targets_per_byte
         if self.peak:
             flops = tokens * train_flops_per_token(self.config.model, train.sequence_length)
-            record["mfu"] = flops / (self.peak * jax.device_count())
+            record["mfu"] = mfu(flops, self.peak, jax.device_count())
         if held_out:
             record["held_out_loss"] = self._evaluate(held_out)
             self.last_fetch = time.monotonic()

@@ -47,7 +47,7 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
 def with_exchange_settled(config: Config, log: Log) -> Config:
     """The config that the model is built with; the run's own, which is saved, keeps what was asked for."""
     exchange = transport_check.settle(config, log)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, exchange=exchange))
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, exchange=exchange))
 
 
 def begin(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
+from mm01_jax.model.abstract import abstract
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from mm01_jax.train.objectives.pretrain import objective, token_loss
@@ -32,7 +33,7 @@ class TrainState:
 
 def init_state(config: Config, key: jax.Array) -> TrainState:
     """A fresh state; call under jit with `state_shardings` as out_shardings, or under eval_shape."""
-    model = TextModel(config.model, config.mesh.rules, rngs=nnx.Rngs(key))
+    model = TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(key))
     return state_of(config, model)
 
 
@@ -44,9 +45,9 @@ def state_of(config: Config, model: TextModel) -> TrainState:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """The state as ShapeDtypeStructs that carry their shardings: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda: init_state(config, jax.random.key(0)))
-    placed = shardings(shapes, mesh, config.mesh.rules)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+    return abstract(
+        lambda: init_state(config, jax.random.key(0)), lambda state: shardings(state, mesh, config.mesh.rules)
+    )
 
 
 def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -83,7 +84,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[Trai
 
 def eval_step(model: TextModel, batch: Batch, *, config: Config) -> tuple[jax.Array, jax.Array]:
     """(weighted sum of cross-entropies in nats, sum of weights) of a batch."""
-    hidden, _, _ = model.forward(batch["tokens"], batch["positions"], batch["segments"])
+    hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
     return token_loss(model, hidden, batch, config.train), jnp.sum(batch["weights"])
 
 

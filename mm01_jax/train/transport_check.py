@@ -6,7 +6,6 @@ training's is timed, once each, before the first step.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -31,14 +30,14 @@ def settle(config: Config, log: Callable[[str], None]) -> Literal["padded", "rag
     Raises:
       ConfigError: "ragged" was asked for by name and is not right here.
     """
-    axes, asked = config.mesh.rules.expert, config.model.exchange
-    if asked == "padded" or math.prod(getattr(config.mesh, axis) for axis in axes) == 1:
+    axes, asked = config.mesh.rules.expert, config.compute.exchange
+    if asked == "padded" or config.mesh.shards("expert") == 1:
         return "padded"
-    log("trying the ragged exchange; if nothing follows it hangs: start again with --config.model.exchange=padded")
+    log("trying the ragged exchange; if nothing follows it hangs: start again with --config.compute.exchange=padded")
     wrong = what_is_wrong(axes)
     if wrong and asked == "ragged":
         allowed = f"'auto' or 'padded' on this mesh: {wrong}"
-        raise ConfigError([Problem(key="model.exchange", got=asked, allowed=allowed, nearest="'padded'")])
+        raise ConfigError([Problem(key="compute.exchange", got=asked, allowed=allowed, nearest="'padded'")])
     if wrong:
         log(f"exchange: padded ({wrong})")
         return "padded"
@@ -68,18 +67,12 @@ def training_shape(config: Config) -> tuple[int, int, float, jnp.dtype]:
     """(rows of a buffer, width, share of them in use when experts are chosen equally often, dtype) of one group's
     exchange, rows cut to `MOST_BYTES`.
     """
-    model, mesh, train = config.model, config.mesh, config.train
-    cuts = {name: math.prod(getattr(mesh, axis) for axis in getattr(mesh.rules, name)) for name in ("expert", "ffn")}
-    devices = math.prod(getattr(mesh, axis) for axis in (*mesh.rules.batch, *mesh.rules.seq))
-    tokens = train.batch_size * train.sequence_length // (devices * train.num_microbatches)
-    group = tokens // math.gcd(model.exchange_groups, tokens)
-    capacity = None
-    if model.routing == "capacity":
-        capacity = math.ceil(model.capacity_factor * tokens * devices * model.num_experts_per_token / model.num_experts)
-    send = Buffers.of(group, model, cuts["expert"], capacity).send
-    width, dtype = model.embed_dim // cuts["ffn"], jnp.dtype(model.dtype)
-    used = min(1.0, group * model.num_experts_per_token / cuts["expert"] / send)
-    return max(1, min(send, MOST_BYTES // (cuts["expert"] * width * dtype.itemsize))), width, used, dtype
+    model, mesh, dtype = config.model, config.mesh, jnp.dtype(config.compute.dtype)
+    buffers = Buffers.of(config.device_tokens, model, config.compute, mesh.rules, functools.partial(getattr, mesh))
+    width = model.embed_dim // mesh.shards("ffn")
+    used = min(1.0, buffers.tokens * model.num_experts_per_token / buffers.shards / buffers.send)
+    rows = max(1, min(buffers.send, MOST_BYTES // (buffers.shards * width * dtype.itemsize)))
+    return rows, width, used, dtype
 
 
 def timed(name: str, axes: tuple[str, ...], rows: int, width: int, used: float, dtype) -> float:

@@ -33,7 +33,7 @@ def _with(**changes: object):
         ("data.source=texts/*.jsonl", "texts/*.jsonl"),
         ("data.source=a=b.txt", "a=b.txt"),
         ("mesh.rules.seq=[]", ()),
-        ("model.dtype=float32", "float32"),
+        ("compute.dtype=float32", "float32"),
     ],
 )
 def test_override_is_read_by_the_type_of_its_field(override, value):

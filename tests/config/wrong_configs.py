@@ -13,9 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 
-from mm01_jax.config import Config, ConfigError, fields, rules
+from mm01_jax.config import MESH_AXES, Config, ConfigError, fields, rules
 from mm01_jax.config.command_line import load
-from mm01_jax.config.mesh import MESH_AXES, mesh_problems
+from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.config.saved import from_json, to_json
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,9 +137,9 @@ BY_HAND = (
     typed("train.steps=1e3", "1000"),
     typed("train.seed=1.5", "2"),
     typed("model.rope_theta=big", "10000000.0"),
-    typed("model.dtype=bf16", "'bfloat16'"),
+    typed("compute.dtype=bf16", "'bfloat16'"),
     typed("model.routing=droples", "'dropless'"),
-    typed("model.remat=True", "'none'"),
+    typed("compute.remat=True", "'none'"),
     typed("train.balance_loss=transformer", "'transformers'"),
     typed("model.period=lightning", "('lightning',)"),
     typed("model.period=('lightning','sofmax')", "('lightning', 'softmax')", got="sofmax"),
@@ -155,7 +155,7 @@ BY_HAND = (
     typed("optimizer.b2=1.0", "0.95"),
     typed("optimizer.weight_decay=-0.1", "0.0"),
     typed("data.held_out=1.5", "0.02"),
-    typed("model.dropless_bound=0.5", "1.0"),
+    typed("compute.dropless_bound=0.5", "1.0"),
     typed("model.capacity_factor=0", "1.25"),
     typed("train.loss_chunk=0", "1"),
     typed("name=my/run", "my_run"),
@@ -165,7 +165,7 @@ BY_HAND = (
     typed("model.rotary_dim=64", "32"),
     typed("model.num_experts_per_token=5", "4"),
     typed("model.vocab_size=256", "257"),
-    typed("model.routing=capacity model.dropless_bound=2.0", "None", key="model.dropless_bound", got="2.0"),
+    typed("model.routing=capacity compute.dropless_bound=2.0", "None", key="compute.dropless_bound", got="2.0"),
     typed("optimizer.schedule.stepped=None", "step_down_at=None"),
     typed("optimizer.schedule.warmup_steps=60", "61", key="optimizer.schedule.step_down_at"),
     typed("optimizer.schedule.decay_start=59", "61", key="optimizer.schedule.decay_start"),

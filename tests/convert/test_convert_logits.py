@@ -6,13 +6,13 @@ import pytest
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
-from mm01_jax.convert import from_pretrained
 from mm01_jax.convert.certify import logits
 from mm01_jax.convert.certify.forward import Forward
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
+from mm01_jax.loading import load_model
 from tests.convert import samples
 from tests.reference import fixture
 from tests.reference.model import forward
@@ -58,7 +58,7 @@ def test_every_dialect_and_its_conversion_give_the_logits_of_the_jax_model(diale
     found = [logits.compute(path, IDS)["logits"] for path in (source, tmp_path / "ours")]
     np.testing.assert_array_equal(*found)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    model = from_pretrained(source, mesh=mesh, dtype="float32")
+    model = load_model(source, mesh=mesh, dtype="float32")
     model = model.text if dialect == "vl-01" else model
     positions = np.broadcast_to(np.arange(IDS.shape[1], dtype=np.int32), IDS.shape)
     with jax.set_mesh(mesh):

@@ -9,14 +9,14 @@ from safetensors.numpy import load_file
 
 from mm01_jax import sharding
 from mm01_jax.checkpoint import Checkpoints, leaf_paths
-from mm01_jax.config import MeshConfig, saved
-from mm01_jax.convert import from_pretrained
+from mm01_jax.config import MESH_AXES, MeshConfig, saved
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.convert.torch.settings import read
+from mm01_jax.loading import load_model
 from tests.convert import samples
 
 QUIET = {"log": lambda line: None}
@@ -78,9 +78,9 @@ PLACES = [(dialect, sizes) for dialect in samples.DIALECTS for sizes in ((1, 1, 
 )
 def test_torch_devices_checkpoint_torch_keeps_every_bit(dialect, sizes, tmp_path):
     source = random_bits(tmp_path / "in", dialect)
-    config = MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True)))
+    config = MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True)))
     mesh = sharding.make_mesh(config, jax.devices()[: np.prod(sizes)])
-    model = from_pretrained(source, mesh=mesh)
+    model = load_model(source, mesh=mesh)
     if np.prod(sizes) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(model))
     text = json.loads(saved.to_json(open_source(source).config))
@@ -91,12 +91,12 @@ def test_torch_devices_checkpoint_torch_keeps_every_bit(dialect, sizes, tmp_path
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (1, 2, 2, 2)], ids=str)
-def test_from_pretrained_gives_the_same_arrays_from_either_directory(sizes, tmp_path):
+def test_load_model_gives_the_same_arrays_from_either_directory(sizes, tmp_path):
     source = samples.make(tmp_path / "in", "vl-01")
     from_torch(source, tmp_path / "ours", **QUIET)
-    config = MeshConfig(**dict(zip(sharding.AXES, sizes, strict=True)))
+    config = MeshConfig(**dict(zip(MESH_AXES, sizes, strict=True)))
     mesh = sharding.make_mesh(config, jax.devices()[: np.prod(sizes)])
-    models = [from_pretrained(path, mesh=mesh, dtype="float32") for path in (source, tmp_path / "ours")]
+    models = [load_model(path, mesh=mesh, dtype="float32") for path in (source, tmp_path / "ours")]
     chunks = {(t.leaf, t.index): t for t in open_source(source).tensors}
     for path, *arrays in zip(leaf_paths(models[0]), *map(jax.tree.leaves, models), strict=True):
         assert {array.dtype for array in arrays} == {np.dtype("float32")}
@@ -113,7 +113,7 @@ def test_mesh_that_does_not_divide_the_model_is_refused_by_name(tmp_path):
     source = samples.make(tmp_path / "in")
     mesh = sharding.make_mesh(MeshConfig(expert=8), jax.devices()[:8])
     with pytest.raises(ValueError, match="model.num_experts: got 4; allowed: a multiple of mesh.expert=8"):
-        from_pretrained(source, mesh=mesh)
+        load_model(source, mesh=mesh)
 
 
 def test_casting_rounds_to_nearest_and_back_is_exact(tmp_path):
@@ -181,7 +181,7 @@ def test_float16_weights_come_in_only_by_a_stated_cast(tmp_path):
     with pytest.raises(ValueError, match="the weights are float16; choose --dtype=bfloat16 or --dtype=float32"):
         from_torch(source, tmp_path / "ours", **QUIET)
     with pytest.raises(ValueError, match="the weights are float16; choose 'bfloat16' or 'float32'"):
-        from_pretrained(source)
+        load_model(source)
     from_torch(source, tmp_path / "ours", dtype="float32", **QUIET)
     tensor = open_source(source).tensors[0]
     np.testing.assert_array_equal(open_source(tmp_path / "ours").read(tensor), open_source(source).read(tensor))

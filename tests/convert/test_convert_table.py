@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs import text_01
 from mm01_jax.checkpoint import leaf_paths, stack_axes
-from mm01_jax.config import ModelConfig, Rules, VisionConfig
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.convert import axes, table
 from mm01_jax.convert.torch.dialects import DIALECTS
 from mm01_jax.model.decoder import TextModel
@@ -42,7 +42,8 @@ def test_names_of_the_released_model_are_the_published_list(dialect):
 def test_tensors_fill_every_leaf_of_the_model_exactly_once(vision):
     def build():
         rngs = nnx.Rngs(params=0)
-        return TextModel(TEXT, Rules(), rngs=rngs) if vision is None else VLModel(TEXT, vision, Rules(), rngs=rngs)
+        how = (TEXT, ComputeConfig(), Rules())
+        return TextModel(*how, rngs=rngs) if vision is None else VLModel(*how, vision, rngs=rngs)
 
     model = jax.eval_shape(build)
     shapes = {path: leaf.shape for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True)}
@@ -58,7 +59,7 @@ def test_chunks_are_those_of_the_reference_mapping():
     # The reference states the same mapping in other words, one lambda a leaf.
     weights = samples.random_weights(samples.CONFIG, 3)
     want = {path: leaf.stack(weights) for path, leaf in reference.leaves(samples.CONFIG, 3).items()}
-    for tensor in table.tensors(model_config(samples.CONFIG, 3, "float32")):
+    for tensor in table.tensors(model_config(samples.CONFIG, 3)):
         row = tensor.row
         got = axes.rearrange(weights[tensor.name], row.torch_axes, row.our_axes, tensor.sizes)
         np.testing.assert_array_equal(got, want[tensor.leaf][tensor.index], err_msg=tensor.name)
@@ -66,7 +67,7 @@ def test_chunks_are_those_of_the_reference_mapping():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_rearranging_back_gives_the_bits_again(dtype):
-    model = model_config(samples.CONFIG, 3, dtype)
+    model = model_config(samples.CONFIG, 3)
     stream = np.random.RandomState(0)
     for tensor in table.tensors(model, VISION_TINY):
         row = tensor.row

@@ -10,7 +10,7 @@ import pytest
 from mm01_jax.config import Rules
 from mm01_jax.inference import generate as generation
 from mm01_jax.inference.sampling import Sampling
-from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.mixers import empty_cache
 from tests import small
 
 VOCAB = 257  # ids of the tokenizer; the table has 320 rows
@@ -136,8 +136,7 @@ def test_ids_beyond_the_tokenizer_and_rows_never_trained_are_not_chosen():
 
 
 def test_a_bfloat16_model_decodes_what_its_own_prefill_says():
-    config = small.model_config(dtype="bfloat16", param_dtype="bfloat16")
-    weights = small.model(config, seed=1)
+    weights = small.model(small.variant(dtype="bfloat16", param_dtype="bfloat16"), seed=1)
     found = text(PROMPTS, weights=weights, max_tokens=6)
     # The whole forward differs from decode by bfloat16's rounding.
     for prompt, new in zip(PROMPTS, found, strict=True):
@@ -163,9 +162,9 @@ def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
 @pytest.fixture(scope="module")
 def compiled_step():
     """decode_step compiled for a cache of a million bytes, and the cache's bytes by kind."""
-    config = small.model_config(num_periods=3, period=("lightning", "lightning", "softmax"))
-    weights = small.model(config)
-    cache = jax.jit(lambda: DecodeCache.zeros(config, Rules(), 2, 4096))()
+    variant = small.variant(num_periods=3, period=("lightning", "lightning", "softmax"))
+    weights = small.model(variant)
+    cache = jax.jit(lambda: empty_cache(*variant, Rules(), 2, 4096))()
     step = jax.jit(generation.decode_step, donate_argnums=1)
     token, active = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.bool_)
     analysis = step.lower(weights, cache, token, active).compile().memory_analysis()

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig, ModelConfig, Rules
+from mm01_jax.config import ComputeConfig, MeshConfig, ModelConfig, Rules
 from mm01_jax.model.decoder import TextModel
 from tests.reference.config import LIGHTNING, ReferenceConfig
 from tests.reference.leaves import leaves
@@ -26,7 +26,7 @@ def one_device():
     return jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
 
 
-def model_config(reference: ReferenceConfig, period: int, dtype: str) -> ModelConfig:
+def model_config(reference: ReferenceConfig, period: int) -> ModelConfig:
     kinds = tuple("lightning" if kind == LIGHTNING else "softmax" for kind in reference.attn_type_list)
     assert kinds == kinds[:period] * (len(kinds) // period)
     return ModelConfig(
@@ -52,15 +52,13 @@ def model_config(reference: ReferenceConfig, period: int, dtype: str) -> ModelCo
         experts_beta=reference.layernorm_mlp_beta,
         routing="dropless" if reference.capacity_factor is None else "capacity",
         capacity_factor=reference.capacity_factor or 1.0,
-        dtype=dtype,
-        param_dtype=dtype,
     )
 
 
 def build(reference: ReferenceConfig, period: int, weights, dtype: str) -> TextModel:
     """The model holding `weights` (released names). Every leaf must be named, and filled to its exact shape."""
-    config = model_config(reference, period, dtype)
-    empty = jax.eval_shape(lambda: TextModel(config, RULES, rngs=nnx.Rngs(params=0)))
+    config, compute = model_config(reference, period), ComputeConfig(dtype=dtype, param_dtype=dtype)
+    empty = jax.eval_shape(lambda: TextModel(config, compute, RULES, rngs=nnx.Rngs(params=0)))
     values = {path: leaf.stack(weights) for path, leaf in leaves(reference, period).items()}
     filled = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _fill(values.pop(leaf_path(path)), leaf, dtype), empty, is_leaf=_is_weight

@@ -16,7 +16,7 @@ from tests.model.jax_model import compiled, leaf_arrays
 S, CHUNK = 40, 16  # two whole chunks and a part of one
 TRAIN = TrainConfig(steps=1, batch_size=2, sequence_length=S, loss_chunk=32)
 # Head counts that are no powers of two, both mixers, every kind of residual.
-MODEL = small.model_config(num_heads=6, num_kv_heads=3, head_dim=4, num_experts_per_token=3, softmax_beta=0.5)
+MODEL = small.variant(num_heads=6, num_kv_heads=3, head_dim=4, num_experts_per_token=3, softmax_beta=0.5)
 HALF = 160  # ids below are the perturbed document's, ids above everyone else's
 
 
@@ -38,7 +38,7 @@ def differentiated():
     """(model, batch) -> logits of all tokens, gradients of the mean loss over `batch["weights"]`."""
 
     def loss(model, batch):
-        hidden, _, _ = model.forward(batch["tokens"], batch["positions"], batch["segments"])
+        hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
         return token_loss(model, hidden, batch, TRAIN), model.logits(hidden)
 
     return compiled(jax.grad(loss, has_aux=True))

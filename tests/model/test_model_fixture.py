@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.lightning import Lightning, slopes
+from mm01_jax.model.mixers import empty_cache
+from mm01_jax.model.tokens import Tokens
 from tests.model import jax_model
 from tests.reference import fixture, lightning
 from tests.reference.documents import document_numbers, positions_in_documents
@@ -35,8 +36,8 @@ def whole_rows():
 
 @functools.cache
 def with_cache():
-    def call(model, *batch):
-        hidden, cache, _ = model.forward(*batch)
+    def call(model, tokens, *rest):
+        hidden, cache, _ = model.forward(model.embed_tokens(tokens), *rest)
         return model.logits(hidden), cache
 
     return jax_model.compiled(call)
@@ -58,7 +59,7 @@ def test_model_without_a_cache_reproduces_fixture_logits():
 @pytest.mark.parametrize("prompt", [300, PROMPT])
 def test_model_prefill_then_decode_reproduces_fixture(prompt):
     with jax_model.one_device():
-        cache = DecodeCache.zeros(model().config, jax_model.RULES, 1, 300)
+        cache = empty_cache(model().config, model().compute, jax_model.RULES, 1, 300)
         # One compiled prefill serves both prompts: what lies behind the prompt is padding.
         tokens, at, segments = batch(0, 300)
         first, cache = with_cache()(model(), tokens, at, np.where(at < prompt, segments, -1), cache)
@@ -95,8 +96,9 @@ def test_model_lightning_heads_before_their_norm_equal_the_reference(monkeypatch
     _, x = first_layer_input()
     with jax_model.one_device():
         mixer = jax_model.layer_of(model(), stack=0, period=0, index=0).mixer
-        slope = jnp.asarray(slopes(4, 8)[0])
-        heads, _ = jax_model.compiled(mixer)(jnp.asarray(x, jnp.float32), slope, jnp.zeros((1, 300), jnp.int32), None)
+        document = jnp.zeros((1, 300), jnp.int32)
+        tokens = Tokens(jnp.asarray(slopes(4, 8)[0]), document, document, "contiguous")
+        heads, _ = jax_model.compiled(lambda x: mixer(x, tokens, None))(jnp.asarray(x, jnp.float32))
     assert relative_error(np.asarray(heads), prefill().heads[0]) < BOUND
 
 

@@ -13,6 +13,7 @@ from mm01_jax.config import Rules
 from mm01_jax.model import experts as experts_layer
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import slopes
+from mm01_jax.model.tokens import Tokens
 from tests import small
 from tests.model.jax_model import compiled, leaf_arrays, leaf_path
 
@@ -46,7 +47,7 @@ def layers(model: TextModel) -> list[dict[str, np.ndarray]]:
 def restacked(model: TextModel, num_periods: int, period: tuple[str, ...]) -> TextModel:
     """The same layers under another pattern that spells the same sequence of kinds."""
     config = dataclasses.replace(model.config, num_periods=num_periods, period=period)
-    new, old, flat = small.model(config), layers(model), leaf_arrays(model)
+    new, old, flat = small.model(small.Variant(config, model.compute)), layers(model), leaf_arrays(model)
     starts = np.cumsum([0, *[count for _, count in config.stacks]])
 
     def fill(path, weight):
@@ -73,7 +74,7 @@ SAME_SEQUENCES = {
 @pytest.mark.parametrize("patterns", SAME_SEQUENCES.values(), ids=SAME_SEQUENCES)
 def test_patterns_that_spell_the_same_layers_are_the_same_model(patterns):
     (num_periods, period), *others = patterns
-    model = small.model(small.model_config(num_periods=num_periods, period=period))
+    model = small.model(small.variant(num_periods=num_periods, period=period))
     want = np.asarray(forward()(model))[REAL]
     assert np.isfinite(want).all()
     for other in others:
@@ -84,10 +85,11 @@ def test_patterns_that_spell_the_same_layers_are_the_same_model(patterns):
 
 @pytest.mark.parametrize("chosen", [1, 2, 3, 4])
 def test_every_top_k_up_to_all_experts_is_the_renormalised_mixture(chosen):
-    config = small.model_config(num_experts_per_token=chosen)
-    layer = experts_layer.Experts(config, Rules(), rngs=nnx.Rngs(0), stack=(), gain=1.0)
+    config, compute = small.variant(num_experts_per_token=chosen)
+    layer = experts_layer.Experts(config, compute, Rules(), rngs=nnx.Rngs(0), stack=(), gain=1.0)
     x = np.random.default_rng(0).standard_normal((2, 5, config.embed_dim)).astype(np.float32)
-    y, stats = jax.jit(layer, static_argnums=2)(jnp.asarray(x), jnp.zeros((2, 5), jnp.int32), "contiguous")
+    documents = jnp.zeros((2, 5), jnp.int32)
+    y, stats = jax.jit(lambda x: layer(x, Tokens(None, documents, documents, "contiguous")))(jnp.asarray(x))
     w = {path: array.astype(np.float64) for path, array in leaf_arrays(layer).items()}
     logits = x @ w["router"]
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -101,8 +103,7 @@ def test_every_top_k_up_to_all_experts_is_the_renormalised_mixture(chosen):
 
 
 def test_a_beta_of_zero_takes_the_sublayers_out():
-    config = small.model_config(lightning_beta=0.0, softmax_beta=0.0, experts_beta=0.0)
-    model = small.model(config)
+    model = small.model(small.variant(lightning_beta=0.0, softmax_beta=0.0, experts_beta=0.0))
     h = np.asarray(model.embed[...], np.float64)[BATCH["tokens"]]
     for _ in range(4):  # two layers of two sub-layers
         h = 1.5 * normed(h)
@@ -142,8 +143,8 @@ def test_a_single_layer_keeps_its_whole_slope():
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_slopes_enter_as_float32_whatever_the_dtypes(param_dtype):
-    config = small.model_config(dtype="bfloat16", param_dtype=param_dtype)
-    model = jax.eval_shape(lambda: TextModel(config, Rules(), rngs=nnx.Rngs(0)))
+    config, compute = small.variant(dtype="bfloat16", param_dtype=param_dtype)
+    model = jax.eval_shape(lambda: TextModel(config, compute, Rules(), rngs=nnx.Rngs(0)))
     assert {x.dtype.name for x in jax.tree.leaves(model)} == {param_dtype}
     jaxpr = jax.make_jaxpr(lambda m: m(BATCH["tokens"], BATCH["positions"], BATCH["segments"]))(model)
     (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
@@ -154,12 +155,12 @@ def test_slopes_enter_as_float32_whatever_the_dtypes(param_dtype):
 
 def test_initial_weights_are_xavier_with_deepnorm_s_gain_on_value_out_and_experts():
     D, N, K, H, E, F = 64, 8, 4, 16, 4, 96
-    config = small.model_config(
+    variant = small.variant(
         embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, expert_dim=F, num_periods=3, period=(L, L, T)
     )
-    model = leaf_arrays(small.model(config))
+    model = leaf_arrays(small.model(variant))
     gain = (8 * 9) ** -0.25
-    V = config.vocab_size
+    V = variant.config.vocab_size
     expected = {  # name: fan in, fan out, gain
         "embed": (V, D, 1.0),
         "head": (D, V, 1.0),
@@ -186,4 +187,4 @@ def test_initial_weights_are_xavier_with_deepnorm_s_gain_on_value_out_and_expert
         assert abs(weight.std() / want - 1) < error, path
         assert abs(weight.mean()) < 5 * want / np.sqrt(weight.size), path
     assert not expected
-    assert config.num_experts == E
+    assert variant.config.num_experts == E

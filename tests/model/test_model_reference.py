@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import TrainConfig
-from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.mixers import empty_cache
 from mm01_jax.train.objectives.pretrain import balance_loss, token_loss
 from tests.model import jax_model
 from tests.reference import losses
@@ -77,7 +77,7 @@ def reference_loss(config, weights):
 def model_loss(model):
     """The loss, and (logits, router statistics)."""
     targets, counts = losses.next_tokens(TOKENS, document_numbers(SEGMENTS))
-    hidden, _, stats = model.forward(TOKENS, positions(SEGMENTS), SEGMENTS)
+    hidden, _, stats = model.forward(model.embed_tokens(TOKENS), positions(SEGMENTS), SEGMENTS)
     stats = jax.tree.map(lambda x: x.astype(hidden.dtype), stats)
     batch = {"targets": jnp.asarray(targets), "weights": jnp.asarray(counts, hidden.dtype)}
     loss = token_loss(model, hidden, batch, TRAIN) / batch["weights"].sum()
@@ -180,8 +180,13 @@ def test_ragged_rows_prefilled_in_chunks_then_decoded_equal_the_reference(case):
 
 def decoded(model, rows):
     """Each row's logits from all of CALLS, and the cache they leave."""
-    call = jax_model.compiled(lambda *x: (lambda hidden, cache, _: (model.logits(hidden), cache))(*model.forward(*x)))
-    cache, logits, start = wide_cache(model.config, batch=2, slots=20), [[], []], np.zeros(2, int)
+
+    @jax_model.compiled
+    def call(tokens, *rest):
+        hidden, cache, _ = model.forward(model.embed_tokens(tokens), *rest)
+        return model.logits(hidden), cache
+
+    cache, logits, start = wide_cache(model, batch=2, slots=20), [[], []], np.zeros(2, int)
     for length in CALLS:
         at = np.arange(7 if length.max() > 1 else 1, dtype=np.int32)[None]
         segments = np.where(at < length[:, None], 0, -1).astype(np.int32)
@@ -195,6 +200,6 @@ def decoded(model, rows):
     return [np.concatenate(row) for row in logits], cache
 
 
-def wide_cache(config, *, batch: int, slots: int):
-    empty = DecodeCache.zeros(config, jax_model.RULES, batch, slots)
+def wide_cache(model, *, batch: int, slots: int):
+    empty = empty_cache(model.config, model.compute, jax_model.RULES, batch, slots)
     return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, empty)

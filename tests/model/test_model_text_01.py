@@ -21,7 +21,7 @@ from tests.model.jax_model import leaf_path
 def leaves() -> dict[str, int]:
     """Path -> number of weights."""
     config = text_01.get_config()
-    shapes = jax.eval_shape(lambda: TextModel(config.model, Rules(), rngs=nnx.Rngs(0)))
+    shapes = jax.eval_shape(lambda: TextModel(config.model, config.compute, Rules(), rngs=nnx.Rngs(0)))
     flat = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=lambda x: isinstance(x, nnx.Variable))
     return {leaf_path(path): weight.size for path, weight in flat}
 

@@ -15,6 +15,7 @@ from mm01_jax.model.layers import cast_and_gather, shardings
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests.model.jax_model import compiled, float64_operations, leaf_path
+from tests.small import Variant
 
 MODEL = ModelConfig(
     vocab_size=48,
@@ -32,9 +33,8 @@ MODEL = ModelConfig(
     lightning_alpha=1.5,
     softmax_alpha=1.25,
     experts_alpha=1.75,
-    dtype="float32",
-    remat="none",
 )
+VARIANT = Variant(MODEL)
 BALANCE, Z = 3.0, 0.1  # every term of the loss moves the router's gradient visibly
 ROWS, LENGTH = 8, 32
 # Documents as (id, tokens); id -1 is padding. Shards of a sequence axis of 2, 4, 8 begin at multiples of 16, 8, 4.
@@ -74,7 +74,7 @@ def batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
 
 
-def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, widths: int = 0) -> Evaluation:
+def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> Evaluation:
     """One forward and backward on the first devices of this process.
 
     `widths` permutes the model width and the experts' width, weights and gradients alike: the same function, its sums
@@ -83,9 +83,9 @@ def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, widths: int = 0) -> 
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
-        model = _model(config, mesh.rules, devices, widths)
+        model = _model(variant, mesh.rules, devices, widths)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
-        order = sequence_layout.order(LENGTH, mesh, config.sequence_layout)
+        order = sequence_layout.order(LENGTH, mesh, variant.compute.sequence_layout)
         arrays = {name: put(array[:, order]) for name, array in batch().items()}
         (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -98,15 +98,15 @@ def evaluate(mesh: MeshConfig, config: ModelConfig = MODEL, widths: int = 0) -> 
 
 
 @functools.cache
-def exact(config: ModelConfig = MODEL) -> Evaluation:
+def exact(variant: Variant = VARIANT) -> Evaluation:
     """The same in float64 on one device, kernel operations replaced by their definitions."""
     with float64_operations():
-        return evaluate(MeshConfig(), dataclasses.replace(config, dtype="float64", param_dtype="float64"))
+        return evaluate(MeshConfig(), variant.replace(dtype="float64", param_dtype="float64"))
 
 
 def total_loss(model: TextModel, arrays: dict[str, jax.Array], logits: bool = True):
     """(loss, (logits or None, router statistics)); the loss has every term that training has."""
-    hidden, _, stats = model.forward(arrays["tokens"], arrays["positions"], arrays["segments"])
+    hidden, _, stats = model.forward(model.embed_tokens(arrays["tokens"]), arrays["positions"], arrays["segments"])
     head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays["weights"].astype(hidden.dtype)
     total = cross_entropy(hidden, head, arrays["targets"], weights, chunk=16, rules=model.rules)
     tokens_L = stats.tokens.astype(hidden.dtype)
@@ -130,17 +130,17 @@ def _permuted(value: np.ndarray, weight: nnx.Variable, order: int, *, back: bool
     return value
 
 
-def _model(config: ModelConfig, rules: Rules, devices, order: int) -> TextModel:
+def _model(variant: Variant, rules: Rules, devices, order: int) -> TextModel:
     """The model with the same weights whatever the mesh and dtype: NumPy's, rounded to float32."""
     rng = np.random.default_rng(3)
-    empty = jax.eval_shape(lambda: TextModel(config, rules, rngs=nnx.Rngs(params=0)))
+    empty = jax.eval_shape(lambda: TextModel(*variant, rules, rngs=nnx.Rngs(params=0)))
 
     def fill(path, weight: nnx.Variable, place: nnx.Variable) -> nnx.Variable:
         shape = weight.shape
         value = rng.normal(size=shape).astype(np.float32)
         value = 1 + 0.1 * value if "norm" in leaf_path(path) else value * (2.0 / sum(shape[-2:])) ** 0.5
         value = _permuted(value, weight, order)
-        return weight.replace(jax.device_put(value.astype(config.dtype), place.get_value()))
+        return weight.replace(jax.device_put(value.astype(variant.compute.dtype), place.get_value()))
 
     is_weight = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, empty, shardings(empty, devices, rules), is_leaf=is_weight)

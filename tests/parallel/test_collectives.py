@@ -1,6 +1,5 @@
 """Compiled programs hold the collectives that docs/sharding.md names, over those axes, and no other."""
 
-import dataclasses
 import functools
 import math
 
@@ -10,24 +9,25 @@ import pytest
 from flax import nnx
 
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig
+from mm01_jax.config import MESH_AXES, MeshConfig
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from tests.parallel import hlo
 from tests.parallel.mesh_model import MODEL, total_loss
+from tests.small import Variant
 
 ROWS, LENGTH, CHUNK = 8, 44, 16  # no other dim is 44, nor any product of dims that may be flattened into one
-CONFIG = dataclasses.replace(MODEL, vocab_size=56, embed_dim=40, expert_dim=24)
+VARIANT = Variant(MODEL).replace(vocab_size=56, embed_dim=40, expert_dim=24)
 
 
 @functools.cache
 def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") -> str:
     """Forward and backward of the model with every term of the loss."""
-    config = dataclasses.replace(CONFIG, sequence_attention=attention, sequence_layout=layout)
+    variant = VARIANT.replace(sequence_attention=attention, sequence_layout=layout)
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
-        empty = jax.eval_shape(lambda: TextModel(config, mesh.rules, rngs=nnx.Rngs(params=0)))
+        empty = jax.eval_shape(lambda: TextModel(*variant, mesh.rules, rngs=nnx.Rngs(params=0)))
         placed = shardings(empty, devices, mesh.rules)
         model = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), empty, placed)
         where = sharding.named(devices, mesh.rules, "batch", "seq")
@@ -75,15 +75,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_collectives_are_those_of_the_table_and_no_other(case):
     mesh, attention, expected = CASES[case]
-    found = hlo.collectives(compiled_text(mesh, attention), {axis: getattr(mesh, axis) for axis in sharding.AXES})
+    found = hlo.collectives(compiled_text(mesh, attention), {axis: getattr(mesh, axis) for axis in MESH_AXES})
     assert found == expected
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_array_holds_all_positions_and_the_vocabulary(case):
     mesh, attention, _ = CASES[case]
-    vocabulary = CONFIG.vocab_size // mesh.tensor
-    largest = vocabulary * max(CONFIG.embed_dim, CHUNK)  # the head's own weight, or the logits of one chunk
+    vocabulary = VARIANT.config.vocab_size // mesh.tensor
+    largest = vocabulary * max(VARIANT.config.embed_dim, CHUNK)  # the head's own weight, or the logits of one chunk
     held = [shape for shape in hlo.shapes(compiled_text(mesh, attention)) if vocabulary in shape]
     assert held
     assert not [shape for shape in held if math.prod(shape) > largest]
@@ -92,19 +92,17 @@ def test_no_array_holds_all_positions_and_the_vocabulary(case):
 @pytest.mark.parametrize("case", ["ring", "gathered keys"])
 def test_nothing_but_gathered_keys_and_values_spans_the_sequence(case):
     mesh, attention, _ = CASES[case]
-    own, num_keys = LENGTH // mesh.sequence, ROWS * LENGTH * CONFIG.num_kv_heads // mesh.tensor
+    own, num_keys = LENGTH // mesh.sequence, ROWS * LENGTH * VARIANT.config.num_kv_heads // mesh.tensor
     all_shapes = hlo.shapes(compiled_text(mesh, attention))
     # As it is, or as one stripe of each shard, stacked.
     spanning = [shape for shape in all_shapes if LENGTH in shape or (shape[0] == mesh.sequence and own in shape)]
     assert bool(spanning) == (attention == "gather")
     for shape in spanning:
-        assert math.prod(shape) <= num_keys * CONFIG.head_dim, shape
+        assert math.prod(shape) <= num_keys * VARIANT.config.head_dim, shape
 
 
 @pytest.mark.parametrize("attention, keys", [("ring", RING), ("gather", set())])
 def test_zigzag_sends_over_the_sequence_what_contiguous_does(attention, keys):
     mesh = MeshConfig(sequence=2)  # four stripes of 11
-    found = hlo.collectives(
-        compiled_text(mesh, attention, "zigzag"), {axis: getattr(mesh, axis) for axis in sharding.AXES}
-    )
+    found = hlo.collectives(compiled_text(mesh, attention, "zigzag"), {axis: getattr(mesh, axis) for axis in MESH_AXES})
     assert found == STATES | keys | sums(("sequence",))

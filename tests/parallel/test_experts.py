@@ -1,6 +1,5 @@
 """Laws of the expert layer on a mesh: who is dropped, what a bounded buffer may do, what a moved row's gradient is."""
 
-import dataclasses
 import functools
 import math
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig, ModelConfig
+from mm01_jax.config import MESH_AXES, MeshConfig
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.experts import layer, router
 from mm01_jax.parallel.experts.layer import expert_layer
@@ -18,6 +17,7 @@ from mm01_jax.parallel.experts.rows import move_rows, permutation_by
 from pallas_kernels.grouped_matmul import grouped_matmul
 from tests.parallel.mesh_model import MODEL
 from tests.reference.experts import within_capacity
+from tests.small import COMPUTE, Variant
 
 ROWS, LENGTH, E, A = 8, 16, MODEL.num_experts, MODEL.num_experts_per_token
 MESHES = [
@@ -41,7 +41,7 @@ def sizes_of(value) -> str:
     """A test's name: the axes above 1."""
     if not isinstance(value, MeshConfig):
         return str(value)
-    sizes = {axis: getattr(value, axis) for axis in sharding.AXES}
+    sizes = {axis: getattr(value, axis) for axis in MESH_AXES}
     return "-".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "one"
 
 
@@ -50,13 +50,15 @@ def on(mesh: MeshConfig):
     return jax.set_mesh(sharding.make_mesh(mesh, jax.devices()[:size]))
 
 
-def kept_on(mesh: MeshConfig, config: ModelConfig, choice_BSA):
+def kept_on(mesh: MeshConfig, variant: Variant, choice_BSA):
     """Which assignments `keep_first` lets stand."""
     tokens = sharding.spec(mesh.rules, "batch", "seq", None)
-    order = sequence_layout.order(LENGTH, mesh, config.sequence_layout)
+    order = sequence_layout.order(LENGTH, mesh, variant.compute.sequence_layout)
 
     def local(choice):
-        kept = router.keep_first(choice.reshape(-1, A), choice.shape[:2], config, mesh.rules, config.sequence_layout)
+        kept = router.keep_first(
+            choice.reshape(-1, A), choice.shape[:2], variant.config, mesh.rules, variant.compute.sequence_layout
+        )
         return kept.reshape(choice.shape)
 
     with on(mesh):
@@ -82,9 +84,9 @@ def first_within(choice_BSA, limit: int):
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
 @pytest.mark.parametrize("mesh", MESHES, ids=sizes_of)
 def test_global_capacity_keeps_the_first_of_the_whole_batch_on_every_mesh(mesh, order):
-    config = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.9, sequence_layout=order)
+    variant = Variant(MODEL).replace(routing="capacity", capacity_factor=0.9, sequence_layout=order)
     choice = random_choice(1)
-    kept = kept_on(mesh, config, choice)
+    kept = kept_on(mesh, variant, choice)
     limit = math.ceil(0.9 * choice.size / E)
     np.testing.assert_array_equal(kept, first_within(choice, limit))
     assert 0 < kept.sum() < (choice < E).sum()
@@ -93,8 +95,8 @@ def test_global_capacity_keeps_the_first_of_the_whole_batch_on_every_mesh(mesh, 
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
 @pytest.mark.parametrize("mesh", MESHES, ids=sizes_of)
 def test_expert_group_capacity_is_the_same_rule_within_each_group(mesh, order):
-    config = dataclasses.replace(
-        MODEL, routing="capacity", capacity_factor=0.9, capacity_scope="expert_group", sequence_layout=order
+    variant = Variant(MODEL).replace(
+        routing="capacity", capacity_factor=0.9, capacity_scope="expert_group", sequence_layout=order
     )
     choice = random_choice(2)
     want = np.zeros(choice.shape, bool)
@@ -103,22 +105,22 @@ def test_expert_group_capacity_is_the_same_rule_within_each_group(mesh, order):
         for columns in np.split(sequence_layout.order(LENGTH, mesh, order), mesh.sequence):
             group = np.ix_(rows, np.sort(columns))
             want[group] = first_within(choice[group], limit)
-    np.testing.assert_array_equal(kept_on(mesh, config, choice), want)
+    np.testing.assert_array_equal(kept_on(mesh, variant, choice), want)
 
 
 @functools.cache
-def compiled_layer(mesh: MeshConfig, config: ModelConfig):
+def compiled_layer(mesh: MeshConfig, variant: Variant):
     with on(mesh):
-        return jax.jit(functools.partial(expert_layer, config=config, rules=mesh.rules))
+        return jax.jit(functools.partial(expert_layer, **variant._asdict(), rules=mesh.rules))
 
 
-def run_layer(mesh: MeshConfig, config: ModelConfig, x, router_DE, segments):
+def run_layer(mesh: MeshConfig, variant: Variant, x, router_DE, segments):
     rng = np.random.default_rng(0)
-    D, F = config.embed_dim, config.expert_dim
+    D, F = MODEL.embed_dim, MODEL.expert_dim
     shapes = ((E, D, F), (E, D, F), (E, F, D))
     weights = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
     with on(mesh):
-        y, stats = compiled_layer(mesh, config)(x, segments, (router_DE, *weights))
+        y, stats = compiled_layer(mesh, variant)(x, segments, (router_DE, *weights))
     return np.asarray(y), jax.tree.map(np.asarray, stats)
 
 
@@ -128,8 +130,8 @@ def run_layer(mesh: MeshConfig, config: ModelConfig, x, router_DE, segments):
     ids=sizes_of,
 )
 def test_bounded_routing_is_exact_where_it_fits_and_reported_where_it_does_not(mesh, groups, bound):
-    bounded = dataclasses.replace(MODEL, dropless_bound=bound, exchange_groups=groups)
-    unbounded = dataclasses.replace(bounded, dropless_bound=None)
+    bounded = Variant(MODEL).replace(dropless_bound=bound, exchange_groups=groups)
+    unbounded = bounded.replace(dropless_bound=None)
     outcomes = []
     for seed in range(30):
         rng = np.random.default_rng(seed)
@@ -160,7 +162,7 @@ def test_experts_whose_rows_are_filled_up_to_a_multiple_give_the_same(mesh, monk
     weights = tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
     def loss(x, weights):
-        y, stats = expert_layer(x, segments, weights, config=MODEL, rules=mesh.rules)
+        y, stats = expert_layer(x, segments, weights, config=MODEL, compute=COMPUTE, rules=mesh.rules)
         return jnp.sum(y * y), (y, stats.overflow)
 
     def run(multiple):

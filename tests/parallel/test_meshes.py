@@ -9,7 +9,6 @@ eight orders (model and experts' width permuted), and a mesh may be twice as far
 by largest error over largest entry; plus one unit in the last place, as one number (the loss) can be exact by luck.
 """
 
-import dataclasses
 import functools
 import pathlib
 import subprocess
@@ -18,53 +17,54 @@ import sys
 import numpy as np
 import pytest
 
-from mm01_jax.config import MeshConfig, ModelConfig, Rules
-from tests.parallel.mesh_model import MODEL, Evaluation, evaluate, exact
+from mm01_jax.config import MeshConfig, Rules
+from tests.parallel.mesh_model import VARIANT, Evaluation, evaluate, exact
+from tests.small import Variant
 
 EPS = float(np.finfo(np.float32).eps)
-CAPACITY = dataclasses.replace(MODEL, routing="capacity", capacity_factor=0.75)
-GROUPS = dataclasses.replace(MODEL, exchange_groups=2, dropless_bound=3.0)
-RING = dataclasses.replace(MODEL, sequence_attention="ring")
-ZIGZAG = dataclasses.replace(MODEL, sequence_layout="zigzag")
-ZIGZAG_RING = dataclasses.replace(RING, sequence_layout="zigzag")
-ZIGZAG_CAPACITY = dataclasses.replace(CAPACITY, sequence_layout="zigzag")
-ONE_KV_HEAD = dataclasses.replace(MODEL, num_kv_heads=1)
+CAPACITY = VARIANT.replace(routing="capacity", capacity_factor=0.75)
+GROUPS = VARIANT.replace(exchange_groups=2, dropless_bound=3.0)
+RING = VARIANT.replace(sequence_attention="ring")
+ZIGZAG = VARIANT.replace(sequence_layout="zigzag")
+ZIGZAG_RING = RING.replace(sequence_layout="zigzag")
+ZIGZAG_CAPACITY = CAPACITY.replace(sequence_layout="zigzag")
+ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
 
-CASES = {  # name: (mesh, model); those above the line run by default
-    "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), MODEL),
+CASES = {  # name: (mesh, variant); those above the line run by default
+    "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), VARIANT),
     "sequence 4, ring": (MeshConfig(sequence=4), RING),
     "data 2, expert 2, sequence 2, two groups": (MeshConfig(data=2, expert=2, sequence=2), GROUPS),
     "expert 2, tensor 2, sequence 2, capacity": (MeshConfig(expert=2, tensor=2, sequence=2), CAPACITY),
     "sequence 4, zigzag ring": (MeshConfig(sequence=4), ZIGZAG_RING),
     "expert 2, sequence 2, zigzag, capacity": (MeshConfig(expert=2, sequence=2), ZIGZAG_CAPACITY),
     # ---
-    "data 2": (MeshConfig(data=2), MODEL),
-    "data 8": (MeshConfig(data=8), MODEL),
-    "expert 2": (MeshConfig(expert=2), MODEL),
-    "expert 8": (MeshConfig(expert=8), MODEL),
-    "tensor 2": (MeshConfig(tensor=2), MODEL),
-    "tensor 4, two kv heads on all": (MeshConfig(tensor=4, rules=KV_EVERYWHERE), MODEL),
+    "data 2": (MeshConfig(data=2), VARIANT),
+    "data 8": (MeshConfig(data=8), VARIANT),
+    "expert 2": (MeshConfig(expert=2), VARIANT),
+    "expert 8": (MeshConfig(expert=8), VARIANT),
+    "tensor 2": (MeshConfig(tensor=2), VARIANT),
+    "tensor 4, two kv heads on all": (MeshConfig(tensor=4, rules=KV_EVERYWHERE), VARIANT),
     "tensor 2, one kv head": (MeshConfig(tensor=2, rules=KV_EVERYWHERE), ONE_KV_HEAD),
-    "sequence 2": (MeshConfig(sequence=2), MODEL),
-    "sequence 4": (MeshConfig(sequence=4), MODEL),
-    "sequence 8": (MeshConfig(sequence=8), MODEL),
+    "sequence 2": (MeshConfig(sequence=2), VARIANT),
+    "sequence 4": (MeshConfig(sequence=4), VARIANT),
+    "sequence 8": (MeshConfig(sequence=8), VARIANT),
     "sequence 8, ring": (MeshConfig(sequence=8), RING),
-    "data 2, expert 2": (MeshConfig(data=2, expert=2), MODEL),
-    "data 2, tensor 2": (MeshConfig(data=2, tensor=2), MODEL),
-    "data 2, sequence 2": (MeshConfig(data=2, sequence=2), MODEL),
-    "expert 2, sequence 4": (MeshConfig(expert=2, sequence=4), MODEL),
+    "data 2, expert 2": (MeshConfig(data=2, expert=2), VARIANT),
+    "data 2, tensor 2": (MeshConfig(data=2, tensor=2), VARIANT),
+    "data 2, sequence 2": (MeshConfig(data=2, sequence=2), VARIANT),
+    "expert 2, sequence 4": (MeshConfig(expert=2, sequence=4), VARIANT),
     "tensor 2, sequence 4, ring": (MeshConfig(tensor=2, sequence=4), RING),
-    "expert 4, tensor 2": (MeshConfig(expert=4, tensor=2), MODEL),
+    "expert 4, tensor 2": (MeshConfig(expert=4, tensor=2), VARIANT),
     "expert 4, tensor 2, capacity": (MeshConfig(expert=4, tensor=2), CAPACITY),
     "data 4, sequence 2, capacity": (MeshConfig(data=4, sequence=2), CAPACITY),
-    "data 2, expert 2, tensor 2": (MeshConfig(data=2, expert=2, tensor=2), MODEL),
-    "data 2, tensor 2, sequence 2": (MeshConfig(data=2, tensor=2, sequence=2), MODEL),
+    "data 2, expert 2, tensor 2": (MeshConfig(data=2, expert=2, tensor=2), VARIANT),
+    "data 2, tensor 2, sequence 2": (MeshConfig(data=2, tensor=2, sequence=2), VARIANT),
     "expert 2, tensor 2, sequence 2, two groups": (MeshConfig(expert=2, tensor=2, sequence=2), GROUPS),
-    "data 2, expert 2, tensor 2, sequence 2": (MeshConfig(data=2, expert=2, tensor=2, sequence=2), MODEL),
+    "data 2, expert 2, tensor 2, sequence 2": (MeshConfig(data=2, expert=2, tensor=2, sequence=2), VARIANT),
     "all four, ring, capacity": (
         MeshConfig(data=2, expert=2, tensor=2, sequence=2),
-        dataclasses.replace(CAPACITY, sequence_attention="ring"),
+        CAPACITY.replace(sequence_attention="ring"),
     ),
     "sequence 2, zigzag": (MeshConfig(sequence=2), ZIGZAG),
     "sequence 4, zigzag": (MeshConfig(sequence=4), ZIGZAG),
@@ -76,20 +76,20 @@ CASES = {  # name: (mesh, model); those above the line run by default
     "tensor 2, sequence 4, zigzag ring": (MeshConfig(tensor=2, sequence=4), ZIGZAG_RING),
     "data 2, expert 2, sequence 2, zigzag, two groups": (
         MeshConfig(data=2, expert=2, sequence=2),
-        dataclasses.replace(GROUPS, sequence_layout="zigzag"),
+        GROUPS.replace(sequence_layout="zigzag"),
     ),
     "all four, zigzag ring, capacity": (
         MeshConfig(data=2, expert=2, tensor=2, sequence=2),
-        dataclasses.replace(ZIGZAG_CAPACITY, sequence_attention="ring"),
+        ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
 BY_DEFAULT = list(CASES)[:6]
 
 
-def plain(model: ModelConfig) -> ModelConfig:
+def plain(variant: Variant) -> Variant:
     """The model without what only a mesh makes use of."""
-    return dataclasses.replace(
-        model, exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
+    return variant.replace(
+        exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
     )
 
 
@@ -108,20 +108,20 @@ def errors(found: Evaluation, true: Evaluation) -> dict[str, float]:
 
 
 @functools.cache
-def errors_of_one_device(model: ModelConfig) -> dict[str, float]:
+def errors_of_one_device(variant: Variant) -> dict[str, float]:
     """The farthest of eight orders of summation."""
-    orders = [errors(evaluate(MeshConfig(), model, order), exact(model)) for order in range(8)]
+    orders = [errors(evaluate(MeshConfig(), variant, order), exact(variant)) for order in range(8)]
     return {kind: max(found[kind] for found in orders) for kind in orders[0]}
 
 
 @pytest.mark.parametrize("case", BY_DEFAULT)
 def test_mesh_is_as_near_to_float64_as_one_device(case):
-    mesh, model = CASES[case]
-    reference = plain(model)
-    true, found = exact(reference), evaluate(mesh, model)
+    mesh, variant = CASES[case]
+    reference = plain(variant)
+    true, found = exact(reference), evaluate(mesh, variant)
     assert found.gradients.keys() == true.gradients.keys()
     assert found.stats["overflow"].max() == 0
-    assert (found.stats["dropped"].min() > 0) == (model.routing == "capacity")
+    assert (found.stats["dropped"].min() > 0) == (variant.config.routing == "capacity")
     alone = errors_of_one_device(reference)
     far = {kind: (error, alone[kind]) for kind, error in errors(found, true).items() if error > 2 * alone[kind] + EPS}
     assert not far

@@ -17,7 +17,7 @@ joined = cluster.join()
 import numpy as np
 from configs import tiny
 from mm01_jax import checkpoint, sharding
-from mm01_jax.config import saved
+from mm01_jax.config import MESH_AXES, saved
 from mm01_jax.config import MeshConfig
 from mm01_jax.train import step
 import json
@@ -26,7 +26,7 @@ workdir, source, steps, *sizes = sys.argv[1:]
 tiny = tiny.get_config()
 model = dataclasses.replace(tiny.model, embed_dim=32, num_periods=1, period=("lightning", "softmax"), head_dim=8,
                             rotary_dim=4, expert_dim=32)
-mesh_config = MeshConfig(**dict(zip(sharding.AXES, map(int, sizes))))
+mesh_config = MeshConfig(**dict(zip(MESH_AXES, map(int, sizes))))
 train = dataclasses.replace(tiny.train, sequence_length=32, loss_chunk=64)
 config = dataclasses.replace(tiny, model=model, train=train, mesh=mesh_config)
 meta = {"config": json.loads(saved.to_json(config))}
@@ -118,7 +118,7 @@ def test_two_processes_of_train_main_have_the_losses_of_one_with_rows_in_zigzag_
     losses = {}
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
-        mesh = ["--config.mesh.expert=2", "--config.mesh.sequence=2", "--config.model.sequence_layout=zigzag"]
+        mesh = ["--config.mesh.expert=2", "--config.mesh.sequence=2", "--config.compute.sequence_layout=zigzag"]
         size = ["--config.model.num_periods=1", "--config.model.embed_dim=32", "--config.train.eval_batches=1"]
         run = ["train_main.py", "--config=configs/tiny.py", f"--workdir={workdir}", "--config.train.steps=3"]
         outputs = start([*run, *mesh, *size], processes, devices=4)

@@ -1,6 +1,5 @@
 """Laws of the order of a row over sequence shards, and of the work in softmax attention that it leaves each of them."""
 
-import dataclasses
 import functools
 import re
 
@@ -19,7 +18,7 @@ from mm01_jax.sharding import make_mesh
 from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from tests import small
-from tests.parallel.mesh_model import LENGTH, MODEL, batch, total_loss
+from tests.parallel.mesh_model import LENGTH, VARIANT, batch, total_loss
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
@@ -55,9 +54,9 @@ def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
     arrays = batch()
 
     def program(name: str) -> str:
-        config = dataclasses.replace(MODEL, routing=routing, sequence_layout=name)
+        variant = VARIANT.replace(routing=routing, sequence_layout=name)
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
-            model = jax.eval_shape(lambda: TextModel(config, mesh.rules, rngs=nnx.Rngs(params=0)))
+            model = jax.eval_shape(lambda: TextModel(*variant, mesh.rules, rngs=nnx.Rngs(params=0)))
             return str(jax.make_jaxpr(lambda model: total_loss(model, arrays, logits=False)[0])(model))
 
     same = re.sub(r"0x[0-9a-f]+", "", program("zigzag"))
@@ -117,7 +116,7 @@ def test_a_run_in_zigzag_has_the_losses_of_one_device_and_goes_on_contiguous(tmp
         devices = jax.devices()[:shards]
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: len(devices))
         monkeypatch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=devices))
-        changes = {"mesh__sequence": shards, "model__sequence_layout": arrangement, "train__steps": steps}
+        changes = {"mesh__sequence": shards, "compute__sequence_layout": arrangement, "train__steps": steps}
         config = small.config(text, **changes, train__eval_every=2, train__checkpoint_every=2)
         loop.run(config, str(tmp_path / name), log=lambda _: None)
         found[name] = read_metrics(tmp_path / name)

@@ -1,7 +1,5 @@
 """Laws of the transports of the expert exchange. XLA:CPU has no ragged all-to-all; an emulation stands in for it."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +7,13 @@ import pytest
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import ConfigError, MeshConfig
+from mm01_jax.config import MESH_AXES, ConfigError, MeshConfig
 from mm01_jax.parallel.experts import transports
 from mm01_jax.parallel.experts.layer import expert_layer
 from mm01_jax.train import transport_check
 from tests import small
 from tests.parallel.mesh_model import MODEL
+from tests.small import Variant
 
 AXES = ("expert",)
 
@@ -49,7 +48,7 @@ def on(**sizes):
 
 def layer(exchange: str, mesh: MeshConfig, **model):
     """(y, statistics, gradients) of the expert layer; the router favours some experts."""
-    config = dataclasses.replace(MODEL, exchange=exchange, **model)
+    config, compute = Variant(MODEL).replace(exchange=exchange, **model)
     rng = np.random.default_rng(0)
     D, E, F = config.embed_dim, config.num_experts, config.expert_dim
     x = rng.normal(size=(8, 16, D)).astype(np.float32)
@@ -57,10 +56,10 @@ def layer(exchange: str, mesh: MeshConfig, **model):
     weights = tuple(rng.normal(size=s).astype(np.float32) for s in ((D, E), (E, D, F), (E, D, F), (E, F, D)))
 
     def loss(x, weights):
-        y, stats = expert_layer(x, segments, weights, config=config, rules=mesh.rules)
+        y, stats = expert_layer(x, segments, weights, config=config, compute=compute, rules=mesh.rules)
         return jnp.sum(y * jnp.cos(y)), (y, stats)
 
-    sizes = {axis: getattr(mesh, axis) for axis in sharding.AXES}
+    sizes = {axis: getattr(mesh, axis) for axis in MESH_AXES}
     with on(**sizes):
         run = small.unoptimised(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
         return jax.device_get(run(x, weights))
@@ -98,7 +97,7 @@ def _travelled(x):
 
 def settled(exchange: str, **mesh):
     said = []
-    config = small.config(model__exchange=exchange, train__batch_size=8, **{f"mesh__{k}": v for k, v in mesh.items()})
+    config = small.config(compute__exchange=exchange, train__batch_size=8, **{f"mesh__{k}": v for k, v in mesh.items()})
     with on(**mesh):
         return transport_check.settle(config, said.append), said
 
@@ -106,12 +105,12 @@ def settled(exchange: str, **mesh):
 def test_auto_is_padded_where_ragged_does_not_run_and_says_why_once():
     found, (before, after) = settled("auto", expert=2)
     assert found == "padded"
-    assert "if nothing follows" in before and "--config.model.exchange=padded" in before
+    assert "if nothing follows" in before and "--config.compute.exchange=padded" in before
     assert after.startswith("exchange: padded (ragged does not run: ")
 
 
 def test_ragged_by_name_is_refused_where_it_does_not_run():
-    with pytest.raises(ConfigError, match="model.exchange: got 'ragged'; allowed: 'auto' or 'padded' .* does not run"):
+    with pytest.raises(ConfigError, match="compute.exchange: got 'ragged'; allowed: 'auto' or 'padded' .* not run"):
         settled("ragged", expert=2)
 
 
@@ -148,7 +147,7 @@ def test_a_ragged_exchange_that_is_wrong_is_not_used(with_ragged, what):
 
 
 def test_the_timed_exchange_is_as_large_as_training_s_and_runs(with_ragged):
-    config = small.config(train__batch_size=8, mesh__expert=2, mesh__tensor=2, model__exchange_groups=2)
+    config = small.config(train__batch_size=8, mesh__expert=2, mesh__tensor=2, compute__exchange_groups=2)
     rows, width, used, dtype = transport_check.training_shape(config)
     assert (rows, width, dtype) == (
         64 * 2,

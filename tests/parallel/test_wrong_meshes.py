@@ -17,9 +17,9 @@ WRONG = {
     "key heads not divisible": ({"mesh.tensor": 4}, "model.num_kv_heads", "mesh.tensor=2"),
     "sequence not divisible": ({"mesh.sequence": 3}, "train.sequence_length", "129 or mesh.sequence=2"),
     "stripes not divisible": (
-        {"mesh.sequence": 4, "train.sequence_length": 132, "model.sequence_layout": "zigzag"},
+        {"mesh.sequence": 4, "train.sequence_length": 132, "compute.sequence_layout": "zigzag"},
         "train.sequence_length",
-        "128 or model.sequence_layout='contiguous'",
+        "128 or compute.sequence_layout='contiguous'",
     ),
     "experts not divisible": ({"mesh.expert": 8}, "model.num_experts", "mesh.expert=4"),
     "rows not divisible": ({"mesh.data": 3}, "train.batch_size", "3"),

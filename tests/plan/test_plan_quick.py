@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import text_01, text_01_decode_1m, tiny
-from mm01_jax import sharding
+from mm01_jax.config import MESH_AXES
 from mm01_jax.plan import compiler, memory, planner, report, roofline, search, targets
 from mm01_jax.plan.steps import make_step
 from mm01_jax.plan.traced_work import Collective
@@ -77,7 +77,7 @@ def test_search_puts_meshes_that_fit_first_and_keeps_to_valid_ones():
     found = search.search("train", config, target)
     assert found and all(one.bytes <= target.chip.hbm for one in found)
     for one in found:
-        assert math.prod(getattr(one.config.mesh, axis) for axis in sharding.AXES) == 8
+        assert math.prod(getattr(one.config.mesh, axis) for axis in MESH_AXES) == 8
         assert config.model.num_experts % one.config.mesh.expert == 0
     assert [one.seconds for one in found] == sorted(one.seconds for one in found)
 

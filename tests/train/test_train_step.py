@@ -129,7 +129,7 @@ def test_a_finite_loss_with_an_infinite_gradient_refuses_the_step():
 
 
 def test_an_overflow_of_the_dropless_bound_refuses_the_step_and_is_counted():
-    bounded = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, dropless_bound=1.0))
+    bounded = dataclasses.replace(BASE, compute=dataclasses.replace(BASE.compute, dropless_bound=1.0))
     new, metrics = train_step(bounded)(start(bounded), BATCH)
     load = np.asarray(metrics["expert_load"])
     real = sum(np.asarray(row) >= 0 for row in SEGMENTS)

@@ -10,26 +10,30 @@ in both directions (`rows.py`).
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mm01_jax.config import ModelConfig, Rules
-from mm01_jax.parallel.experts.router import count
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.parallel.experts.router import count, expert_capacity
 from mm01_jax.parallel.experts.rows import in_block, move_rows, permutation_by
 from mm01_jax.parallel.experts.transports import Transport
 
 
 @dataclasses.dataclass(frozen=True)
 class Buffers:
-    """Static sizes of one group's exchange.
+    """Static sizes of the exchange.
 
+    groups: that a device's tokens are cut into; all else is of one of them. tokens: of it, on one device.
     shards: expert shards. experts: on each of them. send: rows that one device may send to one of them.
     per_expert: rows that one expert may receive. multiple: of what an expert's rows are filled up to (`row_multiple`).
     """
 
+    groups: int
+    tokens: int
     shards: int
     experts: int
     send: int
@@ -37,22 +41,31 @@ class Buffers:
     multiple: int = 1
 
     @classmethod
-    def of(cls, tokens: int, config: ModelConfig, shards: int, capacity: int | None, multiple: int = 1) -> "Buffers":
-        """For `tokens` tokens a device and so many expert shards; `capacity` is each expert's bound in capacity mode.
+    def of(
+        cls,
+        device_tokens: int,
+        config: ModelConfig,
+        compute: ComputeConfig,
+        rules: Rules,
+        axis_size: Callable[[str], int] = lax.axis_size,
+    ) -> "Buffers":
+        """For so many tokens on every device, inside `shard_map` or, with the sizes of a mesh config's axes, outside.
 
         The worst case is every token choosing as many experts of one shard as it can; `dropless_bound` is a multiple
-        of the balanced load instead.
+        of the balanced load instead, and in capacity mode an expert's capacity bounds both.
         """
+        groups = math.gcd(compute.exchange_groups, device_tokens)  # a few tokens (decode) are not worth cutting
+        tokens, shards = device_tokens // groups, math.prod(map(axis_size, rules.expert))
         experts, A = config.num_experts // shards, config.num_experts_per_token
         send = tokens * min(A, experts)
-        if config.dropless_bound is not None:
-            send = min(send, math.ceil(config.dropless_bound * tokens * A / shards))
         per_expert = shards * min(tokens, send)
-        if config.dropless_bound is not None:
-            per_expert = min(per_expert, math.ceil(config.dropless_bound * tokens * A * shards / config.num_experts))
-        if capacity is not None:
+        if (bound := compute.dropless_bound) is not None:
+            send = min(send, math.ceil(bound * tokens * A / shards))
+            per_expert = min(shards * min(tokens, send), math.ceil(bound * tokens * A * shards / config.num_experts))
+        if config.routing == "capacity":
+            capacity = expert_capacity(config, rules, device_tokens, axis_size)
             send, per_expert = min(send, experts * capacity), min(per_expert, capacity)
-        return cls(shards, experts, send, per_expert, multiple)
+        return cls(groups, tokens, shards, experts, send, per_expert)
 
     def filled_up(self, rows: int) -> int:
         """Length of an array that holds so many rows, every expert's filled up to the multiple."""

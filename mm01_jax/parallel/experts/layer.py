@@ -12,14 +12,13 @@ rows beyond it are counted in `overflow` and the caller refuses the step. In cap
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import ModelConfig, Rules, SequenceLayout
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.experts import router
 from mm01_jax.parallel.experts.exchange import Buffers, compute_here, exchange_and_compute
 from mm01_jax.parallel.experts.transports import TRANSPORTS
@@ -53,6 +52,7 @@ def expert_layer(
     weights: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
     *,
     config: ModelConfig,
+    compute: ComputeConfig,
     rules: Rules,
     layout: SequenceLayout = "contiguous",
 ) -> tuple[jax.Array, RouterStats]:
@@ -64,11 +64,13 @@ def expert_layer(
     tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
     inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
-    local = functools.partial(_local, config=config, rules=rules, layout=layout)
+    local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout)
     return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, segments_BS, weights)
 
 
-def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules, layout: SequenceLayout):
+def _local(
+    x_BSD, segments_BS, weights, *, config: ModelConfig, compute: ComputeConfig, rules: Rules, layout: SequenceLayout
+):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
     router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
     B, S, D = x_BSD.shape
@@ -79,7 +81,7 @@ def _local(x_BSD, segments_BS, weights, *, config: ModelConfig, rules: Rules, la
     kept_TA = choice_TA
     if config.routing == "capacity":
         kept_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
-    y_TD, overflow = _in_groups(x_TD, kept_TA, weight_TA, experts, config, rules)
+    y_TD, overflow = _in_groups((x_TD, kept_TA, weight_TA), experts, config, compute, rules)
     stats = RouterStats(
         assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
         probability=jnp.sum(jnp.where(valid_T[:, None], probability_TE, 0.0), axis=0),
@@ -96,20 +98,20 @@ def _varying(x: jax.Array, axes: set[str]) -> jax.Array:
     return lax.pcast(x, missing, to="varying") if missing else x
 
 
-def _in_groups(x_TD, choice_TA, weight_TA, experts, config: ModelConfig, rules: Rules):
-    """(y (T, D / shards of ffn), overflow): the tokens in groups, each routed by itself from here on."""
-    T = x_TD.shape[0]
-    groups = math.gcd(config.exchange_groups, T)  # a few tokens (decode) are not worth cutting
-    capacity = router.expert_capacity(config, rules, T) if config.routing == "capacity" else None
-    shards = math.prod(lax.axis_size(axis) for axis in rules.expert)
-    multiple = row_multiple(T // groups * choice_TA.shape[1], x_TD.dtype, experts[0])
-    buffers = Buffers.of(T // groups, config, shards, capacity, multiple)
+def _in_groups(tokens, experts, config: ModelConfig, compute: ComputeConfig, rules: Rules):
+    """(y (T, D / shards of ffn), overflow): tokens (x (T, D), choice (T, A), weight (T, A)) in groups, each routed by
+    itself from here on.
+    """
+    x_TD, choice_TA, _ = tokens
+    buffers = Buffers.of(x_TD.shape[0], config, compute, rules)
+    multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, experts[0])
+    buffers = dataclasses.replace(buffers, multiple=multiple)
     experts_here = functools.partial(_expert_ffn, experts)
-    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[config.exchange])
-    run = exchange if shards > 1 else compute_here
+    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[compute.exchange])
+    run = exchange if buffers.shards > 1 else compute_here
     parts = [
         run(x, choice, weight, experts_here, buffers, rules)
-        for x, choice, weight in zip(*(jnp.split(a, groups) for a in (x_TD, choice_TA, weight_TA)), strict=True)
+        for x, choice, weight in zip(*(jnp.split(array, buffers.groups) for array in tokens), strict=True)
     ]
     return jnp.concatenate([y for y, _ in parts]), sum(overflow for _, overflow in parts)
 

@@ -1,6 +1,7 @@
 """Which experts a token goes to, and which of its choices an expert's capacity lets stand (paper 2.1; spec A.6, E)."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +36,15 @@ def count(choice: jax.Array, num_experts: int) -> jax.Array:
     return jnp.sum(jax.nn.one_hot(choice, num_experts, dtype=jnp.bool_), axis=-2, dtype=jnp.int32)
 
 
-def expert_capacity(config: ModelConfig, rules: Rules, local_tokens: int) -> int:
+def expert_capacity(
+    config: ModelConfig, rules: Rules, device_tokens: int, axis_size: Callable[[str], int] = lax.axis_size
+) -> int:
     """Assignments that one expert serves, of all tokens in the scope; padding counts, so that it is known before data.
 
-    Inside `shard_map`, on `local_tokens` tokens of this device.
+    For so many tokens on every device, inside `shard_map` or, with the sizes of a mesh config's axes, outside.
     """
     rows, columns = _scope(config, rules)
-    tokens = local_tokens * math.prod(lax.axis_size(axis) for axis in (*rows, *columns))
+    tokens = device_tokens * math.prod(map(axis_size, (*rows, *columns)))
     return math.ceil(config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts)
 
 

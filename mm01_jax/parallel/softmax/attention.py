@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 from mm01_jax import sharding
-from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config import ComputeConfig, Rules, SequenceLayout
 from mm01_jax.parallel.softmax.choice import choose
 from mm01_jax.parallel.softmax.gathered import gathered_attention
 from mm01_jax.parallel.softmax.ring import ring_attention
@@ -26,10 +26,11 @@ def self_attention(
     value: jax.Array,
     index: tuple[jax.Array, jax.Array],
     *,
-    config: ModelConfig,
+    compute: ComputeConfig,
     rules: Rules,
+    layout: SequenceLayout = "contiguous",
 ) -> jax.Array:
-    """query (B, S, N, H), key and value (B, S, K, H) of whole rows in `config.sequence_layout` -> (B, S, N, H).
+    """query (B, S, N, H), key and value (B, S, K, H) of whole rows in `layout` -> (B, S, N, H).
 
     index is (positions, segments), (B, S) each: a query sees the keys of its own segment at positions up to its own.
     """
@@ -39,11 +40,11 @@ def self_attention(
         axes = _cut(rules)
         if not axes:
             return kernel(query, key, value, query_index=index, key_index=index)
-        kind = config.sequence_attention
+        kind = compute.sequence_attention
         if kind == "auto":
-            kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), config.remat)
+            kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), compute.remat)
         attention = {"ring": ring_attention, "gather": gathered_attention}[kind]
-        return attention(query, key, value, index, axes, config.sequence_layout)
+        return attention(query, key, value, index, axes, layout)
 
     index_spec, queries, keys = _specs(rules)
     in_specs = (queries, keys, keys, (index_spec, index_spec))

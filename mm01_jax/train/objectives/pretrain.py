@@ -26,7 +26,7 @@ def objective(
       total_weight: float32, sum of target weights of the whole global step.
       share: 1 / number of microbatches; router losses are means over microbatches.
     """
-    hidden, _, stats = model.forward(batch["tokens"], batch["positions"], batch["segments"])
+    hidden, _, stats = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
     loss = token_loss(model, hidden, batch, config) / total_weight
     routers = config.balance_coef * balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))

@@ -1,0 +1,32 @@
+"""A model as shapes, dtypes and shardings, without a number: what a checkpoint is read into and a plan is made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+
+from mm01_jax.config import Config
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import shardings
+from mm01_jax.model.vision import VLModel
+
+
+def abstract[Tree](make: Callable[[], Tree], place: Callable[[Tree], Any]) -> Tree:
+    """What `make` returns as ShapeDtypeStructs that carry the shardings `place` gives them; nothing is computed."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, place(shapes))
+
+
+def abstract_model(config: Config, mesh: Mesh | AbstractMesh) -> TextModel | VLModel:
+    """The model of `config` on a mesh, with its vision tower where it has one."""
+    rules = config.mesh.rules
+
+    def make() -> TextModel | VLModel:
+        rngs = nnx.Rngs(params=0)
+        if config.vision is None:
+            return TextModel(config.model, config.compute, rules, rngs=rngs)
+        return VLModel(config.model, config.compute, rules, config.vision, rngs=rngs)
+
+    return abstract(make, lambda model: shardings(model, mesh, rules))
