@@ -15,8 +15,6 @@ from mm01_jax.config import Config
 from mm01_jax.parallel.experts.exchange import Buffers
 from mm01_jax.plan.steps import Step
 
-ESTIMATED = ("gradients", "layer inputs", "gathered weights", "expert buffers", "loss")
-
 
 def per_chip(step: Step) -> dict[str, int]:
     """Part of the arguments -> bytes on one chip, by its shardings."""
