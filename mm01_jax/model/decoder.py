@@ -23,6 +23,7 @@ from mm01_jax.model.experts import Experts
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.lightning import Lightning, slopes
 from mm01_jax.model.softmax import Softmax
+from mm01_jax.parallel.documents import document_ids
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.vocabulary import embed
 
@@ -95,14 +96,17 @@ class TextModel(nnx.Module):
         Args:
           tokens_BS, positions_BS: int32, rows in `config.sequence_layout` (parallel/sequence_layout.py). With a cache,
             rows as they are, and a token's position is its slot.
-          segments_BS: int32 document ids; < 0 is padding, which changes nothing.
+          segments_BS: int32, any; < 0 is padding, which changes nothing. They cut the row into documents as
+            `pallas_kernels/documents.py` says. With a cache a row is one document.
         Returns:
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
         h = embed(tokens_BS, cast_and_gather(self.embed, jnp.dtype(config.dtype), self.rules), rules=self.rules)
         h = sharding.constrain(h, self.rules, "batch", "seq", "act_embed")
-        body = functools.partial(self._period, positions_BS, segments_BS)
+        layout = config.sequence_layout if cache is None else "contiguous"
+        documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
+        body = functools.partial(self._period, positions_BS, documents_BS)
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())
