@@ -33,11 +33,11 @@ class Softmax(nnx.Module):
         value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, self.rules))
         query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
         key = rope(key, positions_BS, config.rotary_dim, config.rope_theta)
-        index = (positions_BS, segments_BS)
+        tags = (positions_BS, segments_BS)
         if cache is None:
-            out = self_attention(query, key, value, index, config=config, rules=self.rules)
+            out = self_attention(query, key, value, tags, config=config, rules=self.rules)
         else:
-            cache = cache.write(key, value, *index)
-            key, value, *key_index = cache.read(*index)
-            out = cached_attention(query, key, value, query_index=index, key_index=tuple(key_index), rules=self.rules)
+            cache = cache.write(key, value, *tags)
+            key, value, *key_tags = cache.read(*tags)
+            out = cached_attention(query, key, value, query_tags=tags, key_tags=tuple(key_tags), rules=self.rules)
         return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, self.rules)), cache
