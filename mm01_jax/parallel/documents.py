@@ -21,7 +21,7 @@ from pallas_kernels import documents
 def document_ids(segments_BS: jax.Array, *, rules: Rules, layout: SequenceLayout = "contiguous") -> jax.Array:
     """int32 segment ids (B, S), rows in `layout` -> int32 document ids (B, S) (`pallas_kernels/documents.py`)."""
     if segments_BS.shape[1] == 1:  # decode: a row's one token belongs to its first document
-        return jnp.where(segments_BS >= 0, 0, documents.PADDING)
+        return jnp.where(segments_BS >= 0, jnp.zeros_like(segments_BS), documents.PADDING)
     rows = sharding.spec(rules, "batch", "seq")
     local = functools.partial(_local, axes=rules.seq, layout=layout)
     return jax.shard_map(local, in_specs=rows, out_specs=rows)(segments_BS)
