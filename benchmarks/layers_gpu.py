@@ -65,17 +65,17 @@ def softmax_row(B: int, S: int, N: int, K: int, H: int, documents: int) -> str:
     q, d, k, v = normal((B, S, N, H), (B, S, N, H), (B, S, K, H), (B, S, K, H))
     size = -(-S // documents)
     place = np.arange(S, dtype=np.int32)
-    index = tuple(jnp.broadcast_to(jnp.asarray(x), (B, S)) for x in (place % size, place // size))
+    tags = tuple(jnp.broadcast_to(jnp.asarray(x), (B, S)) for x in (place % size, place // size))
 
     def ours(implementation, q, k, v):
-        return softmax_attention(q, k, v, query_index=index, key_index=index, implementation=implementation)
+        return softmax_attention(q, k, v, query_tags=tags, key_tags=tags, implementation=implementation)
 
     def cudnn(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
     kinds = {"gpu": functools.partial(ours, "gpu"), "xla": functools.partial(ours, "xla")}
     kinds |= {"cudnn": cudnn} if documents == 1 else {}
-    pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(index[1][0]))) * B * N
+    pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(tags[1][0]))) * B * N
     return row(f"{B} x {S}, {N} / {K} x {H}, {documents}", kinds, (q, k, v), d, 4 * H * pairs, 3.5)
 
 

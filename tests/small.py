@@ -23,6 +23,7 @@ from mm01_jax.config import (
     fields,
 )
 from mm01_jax.model.decoder import TextModel
+from tests.reference.documents import PADDING, document_numbers
 
 MODEL = ModelConfig(
     vocab_size=320,
@@ -124,12 +125,13 @@ def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dic
     """Random tokens packed as `segments_BS` says: positions restart with each document, a document's last token has
     no target."""
     segments = np.asarray(segments_BS, np.int32)
+    documents = document_numbers(segments)
     B, S = segments.shape
     tokens = np.random.default_rng(seed).integers(vocab_size, size=(B, S)).astype(np.int32)
     positions, weights = np.zeros((B, S), np.int32), np.zeros((B, S), np.float32)
     for row in range(B):
-        for document in set(segments[row].tolist()) - {-1}:
-            (places,) = np.nonzero(segments[row] == document)
+        for document in set(documents[row].tolist()) - {PADDING}:
+            (places,) = np.nonzero(documents[row] == document)
             positions[row, places] = np.arange(len(places))
             weights[row, places[:-1]] = 1.0
     targets = np.where(weights > 0, np.roll(tokens, -1, axis=1), 0).astype(np.int32)

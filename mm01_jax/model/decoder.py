@@ -23,6 +23,7 @@ from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm
 from mm01_jax.model.lightning import slopes
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.parallel.documents import document_ids
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.vocabulary import embed
 
@@ -100,14 +101,16 @@ class TextModel(nnx.Module):
           x_BSD: embeddings in the compute dtype (`embed_tokens`). positions_BS: int32. Both, and segments, are rows in
             `compute.sequence_layout` (parallel/sequence_layout.py). With a cache, rows as they are, and a token's
             position is its slot.
-          segments_BS: int32 document ids; < 0 is padding, which changes nothing.
+          segments_BS: int32, any; < 0 is padding, which changes nothing. They cut the row into documents as
+            `pallas_kernels/documents.py` says. With a cache a row is one document.
         Returns:
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
         layout = self.compute.sequence_layout if cache is None else "contiguous"
         h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
-        body = functools.partial(self._period, Tokens(None, positions_BS, segments_BS, layout))
+        documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
+        body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout))
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())

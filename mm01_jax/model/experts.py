@@ -38,7 +38,7 @@ class Experts(nnx.Module):
         weights = (self.router, self.gate, self.up, self.down)
         return expert_layer(
             x_BSD,
-            tokens.segments_BS,
+            tokens.documents_BS,
             tuple(cast_and_gather(weight, x_BSD.dtype, self.rules) for weight in weights),
             config=self.config,
             compute=self.compute,

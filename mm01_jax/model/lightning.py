@@ -78,7 +78,7 @@ class Lightning(nnx.Module):
     ) -> tuple[jax.Array, StackCache | None]:
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with the state after the last token)."""
         state = None if cache is None else cache.take()
-        arguments = (*self.project(x_BSD), tokens.slope_N, state, tokens.segments_BS)
+        arguments = (*self.project(x_BSD), tokens.slope_N, state, tokens.documents_BS)
         if cache is not None and x_BSD.shape[1] == 1:
             out, state = lightning_attention_step(*arguments, rules=self.rules)
         else:

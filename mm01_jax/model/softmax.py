@@ -58,13 +58,13 @@ class Softmax(nnx.Module):
         value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, rules))
         query = rope(query, tokens.positions_BS, config.rotary_dim, config.rope_theta)
         key = rope(key, tokens.positions_BS, config.rotary_dim, config.rope_theta)
-        index = (tokens.positions_BS, tokens.segments_BS)
+        tags = (tokens.positions_BS, tokens.documents_BS)
         if cache is None:
-            out = self_attention(query, key, value, index, compute=self.compute, rules=rules, layout=tokens.layout)
+            out = self_attention(query, key, value, tags, compute=self.compute, rules=rules, layout=tokens.layout)
         else:
             cache = _write(cache, key, value, tokens)
-            key, value, key_index = _read(cache)
-            out = cached_attention(query, key, value, query_index=index, key_index=key_index, rules=rules)
+            key, value, key_tags = _read(cache)
+            out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)
         return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, rules)), cache
 
     @staticmethod
@@ -91,7 +91,7 @@ class Softmax(nnx.Module):
 def _write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens: Tokens) -> StackCache:
     """Puts each row's tokens into the slots of their positions; padding is not written."""
     past_the_end = cache.arrays.keys.shape[4]  # dropped
-    slots = jnp.where(tokens.segments_BS >= 0, tokens.positions_BS, past_the_end)
+    slots = jnp.where(tokens.documents_BS >= 0, tokens.positions_BS, past_the_end)
     rows = jnp.arange(slots.shape[0], dtype=slots.dtype)[:, None]
 
     def put(store: jax.Array, new: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ def _write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens
 
 
 def _read(cache: StackCache) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
-    """(key (B, T, K, H), value, (positions (B, T), segments (B, T))) of the layer in hand.
+    """(key (B, T, K, H), value, (positions (B, T), documents (B, T))) of the layer in hand.
 
     Slots after a query's position may hold nothing; the causal mask hides them, so no length is needed.
     """

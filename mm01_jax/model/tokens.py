@@ -11,11 +11,11 @@ class Tokens(NamedTuple):
     """The tokens of one call, and the one value that differs from layer to layer.
 
     slope_N: (N,) float32, the layer's decay slopes. positions_BS: (B, S) int32, in the document; with a cache the slot.
-    segments_BS: (B, S) int32 document ids, < 0 is padding. layout: which stretches of a row a sequence shard holds,
-    the same for every layer (`TextModel.forward` decides it).
+    documents_BS: (B, S) int32 document ids, counting up along the row; < 0 is padding. layout: which stretches of a
+    row a sequence shard holds, the same for every layer (`TextModel.forward` decides it).
     """
 
     slope_N: jax.Array | None
     positions_BS: jax.Array
-    segments_BS: jax.Array
+    documents_BS: jax.Array
     layout: SequenceLayout

@@ -6,8 +6,8 @@ between, and adds what that state contributes:
 
     S_in[r] = sum_{i<r} decay(i+1..r-1) S_local[i]          o_t += exp(-s age_t) S_in' q_t
 
-A document boundary cuts both: decay over a stripe that holds one is 0, and only tokens of the document that was open
-when the stripe began see S_in.
+A document boundary cuts both: the decay from one document to another is 0, and only tokens of the document that was
+open when the stripe began see S_in. Which one that is follows from document ids, which count up along the row.
 """
 
 import functools
@@ -32,19 +32,19 @@ def lightning_attention(
     v: jax.Array,
     slope_N: jax.Array,
     state_BNHH: jax.Array | None,
-    segments_BS: jax.Array,
+    documents_BS: jax.Array,
     *,
     rules: Rules,
     layout: SequenceLayout = "contiguous",
 ) -> tuple[jax.Array, jax.Array]:
     """q, k, v (B, S, N, H), slope (N,), state (B, N, H, H) float32 or None -> (out (B, S, N, H), state).
 
-    Rows are in `layout`. See `pallas_kernels.lightning_attention` for the meaning of segments and state.
+    Rows are in `layout`; documents are the ids that `parallel/documents.py` gives. The state continues into document 0.
     """
     tokens = sharding.spec(rules, "batch", "seq", "heads", None)
     states = sharding.spec(rules, "batch", "heads", None, None)
     in_specs = (tokens, tokens, tokens, sharding.spec(rules, "heads"), sharding.spec(rules, "batch", "seq"))
-    args = (q, k, v, slope_N, segments_BS)
+    args = (q, k, v, slope_N, documents_BS)
     if state_BNHH is not None:
         in_specs, args = (*in_specs, states), (*args, state_BNHH)
     local = functools.partial(_local, seq_axes=rules.seq, layout=layout)
@@ -57,42 +57,42 @@ def lightning_attention_step(
     v: jax.Array,
     slope_N: jax.Array,
     state_BNHH: jax.Array,
-    segments_B1: jax.Array,
+    documents_B1: jax.Array,
     *,
     rules: Rules,
 ) -> tuple[jax.Array, jax.Array]:
-    """Decode: the same for one token a row (S = 1); rows whose segment is negative keep their state."""
+    """Decode: the same for one token a row (S = 1); rows whose token is padding keep their state."""
     tokens = sharding.spec(rules, "batch", None, "heads", None)
     states = sharding.spec(rules, "batch", "heads", None, None)
     in_specs = (tokens,) * 3 + (sharding.spec(rules, "heads"), sharding.spec(rules, "batch", None), states)
 
-    def local(q, k, v, slope, segments, state):
+    def local(q, k, v, slope, documents, state):
         q, k, v = q[:, 0], k[:, 0], v[:, 0]
-        out, state = kernels.lightning_attention_step(q, k, v, slope, state, active_B=segments[:, 0] >= 0)
+        out, state = kernels.lightning_attention_step(q, k, v, slope, state, active_B=documents[:, 0] >= 0)
         return out[:, None], state
 
     # Unchecked on GPUs: only there the step is in place (`gpu_step.py`), and it has no gradient to check.
     checked = dispatch.platform() != "gpu"
     mapped = jax.shard_map(local, in_specs=in_specs, out_specs=(tokens, states), check_vma=checked)
-    return mapped(q, k, v, slope_N, segments_B1, state_BNHH)
+    return mapped(q, k, v, slope_N, documents_B1, state_BNHH)
 
 
-def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[str, ...], layout: SequenceLayout):
+def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[str, ...], layout: SequenceLayout):
     """One device's share; with one sequence shard the op alone."""
     shards = math.prod(lax.axis_size(axis) for axis in seq_axes)
     if shards == 1:
-        out, state = kernels.lightning_attention(q, k, v, slope_N, state_BNHH, segment_ids=segments_BS)
+        out, state = kernels.lightning_attention(q, k, v, slope_N, state_BNHH, segment_ids=documents_BS)
         return out, _unvarying(state, seq_axes)
-    B, S = segments_BS.shape
+    B, S = documents_BS.shape
     here = len(held_here(seq_axes, layout))
     # Stripes are rows from here on: (B, S) is (B * here, S / here), which moves nothing.
-    q, k, v, segments_BS = (x.reshape(B * here, S // here, *x.shape[2:]) for x in (q, k, v, segments_BS))
-    out, state = kernels.lightning_attention(q, k, v, slope_N, None, segment_ids=segments_BS)
-    valid_BS = segments_BS >= 0
-    age_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.float32)  # tokens since the stripe began, this one included
-    ends = _ends(state, segments_BS, age_BS[:, -1])
-    entering, final = _prefix(ends, slope_N, state_BNHH, seq_axes, stripes(shards, layout))
-    seen_BS = valid_BS & _open_document(segments_BS)
+    q, k, v, documents_BS = (x.reshape(B * here, S // here, *x.shape[2:]) for x in (q, k, v, documents_BS))
+    out, state = kernels.lightning_attention(q, k, v, slope_N, None, segment_ids=documents_BS)
+    # Tokens since the stripe began, this one included.
+    age_BS = jnp.cumsum(documents_BS >= 0, axis=1, dtype=jnp.float32)
+    ends = _Ends(state, jnp.max(documents_BS, axis=1), age_BS[:, -1])
+    entering, open_B, final = _prefix(ends, slope_N, state_BNHH, seq_axes, stripes(shards, layout))
+    seen_BS = documents_BS == open_B[:, None]
     decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
     precision = "highest" if q.dtype == jnp.float32 else "default"
@@ -107,36 +107,18 @@ def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[st
 
 
 class _Ends(NamedTuple):
-    """What the later stripes need to know of one: its state, its first and last document (-1: all padding), whether no
-    document begins inside it, and its tokens that are not padding.
+    """What the later stripes need to know of one: its state, its last document (PADDING where all is) and its tokens
+    that are not padding.
     """
 
     state_BNHH: jax.Array
-    first_B: jax.Array
     last_B: jax.Array
-    whole_B: jax.Array
     count_B: jax.Array
 
 
-def _ends(state_BNHH, segments_BS, count_B) -> _Ends:
-    first_B, last_B = _first_valid(segments_BS), _first_valid(segments_BS[:, ::-1])
-    return _Ends(state_BNHH, first_B, last_B, jnp.all(_open_document(segments_BS), axis=1), count_B)
-
-
-def _open_document(segments_BS: jax.Array) -> jax.Array:
-    """True for tokens of the document that the stripe's first token belongs to."""
-    first_B = _first_valid(segments_BS)
-    return jnp.cumsum((segments_BS != first_B[:, None]) & (segments_BS >= 0), axis=1) == 0
-
-
-def _first_valid(segments_BS: jax.Array) -> jax.Array:
-    """Segment id of each row's first token that is not padding (-1 if there is none)."""
-    index = jnp.argmax(segments_BS >= 0, axis=1)
-    return jnp.take_along_axis(segments_BS, index[:, None], axis=1)[:, 0]
-
-
 def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_by: np.ndarray):
-    """(states that enter the stripes here, state after the last stripe), from the ends of every shard's stripes.
+    """(states that enter the stripes here, the documents they are of, state after the last stripe), from the ends of
+    every shard's stripes.
 
     Each is one weighted sum of the states of all stripes: the decay from one to another is exp of the tokens between,
     rounded once, where a walk would round at every stripe. Stripes of padding pass everything through; the initial
@@ -148,13 +130,13 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
     ends = _Ends(*(x.reshape(-1, held_by.shape[1], *x.shape[1:]) for x in ends))  # (B, stripes here, ...)
     gathered = _Ends(*(jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1) for x in ends))
     states, *small = (x.reshape(-1, *x.shape[2:]) for x in gathered)  # (P, B, ...): P stripes as they are held
-    continues_PB, breaks_PB, tokens_PB = _boundaries(*(x[np.argsort(held_by.reshape(-1))] for x in small))
+    open_PB, tokens_PB = _boundaries(*(x[np.argsort(held_by.reshape(-1))] for x in small))
 
-    def sum_into(boundary, wanted_B):
-        """State at the boundary before a stripe of the row, in rows where it is wanted."""
+    def sum_into(boundary):
+        """State at the boundary before a stripe of the row."""
 
         def weight(start):
-            joined = wanted_B & (start <= boundary) & (breaks_PB[boundary] == breaks_PB[start])
+            joined = (start <= boundary) & (open_PB[boundary] == open_PB[start])
             between_B = jnp.maximum(
                 tokens_PB[boundary] - tokens_PB[start], 0.0
             )  # later starts have none, and no weight
@@ -168,22 +150,20 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
         return total
 
     mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
-    entering = jnp.stack([sum_into(mine[place], continues_PB[mine[place]]) for place in range(mine.size)], axis=1)
-    final = sum_into(held_by.size, jnp.ones_like(continues_PB[0]))
-    return entering.reshape(-1, *entering.shape[2:]), _unvarying(final, seq_axes)
+    entering = jnp.stack([sum_into(mine[place]) for place in range(mine.size)], axis=1)
+    open_BP = jnp.moveaxis(open_PB[mine], 0, 1)
+    final = _unvarying(sum_into(held_by.size), seq_axes)
+    return entering.reshape(-1, *entering.shape[2:]), open_BP.reshape(-1), final
 
 
-def _boundaries(first_PB, last_PB, whole_PB, count_PB):
-    """Of stripes in row order: whether each begins in the document that is open before it; and at each boundary, the
-    first stripe's begin included, how many stripes before it let no state through, and how many tokens they hold.
+def _boundaries(last_PB, count_PB):
+    """Of stripes in row order, at each boundary, the first stripe's begin included: the document that is open there,
+    and how many tokens stand before it. A row begins in document 0.
     """
-    open_id, continues = jnp.full_like(first_PB[0], -1), []  # -1: whatever document comes first continues the state
-    for first, last in zip(first_PB, last_PB, strict=True):
-        continues.append((open_id == -1) | (first == open_id) | (first == -1))
-        open_id = jnp.where(last == -1, open_id, last)
-    continues_PB = jnp.stack(continues)
-    ends = (jnp.cumsum(~(continues_PB & whole_PB), axis=0), jnp.cumsum(count_PB, axis=0))
-    return continues_PB, *(jnp.concatenate([jnp.zeros_like(x[:1]), x]) for x in ends)
+    return tuple(
+        jnp.concatenate([jnp.zeros_like(x[:1]), x])
+        for x in (lax.cummax(jnp.maximum(last_PB, 0), axis=0), jnp.cumsum(count_PB, axis=0))
+    )
 
 
 def _varying_like(x: jax.Array, like: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ gradient of a state that is None is not looked at: `backward` may leave it None.
 alone (tracers arrive). `backward` gets the forward's inputs and nothing saved besides, and may be another
 implementation's. In `jax.shard_map` all arguments vary over the same mesh axes, and an output must carry them too
 (`manual_axis_type=jax.typeof(q).manual_axis_type` on a Pallas call's output type). What segments and padding mean is
-in `packing.py`.
+in `pallas_kernels/documents.py`.
 """
 
 from pallas_kernels.lightning_attention.api import lightning_attention, lightning_attention_step

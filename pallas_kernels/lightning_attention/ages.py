@@ -1,4 +1,5 @@
-"""Documents and padding of a packed sequence, counted so that every decay has an exponent <= 0.
+"""Documents (`pallas_kernels/documents.py`) and padding of a packed sequence, counted so that every decay has an
+exponent <= 0.
 
 A token's *age* is the number of tokens up to and with it that are not padding: padding makes nothing older, so the
 decay from token j to token i is exp(-slope * (age_i - age_j)). The incoming state has age 0. A token reads what is at
@@ -10,6 +11,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.documents import begins
 
 NEVER = jnp.iinfo(jnp.int32).max  # `first` of a padding token: it reads nothing
 
@@ -31,15 +34,10 @@ class Documents(NamedTuple):
 
 
 def documents(segment_ids_BS: jax.Array) -> Documents:
-    """Ages and document starts from segment ids: a change of id starts a document, a negative id is padding."""
+    """Ages and document starts from segment ids."""
     valid_BS = segment_ids_BS >= 0
     age_BS = jnp.cumsum(valid_BS, axis=1, dtype=jnp.int32)
-    index_BS = jnp.arange(segment_ids_BS.shape[1], dtype=jnp.int32)[None]
-    last_valid_BS = jax.lax.cummax(jnp.where(valid_BS, index_BS, -1), axis=1)
-    before_BS = jnp.concatenate([jnp.full_like(last_valid_BS[:, :1], -1), last_valid_BS[:, :-1]], axis=1)
-    id_before_BS = jnp.take_along_axis(segment_ids_BS, jnp.maximum(before_BS, 0), axis=1)
-    starts_BS = valid_BS & (before_BS >= 0) & (segment_ids_BS != id_before_BS)
-    first_BS = jax.lax.cummax(jnp.where(starts_BS, age_BS, 0), axis=1)
+    first_BS = jax.lax.cummax(jnp.where(begins(segment_ids_BS), age_BS, 0), axis=1)
     return Documents(age_BS, first_BS, valid_BS)
 
 

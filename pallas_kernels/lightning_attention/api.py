@@ -40,9 +40,9 @@ def lightning_attention(
       q_BSNH, k_BSNH, v_BSNH: (B, S, N, H), all bfloat16 or all float32. The query is not scaled.
       slope_N: (N,) float32, >= 0; a head's state decays by exp(-slope) per token. It gets no gradient.
       state_BNHH: (B, N, H key, H value) float32, the state before the first token; None is zero.
-      segment_ids: (B, S) int32. A change of id between a token and the last one that is not padding resets the state;
-        the incoming state continues into the first token's document whatever its id. A negative id is padding: it
-        writes nothing, decays nothing, its output and gradients are 0. None is one document without padding.
+      segment_ids: (B, S) int32, any: where a document begins (`pallas_kernels/documents.py`) the state is reset; the
+        incoming state continues into the first document. A negative id is padding: it writes nothing, decays nothing,
+        its output and gradients are 0. None is one document without padding.
       implementation: "tpu", "gpu", "xla", or None for the first of these that can.
 
     Returns:

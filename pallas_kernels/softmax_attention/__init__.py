@@ -1,10 +1,10 @@
-"""Softmax attention with grouped heads over packed documents: masks come from positions and segments.
+"""Softmax attention with grouped heads over packed documents: masks come from positions and documents.
 
 An implementation is a module with three functions; `api.py` says what they compute and has the only gradient rule.
 
     unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None                why it cannot, or None if it can
-    attend(query, key, value, query_index, key_index, dtype) -> (out in `dtype`, logsumexp)
-    attend_gradient(query, key, value, query_index, key_index, whole, dtype) -> gradients in `dtype`
+    attend(query, key, value, query_tags, key_tags, dtype) -> (out in `dtype`, logsumexp)
+    attend_gradient(query, key, value, query_tags, key_tags, whole, dtype) -> gradients in `dtype`
 """
 
 from pallas_kernels.softmax_attention.api import attend, attend_gradient, merge, softmax_attention

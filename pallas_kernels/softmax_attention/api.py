@@ -6,8 +6,10 @@ For keys that come one part at a time (a ring), with O_i and l_i the attention a
 
     l = log sum_i exp l_i        O = sum_i exp(l_i - l) O_i
 
-A query sees the keys of its own segment at positions up to its own; a negative segment is padding: as a query it sees
-nothing and outputs 0, as a key nothing sees it.
+A query sees the keys of its own document at positions up to its own; a negative document is padding: as a query it sees
+nothing and outputs 0, as a key nothing sees it. Documents are ids that never come back in a row, as
+`pallas_kernels/documents.py` makes them of whole rows: queries and keys may each be a part of one, and segment ids of a
+part do not tell whether another document stood between.
 """
 
 import functools
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import declared, dispatch
-from pallas_kernels.softmax_attention.masking import Index
+from pallas_kernels.softmax_attention.masking import Tags
 from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
@@ -31,14 +33,14 @@ def softmax_attention(
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
     *,
-    query_index: Index,
-    key_index: Index,
+    query_tags: Tags,
+    key_tags: Tags,
     implementation: str | None = None,
 ) -> jax.Array:
     """Attention of N query heads over K key/value heads; head n uses key head n // (N // K).
 
     Args:
-      query_index, key_index: (positions, segments), int32 (B, S) and (B, T).
+      query_tags, key_tags: (positions, documents), int32 (B, S) and (B, T).
       implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Returns:
@@ -48,7 +50,7 @@ def softmax_attention(
       ValueError: a shape or dtype is not as above.
       Unsupported: the named implementation cannot take these arguments on this device.
     """
-    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_tags, key_tags), implementation)
     return _differentiable(name, *arrays)
 
 
@@ -57,8 +59,8 @@ def _differentiable(name, *arrays):
     return _forward(name, *arrays)[0]
 
 
-def _forward(name, query, key, value, query_index, key_index):
-    arrays = query, key, value, query_index, key_index
+def _forward(name, query, key, value, query_tags, key_tags):
+    arrays = query, key, value, query_tags, key_tags
     with _causal(query, key):
         out, lse = OPERATION.module(name).attend(*arrays, query.dtype)
     return out, (arrays, out, lse)
@@ -84,8 +86,8 @@ def attend(
     query_BSNH: jax.Array,
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
-    query_index: Index,
-    key_index: Index,
+    query_tags: Tags,
+    key_tags: Tags,
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -93,7 +95,7 @@ def attend(
 
     A query that sees none of these keys has out 0 and the smallest finite logsumexp.
     """
-    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index), implementation)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_tags, key_tags), implementation)
     return OPERATION.module(name).attend(*arrays, _wide(query_BSNH))
 
 
@@ -110,8 +112,8 @@ def attend_gradient(
     query_BSNH: jax.Array,
     key_BTKH: jax.Array,
     value_BTKH: jax.Array,
-    query_index: Index,
-    key_index: Index,
+    query_tags: Tags,
+    key_tags: Tags,
     whole: tuple[jax.Array, jax.Array, jax.Array],
     *,
     implementation: str | None = None,
@@ -121,7 +123,7 @@ def attend_gradient(
     Args:
       whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N); sum over H of d_out * out (B, S, N), float32.
     """
-    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_index, key_index, whole), implementation)
+    name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_tags, key_tags, whole), implementation)
     return OPERATION.module(name).attend_gradient(*arrays, _wide(query_BSNH))
 
 
@@ -137,7 +139,7 @@ def _wide(x: jax.Array):
     return np.promote_types(x.dtype, np.float32)
 
 
-def _check(query, key, value, query_index, key_index) -> None:
+def _check(query, key, value, query_tags, key_tags) -> None:
     (B, S, N, H), (K, T) = query.shape, (key.shape[2], key.shape[1])
     if key.shape != (B, T, K, H) or N % K or key.dtype != query.dtype:
         got = f"{key.dtype.name}{list(key.shape)}"
@@ -147,7 +149,7 @@ def _check(query, key, value, query_index, key_index) -> None:
     if (value.shape, value.dtype) != (key.shape, key.dtype):
         got = f"{value.dtype.name}{list(value.shape)}"
         raise ValueError(f"value must be as key, {key.dtype.name}{list(key.shape)}, got {got}")
-    for name, index, shape in (("query_index", query_index, (B, S)), ("key_index", key_index, (B, T))):
-        found = [(x.shape, x.dtype.name) for x in index]
+    for name, tags, shape in (("query_tags", query_tags, (B, S)), ("key_tags", key_tags, (B, T))):
+        found = [(x.shape, x.dtype.name) for x in tags]
         if found != [(shape, "int32")] * 2:
-            raise ValueError(f"{name} must be (positions, segments), int32{list(shape)} each, got {found}")
+            raise ValueError(f"{name} must be (positions, documents), int32{list(shape)} each, got {found}")

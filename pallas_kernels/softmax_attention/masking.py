@@ -1,4 +1,7 @@
-"""Which keys a query sees, from positions and segments; queries cut into blocks, and the blocks a block can see."""
+"""Which keys a query sees: those of its document (`pallas_kernels/documents.py`) at positions up to its own.
+
+Also queries cut into blocks, and the blocks that a block can see.
+"""
 
 from typing import NamedTuple
 
@@ -6,27 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Index = tuple[jax.Array, jax.Array]  # (positions, segments), int32 (B, S) each
+Tags = tuple[jax.Array, jax.Array]  # (positions, document ids), int32 (B, S) each
 
 
-def visible(query_index: Index, key_index: Index) -> jax.Array:
-    """(B, S, T) bool: keys of the query's own segment at positions up to its own; nothing for padding (< 0)."""
-    positions, segments = query_index
-    key_positions, key_segments = key_index
-    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments >= 0)[:, :, None]
+def visible(query_tags: Tags, key_tags: Tags) -> jax.Array:
+    """(B, S, T) bool: keys of the query's own document at positions up to its own; nothing for padding (< 0)."""
+    positions, documents = query_tags
+    key_positions, key_documents = key_tags
+    same = (documents[:, :, None] == key_documents[:, None, :]) & (documents >= 0)[:, :, None]
     return same & (key_positions[:, None, :] <= positions[:, :, None])
 
 
-def tied(query: jax.Array, index):
-    """The index (any arrays), made to depend on the queries. Masks would else depend on nothing that differs between
+def tied(query: jax.Array, tags):
+    """The tags (any arrays), made to depend on the queries. Masks would else depend on nothing that differs between
     layers, and jax computes what a scan over layers has in common before it: every mask of every block and pass,
     1.7 TiB at a million tokens on 512 chips.
     """
-    return jax.lax.optimization_barrier((query, index))[1]
+    return jax.lax.optimization_barrier((query, tags))[1]
 
 
 def split_queries(arrays: tuple[jax.Array, ...], block: int) -> tuple[jax.Array, ...]:
-    """(B, S, ...) -> (blocks, B, block, ...) each; the last block is filled with -1, padding to a segment."""
+    """(B, S, ...) -> (blocks, B, block, ...) each; the last block is filled with -1, padding to a document."""
     B, S = arrays[0].shape[:2]
     size = min(block, S)
     blocks = -(-S // size)
@@ -45,14 +48,18 @@ def filled_up(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, 0), (0, fill)] + [(0, 0)] * (x.ndim - 2)) if fill else x
 
 
-def filled_index(index: Index, multiple: int, padding: int) -> Index:
-    """The same of an index, with `padding` for every segment that is none: where queries and keys have different ones,
-    a kernel need only compare ids.
+def filled_tags(tags: Tags, multiple: int, padding: int) -> Tags:
+    """The same of tags, with `padding` for the document of every padding token: where queries and keys have different
+    ones, a kernel need only compare ids.
     """
-    positions, segments = index
+    positions, documents = tags
     fill = [(0, 0), (0, -positions.shape[1] % multiple)]
-    segments = jnp.where(segments >= 0, segments, padding)
-    return jnp.pad(positions, fill), jnp.pad(segments, fill, constant_values=padding)
+    documents = jnp.where(documents >= 0, documents, padding)
+    return jnp.pad(positions, fill), jnp.pad(documents, fill, constant_values=padding)
+
+
+# The names that the modules of kernels have for them.
+Index, filled_index = Tags, filled_tags
 
 
 class Spans(NamedTuple):
@@ -69,41 +76,41 @@ class Spans(NamedTuple):
 
 
 class _Extent(NamedTuple):
-    """Smallest and largest position and segment of each block's tokens that are not padding; is any token padding."""
+    """Smallest and largest position and document of each block's tokens that are not padding; is any token padding."""
 
-    first: Index
-    last: Index
+    first: Tags
+    last: Tags
     padded: jax.Array
 
 
-def key_spans(query_index: Index, query_block: int, key_index: Index, key_block: int) -> Spans:
+def key_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: int) -> Spans:
     """For each block of queries the blocks of keys. Lengths are multiples of the blocks."""
-    queries, keys = _extent(query_index, query_block), _extent(key_index, key_block)
+    queries, keys = _extent(query_tags, query_block), _extent(key_tags, key_block)
     return _spans(*_pairs(queries, keys, (slice(None), slice(None), None), (slice(None), None, slice(None))))
 
 
-def query_spans(query_index: Index, query_block: int, key_index: Index, key_block: int) -> Spans:
+def query_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: int) -> Spans:
     """For each block of keys the blocks of queries."""
-    queries, keys = _extent(query_index, query_block), _extent(key_index, key_block)
+    queries, keys = _extent(query_tags, query_block), _extent(key_tags, key_block)
     return _spans(*_pairs(queries, keys, (slice(None), None, slice(None)), (slice(None), slice(None), None)))
 
 
-def _extent(index: Index, block: int) -> _Extent:
+def _extent(tags: Tags, block: int) -> _Extent:
     most = np.iinfo(np.int32).max
-    positions, segments = (x.reshape(x.shape[0], -1, block) for x in index)
-    real = segments >= 0
-    first = tuple(jnp.min(jnp.where(real, x, most), axis=-1) for x in (positions, segments))
-    last = tuple(jnp.max(jnp.where(real, x, -1), axis=-1) for x in (positions, segments))
+    positions, documents = (x.reshape(x.shape[0], -1, block) for x in tags)
+    real = documents >= 0
+    first = tuple(jnp.min(jnp.where(real, x, most), axis=-1) for x in (positions, documents))
+    last = tuple(jnp.max(jnp.where(real, x, -1), axis=-1) for x in (positions, documents))
     return _Extent(first, last, ~jnp.all(real, axis=-1))
 
 
 def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array, jax.Array]:
     """(some pair may be visible, all pairs are), the pairs of blocks laid out as the two indices say."""
     queries, keys = jax.tree.map(lambda x: x[at_query], queries), jax.tree.map(lambda x: x[at_key], keys)
-    (position, segment), (last_position, last_segment) = queries.first, queries.last
-    (key_position, key_segment), (last_key_position, last_key_segment) = keys.first, keys.last
-    some = (key_segment <= last_segment) & (segment <= last_key_segment) & (key_position <= last_position)
-    one = (segment == last_segment) & (key_segment == last_key_segment) & (segment == key_segment)
+    (position, document), (last_position, last_document) = queries.first, queries.last
+    (key_position, key_document), (last_key_position, last_key_document) = keys.first, keys.last
+    some = (key_document <= last_document) & (document <= last_key_document) & (key_position <= last_position)
+    one = (document == last_document) & (key_document == last_key_document) & (document == key_document)
     return some, one & ~queries.padded & ~keys.padded & (last_key_position <= position)
 
 

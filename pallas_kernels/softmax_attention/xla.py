@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.softmax_attention.masking import Index, split_queries, tied, visible
+from pallas_kernels.softmax_attention.masking import Tags, split_queries, tied, visible
 
 QUERY_BLOCK = 512
 
@@ -20,12 +20,12 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     del query_BSNH, key_BTKH, value_BTKH
 
 
-def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, dtype):
+def attend(query_BSNH, key_BTKH, value_BTKH, query_tags: Tags, key_tags: Tags, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
-    query_index = tied(query_BSNH, query_index)
-    whole = _grouped(query_BSNH, key_BTKH), *query_index
-    block = functools.partial(_attend_block, key_BTKH, value_BTKH, key_index)
+    query_tags = tied(query_BSNH, query_tags)
+    whole = _grouped(query_BSNH, key_BTKH), *query_tags
+    block = functools.partial(_attend_block, key_BTKH, value_BTKH, key_tags)
     if S <= QUERY_BLOCK:  # decode: no loop around one block, nor its buffers
         out, lse = block(whole)
     else:
@@ -33,16 +33,16 @@ def attend(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Inde
     return out.reshape(B, S, N, H).astype(dtype), lse.reshape(B, S, N)
 
 
-def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_index: Index, key_index: Index, whole, dtype):
+def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_tags: Tags, key_tags: Tags, whole, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
-    query_index = tied(query_BSNH, query_index)
+    query_tags = tied(query_BSNH, query_tags)
     grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
     d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
-    blocks = split_queries((grouped(query_BSNH), *query_index, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)
+    blocks = split_queries((grouped(query_BSNH), *query_tags, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)
     wide = whole[1].dtype
     start = jax.tree.map(lambda x: jnp.zeros_like(x, wide), (key_BTKH, value_BTKH))
-    body = functools.partial(_gradient_block, key_BTKH, value_BTKH, key_index)
+    body = functools.partial(_gradient_block, key_BTKH, value_BTKH, key_tags)
     (d_key, d_value), d_query = jax.lax.scan(body, start, blocks)
     d_query = _joined(d_query, S).reshape(B, S, N, H)
     return tuple(x.astype(dtype) for x in (d_query, d_key, d_value))
@@ -67,16 +67,16 @@ def _einsum(like: jax.Array):
     return functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
 
 
-def _logits(query_BSKGH, key_BTKH, query_index, key_index):
+def _logits(query_BSKGH, key_BTKH, query_tags, key_tags):
     """(logits (B, K, G, S, T) float32, mask (B, 1, 1, S, T))."""
     scale = 1.0 / math.sqrt(query_BSKGH.shape[-1])
     logits = _einsum(query_BSKGH)("bskgh,btkh->bkgst", query_BSKGH, key_BTKH) * scale
-    return logits, visible(query_index, key_index)[:, None, None]
+    return logits, visible(query_tags, key_tags)[:, None, None]
 
 
-def _attend_block(key_BTKH, value_BTKH, key_index, block):
-    query, positions, segments = block
-    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+def _attend_block(key_BTKH, value_BTKH, key_tags, block):
+    query, positions, documents = block
+    logits, mask = _logits(query, key_BTKH, (positions, documents), key_tags)
     least = jnp.finfo(logits.dtype).min
     peak = jnp.max(jnp.where(mask, logits, least), axis=-1, keepdims=True)
     weights = jnp.where(mask, jnp.exp(logits - peak), 0.0)
@@ -87,9 +87,9 @@ def _attend_block(key_BTKH, value_BTKH, key_index, block):
     return out / jnp.moveaxis(seen, 3, 1), jnp.moveaxis(lse, 3, 1)
 
 
-def _gradient_block(key_BTKH, value_BTKH, key_index, carry, block):
-    query, positions, segments, d_out, lse, delta = block
-    logits, mask = _logits(query, key_BTKH, (positions, segments), key_index)
+def _gradient_block(key_BTKH, value_BTKH, key_tags, carry, block):
+    query, positions, documents, d_out, lse, delta = block
+    logits, mask = _logits(query, key_BTKH, (positions, documents), key_tags)
     lse, delta = (jnp.moveaxis(x, 1, 3)[..., None] for x in (lse, delta))
     weights = jnp.where(mask, jnp.exp(logits - lse), 0.0)
     einsum, dtype, scale = _einsum(query), query.dtype, 1.0 / math.sqrt(query.shape[-1])

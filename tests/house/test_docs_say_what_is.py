@@ -16,7 +16,7 @@ AXES = {"–": None}
 
 
 def documented_leaves() -> dict[tuple[str, str | None], tuple]:
-    """(leaf, the kind of its stack or None for any) -> logical axes, the stack's left out, from docs/architecture.md."""
+    """(leaf, the kind of its stack or None for any) -> logical axes without the stack's, of docs/architecture.md."""
     found = {}
     for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
         if cells := re.fullmatch(r"\| (`.*) \| ([^|]*) \| ([^|]*) \|", line):

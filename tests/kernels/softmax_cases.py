@@ -15,7 +15,7 @@ def arrays(S, T, N, K, H, *, dtype, B=1):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def packed(S) -> masking.Index:
+def packed(S) -> masking.Tags:
     """Documents that begin in a tile, with padding in a tile and at the end."""
     cuts = np.array([0, 100, 130, 170])
     segments = np.searchsorted(cuts[1:], np.arange(S), side="right")
@@ -24,11 +24,11 @@ def packed(S) -> masking.Index:
     return jnp.asarray(positions, jnp.int32)[None], jnp.asarray(segments, jnp.int32)[None]
 
 
-def one_document(start, length) -> masking.Index:
+def one_document(start, length) -> masking.Tags:
     return jnp.arange(start, start + length, dtype=jnp.int32)[None], jnp.zeros((1, length), jnp.int32)
 
 
-def both(*rows: masking.Index) -> masking.Index:
+def both(*rows: masking.Tags) -> masking.Tags:
     return tuple(jnp.concatenate(parts) for parts in zip(*rows, strict=True))
 
 
@@ -48,19 +48,19 @@ CASES = {
 
 def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
     """attend and attend_gradient: error against NumPy float64 at most twice that of plain XLA at the same dtype."""
-    *shape, query_index, key_index = CASES[name]
-    q, k, v, d_out = arrays(*shape, dtype=dtype, B=len(query_index[0]))
-    index = query_index, key_index
-    exact, exact_lse = reference.attend(q, k, v, *index)
-    exact = exact, *reference.attend_gradient(q, k, v, *index, d_out)
+    *shape, query_tags, key_tags = CASES[name]
+    q, k, v, d_out = arrays(*shape, dtype=dtype, B=len(query_tags[0]))
+    tags = query_tags, key_tags
+    exact, exact_lse = reference.attend(q, k, v, *tags)
+    exact = exact, *reference.attend_gradient(q, k, v, *tags, d_out)
     least = np.finfo(np.float32).min
     delta = (np.asarray(d_out, np.float64) * exact[0]).sum(-1)
     whole = d_out, *(jnp.asarray(x, jnp.float32) for x in (np.maximum(exact_lse, least), delta))
-    plain = xla.attend(q, k, v, *index, jnp.float32)[0], *xla.attend_gradient(q, k, v, *index, whole, jnp.float32)
+    plain = xla.attend(q, k, v, *tags, jnp.float32)[0], *xla.attend_gradient(q, k, v, *tags, whole, jnp.float32)
     attend, gradient = (functools.partial(f, implementation=implementation) for f in (api.attend, api.attend_gradient))
     # One pass after the other: an interpreter's callbacks must not starve each other of threads.
-    out, lse = jax.block_until_ready(jax.jit(attend)(q, k, v, *index))
-    gradients = jax.block_until_ready(jax.jit(gradient)(q, k, v, *index, whole))
+    out, lse = jax.block_until_ready(jax.jit(attend)(q, k, v, *tags))
+    gradients = jax.block_until_ready(jax.jit(gradient)(q, k, v, *tags, whole))
     np.testing.assert_allclose(lse, np.maximum(exact_lse, least), rtol=1e-5, atol=1e-5)
     for ours, theirs, e in zip((out, *gradients), plain, exact, strict=True):
         error, allowed = (np.abs(np.asarray(x, np.float64) - e).max() for x in (ours, theirs))
@@ -69,18 +69,18 @@ def assert_no_worse_than_xla(implementation: str, name: str, dtype) -> None:
 
 def assert_rule_is_the_gradient(implementation: str, dtype) -> None:
     """`softmax_attention` is differentiable, in the dtype of its arguments, within twice XLA's error."""
-    *shape, query_index, key_index = CASES["packed documents"]
+    *shape, query_tags, key_tags = CASES["packed documents"]
     q, k, v, d_out = arrays(*shape, dtype=dtype)
 
     def results(name):
         def whole(q, k, v):
-            return api.softmax_attention(q, k, v, query_index=query_index, key_index=key_index, implementation=name)
+            return api.softmax_attention(q, k, v, query_tags=query_tags, key_tags=key_tags, implementation=name)
 
         out, pull = jax.vjp(whole, q, k, v)
         return out, *jax.block_until_ready(pull(d_out))
 
-    exact = reference.attend(q, k, v, query_index, key_index)[0]
-    exact = exact, *reference.attend_gradient(q, k, v, query_index, key_index, d_out)
+    exact = reference.attend(q, k, v, query_tags, key_tags)[0]
+    exact = exact, *reference.attend_gradient(q, k, v, query_tags, key_tags, d_out)
     for ours, theirs, e in zip(results(implementation), results("xla"), exact, strict=True):
         assert ours.dtype == dtype
         error, allowed = (np.abs(np.asarray(x, np.float64) - e).max() for x in (ours, theirs))

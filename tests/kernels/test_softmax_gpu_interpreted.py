@@ -48,14 +48,14 @@ def test_softmax_gpu_gradient_rule_is_the_gradient_of_its_parts():
 def test_softmax_spans_hold_every_visible_pair_and_clear_ones_are_all_visible(seed):
     rng, size, blocks = np.random.default_rng(seed), 4, 12
 
-    def index(order):
+    def tags(order):
         segments = np.sort(rng.integers(0, rng.integers(1, 5), (3, size * blocks)), axis=1)
         segments = np.where(rng.random(segments.shape) < rng.choice([0.0, 0.1]), -1, segments)
         positions = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
         return tuple(jnp.asarray(x[:, order], jnp.int32) for x in (positions, segments))
 
-    queries = index(np.arange(size * blocks))
-    keys = index(np.roll(np.arange(size * blocks), size * rng.integers(blocks)) if seed % 2 else slice(None))
+    queries = tags(np.arange(size * blocks))
+    keys = tags(np.roll(np.arange(size * blocks), size * rng.integers(blocks)) if seed % 2 else slice(None))
     seen = np.asarray(masking.visible(queries, keys)).reshape(3, blocks, size, blocks, size)
     for find, axes in ((masking.key_spans, (0, 1, 3, 2, 4)), (masking.query_spans, (0, 3, 1, 2, 4))):
         spans = find(queries, size, keys, size)
@@ -71,24 +71,24 @@ def test_softmax_spans_hold_every_visible_pair_and_clear_ones_are_all_visible(se
 
 
 def test_softmax_spans_of_one_document_are_the_triangle():
-    index = cases.one_document(0, 64)
-    spans = masking.key_spans(index, 16, index, 16)  # of the first block none is clear: both stand at its end
+    tags = cases.one_document(0, 64)
+    spans = masking.key_spans(tags, 16, tags, 16)  # of the first block none is clear: both stand at its end
     np.testing.assert_array_equal(jnp.stack(spans)[:, 0], [[0] * 4, [1, 0, 0, 0], [1, 1, 2, 3], [1, 2, 3, 4]])
 
 
 def test_softmax_gpu_lowers_inside_a_checked_shard_map():
-    rows, index = PartitionSpec("data"), (PartitionSpec("data"),) * 2
+    rows, tags = PartitionSpec("data"), (PartitionSpec("data"),) * 2
 
-    def loss(q, k, v, index):
-        out = softmax_attention(q, k, v, query_index=index, key_index=index, implementation="gpu")
+    def loss(q, k, v, tags):
+        out = softmax_attention(q, k, v, query_tags=tags, key_tags=tags, implementation="gpu")
         return jax.lax.psum(out.astype(jnp.float32).sum(), "data")
 
-    def local(q, k, v, index):
-        _, lse = attend(q, k, v, index, index)
-        return *jax.grad(loss, argnums=(0, 1, 2))(q, k, v, index), lse
+    def local(q, k, v, tags):
+        _, lse = attend(q, k, v, tags, tags)
+        return *jax.grad(loss, argnums=(0, 1, 2))(q, k, v, tags), lse
 
     with use_abstract_mesh(ABSTRACT((2,), ("data",))):
-        mapped = jax.shard_map(local, in_specs=(rows, rows, rows, index), out_specs=rows)
+        mapped = jax.shard_map(local, in_specs=(rows, rows, rows, tags), out_specs=rows)
         q, k = (jax.ShapeDtypeStruct((2, 200, n, 128), jnp.bfloat16) for n in (4, 2))
         tokens = jax.ShapeDtypeStruct((2, 200), jnp.int32)
         text = jax.jit(mapped).trace(q, k, k, (tokens, tokens)).lower(lowering_platforms=("cuda",)).as_text()

@@ -12,12 +12,12 @@ from tests.kernels import softmax_cases as cases
 @pytest.mark.parametrize("name", cases.CASES)
 def test_softmax_xla_equals_float64_with_gradients(name, monkeypatch):
     monkeypatch.setattr(xla, "QUERY_BLOCK", 64)
-    *shape, query_index, key_index = cases.CASES[name]
-    q, k, v, d_out = cases.arrays(*shape, dtype=jnp.float32, B=len(query_index[0]))
-    index = {"query_index": query_index, "key_index": key_index}
-    out, pull = jax.vjp(lambda *qkv: softmax_attention(*qkv, **index, implementation="xla"), q, k, v)
-    exact = reference.attend(q, k, v, query_index, key_index)[0]
-    exact = exact, *reference.attend_gradient(q, k, v, query_index, key_index, d_out)
+    *shape, query_tags, key_tags = cases.CASES[name]
+    q, k, v, d_out = cases.arrays(*shape, dtype=jnp.float32, B=len(query_tags[0]))
+    tags = {"query_tags": query_tags, "key_tags": key_tags}
+    out, pull = jax.vjp(lambda *qkv: softmax_attention(*qkv, **tags, implementation="xla"), q, k, v)
+    exact = reference.attend(q, k, v, query_tags, key_tags)[0]
+    exact = exact, *reference.attend_gradient(q, k, v, query_tags, key_tags, d_out)
     for got, e in zip((out, *pull(d_out)), exact, strict=True):
         # Sums of a few hundred float32 products, and exponentials of logits up to 10, which are off by 2^-21.
         np.testing.assert_allclose(got, e, rtol=0, atol=2.0**-19 * max(1.0, np.abs(e).max()))
@@ -27,13 +27,13 @@ def test_softmax_xla_makes_no_mask_outside_of_the_layer_that_needs_it(monkeypatc
     """In a scan over layers: masks depend on no layer, and would be made for all blocks before the first."""
     monkeypatch.setattr(xla, "QUERY_BLOCK", block := 16)
     B, S, N, H = 2, 128, 2, 8
-    index = tuple(jnp.broadcast_to(x, (B, S)) for x in cases.one_document(0, S))
+    tags = tuple(jnp.broadcast_to(x, (B, S)) for x in cases.one_document(0, S))
 
     def loss(weights, x):
         @jax.checkpoint
         def layer(x, weight):
             q = x * weight
-            return softmax_attention(q, q, q, query_index=index, key_index=index, implementation="xla"), None
+            return softmax_attention(q, q, q, query_tags=tags, key_tags=tags, implementation="xla"), None
 
         return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
@@ -58,13 +58,13 @@ def _largest_mask(jaxpr) -> int:
     [
         ({"key": (1, 8, 3, 16)}, r"key must be \(B=1, T, K, H=16\) in float32, K a divisor of the 4 query heads"),
         ({"value": (1, 9, 2, 16)}, r"value must be as key, float32\[1, 8, 2, 16\], got float32\[1, 9, 2, 16\]"),
-        ({"key_index": (1, 7)}, r"key_index must be \(positions, segments\), int32\[1, 8\] each"),
+        ({"key_tags": (1, 7)}, r"key_tags must be \(positions, documents\), int32\[1, 8\] each"),
     ],
 )
 def test_softmax_wrong_argument_is_named(change, message):
-    shapes = {"query": (1, 4, 4, 16), "key": (1, 8, 2, 16), "value": (1, 8, 2, 16)} | {"query_index": (1, 4)}
-    shapes |= {"key_index": (1, 8)} | change
+    shapes = {"query": (1, 4, 4, 16), "key": (1, 8, 2, 16), "value": (1, 8, 2, 16)} | {"query_tags": (1, 4)}
+    shapes |= {"key_tags": (1, 8)} | change
     q, k, v = (jnp.zeros(shapes[name]) for name in ("query", "key", "value"))
-    index = {name: (jnp.zeros(shapes[name], jnp.int32),) * 2 for name in ("query_index", "key_index")}
+    tags = {name: (jnp.zeros(shapes[name], jnp.int32),) * 2 for name in ("query_tags", "key_tags")}
     with pytest.raises(ValueError, match=message):
-        softmax_attention(q, k, v, **index)
+        softmax_attention(q, k, v, **tags)

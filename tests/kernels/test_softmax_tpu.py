@@ -41,8 +41,8 @@ def test_softmax_tpu_traces_inside_a_checked_shard_map_with_its_gradient():
     rows = PartitionSpec("chip")
 
     def loss(q, k, tokens):
-        index = {"query_index": (tokens, tokens), "key_index": (tokens, tokens)}
-        out = softmax_attention(q, k, k, **index, implementation="tpu")
+        tags = {"query_tags": (tokens, tokens), "key_tags": (tokens, tokens)}
+        out = softmax_attention(q, k, k, **tags, implementation="tpu")
         return jax.lax.psum(out.astype(jnp.float32).sum(), "chip")
 
     mapped = jax.shard_map(jax.grad(loss, argnums=(0, 1)), in_specs=(rows, rows, rows), out_specs=rows)
@@ -66,8 +66,8 @@ def test_softmax_tpu_says_what_it_cannot_take():
 @pytest.mark.slow
 def test_softmax_tpu_blocks_of_production_size_are_no_worse_than_xla(monkeypatch):
     monkeypatch.setattr(tpu_blocks, "BLOCKS", (512, 256, 128))
-    index = cases.packed(1024)
-    monkeypatch.setitem(cases.CASES, "large blocks", (1024, 1024, 2, 1, 128, index, index))
+    tags = cases.packed(1024)
+    monkeypatch.setitem(cases.CASES, "large blocks", (1024, 1024, 2, 1, 128, tags, tags))
     cases.assert_no_worse_than_xla("tpu", "large blocks", jnp.bfloat16)
 
 
@@ -83,11 +83,11 @@ def of(*shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 for S, T, N, K, H, dtype in {shapes}:
     q, k = of(1, S, N, H, dtype=dtype), of(1, T, K, H, dtype=dtype)
-    index = [(of(1, L, dtype=jnp.int32),) * 2 for L in (S, T)]
+    tags = [(of(1, L, dtype=jnp.int32),) * 2 for L in (S, T)]
     stats = (of(1, S, N, dtype=jnp.float32),) * 2
     with jax.set_mesh(mesh):
-        jax.jit(attend).lower(q, k, k, *index).compile()
-        jax.jit(attend_gradient).lower(q, k, k, *index, (q, *stats)).compile()
+        jax.jit(attend).lower(q, k, k, *tags).compile()
+        jax.jit(attend_gradient).lower(q, k, k, *tags, (q, *stats)).compile()
 """
 
 

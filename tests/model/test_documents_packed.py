@@ -1,4 +1,4 @@
-"""Packed documents do not see each other: exactly, wherever the boundaries are."""
+"""Packed documents do not see each other: exactly, wherever the boundaries are, and whatever ids they have."""
 
 import functools
 
@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import TrainConfig
+from mm01_jax.model.mixers import empty_cache
 from mm01_jax.train.objectives.pretrain import token_loss
 from pallas_kernels.lightning_attention import xla as lightning_xla
 from pallas_kernels.softmax_attention import xla as softmax_xla
 from tests import small
+from tests.model import packings
 from tests.model.jax_model import compiled, leaf_arrays
+from tests.reference.documents import document_numbers
 
 S, CHUNK = 40, 16  # two whole chunks and a part of one
 TRAIN = TrainConfig(steps=1, batch_size=2, sequence_length=S, loss_chunk=32)
 # Head counts that are no powers of two, both mixers, every kind of residual.
 MODEL = small.variant(num_heads=6, num_kv_heads=3, head_dim=4, num_experts_per_token=3, softmax_beta=0.5)
-HALF = 160  # ids below are the perturbed document's, ids above everyone else's
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,55 +46,26 @@ def differentiated():
     return compiled(jax.grad(loss, has_aux=True))
 
 
-def segmentation(random) -> np.ndarray:
-    """Two rows of 2 to 6 documents with boundaries anywhere; padding at the ends, between and inside documents."""
-    rows = []
-    for _ in range(2):
-        cuts = np.sort(random.choice(np.arange(1, S), size=random.integers(1, 6), replace=False))
-        row = np.searchsorted(cuts, np.arange(S), side="right")
-        row = np.where(random.random(S) < random.choice([0.0, 0.15]), -1, row)
-        rows.append(np.where(np.arange(S) < S - random.choice([0, 0, 7]), row, -1))
-    return np.stack(rows)
-
-
-def packed(seed: int):
-    """(batch in which one document of row 0 has ids below HALF and no targets, the places of that document)."""
-    random = np.random.default_rng(seed)
-    segments = segmentation(random)
-    chosen = random.choice(sorted(set(segments[0].tolist()) - {-1}))
-    places = np.zeros_like(segments, bool)
-    places[0] = segments[0] == chosen
-    batch = small.batch(segments, seed=seed)
-    tokens = np.where(places, batch["tokens"] % HALF, batch["tokens"] % HALF + HALF).astype(np.int32)
-    return batch | {"tokens": tokens, "weights": np.where(places, np.float32(0), batch["weights"])}, places
-
-
-def perturbed(batch, places, seed: int):
-    other = np.random.default_rng(seed + 1000).integers(HALF, size=places.shape).astype(np.int32)
-    return batch | {"tokens": np.where(places, other, batch["tokens"])}
+def evaluated(batch):
+    """(logits, gradients by path)."""
+    gradient, logits = differentiated()(weights(), batch)
+    return np.asarray(logits), leaf_arrays(gradient)
 
 
 def assert_no_leak(seed: int):
-    batch, places = packed(seed)
-    gradient, logits = differentiated()(weights(), batch)
-    gradient_after, logits_after = differentiated()(weights(), perturbed(batch, places, seed))
-    others = (batch["segments"] >= 0) & ~places
-    np.testing.assert_array_equal(np.asarray(logits)[others], np.asarray(logits_after)[others])
-    assert (np.asarray(logits) != np.asarray(logits_after))[places].any()
-    before, after = leaf_arrays(gradient), leaf_arrays(gradient_after)
-    assert not before["embed"][:HALF].any()
-    assert before["embed"][HALF:].any()
-    for path in before:
-        np.testing.assert_array_equal(before[path], after[path], err_msg=path)
+    batch, places = packings.packed(seed, S)
+    before, after = evaluated(batch), evaluated(packings.perturbed(batch, places, seed))
+    packings.assert_nothing_else_moved(places, batch["segments"] >= 0, before, after)
 
 
 def assert_packed_equals_one_by_one(seed: int):
     """Each document alone at the start of a row: its logits, and the sum of all gradients."""
-    batch = small.batch(segmentation(np.random.default_rng(seed)), seed=seed)
+    batch = small.batch(packings.segmentation(np.random.default_rng(seed), S), seed=seed)
+    documents = document_numbers(batch["segments"])
     gradient, logits = differentiated()(weights(), batch)
     total = dict.fromkeys(leaf_arrays(gradient), 0.0)
-    for row, document in [(r, d) for r in range(2) for d in set(batch["segments"][r].tolist()) - {-1}]:
-        (places,) = np.nonzero(batch["segments"][row] == document)
+    for row, document in [(r, d) for r in range(2) for d in set(documents[r].tolist()) - {-1}]:
+        (places,) = np.nonzero(documents[row] == document)
         alone = {name: np.zeros((2, S), x.dtype) for name, x in batch.items()}
         alone["segments"] -= 1
         for name in alone:
@@ -114,6 +87,23 @@ def test_perturbing_one_document_changes_logits_and_gradients_of_the_others_by_e
 @pytest.mark.parametrize("seed", range(3))
 def test_packed_documents_equal_one_by_one(seed):
     assert_packed_equals_one_by_one(seed)
+
+
+def test_a_cache_goes_on_with_the_first_document_whatever_its_segment_id():
+    tokens = small.batch(np.zeros((1, 12), np.int32))["tokens"]
+    at = np.arange(12, dtype=np.int32)[None]
+    real = at % 5 != 4
+
+    @compiled
+    def second_half(model, segments):
+        cache = empty_cache(*MODEL, model.rules, 1, 12)
+        for part in (slice(6), slice(6, None)):
+            hidden, cache, _ = model.forward(model.embed_tokens(tokens[:, part]), at[:, part], segments[:, part], cache)
+        return hidden, cache
+
+    zero, seven = (second_half(weights(), np.where(real, i, -1).astype(np.int32)) for i in (0, 7))
+    jax.tree.map(np.testing.assert_array_equal, zero, seven)
+    assert np.asarray(zero[0]).any()
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ CASES = {  # name: (config, layers of a period)
 # The pattern that holds every part is met in float32 too.
 CASES_BY_DTYPE = [(case, "float64") for case in CASES] + [("two periods of three", "float32")]
 SEGMENTS = np.array(
-    [[0] * 7 + [1] * 2 + [-1] + [1] * 3 + [2] * 4 + [-1] * 3, [-1] + [4] * 10 + [5] + [7] * 8], np.int32
+    # Padding inside a document, a document of one token, ids that come back.
+    [[0] * 7 + [1] * 2 + [-1] + [1] * 3 + [0] * 4 + [-1] * 3, [-1] + [4] * 10 + [5] + [4] * 8],
+    np.int32,
 )
 TOKENS = np.random.RandomState(3).randint(AWKWARD.vocab_size, size=SEGMENTS.shape).astype(np.int32)
 

@@ -10,6 +10,7 @@ import pytest
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
 from mm01_jax.parallel import sequence_layout
+from mm01_jax.parallel.documents import document_ids
 from mm01_jax.parallel.lightning import lightning_attention
 from tests.parallel.mesh_model import LENGTH, ROWS, batch
 
@@ -29,7 +30,8 @@ def results(shards: int, name: str, *, state: bool) -> dict[str, np.ndarray]:
     def run(q, k, v, entering):
         before = entering if state else None
         segments = jnp.asarray(batch()["segments"][:, order])
-        out, last = lightning_attention(q, k, v, jnp.asarray(SLOPES), before, segments, rules=mesh.rules, layout=name)
+        documents = document_ids(segments, rules=mesh.rules, layout=name)
+        out, last = lightning_attention(q, k, v, jnp.asarray(SLOPES), before, documents, rules=mesh.rules, layout=name)
         return jnp.sum(out * d_out[:, order]) + jnp.sum(last * d_last), (out, last)
 
     with jax.set_mesh(sharding.make_mesh(mesh, jax.devices()[:shards])):

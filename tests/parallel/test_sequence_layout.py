@@ -13,7 +13,7 @@ from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, Rules
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.parallel import sequence_layout
-from mm01_jax.parallel.softmax.stripes import Index, join, pair_is_visible, split
+from mm01_jax.parallel.softmax.stripes import StripeTags, join, pair_is_visible, split
 from mm01_jax.sharding import make_mesh
 from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
@@ -66,9 +66,9 @@ def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
 def computed_pairs(segments_BS: np.ndarray, shards: int, name: str) -> np.ndarray:
     """(queries, keys): which pairs of stripes are computed."""
     stripes = jnp.stack(jnp.split(jnp.asarray(segments_BS), sequence_layout.stripes(shards, name).size, axis=1))
-    index = Index(jnp.zeros_like(stripes), stripes, jnp.arange(stripes.shape[0]))
+    tags = StripeTags(jnp.zeros_like(stripes), stripes, jnp.arange(stripes.shape[0]))
     against_all = jax.vmap(pair_is_visible, in_axes=(None, 0))
-    return np.asarray(jax.vmap(against_all, in_axes=(0, None))(index, index))
+    return np.asarray(jax.vmap(against_all, in_axes=(0, None))(tags, tags))
 
 
 @pytest.mark.parametrize("shards", [2, 4, 8])

@@ -106,8 +106,8 @@ def test_gpu_kernels_count_what_they_declare_forward_and_backward():
     B, S, N, H, E, R, F = 2, 512, 4, 128, 4, 1024, 256
 
     def step(x, weights, q, tokens, sizes):
-        index = tokens, tokens
-        out = softmax_attention(q, q, q, query_index=index, key_index=index, implementation="gpu")
+        tags = tokens, tokens
+        out = softmax_attention(q, q, q, query_tags=tags, key_tags=tags, implementation="gpu")
         out = lightning_attention(out, q, q, jnp.zeros(N), implementation="gpu")[0]
         rows = grouped_matmul(x, weights, sizes, capacity=R, multiple=128, implementation="gpu")
         return jnp.sum(out.astype(jnp.float32)) + jnp.sum(rows.astype(jnp.float32))
@@ -132,8 +132,8 @@ def test_stripes_of_a_ring_count_every_pair():
     mesh = jax.sharding.AbstractMesh((shards,), ("sequence",), types, abstract_device=device)
     tokens = jax.P(None, "sequence")
 
-    def local(q, index):
-        return ring_attention(q, q, q, (index, index), ("sequence",), "contiguous")
+    def local(q, tokens):
+        return ring_attention(q, q, q, (tokens, tokens), ("sequence",), "contiguous")
 
     with jax.sharding.use_abstract_mesh(mesh):
         mapped = jax.shard_map(local, in_specs=(tokens, tokens), out_specs=tokens)

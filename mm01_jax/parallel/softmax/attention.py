@@ -2,8 +2,7 @@
 
 With grouped queries the keys and values are a fraction of the activations (1/8 in the released model), so gathering
 them over `sequence` costs little until rows are very long; the ring never holds more than one shard's
-(`choice.py`). The mask is made from positions and segments that came with the batch, never from an index inside
-a shard.
+(`choice.py`). The mask is made from positions and documents of whole rows, never from a place inside a shard.
 """
 
 import functools
@@ -24,7 +23,7 @@ def self_attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    index: tuple[jax.Array, jax.Array],
+    tags: tuple[jax.Array, jax.Array],
     *,
     compute: ComputeConfig,
     rules: Rules,
@@ -32,23 +31,23 @@ def self_attention(
 ) -> jax.Array:
     """query (B, S, N, H), key and value (B, S, K, H) of whole rows in `layout` -> (B, S, N, H).
 
-    index is (positions, segments), (B, S) each: a query sees the keys of its own segment at positions up to its own.
+    tags are (positions, documents), (B, S) each: a query sees the keys of its own document at positions up to its own.
     """
 
-    def local(query, key, value, index):
+    def local(query, key, value, tags):
         key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
         axes = _cut(rules)
         if not axes:
-            return kernel(query, key, value, query_index=index, key_index=index)
+            return kernel(query, key, value, query_tags=tags, key_tags=tags)
         kind = compute.sequence_attention
         if kind == "auto":
             kind = choose(2 * key.nbytes, key.dtype.itemsize, lax.axis_size(axes), compute.remat)
         attention = {"ring": ring_attention, "gather": gathered_attention}[kind]
-        return attention(query, key, value, index, axes, layout)
+        return attention(query, key, value, tags, axes, layout)
 
-    index_spec, queries, keys = _specs(rules)
-    in_specs = (queries, keys, keys, (index_spec, index_spec))
-    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, index)
+    tags_spec, queries, keys = _specs(rules)
+    in_specs = (queries, keys, keys, (tags_spec, tags_spec))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, tags)
 
 
 def cached_attention(
@@ -56,26 +55,26 @@ def cached_attention(
     key: jax.Array,
     value: jax.Array,
     *,
-    query_index: tuple[jax.Array, jax.Array],
-    key_index: tuple[jax.Array, jax.Array],
+    query_tags: tuple[jax.Array, jax.Array],
+    key_tags: tuple[jax.Array, jax.Array],
     rules: Rules,
 ) -> jax.Array:
-    """The same over the keys and values (B, T, K, H) of a cache, with indices of (B, S) and (B, T)."""
+    """The same over the keys and values (B, T, K, H) of a cache, with tags of (B, S) and (B, T)."""
 
-    def local(query, key, value, query_index, key_index):
+    def local(query, key, value, query_tags, key_tags):
         key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
         if axes := _cut(rules):
             gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
-            key, value, *key_index = map(gather, (key, value, *key_index))
-        return kernel(query, key, value, query_index=query_index, key_index=tuple(key_index))
+            key, value, *key_tags = map(gather, (key, value, *key_tags))
+        return kernel(query, key, value, query_tags=query_tags, key_tags=tuple(key_tags))
 
-    index, queries, keys = _specs(rules)
-    in_specs = (queries, keys, keys, (index, index), (index, index))
-    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_index, key_index)
+    tags, queries, keys = _specs(rules)
+    in_specs = (queries, keys, keys, (tags, tags), (tags, tags))
+    return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_tags, key_tags)
 
 
 def _specs(rules: Rules) -> tuple[jax.P, jax.P, jax.P]:
-    """Of (an index, queries, keys)."""
+    """Of (tags, queries, keys)."""
     return (
         sharding.spec(rules, "batch", "seq"),
         sharding.spec(rules, "batch", "seq", "heads", None),

@@ -1,7 +1,7 @@
 """Whether queries meet the keys of other sequence shards gathered or in a ring, by what each sends and holds.
 
 k = 2 B S K H x bytes: keys and values of one shard. w: float32 bytes over theirs. n: shards. Of one layer on one shard,
-positions and segments (4 bytes a token each) left out:
+positions and documents (4 bytes a token each) left out:
 
               sent, forward    sent, backward             held at most (in the backward pass)
     gather    (n - 1) k        (n - 1) k                  n k (1 + w)      all keys and values, float32 gradients

@@ -1,6 +1,6 @@
 """Softmax attention over `sequence` with keys and values passed around a ring (paper 4.2.1, "varlen ring attention").
 
-Each shard keeps its queries; after n - 1 passes of keys, values and their positions and segments it has met all of
+Each shard keeps its queries; after n - 1 passes of keys, values and their positions and documents it has met all of
 them, holding one shard's at a time. The gradient goes round once more with the same keys and values and collects
 theirs on the way, so what is kept for it is the size of one shard.
 """
@@ -13,7 +13,7 @@ from jax import lax
 
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.sequence_layout import held
-from mm01_jax.parallel.softmax.stripes import Index, Keys, add_gradients, attend_visible, join, nothing_yet, split
+from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
 from pallas_kernels.softmax_attention import tied
 from pallas_kernels.varying import vary_alike
 
@@ -22,61 +22,61 @@ def ring_attention(
     query_BSNH: jax.Array,
     key_BSKH: jax.Array,
     value_BSKH: jax.Array,
-    index_BS: tuple[jax.Array, jax.Array],
+    tags_BS: tuple[jax.Array, jax.Array],
     axes: tuple[str, ...],
     layout: SequenceLayout,
 ) -> jax.Array:
     """Inside `shard_map`: attention of this shard's queries over the keys of all shards of `axes`; (B, S, N, H).
 
-    A query sees the keys of its own segment at positions up to its own, whatever shard holds them.
+    A query sees the keys of its own document at positions up to its own, whatever shard holds them.
     """
     count = len(held(0, lax.axis_size(axes), layout))
-    query, key, value, *index = (split(x, count) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *index_BS))
-    return join(_ring(axes, layout, query, Keys(key, value), tuple(index)))
+    query, key, value, *tags = (split(x, count) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *tags_BS))
+    return join(_ring(axes, layout, query, Keys(key, value), tuple(tags)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _ring(axes, layout, query, keys: Keys, index):
-    return _forward(axes, layout, query, keys, index)[0]
+def _ring(axes, layout, query, keys: Keys, tags):
+    return _forward(axes, layout, query, keys, tags)[0]
 
 
 def _forward(axes, layout, query, keys: Keys, untied):
-    index = tied(query, untied)
+    tags = tied(query, untied)
     place = functools.partial(_place, axes, layout)
 
     def step(carry, passes):
-        keys, key_index, so_far = carry
-        arriving = _pass_on((keys, key_index), axes)  # before the compute, which it can run beside
-        so_far = attend_visible(query, Index(*index, place(0)), keys, Index(*key_index, place(passes)), so_far)
+        keys, key_tags, so_far = carry
+        arriving = _pass_on((keys, key_tags), axes)  # before the compute, which it can run beside
+        so_far = attend_visible(query, StripeTags(*tags, place(0)), keys, StripeTags(*key_tags, place(passes)), so_far)
         return (*arriving, so_far), None
 
     last = lax.axis_size(axes) - 1
-    start = (keys, index, nothing_yet(query))
-    (last_keys, key_index, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
-    out, lse = attend_visible(query, Index(*index, place(0)), last_keys, Index(*key_index, place(last)), so_far)
+    start = (keys, tags, nothing_yet(query))
+    (last_keys, key_tags, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    out, lse = attend_visible(query, StripeTags(*tags, place(0)), last_keys, StripeTags(*key_tags, place(last)), so_far)
     out = out.astype(query.dtype)
     return out, (query, keys, untied, out, lse)
 
 
 def _backward(axes, layout, residuals, d_out):
     query, keys, untied, out, lse = residuals
-    index = tied(query, untied)
+    tags = tied(query, untied)
     place = functools.partial(_place, axes, layout)
     whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
 
     def step(carry, passes):
-        keys, key_index, (d_query, d_keys) = carry
-        arriving = _pass_on((keys, key_index), axes)
-        here = (keys, Index(*key_index, place(passes)))
-        d_query, d_keys = add_gradients(query, Index(*index, place(0)), *here, whole, (d_query, d_keys))
+        keys, key_tags, (d_query, d_keys) = carry
+        arriving = _pass_on((keys, key_tags), axes)
+        here = (keys, StripeTags(*key_tags, place(passes)))
+        d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *here, whole, (d_query, d_keys))
         return (*arriving, (d_query, _pass_on(d_keys, axes))), None
 
     last = lax.axis_size(axes) - 1
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
-    start = (keys, index, (zeros(query), jax.tree.map(zeros, keys)))
-    (last_keys, key_index, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
-    here = (last_keys, Index(*key_index, place(last)))
-    d_query, d_keys = add_gradients(query, Index(*index, place(0)), *here, whole, sums)
+    start = (keys, tags, (zeros(query), jax.tree.map(zeros, keys)))
+    (last_keys, key_tags, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
+    here = (last_keys, StripeTags(*key_tags, place(last)))
+    d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *here, whole, sums)
     d_keys = _pass_on(d_keys, axes)  # one pass more brings them home
     return d_query.astype(query.dtype), Keys(*(x.astype(keys.key.dtype) for x in d_keys)), None
 
