@@ -18,7 +18,7 @@ WIDTHS = (256, 128)  # columns of an item, the first that divides the result's
 DEPTH = 64  # of a step of the sum: 128 bytes, the widest swizzle
 STAGES = 3
 LOADER = 2  # number of the warpgroup that loads
-REGISTERS = {"compute": 232, "loader": 40}
+COMPUTE_REGISTERS, LOADER_REGISTERS = 232, 40
 MULTIPROCESSORS = 132  # of an H100 or H200 SXM
 
 
@@ -89,13 +89,13 @@ def each_item(items: int, steps_of, compute, load):
 
     @pl.when(warpgroup < LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["compute"], action="increase")
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         walk(lambda *item: compute(warpgroup, *item))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["loader"], action="decrease")
+        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
         walk(load)
 
 
