@@ -24,6 +24,7 @@ from mm01_jax.config import Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
+from pallas_kernels.precision import matmul_precision
 
 
 def lightning_attention(
@@ -95,12 +96,11 @@ def _local(q, k, v, slope_N, segments_BS, state_BNHH=None, *, seq_axes: tuple[st
     seen_BS = valid_BS & _open_document(segments_BS)
     decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
-    precision = "highest" if q.dtype == jnp.float32 else "default"
     extra = jnp.einsum(
         "bsnk,bnkv->bsnv",
         query,
         entering.astype(q.dtype),
-        precision=precision,
+        precision=matmul_precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
     return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final

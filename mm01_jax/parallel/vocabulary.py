@@ -13,6 +13,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels.precision import matmul_precision
 
 
 def embed(tokens_BS: jax.Array, table_VD: jax.Array, *, rules: Rules) -> jax.Array:
@@ -129,5 +130,4 @@ _summed.defvjp(_forward, _backward)
 
 def _product(axes: str, left: jax.Array, right: jax.Array) -> jax.Array:
     wide = np.promote_types(left.dtype, np.float32)
-    precision = "highest" if left.dtype == jnp.float32 else "default"
-    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=wide)
+    return jnp.einsum(axes, left, right, precision=matmul_precision(left.dtype), preferred_element_type=wide)

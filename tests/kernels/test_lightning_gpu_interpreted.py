@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels.lightning_attention import (
-    documents,
+    ages,
     gpu,
     gpu_scan,
     gpu_split,
@@ -103,7 +103,7 @@ def test_lightning_gpu_split_state_does_not_depend_on_the_split():
     k, v = (jnp.asarray(rng.normal(size=(B, 48, N, H)), jnp.float32) for _ in range(2))
     slope = jnp.asarray([0.9, 0.05, 0.001], jnp.float32)
     state = jnp.asarray(rng.normal(size=(B, N, H, H)), jnp.float32)
-    chunks, _ = gpu_split.packed_chunks(documents.documents(ids), chunk)
+    chunks, _ = gpu_split.packed_chunks(ages.documents(ids), chunk)
     split = gpu_split.split(chunks, gpu_split.Cut(segments=4, parts=3, part=1), slope, B)
     nothing = np.zeros((B, N, H, H))
     pieces = [slice(4 * p, 4 * p + 4) for p in range(12)]

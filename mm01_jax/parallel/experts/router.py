@@ -9,6 +9,7 @@ from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here
+from pallas_kernels.precision import matmul_precision
 
 
 def route(
@@ -19,7 +20,7 @@ def route(
     float32 from the logits on. The weights are the chosen probabilities over their sum.
     """
     wide = np.promote_types(x_TD.dtype, np.float32)
-    precision = "highest" if x_TD.dtype == jnp.float32 else "default"
+    precision = matmul_precision(x_TD.dtype)
     logits = jnp.einsum("td,de->te", x_TD, router_DE, precision=precision, preferred_element_type=wide)
     lse = jax.nn.logsumexp(logits, axis=-1)
     probability = jnp.exp(logits - lse[:, None])
