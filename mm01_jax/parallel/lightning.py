@@ -25,6 +25,7 @@ from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
 from pallas_kernels.precision import matmul_precision
+from pallas_kernels.varying import vary_alike
 
 
 def lightning_attention(
@@ -164,7 +165,7 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
         after = held_by.reshape(-1) + 1  # the boundary that each state is the state of
         total = jnp.sum(jnp.stack([weight(start) for start in after]) * states, axis=0)
         if initial_BNHH is not None:
-            total = total + weight(0) * _varying_like(initial_BNHH, total)
+            total = total + weight(0) * vary_alike(initial_BNHH, total)[0]
         return total
 
     mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
@@ -184,11 +185,6 @@ def _boundaries(first_PB, last_PB, whole_PB, count_PB):
     continues_PB = jnp.stack(continues)
     ends = (jnp.cumsum(~(continues_PB & whole_PB), axis=0), jnp.cumsum(count_PB, axis=0))
     return continues_PB, *(jnp.concatenate([jnp.zeros_like(x[:1]), x]) for x in ends)
-
-
-def _varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    missing = tuple(jax.typeof(like).mat.varying - jax.typeof(x).mat.varying)
-    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _unvarying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
