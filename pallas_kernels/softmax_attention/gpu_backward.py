@@ -34,8 +34,8 @@ class _Inputs(NamedTuple):
     delta: jax.Ref  # float32 (B, N, S), sum over H of d * out
     k: jax.Ref  # bfloat16 (B, T, K, H)
     lse: jax.Ref  # float32 (B, N, S)
-    streamed_tags: tuple[jax.Ref, jax.Ref]  # positions and segments, int32 (B, S) or (B, T)
-    own_tags: tuple[jax.Ref, jax.Ref]  # positions and segments, int32 (B, T) or (B, S)
+    streamed_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, S) or (B, T)
+    own_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, T) or (B, S)
     q: jax.Ref  # bfloat16 (B, S, N, H)
     spans: jax.Ref  # int32 (4, B, tiles of the own side), `masking.query_spans` or `masking.key_spans`
     v: jax.Ref  # bfloat16 (B, T, K, H)
@@ -54,11 +54,11 @@ class _Scratch(NamedTuple):
     full: jax.Ref  # barriers (STAGES,): the slot's arrays have arrived
     k: jax.Ref  # bfloat16 (..., H), of the keys' side
     lse: jax.Ref  # float32, of the queries' side
-    own_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's tokens the positions, the segments
+    own_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's tokens the positions, the document ids
     own_full: jax.Ref  # barriers (2,): each warpgroup's own arrays have arrived
     streamed_positions: jax.Ref  # int32
     q: jax.Ref  # bfloat16 (..., H), of the queries' side
-    streamed_segments: jax.Ref  # int32
+    streamed_documents: jax.Ref  # int32
     v: jax.Ref  # bfloat16 (..., H), of the keys' side
 
 
@@ -117,7 +117,7 @@ def _scratch(H: int, *, queries, keys, own_copies: int, streamed_copies: int) ->
         own_full=plgpu.Barrier(num_arrivals=own_copies, num_barriers=2),
         streamed_positions=plgpu.SMEM((STAGES, BLOCK), jnp.int32),
         q=blocks.tile(*queries, H),
-        streamed_segments=plgpu.SMEM((STAGES, BLOCK), jnp.int32),
+        streamed_documents=plgpu.SMEM((STAGES, BLOCK), jnp.int32),
         v=blocks.tile(*keys, H),
     )
 
@@ -144,17 +144,17 @@ def _inputs(arrays, own_tags, streamed_tags, spans) -> _Inputs:
 
 def _visible(smem: _Scratch, warpgroup, slot, *, keys_down: bool):
     """(HALF, BLOCK): the mask, own tokens down and a block's across."""
-    own_tags, streamed_tags = smem.own_tags.at[warpgroup], (smem.streamed_positions, smem.streamed_segments)
-    position, segment = (blocks.down(plgpu.load(own_tags.at[i], layout=DOWN), BLOCK) for i in range(2))
-    streamed_position, streamed_segment = (
+    own_tags, streamed_tags = smem.own_tags.at[warpgroup], (smem.streamed_positions, smem.streamed_documents)
+    position, document = (blocks.down(plgpu.load(own_tags.at[i], layout=DOWN), BLOCK) for i in range(2))
+    streamed_position, streamed_document = (
         blocks.across(plgpu.load(tags.at[slot], layout=ACROSS), HALF) for tags in streamed_tags
     )
-    same = segment == streamed_segment
+    same = document == streamed_document
     return same & ((position <= streamed_position) if keys_down else (position >= streamed_position))
 
 
 def _load_streamed_tags(inputs: _Inputs, smem: _Scratch, b, tokens, slot):
-    for array, target in zip(inputs.streamed_tags, (smem.streamed_positions, smem.streamed_segments), strict=True):
+    for array, target in zip(inputs.streamed_tags, (smem.streamed_positions, smem.streamed_documents), strict=True):
         plgpu.copy_gmem_to_smem(array.at[b, tokens], target.at[slot], smem.full.at[slot])
 
 

@@ -28,8 +28,8 @@ class _Inputs(NamedTuple):
     """What the programs read."""
 
     k: jax.Ref  # bfloat16 (B, T, K, H)
-    key_tags: tuple[jax.Ref, jax.Ref]  # positions and segments, int32 (B, T)
-    query_tags: tuple[jax.Ref, jax.Ref]  # positions and segments, int32 (B, S)
+    key_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, T)
+    query_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, S)
     q: jax.Ref  # bfloat16 (B, S, N, H)
     spans: jax.Ref  # int32 (4, B, S / TILE), `masking.key_spans`
     v: jax.Ref  # bfloat16 (B, T, K, H)
@@ -42,13 +42,13 @@ class _Scratch(NamedTuple):
 
     k: jax.Ref  # bfloat16 (STAGES, KEYS, H)
     k_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's keys and their tags
-    k_full: jax.Ref  # barriers (STAGES,): the slot's keys, positions and segments have arrived
+    k_full: jax.Ref  # barriers (STAGES,): the slot's keys, positions and document ids have arrived
     lse: jax.Ref  # float32 (2, HALF): of each warpgroup's queries, on its way out
-    query_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's queries the positions, the segments
+    query_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's queries the positions, the document ids
     key_positions: jax.Ref  # int32 (STAGES, KEYS)
     q: jax.Ref  # bfloat16 (2, HALF, H): each warpgroup's queries, later its result on its way out
-    q_full: jax.Ref  # barriers (2,): each warpgroup's queries, positions and segments have arrived
-    key_segments: jax.Ref  # int32 (STAGES, KEYS)
+    q_full: jax.Ref  # barriers (2,): each warpgroup's queries, positions and document ids have arrived
+    key_documents: jax.Ref  # int32 (STAGES, KEYS)
     turn: jax.Ref  # barrier: both warpgroups have come to where one passes the matrix unit on
     v: jax.Ref  # bfloat16 (STAGES, KEYS, H)
     v_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's values
@@ -56,10 +56,10 @@ class _Scratch(NamedTuple):
 
 
 def attend(query, key, value, query_tags, key_tags, spans, out_dtype):
-    """S a multiple of TILE, T of KEYS; padding has segment -1 among queries, -2 among keys.
+    """S a multiple of TILE, T of KEYS; padding has document id -1 among queries, -2 among keys.
 
     Args:
-      query_tags, key_tags: (positions, segments), int32 (B, S), (B, T).
+      query_tags, key_tags: (positions, document ids), int32 (B, S), (B, T).
       spans: int32 (4, B, S / TILE), `masking.key_spans` in blocks of KEYS.
 
     Returns:
@@ -94,7 +94,7 @@ def _scratch(H: int) -> _Scratch:
         key_positions=plgpu.SMEM((STAGES, KEYS), jnp.int32),
         q=blocks.tile(2, HALF, H),
         q_full=plgpu.Barrier(num_arrivals=3, num_barriers=2),
-        key_segments=plgpu.SMEM((STAGES, KEYS), jnp.int32),
+        key_documents=plgpu.SMEM((STAGES, KEYS), jnp.int32),
         turn=plgpu.Barrier(num_arrivals=2),
         v=blocks.tile(STAGES, KEYS, H),
         v_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
@@ -112,7 +112,7 @@ def _program(inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
         def fill(step, slot):
             keys = pl.ds((span.first + step) * KEYS, KEYS)
             k_full, v_full = smem.k_full.at[slot], smem.v_full.at[slot]
-            for array, target in zip(inputs.key_tags, (smem.key_positions, smem.key_segments), strict=True):
+            for array, target in zip(inputs.key_tags, (smem.key_positions, smem.key_documents), strict=True):
                 plgpu.copy_gmem_to_smem(array.at[b, keys], target.at[slot], k_full)
             plgpu.copy_gmem_to_smem(inputs.k.at[b, keys, kv_head], smem.k.at[slot], k_full)
             plgpu.copy_gmem_to_smem(inputs.v.at[b, keys, kv_head], smem.v.at[slot], v_full)
@@ -144,10 +144,10 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
         (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=pass_on)
         logits = logits * scale
         if masked:
-            position, segment = (plgpu.load(own_tags.at[i], layout=DOWN) for i in range(2))
-            tags = smem.key_positions, smem.key_segments
-            key_position, key_segment = (plgpu.load(x.at[slot], layout=ACROSS) for x in tags)
-            visible = blocks.down(segment, KEYS) == blocks.across(key_segment, HALF)
+            position, document = (plgpu.load(own_tags.at[i], layout=DOWN) for i in range(2))
+            tags = smem.key_positions, smem.key_documents
+            key_position, key_document = (plgpu.load(x.at[slot], layout=ACROSS) for x in tags)
+            visible = blocks.down(document, KEYS) == blocks.across(key_document, HALF)
             visible &= blocks.down(position, KEYS) >= blocks.across(key_position, HALF)
             logits = jnp.where(visible, logits, jnp.float32(2 * LOW))
         plgpu.barrier_arrive(smem.k_free.at[slot])

@@ -36,7 +36,7 @@ def lines_of(*numbers: jax.Array) -> jax.Array:
 
 
 def tag_lines(tags: Index) -> jax.Array:
-    """(B, LINES, S) int32: positions, segments."""
+    """(B, LINES, S) int32: positions, document ids."""
     return lines_of(*tags)
 
 
@@ -104,9 +104,9 @@ def walk(spans_ref, copies, step, heads: int = 1):
 def visible(down_tags, across_tags, *, keys_down: bool):
     """The mask of tokens down and tokens across, (LINES, A) and (LINES, C): (A, C)."""
     columns = down_tags.T
-    position, segment = columns[:, 0:1], columns[:, 1:2]
-    across_position, across_segment = across_tags[0:1], across_tags[1:2]
-    same = segment == across_segment
+    position, document = columns[:, 0:1], columns[:, 1:2]
+    across_position, across_document = across_tags[0:1], across_tags[1:2]
+    same = document == across_document
     return same & ((position <= across_position) if keys_down else (position >= across_position))
 
 

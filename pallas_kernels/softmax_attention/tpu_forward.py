@@ -17,7 +17,7 @@ from pallas_kernels.softmax_attention.tpu_blocks import HIDDEN, LINES, dot
 
 
 def attend(query, key, value, query_tags: Index, key_tags: Index, out_dtype):
-    """query (B, N, S, H), key and value (B, K, T, H), lengths multiples of TILE; padding has segment -1 among queries,
+    """query (B, N, S, H), key and value (B, K, T, H), lengths multiples of TILE; padding has id -1 among queries,
     -2 among keys.
 
     Returns: (out (B, N, S, H) in `out_dtype`, lse (B, N, S) float32, as `api.attend`).
