@@ -90,10 +90,10 @@ class Scratch(NamedTuple):
     empty: jax.Ref  # barriers (stages,): readers and writer have left the slot
     full: jax.Ref  # barriers (stages,): the slot's arrays have arrived
     ages: jax.Ref | None  # float32 (stages, chunk + META)
-    laid: jax.Ref | None  # barrier: the state is laid out for the next chunk
+    state_laid: jax.Ref | None  # barrier: `state` is laid out for the next chunk
     scores: jax.Ref | None  # bfloat16 (blocks that all readers read, TOKENS, TOKENS)
     state: jax.Ref | None  # bfloat16 (H, VALUES): what enters the chunk
-    read: jax.Ref | None  # barrier: all readers are done with `state`
+    state_read: jax.Ref | None  # barrier: all readers are done with `state`
     written: jax.Ref  # bfloat16 (chunk, VALUES): write * c
 
 
@@ -113,9 +113,9 @@ def scratch(plan: Plan, H: int) -> Scratch:
         empty=plgpu.Barrier(num_arrivals=plan.loader, num_barriers=stages),
         full=plgpu.Barrier(num_arrivals=2 + plan.writes_out + plan.packed, num_barriers=stages),
         ages=plgpu.SMEM((stages, C + META), jnp.float32) if plan.packed else None,
-        laid=with_out(plgpu.Barrier(num_arrivals=1)),
+        state_laid=with_out(plgpu.Barrier(num_arrivals=1)),
         scores=with_out(tile(plan.first_scores(plan.readers), TOKENS, TOKENS)),
         state=with_out(tile(H, VALUES)),
-        read=with_out(plgpu.Barrier(num_arrivals=plan.readers)),
+        state_read=with_out(plgpu.Barrier(num_arrivals=plan.readers)),
         written=tile(C, VALUES),
     )

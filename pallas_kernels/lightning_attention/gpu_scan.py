@@ -205,10 +205,10 @@ def _reader(plan: Plan, sizes: Sizes, r: int, inputs: Inputs, outs, smem: Scratc
             for i, block in enumerate(plan.blocks(r)):
                 scores_smem[i][...] = decays.inside(block, scores[i]).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.barrier_wait(smem.laid)
+            plgpu.barrier_wait(smem.state_laid)
             inside = [(scores_smem[i], c.at[block]) for i, block in enumerate(blocks)]
             before, inside = _matmuls([(a, smem.state)], inside)
-            plgpu.barrier_arrive(smem.read)
+            plgpu.barrier_arrive(smem.state_read)
             plgpu.barrier_arrive(smem.empty.at[slot])
             read = decays.read() if plan.packed else plain_read
             staged[...] = (inside + before * gpu_decay.down(read, VALUES)).astype(jnp.bfloat16)
@@ -229,11 +229,11 @@ def _writer(plan: Plan, sizes: Sizes, inputs: Inputs, states, smem: Scratch):
     def lay(state, uses):
         @pl.when(uses > 0)
         def _():
-            plgpu.barrier_wait(smem.read)
+            plgpu.barrier_wait(smem.state_read)
 
         smem.state[...] = state.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.barrier_arrive(smem.laid)
+        plgpu.barrier_arrive(smem.state_laid)
 
     def body(item, done):
         place = (item.piece, item.task, item.b, item.n, slice(None), item.columns)
