@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels.precision import matmul_precision
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
@@ -91,7 +92,7 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
 
 def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
     """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`)."""
-    precision = "highest" if x.dtype == jnp.float32 else "default"
+    precision = matmul_precision(x.dtype)
     # The result type is asked for, not cast to: matrix units accumulate in float32 either way, and a cast afterwards
     # would make the backward's matmuls take float32 operands.
     return jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=out_dtype or x.dtype)

@@ -24,6 +24,8 @@ from mm01_jax.config import Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
+from pallas_kernels.precision import matmul_precision
+from pallas_kernels.varying import vary_alike
 
 
 def lightning_attention(
@@ -95,12 +97,11 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
     seen_BS = documents_BS == open_B[:, None]
     decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
-    precision = "highest" if q.dtype == jnp.float32 else "default"
     extra = jnp.einsum(
         "bsnk,bnkv->bsnv",
         query,
         entering.astype(q.dtype),
-        precision=precision,
+        precision=matmul_precision(q.dtype),
         preferred_element_type=jnp.float32,
     )
     return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final
@@ -146,7 +147,7 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
         after = held_by.reshape(-1) + 1  # the boundary that each state is the state of
         total = jnp.sum(jnp.stack([weight(start) for start in after]) * states, axis=0)
         if initial_BNHH is not None:
-            total = total + weight(0) * _varying_like(initial_BNHH, total)
+            total = total + weight(0) * vary_alike(initial_BNHH, total)[0]
         return total
 
     mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
@@ -164,11 +165,6 @@ def _boundaries(last_PB, count_PB):
         jnp.concatenate([jnp.zeros_like(x[:1]), x])
         for x in (lax.cummax(jnp.maximum(last_PB, 0), axis=0), jnp.cumsum(count_PB, axis=0))
     )
-
-
-def _varying_like(x: jax.Array, like: jax.Array) -> jax.Array:
-    missing = tuple(jax.typeof(like).mat.varying - jax.typeof(x).mat.varying)
-    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def _unvarying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -13,6 +13,8 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels.precision import matmul_precision
+from pallas_kernels.varying import vary_over
 
 
 def embed(tokens_BS: jax.Array, table_VD: jax.Array, *, rules: Rules) -> jax.Array:
@@ -68,25 +70,24 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules
         return flat.reshape(padded // chunk, chunk, *flat.shape[1:])
 
     # Made to vary here: else every chunk would sum its gradient of the head over all chips.
-    token_axes = {*rules.batch, *rules.seq} - jax.typeof(head_DV).mat.varying
-    if token_axes:
-        head_DV = lax.pcast(head_DV, tuple(sorted(token_axes)), to="varying")
-    total = _summed(rules.vocab, split(hidden), head_DV, split(targets), split(weights))
-    return lax.psum(total, (*rules.batch, *rules.seq))
+    token_axes = (*rules.batch, *rules.seq)
+    head_DV = vary_over(head_DV, token_axes)
+    total = _chunked_cross_entropy(rules.vocab, split(hidden), head_DV, split(targets), split(weights))
+    return lax.psum(total, token_axes)
 
 
 # Its gradient by hand: that of the logits is one pass over them and leaves in the model's dtype, and the chunks'
 # gradients of the head add up in float32.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
+def _chunked_cross_entropy(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
     """Sum over G chunks of C tokens of weight * -log softmax(hidden head)[target]."""
-    return _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC)[0]
+    return _chunked_forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC)[0]
 
 
-def _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
-    def one(xs):
+def _chunked_forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
+    def one_chunk(xs):
         hidden_CD, target_C, weight_C = xs
-        logits = _product("cd,dv->cv", hidden_CD, head_DV)
+        logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
         index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
         picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
         peak = jnp.max(logits, axis=-1)
@@ -98,36 +99,36 @@ def _forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
         lse = peak + jnp.log(total)
         return jnp.sum(weight_C * (lse - picked)), lse - picked, lse
 
-    losses, loss_GC, lse_GC = lax.map(one, (hidden_GCD, targets_GC, weights_GC))
+    losses, loss_GC, lse_GC = lax.map(one_chunk, (hidden_GCD, targets_GC, weights_GC))
     return jnp.sum(losses), (hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC)
 
 
-def _backward(vocab_axes, residuals, d_total):
+def _chunked_backward(vocab_axes, residuals, d_total):
     hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC = residuals
 
-    def one(d_head, xs):
+    def one_chunk(d_head, xs):
         hidden_CD, target_C, weight_C, lse_C = xs
-        logits = _product("cd,dv->cv", hidden_CD, head_DV)
+        logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
         index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
         column = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         target = present[:, None] & (column == index[:, None])
         probability = jnp.exp(logits - lse_C[:, None])
         d_logits = (probability - target.astype(logits.dtype)) * (weight_C * d_total)[:, None]
         d_logits = d_logits.astype(hidden_CD.dtype)
-        d_hidden = _product("cv,dv->cd", d_logits, head_DV)
+        d_hidden = _einsum("cv,dv->cd", d_logits, head_DV)
         if vocab_axes:
             d_hidden = lax.psum(d_hidden, vocab_axes)
-        return d_head + _product("cd,cv->dv", hidden_CD, d_logits), d_hidden.astype(hidden_CD.dtype)
+        return d_head + _einsum("cd,cv->dv", hidden_CD, d_logits), d_hidden.astype(hidden_CD.dtype)
 
     start = jnp.zeros_like(head_DV, np.promote_types(head_DV.dtype, np.float32))
-    d_head, d_hidden = lax.scan(one, start, (hidden_GCD, targets_GC, weights_GC, lse_GC))
+    d_head, d_hidden = lax.scan(one_chunk, start, (hidden_GCD, targets_GC, weights_GC, lse_GC))
     return d_hidden, d_head.astype(head_DV.dtype), None, (d_total * loss_GC).astype(weights_GC.dtype)
 
 
-_summed.defvjp(_forward, _backward)
+_chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _product(axes: str, left: jax.Array, right: jax.Array) -> jax.Array:
+def _einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """float32 out of the model's dtype."""
     wide = np.promote_types(left.dtype, np.float32)
-    precision = "highest" if left.dtype == jnp.float32 else "default"
-    return jnp.einsum(axes, left, right, precision=precision, preferred_element_type=wide)
+    return jnp.einsum(equation, left, right, precision=matmul_precision(left.dtype), preferred_element_type=wide)

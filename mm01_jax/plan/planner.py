@@ -18,7 +18,7 @@ from mm01_jax.plan.hlo.largest import Made, largest_arrays
 from mm01_jax.plan.hlo.text import parse
 from mm01_jax.plan.steps import Step, make_step
 from mm01_jax.plan.targets import Target
-from mm01_jax.plan.traced_work import Counts, count
+from mm01_jax.plan.traced_work import Assumed, Counts, count
 
 _LARGEST = 6
 
@@ -92,16 +92,16 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
         step = make_step(kind, config, mesh)
         compiled = compiler.compile_step(step) if compile_it else None
         # Quick mode counts what it traced; the compiler's program has been traced already and the trace is cached.
-        assumed = (_balanced_rows(config, step), _pairs_computed(kind, config))
-        counts = count(step.function.trace(*step.arguments).jaxpr, dict(mesh.shape), *assumed)
+        assumed = Assumed(_balanced_rows(config, step), _pairs_computed(kind, config))
+        counts = count(step.function.trace(*step.arguments).jaxpr, dict(mesh.shape), assumed)
     arguments = memory.per_chip(step)
     estimated = memory.estimated(kind, config, step.tokens, arguments["parameters"])
     messages, overlapped, moved, largest = counts.collectives, Counter(), None, []
     if compiled is not None and compiled.text:
-        found = parse(compiled.text)
-        sent = collectives.find(found, dict(mesh.shape))
+        program = parse(compiled.text)
+        sent = collectives.find(program, dict(mesh.shape))
         messages, overlapped = sent.counts, sent.overlapped
-        moved, largest = traffic.bytes_moved(found, assumed[1]), largest_arrays(found, _LARGEST)
+        moved, largest = traffic.bytes_moved(program, assumed.branch_share), largest_arrays(program, _LARGEST)
     return Plan(
         kind,
         target,

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,37 +56,53 @@ class Counts:
         self.by_name[name] += flops
 
 
-def count(jaxpr, sizes: Mapping[str, int], balanced_rows: int | None = None, taken: float = 1.0) -> Counts:
-    """Counts of a traced function's jaxpr.
+class Assumed(NamedTuple):
+    """What depends on data, and so is not in a trace.
 
-    Args:
-      sizes: mesh axis -> size.
-      balanced_rows: rows of one grouped matmul when every expert is chosen equally often. A grouped matmul that skips
-        unused rows counts these; None counts whole buffers.
-      taken: how often conditionals take their larger branch (attention skips what nothing sees).
+    balanced_rows: rows of one grouped matmul when every expert is chosen equally often. A grouped matmul that skips
+      unused rows counts these; None counts whole buffers.
+    branch_share: share of their runs in which conditionals take their larger branch (attention skips what nothing
+      sees).
     """
+
+    balanced_rows: int | None = None
+    branch_share: float = 1.0
+
+
+WHOLE = Assumed()
+
+
+def count(jaxpr, sizes: Mapping[str, int], assumed: Assumed = WHOLE) -> Counts:
+    """Counts of a traced function's jaxpr. sizes: mesh axis -> size."""
     counts = Counts()
-    _walk(jaxpr, 1.0 / math.prod(sizes.values()), counts, sizes, (balanced_rows, taken))
+    _walk(jaxpr, 1.0 / math.prod(sizes.values()), counts, sizes, assumed)
     return counts
 
 
-def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed: tuple[int | None, float]) -> None:
-    balanced_rows, taken = assumed
+def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed: Assumed) -> None:
+    """Adds to `counts` what one chip does in `times` runs of the jaxpr. On 4 chips, with a branch_share of 1/2:
+
+    dot               1/4 of its flops: outside `shard_map` its shapes are global
+    scan, length 3    its body runs 1/4 * 3 times
+      shard_map       1/4 * 3 * 4 = 3 times: every chip does what is inside
+        dot           3 times its flops: inside, its shapes are one chip's
+        cond          3 * 1/2 times its larger branch
+    """
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
         if name == "dot_general":
             counts.add(name, times * _dot_flops(eqn))
         elif name in ("ragged_dot", "ragged_dot_general"):
-            counts.add(name, times * _ragged_flops(eqn, balanced_rows))
+            counts.add(name, times * _ragged_flops(eqn, assumed.balanced_rows))
         elif (declared := declared_flops(eqn)) is not None:
             counts.add("declared", times * declared)
         elif name in _COLLECTIVES:
             _collective(eqn, times, counts, sizes)
         elif name == "cond":
             branches = [Counts() for _ in eqn.params["branches"]]
-            for branch, found in zip(eqn.params["branches"], branches, strict=True):
-                _walk(_open(branch), times * taken, found, sizes, assumed)
-            _merge(counts, max(branches, key=lambda found: found.flops))
+            for branch, branch_counts in zip(eqn.params["branches"], branches, strict=True):
+                _walk(_open(branch), times * assumed.branch_share, branch_counts, sizes, assumed)
+            _merge(counts, max(branches, key=lambda branch_counts: branch_counts.flops))
         else:
             counts.whiles += name == "while"
             for inner in _inner(eqn):

@@ -1,6 +1,7 @@
 """Rows times their expert's matrix on Hopper: an item is TILE rows of one expert by some columns of its matrix."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,23 @@ from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
 from pallas_kernels.varying import vary_alike
 
 
+class _Plan(NamedTuple):
+    """What is fixed when the kernel is compiled. Items beside each other follow each other."""
+
+    items: int
+    across: int  # items beside each other, F / width
+    width: int  # columns of an item
+    transposed: bool  # the weights are (E, F, D)
+
+
+class _Inputs(NamedTuple):
+    """What the programs read."""
+
+    experts: jax.Ref  # int32 (R / TILE,), the expert of each tile of rows
+    weights: jax.Ref  # bfloat16 (E, D, F), or (E, F, D)
+    x: jax.Ref  # bfloat16 (R, D)
+
+
 def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transposed: bool) -> jax.Array:
     """out (R, F): x[r] @ w[e], weights (E, D, F); or x[r] @ w[e]', weights (E, F, D).
 
@@ -21,55 +39,55 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
     """
     R, F = x_RD.shape[0], weights.shape[1 if transposed else 2]
     width = gpu_tiles.width_of(F)
-    shape = {"columns": F // width, "width": width, "items": R // TILE * (F // width), "transposed": transposed}
+    plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width, transposed=transposed)
     kernel = gpu_tiles.kernel(
-        functools.partial(_program, shape),
+        functools.partial(_program, plan),
         jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat),
         left=(HALF, DEPTH),
         right=(width, DEPTH) if transposed else (DEPTH, width),
         width=width,
-        items=shape["items"],
+        items=plan.items,
     )
     with declared.flops(2 * R * x_RD.shape[1] * F):
-        (out,) = kernel({"x": x_RD, "weights": weights, "experts": experts})
+        (out,) = kernel(_Inputs(experts, weights, x_RD))
     return vary_alike(x_RD, out)[1]
 
 
-def _program(shape, inputs, out_gmem, **scratch):
-    x_gmem, weights_gmem, width = inputs["x"], inputs["weights"], shape["width"]
+def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch):
+    width = plan.width
 
     def place(index):
         """(first row, first column, expert); neighbours in time have the same rows."""
-        tile, column = lax.div(index, jnp.int32(shape["columns"])), lax.rem(index, jnp.int32(shape["columns"]))
+        tile, column = lax.div(index, jnp.int32(plan.across)), lax.rem(index, jnp.int32(plan.across))
         # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
-        return tile * TILE, column * width, inputs["experts"][tile] + jnp.int32(0)
+        return tile * TILE, column * width, inputs.experts[tile] + jnp.int32(0)
 
     def steps_of(index):
         _, _, expert = place(index)
-        return jnp.where(expert < weights_gmem.shape[0], jnp.int32(x_gmem.shape[1] // DEPTH), jnp.int32(0))
+        return jnp.where(expert < inputs.weights.shape[0], jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
 
     def load(index, done, steps):
         row, column, expert = place(index)
 
         def fill(step, slot):
-            full, depth, columns = scratch["full"].at[slot], pl.ds(step * DEPTH, DEPTH), pl.ds(column, width)
+            full, depth, columns = scratch.full.at[slot], pl.ds(step * DEPTH, DEPTH), pl.ds(column, width)
             for half in range(2):
-                rows = x_gmem.at[pl.ds(row + half * HALF, HALF), depth]
-                plgpu.copy_gmem_to_smem(rows, scratch["left"].at[slot, half], full)
-            block = (expert, columns, depth) if shape["transposed"] else (expert, depth, columns)
-            plgpu.copy_gmem_to_smem(weights_gmem.at[block], scratch["right"].at[slot], full)
+                rows = inputs.x.at[pl.ds(row + half * HALF, HALF), depth]
+                plgpu.copy_gmem_to_smem(rows, scratch.left.at[slot, half], full)
+            block = (expert, columns, depth) if plan.transposed else (expert, depth, columns)
+            plgpu.copy_gmem_to_smem(inputs.weights.at[block], scratch.right.at[slot], full)
 
-        gpu_tiles.stream(done, steps, scratch["free"], fill)
+        gpu_tiles.stream(done, steps, scratch.free, fill)
 
     def compute(warpgroup, index, done, steps):
         row, column, _ = place(index)
 
         def operands(slot):
-            right = scratch["right"].at[slot]
-            return scratch["left"].at[slot, warpgroup], right.transpose((1, 0)) if shape["transposed"] else right
+            right = scratch.right.at[slot]
+            return scratch.left.at[slot, warpgroup], right.transpose((1, 0)) if plan.transposed else right
 
         total = gpu_tiles.accumulate(done, steps, scratch, operands)
         out = out_gmem.at[pl.ds(row + warpgroup * HALF, HALF), pl.ds(column, width)]
-        gpu_tiles.store(total, scratch["staged"].at[warpgroup], out)
+        gpu_tiles.store(total, scratch.staged.at[warpgroup], out)
 
-    gpu_tiles.each_item(shape["items"], steps_of, compute, load)
+    gpu_tiles.each_item(plan.items, steps_of, compute, load)

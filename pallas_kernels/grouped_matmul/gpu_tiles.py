@@ -4,6 +4,8 @@ As many programs as multiprocessors take the items (tiles of the result) one aft
 half a tile each; the third streams blocks through TMA into a ring of slots, over an item's end into the next one.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +18,7 @@ WIDTHS = (256, 128)  # columns of an item, the first that divides the result's
 DEPTH = 64  # of a step of the sum: 128 bytes, the widest swizzle
 STAGES = 3
 LOADER = 2  # number of the warpgroup that loads
-REGISTERS = {"compute": 232, "loader": 40}
+COMPUTE_REGISTERS, LOADER_REGISTERS = 232, 40
 MULTIPROCESSORS = 132  # of an H100 or H200 SXM
 
 
@@ -31,23 +33,34 @@ def experts_of_tiles(group_sizes_E: jax.Array, R: int) -> jax.Array:
     return jnp.sum(start[:, None] >= ends[None], axis=1, dtype=jnp.int32)
 
 
-def smem(*shape):
+class Scratch(NamedTuple):
+    """A program's shared memory: a ring of STAGES slots, and what leaves it."""
+
+    free: jax.Ref  # barriers (STAGES,): both computing warpgroups have left the slot
+    full: jax.Ref  # barriers (STAGES,): the slot's three copies, of `left` twice and of `right`, have arrived
+    left: jax.Ref  # bfloat16 (STAGES, 2, ...): the left operand of a step, of each computing warpgroup
+    right: jax.Ref  # bfloat16 (STAGES, ...): the right operand of a step, of both
+    staged: jax.Ref  # bfloat16 (2, HALF, width): what each computing warpgroup writes out
+
+
+def tile(*shape):
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
 def kernel(program, out_type, left: tuple[int, int], right: tuple[int, int], width: int, items: int):
-    """Of program(inputs, out, left=, right=, staged=, full=, free=); left (of one warpgroup) and right are a step's."""
+    """Of program(inputs, out, Scratch); `left` (of one warpgroup) and `right` are the shapes of a step's operands."""
+    scratch = Scratch(
+        free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        full=plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
+        left=tile(STAGES, 2, *left),
+        right=tile(STAGES, *right),
+        staged=tile(2, HALF, width),
+    )
     return plgpu.kernel(
         program,
         out_type=[out_type],
-        scratch_types={
-            "left": smem(STAGES, 2, *left),
-            "right": smem(STAGES, *right),
-            "staged": smem(2, HALF, width),
-            "full": plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
-            "free": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
-        },
+        scratch_types=[scratch],
         grid=(min(items, MULTIPROCESSORS),),
         grid_names=("program",),
         num_threads=3,
@@ -76,13 +89,13 @@ def each_item(items: int, steps_of, compute, load):
 
     @pl.when(warpgroup < LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["compute"], action="increase")
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         walk(lambda *item: compute(warpgroup, *item))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["loader"], action="decrease")
+        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
         walk(load)
 
 
@@ -104,24 +117,24 @@ def stream(done, steps, free, fill):
         fill(step, slot)
 
 
-def accumulate(done, steps, scratch, operands):
+def accumulate(done, steps, scratch: Scratch, operands):
     """float32 (HALF, width), the sum of products over an item's steps: operands(slot) -> (left, right)."""
 
     def leave(step):
-        plgpu.barrier_arrive(scratch["free"].at[slot_of(done + step)])
+        plgpu.barrier_arrive(scratch.free.at[slot_of(done + step)])
 
     def run(total):
         @pl.loop(0, steps)
         def _(step):
             slot = slot_of(done + step)
-            plgpu.barrier_wait(scratch["full"].at[slot])
+            plgpu.barrier_wait(scratch.full.at[slot])
             plgpu.wgmma(total, *operands(slot))
             plgpu.wgmma_wait(1)  # the product before is done
             pl.when(step > 0)(lambda: leave(step - 1))
 
         return total[...]
 
-    total = pl.run_scoped(run, plgpu.ACC(scratch["staged"].shape[1:], jnp.float32))
+    total = pl.run_scoped(run, plgpu.ACC(scratch.staged.shape[1:], jnp.float32))
     pl.when(steps > 0)(lambda: leave(steps - 1))
     return total
 

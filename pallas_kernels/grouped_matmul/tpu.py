@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.precision import matmul_precision
 
 
 def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None:
@@ -17,8 +18,7 @@ def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | N
 def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
     """Contract in the package's docstring. Nothing is padded, so `capacity` bounds nothing here."""
     del capacity, multiple
-    precision = jax.lax.Precision.HIGHEST if x_RD.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     out_RF = jax.lax.ragged_dot(
-        x_RD, weights_EDF, group_sizes_E, precision=precision, preferred_element_type=jnp.float32
+        x_RD, weights_EDF, group_sizes_E, precision=matmul_precision(x_RD.dtype), preferred_element_type=jnp.float32
     )
     return out_RF.astype(x_RD.dtype)

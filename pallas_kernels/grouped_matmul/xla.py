@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.precision import matmul_precision
 
 
 def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | None:
@@ -63,7 +64,7 @@ def _matmul(x_ECD, weights_EDF):
     if dispatch.platform() == "cpu":
         # XLA:CPU has no bfloat16 x bfloat16 -> float32 for every layout; widened operands give the same exact products.
         x_ECD, weights_EDF = x_ECD.astype(jnp.float32), weights_EDF.astype(jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if x_ECD.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    precision = matmul_precision(x_ECD.dtype)
     # Asked for in x's dtype: matrix units accumulate in float32 either way, and a cast afterwards would make the
     # backward's matmuls take float32 operands.
     return jnp.einsum("ecd,edf->ecf", x_ECD, weights_EDF, precision=precision, preferred_element_type=x_ECD.dtype)

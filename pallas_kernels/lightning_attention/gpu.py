@@ -48,24 +48,24 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     (dq,), _ = run.scan(((0, 1, 2),), (d_out, v, k), states, reverse=False, writes_state=False)
     grads = run.entering((q, d_out), d_state_BNHH, reverse=True)
     grads = jnp.concatenate([grads, jnp.swapaxes(grads, -1, -2)], axis=1)
-    wanted = state_BNHH is not None
-    (dv, dk), starts = run.scan(((1, 0, 3), (2, 3, 0)), (q, k, v, d_out), grads, reverse=True, writes_state=wanted)
-    return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0] if wanted else None
+    has_state = state_BNHH is not None
+    (dv, dk), starts = run.scan(((1, 0, 3), (2, 3, 0)), (q, k, v, d_out), grads, reverse=True, writes_state=has_state)
+    return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0] if has_state else None
 
 
 class _Pass:
-    """A call's chunks, keys and time segments, shared by its passes."""
+    """A call's chunks, ages and time segments, shared by its passes."""
 
     def __init__(self, q_BSNH, slope_N, segment_ids_BS):
         B, S, N, H = q_BSNH.shape
-        self.readers = H // gpu_scan.ROWS
-        chunk = self.readers * gpu_scan.ROWS
+        self.readers = H // gpu_scan.TOKENS
+        chunk = self.readers * gpu_scan.TOKENS
         self.slope, self.fill = slope_N, -S % chunk
         if segment_ids_BS is None and not self.fill:
-            self.keys, chunks = None, gpu_split.plain_chunks(S, chunk)
+            self.ages, chunks = None, gpu_split.plain_chunks(S, chunk)
         else:
-            chunks, keys = gpu_split.packed_chunks(ages.filled_documents(segment_ids_BS, S, chunk), chunk)
-            self.keys = jnp.broadcast_to(keys, (B, *keys.shape[1:]))
+            chunks, chunk_ages = gpu_split.packed_chunks(ages.filled_documents(segment_ids_BS, S, chunk), chunk)
+            self.ages = jnp.broadcast_to(chunk_ages, (B, *chunk_ages.shape[1:]))
         programs = B * N * (H // gpu_scan.VALUES)
         self.cut = gpu_split.cut(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
         self.split = gpu_split.split(chunks, self.cut, slope_N, B) if self.cut.segments > 1 else None
@@ -87,10 +87,10 @@ class _Pass:
         order = gpu_split.longest_first(way.steps) if self.cut.parts > 1 else None
         pieces = (self.cut.segments * self.cut.parts, self.cut.part)
         task, writes = ((0, 0, 1),), {"writes_out": False}
-        _, partial = self._scan(task, arrays, None, pieces, reverse, writes, first=way.skip, order=order)
+        _, partial = self._scan(task, arrays, None, pieces, reverse, writes, skip=way.skip, order=order)
         return gpu_split.entering(self.split, partial[:, 0], state_BNHH, reverse=reverse)[:, None]
 
     def _scan(self, tasks, arrays, states, pieces, reverse, writes, **which):
-        keyed = self.keys is not None
-        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, keyed=keyed, readers=self.readers, **writes)
-        return gpu_scan.scan(plan, arrays, self.slope, states, self.keys, pieces=pieces, **which)
+        packed = self.ages is not None
+        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, packed=packed, readers=self.readers, **writes)
+        return gpu_scan.scan(plan, arrays, self.slope, states, self.ages, pieces=pieces, **which)

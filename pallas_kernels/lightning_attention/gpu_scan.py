@@ -15,9 +15,9 @@ next one. Each reader computes the output of 64 of a chunk's tokens. The writer 
 float32, runs ahead of the readers and lays a bfloat16 copy out in SMEM for each chunk, the operand of their a S.
 """
 
-import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,54 +26,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import declared
-from pallas_kernels.lightning_attention import gpu_decay
-from pallas_kernels.lightning_attention.gpu_decay import META, ROWS
+from pallas_kernels.lightning_attention import gpu_decay, gpu_plan
+from pallas_kernels.lightning_attention.gpu_decay import TOKENS
+from pallas_kernels.lightning_attention.gpu_plan import VALUES, Inputs, Item, Plan, Scratch, Sizes
 from pallas_kernels.varying import vary_alike
 
-VALUES = 64  # value columns of a program: 128 bytes, the widest swizzle
 HALVES = "half"  # the two value halves of a head of 128 are one cluster: they run at the same time, a and b in L2
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is fixed when a pass is compiled. `tasks` index the arrays given to `scan`."""
-
-    tasks: tuple[tuple[int, int, int], ...]
-    reverse: bool = False
-    keyed: bool = False
-    readers: int = 2
-    stages: int = 2
-    multiprocessors: int = 132
-    writes_out: bool = True
-    writes_state: bool = True
-
-    @property
-    def chunk(self) -> int:
-        return ROWS * self.readers
-
-    @property
-    def loader(self) -> int:
-        """Number of warpgroups that compute: readers, if any, and the writer; the loader comes after them."""
-        return self.readers * self.writes_out + 1
-
-    def blocks(self, reader: int) -> range:
-        """Blocks of 64 tokens that a reader's tokens read inside the chunk."""
-        return range(reader, self.readers) if self.reverse else range(reader + 1)
-
-    def first_scores(self, reader: int) -> int:
-        return sum(len(self.blocks(r)) for r in range(reader))
-
-
-def scan(plan: Plan, arrays, slope_N, state, keys=None, *, pieces: tuple[int, int], first=None, order=None):
+def scan(plan: Plan, arrays, slope_N, state, ages=None, *, pieces: tuple[int, int], skip=None, order=None):
     """Runs every task of the plan.
 
     Args:
       arrays: (B, S, N, H) bfloat16 each, S a multiple of the chunk.
       slope_N: (N,) float32.
       state: (pieces, tasks, B, N, H, H) float32, what enters each piece of the sequence; None is zero.
-      keys: (B, S / chunk, chunk + META) float32 of `gpu_split`, when the plan is keyed.
+      ages: (B, S / chunk, chunk + META) float32 of `gpu_split`, when the plan is packed.
       pieces: their number, and the chunks of each; the last may have fewer, or none.
-      first: (pieces, B, N) int32, chunks to leave out at the start of each piece (in the pass's order). Of a piece
+      skip: (pieces, B, N) int32, chunks to leave out at the start of each piece (in the pass's order). Of a piece
         that has none left nothing is written.
       order: (items,) int32, in which order the programs take the items; None is (piece, row, head, task).
 
@@ -82,24 +52,21 @@ def scan(plan: Plan, arrays, slope_N, state, keys=None, *, pieces: tuple[int, in
     B, S, N, H = arrays[0].shape
     halves, tasks = H // VALUES, len(plan.tasks)
     number, length = pieces
-    shape = {"B": B, "N": N, "H": H, "chunks": S // plan.chunk, "length": length}
-    shape["items"] = number * B * N * tasks
+    items = number * B * N * tasks
+    # As few programs as do the items in the fewest rounds: all then end at the same time.
+    rounds = -(-items * halves // plan.multiprocessors)
+    sizes = Sizes(B, N, H, chunks=S // plan.chunk, length=length, items=items, programs=-(-items // rounds))
     vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(arrays[0]).mat)
     out_type = [
         [vary((B, S, N, H), arrays[0].dtype) for _ in plan.tasks] if plan.writes_out else [],
         vary((number, tasks, B, N, H, H), jnp.float32) if plan.writes_state else [],
     ]
-    inputs = {"arrays": list(arrays), "slope": slope_N, "state": state, "keys": keys, "first": first}
-    inputs["order"] = order
-    inputs = {name: x for name, x in inputs.items() if x is not None}
-    # As few programs as do the items in the fewest rounds: all then end at the same time.
-    rounds = -(-shape["items"] * halves // plan.multiprocessors)
-    shape["programs"] = -(-shape["items"] // rounds)
+    inputs = Inputs(list(arrays), skip=skip, ages=ages, order=order, slope=slope_N, state=state)
     kernel = plgpu.kernel(
-        functools.partial(_program, plan, shape),
+        functools.partial(_program, plan, sizes),
         out_type=out_type,
-        scratch_types=_scratch(plan, H),
-        grid=(shape["programs"],),
+        scratch_types=[gpu_plan.scratch(plan, H)],
+        grid=(sizes.programs,),
         grid_names=("program",),
         cluster=(halves,),
         cluster_names=(HALVES,),
@@ -117,183 +84,161 @@ def scan(plan: Plan, arrays, slope_N, state, keys=None, *, pieces: tuple[int, in
 def _flops(plan: Plan, tokens: int, H: int) -> int:
     """Of the products; each value half makes scores of its own."""
     state = 2 * H * H
-    scores = ROWS * (plan.readers + 1) // 2  # of a token, mean
+    scores = TOKENS * (plan.readers + 1) // 2  # of a token, mean
     reads = state + 2 * scores * H * (H // VALUES + 1) if plan.writes_out else 0
     return tokens * len(plan.tasks) * (state + reads)
 
 
-def _scratch(plan: Plan, H: int):
-    def tile(*shape):
-        transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
-
-    C = plan.chunk
-    scratch = {
-        "b": tile(plan.stages, C, H),
-        "c": tile(plan.stages, C, VALUES),
-        "written": tile(C, VALUES),
-        "full": plgpu.Barrier(num_arrivals=2 + plan.writes_out + plan.keyed, num_barriers=plan.stages),
-        "empty": plgpu.Barrier(num_arrivals=plan.loader, num_barriers=plan.stages),
-    }
-    if plan.writes_out:
-        scratch["a"] = tile(plan.stages, C, H)
-        scratch["state"] = tile(H, VALUES)
-        scratch["scores"] = tile(plan.first_scores(plan.readers), ROWS, ROWS)
-        scratch["laid"] = plgpu.Barrier(num_arrivals=1)  # the state is laid out for the next chunk
-        scratch["taken"] = plgpu.Barrier(num_arrivals=plan.readers)  # all readers are done with it
-    if plan.keyed:
-        scratch["keys"] = plgpu.SMEM((plan.stages, C + META), jnp.float32)
-    return scratch
-
-
-def _program(plan: Plan, shape, inputs, outs, states, **smem):
+def _program(plan: Plan, sizes: Sizes, inputs: Inputs, outs, states, smem: Scratch):
     warpgroup = lax.axis_index("warpgroup")
     for r in range(plan.loader - 1):
         # A branch for each reader: which blocks of the chunk it reads is known when compiling.
-        pl.when(warpgroup == r)(functools.partial(_reader, plan, shape, r, inputs, outs, smem))
-    pl.when(warpgroup == plan.loader - 1)(functools.partial(_writer, plan, shape, inputs, states, smem))
-    pl.when(warpgroup == plan.loader)(functools.partial(_loader, plan, shape, inputs, smem))
+        pl.when(warpgroup == r)(functools.partial(_reader, plan, sizes, r, inputs, outs, smem))
+    pl.when(warpgroup == plan.loader - 1)(functools.partial(_writer, plan, sizes, inputs, states, smem))
+    pl.when(warpgroup == plan.loader)(functools.partial(_loader, plan, sizes, inputs, smem))
 
 
-# A multiprocessor's registers come to 512 for the threads of one number in all warpgroups together.
-REGISTERS = {
-    1: {"reader": 216, "writer": 216, "loader": 40},
-    2: {"reader": 160, "writer": 168, "loader": 24},
-}
+class _Registers(NamedTuple):
+    """Of a thread of each role. A multiprocessor has 512 for the threads of one number in all warpgroups together."""
+
+    reader: int
+    writer: int
+    loader: int
 
 
-def _registers(plan: Plan, role: str):
+_REGISTERS = {1: _Registers(216, 216, 40), 2: _Registers(160, 168, 24)}  # number of readers -> registers
+
+
+def _take_registers(plan: Plan, number: int, action: str = "increase"):
     if plan.writes_out:
-        number = REGISTERS[plan.readers][role]
-        plgpu.set_max_registers(number, action="decrease" if role == "loader" else "increase")
+        plgpu.set_max_registers(number, action=action)
 
 
-def _each_item(plan: Plan, shape, inputs, body):
+def _each_item(plan: Plan, sizes: Sizes, inputs: Inputs, body):
     """Calls body(item, steps done before it) for the items of this program: (piece, row, head, task)."""
-    program, programs = lax.axis_index("program"), shape["programs"]
+    program, programs = lax.axis_index("program"), sizes.programs
 
     def one(i, done):
         index = program + i * programs
-        index = inputs["order"][index] if "order" in inputs else index
+        index = index if inputs.order is None else inputs.order[index]
         rest, task = _split(index, len(plan.tasks))
-        rest, n = _split(rest, shape["N"])
-        piece, b = _split(rest, shape["B"])
-        low = jnp.minimum(piece * shape["length"], shape["chunks"])
-        high = jnp.minimum(low + shape["length"], shape["chunks"])
-        skip = inputs["first"][piece, b, n] if "first" in inputs else jnp.int32(0)
+        rest, n = _split(rest, sizes.N)
+        piece, b = _split(rest, sizes.B)
+        low = jnp.minimum(piece * sizes.length, sizes.chunks)
+        high = jnp.minimum(low + sizes.length, sizes.chunks)
+        skip = jnp.int32(0) if inputs.skip is None else inputs.skip[piece, b, n]
         columns = pl.ds(lax.axis_index(HALVES) * VALUES, VALUES)
-        item = {"piece": piece, "b": b, "n": n, "task": task, "columns": columns}
-        item |= {"steps": high - low - skip, "start": high - 1 - skip if plan.reverse else low + skip}
-        body(item, done)
-        return done + item["steps"]
+        steps, start = high - low - skip, high - 1 - skip if plan.reverse else low + skip
+        body(Item(piece, b, n, task, columns, steps, start), done)
+        return done + steps
 
-    lax.fori_loop(0, lax.div(shape["items"] - program + (programs - 1), jnp.int32(programs)), one, jnp.int32(0))
+    lax.fori_loop(0, lax.div(sizes.items - program + (programs - 1), jnp.int32(programs)), one, jnp.int32(0))
 
 
 def _split(index, size: int):
     return lax.div(index, jnp.int32(size)), lax.rem(index, jnp.int32(size))
 
 
-def _chunk_index(plan: Plan, item, step):
-    return item["start"] - step if plan.reverse else item["start"] + step
+def _chunk_index(plan: Plan, item: Item, step):
+    return item.start - step if plan.reverse else item.start + step
 
 
-def _for_task(plan: Plan, item, act):
+def _for_task(plan: Plan, item: Item, act):
     for t in range(len(plan.tasks)):
         run = functools.partial(act, t)
-        run() if len(plan.tasks) == 1 else pl.when(item["task"] == t)(run)
+        run() if len(plan.tasks) == 1 else pl.when(item.task == t)(run)
 
 
-def _loader(plan: Plan, shape, inputs, smem):
+def _loader(plan: Plan, sizes: Sizes, inputs: Inputs, smem: Scratch):
     """Keeps the ring of slots full."""
-    _registers(plan, "loader")
+    _take_registers(plan, _REGISTERS[plan.readers].loader, "decrease")
 
     def load(item, done, task):
-        a, b, c = (inputs["arrays"][i] for i in plan.tasks[task])
+        a, b, c = (inputs.arrays[i] for i in plan.tasks[task])
 
-        @pl.loop(0, item["steps"])
+        @pl.loop(0, item.steps)
         def _(step):
             slot = lax.rem(done + step, jnp.int32(plan.stages))
-            full = smem["full"].at[slot]
+            full = smem.full.at[slot]
 
             @pl.when(done + step >= plan.stages)
             def _():
-                plgpu.barrier_wait(smem["empty"].at[slot])
+                plgpu.barrier_wait(smem.empty.at[slot])
 
             chunk = _chunk_index(plan, item, step)
-            place = (item["b"], pl.ds(chunk * plan.chunk, plan.chunk), item["n"])
-            plgpu.copy_gmem_to_smem(b.at[place], smem["b"].at[slot], full)
+            place = (item.b, pl.ds(chunk * plan.chunk, plan.chunk), item.n)
+            plgpu.copy_gmem_to_smem(b.at[place], smem.b.at[slot], full)
             if plan.writes_out:
-                plgpu.copy_gmem_to_smem(a.at[place], smem["a"].at[slot], full)
-            plgpu.copy_gmem_to_smem(c.at[(*place, item["columns"])], smem["c"].at[slot], full)
-            if plan.keyed:
-                plgpu.copy_gmem_to_smem(inputs["keys"].at[item["b"], chunk], smem["keys"].at[slot], full)
+                plgpu.copy_gmem_to_smem(a.at[place], smem.a.at[slot], full)
+            plgpu.copy_gmem_to_smem(c.at[(*place, item.columns)], smem.c.at[slot], full)
+            if plan.packed:
+                plgpu.copy_gmem_to_smem(inputs.ages.at[item.b, chunk], smem.ages.at[slot], full)
 
-    _each_item(plan, shape, inputs, lambda item, done: _for_task(plan, item, functools.partial(load, item, done)))
+    _each_item(plan, sizes, inputs, lambda item, done: _for_task(plan, item, functools.partial(load, item, done)))
 
 
-def _rate(inputs, item):
+def _rate(inputs: Inputs, item: Item):
     """The decay as a power of two."""
-    return inputs["slope"][item["n"]] * math.log2(math.e)
+    return inputs.slope[item.n] * math.log2(math.e)
 
 
-def _reader(plan: Plan, shape, r: int, inputs, outs, smem):
-    """The output of tokens 64 r .. 64 r + 63 of every chunk."""
-    _registers(plan, "reader")
-    rows = pl.ds(r * ROWS, ROWS)
-    blocks = [pl.ds(block * ROWS, ROWS) for block in plan.blocks(r)]
-    scores_smem = [smem["scores"].at[plan.first_scores(r) + i] for i in range(len(blocks))]
+def _reader(plan: Plan, sizes: Sizes, r: int, inputs: Inputs, outs, smem: Scratch):
+    """The output of a chunk's tokens `own`, for every chunk."""
+    _take_registers(plan, _REGISTERS[plan.readers].reader)
+    own = pl.ds(r * TOKENS, TOKENS)
+    blocks = [pl.ds(block * TOKENS, TOKENS) for block in plan.blocks(r)]
+    scores_smem = [smem.scores.at[plan.first_scores(r) + i] for i in range(len(blocks))]
     staged = scores_smem[0]
 
     def body(item, done):
         plain = gpu_decay.Reader(plan, r, _rate(inputs, item))
-        plain_read = None if plan.keyed else plain.read()
+        plain_read = None if plan.packed else plain.read()
 
-        @pl.loop(0, item["steps"])
+        @pl.loop(0, item.steps)
         def _(step):
             slot = lax.rem(done + step, jnp.int32(plan.stages))
-            plgpu.barrier_wait(smem["full"].at[slot])
-            a, b, c = smem["a"].at[slot, rows], smem["b"].at[slot], smem["c"].at[slot]
-            decays = gpu_decay.KeyedReader(plain, smem["keys"].at[slot]) if plan.keyed else plain
+            plgpu.barrier_wait(smem.full.at[slot])
+            a, b, c = smem.a.at[slot, own], smem.b.at[slot], smem.c.at[slot]
+            decays = gpu_decay.PackedReader(plain, smem.ages.at[slot]) if plan.packed else plain
             scores = _matmuls(*([(a, b.at[block].transpose((1, 0)))] for block in blocks))
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's output leaves from `staged`
             for i, block in enumerate(plan.blocks(r)):
                 scores_smem[i][...] = decays.inside(block, scores[i]).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            plgpu.barrier_wait(smem["laid"])
+            plgpu.barrier_wait(smem.state_laid)
             inside = [(scores_smem[i], c.at[block]) for i, block in enumerate(blocks)]
-            before, inside = _matmuls([(a, smem["state"])], inside)
-            plgpu.barrier_arrive(smem["taken"])
-            plgpu.barrier_arrive(smem["empty"].at[slot])
-            read = decays.read() if plan.keyed else plain_read
+            before, inside = _matmuls([(a, smem.state)], inside)
+            plgpu.barrier_arrive(smem.state_read)
+            plgpu.barrier_arrive(smem.empty.at[slot])
+            read = decays.read() if plan.packed else plain_read
             staged[...] = (inside + before * gpu_decay.down(read, VALUES)).astype(jnp.bfloat16)
             plgpu.commit_smem()
-            tokens = pl.ds(_chunk_index(plan, item, step) * plan.chunk + r * ROWS, ROWS)
-            place = (item["b"], tokens, item["n"], item["columns"])
+            tokens = pl.ds(_chunk_index(plan, item, step) * plan.chunk + r * TOKENS, TOKENS)
+            place = (item.b, tokens, item.n, item.columns)
             _for_task(plan, item, lambda t: plgpu.copy_smem_to_gmem(staged, outs[t].at[place]))
 
-    _each_item(plan, shape, inputs, body)
+    _each_item(plan, sizes, inputs, body)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _writer(plan: Plan, shape, inputs, states, smem):
+def _writer(plan: Plan, sizes: Sizes, inputs: Inputs, states, smem: Scratch):
     """The state."""
-    _registers(plan, "writer")
-    H = shape["H"]
+    _take_registers(plan, _REGISTERS[plan.readers].writer)
+    H = sizes.H
 
     def lay(state, uses):
         @pl.when(uses > 0)
         def _():
-            plgpu.barrier_wait(smem["taken"])
+            plgpu.barrier_wait(smem.state_read)
 
-        smem["state"][...] = state.astype(jnp.bfloat16)
+        smem.state[...] = state.astype(jnp.bfloat16)
         plgpu.commit_smem()
-        plgpu.barrier_arrive(smem["laid"])
+        plgpu.barrier_arrive(smem.state_laid)
 
     def body(item, done):
-        place = (item["piece"], item["task"], item["b"], item["n"], slice(None), item["columns"])
-        if "state" in inputs:
-            state = plgpu.load(inputs["state"].at[place], layout=plgpu.Layout.WGMMA, optimized=False)
+        place = (item.piece, item.task, item.b, item.n, slice(None), item.columns)
+        if inputs.state is not None:
+            state = plgpu.load(inputs.state.at[place], layout=plgpu.Layout.WGMMA, optimized=False)
             # Under `shard_map` a load has the array's varying axes in its type, arithmetic in a kernel does not keep
             # them, and the loop's carry has to begin with the type it ends with.
             state = state * jnp.float32(1)
@@ -301,30 +246,30 @@ def _writer(plan: Plan, shape, inputs, states, smem):
             state = plgpu.layout_cast(jnp.zeros((H, VALUES), jnp.float32), plgpu.Layout.WGMMA)
         if plan.writes_out:
             lay(state, done)
-        plain = None if plan.keyed else gpu_decay.Writer(plan, _rate(inputs, item))
+        plain = None if plan.packed else gpu_decay.Writer(plan, _rate(inputs, item))
 
         def step(i, state):
             slot = lax.rem(done + i, jnp.int32(plan.stages))
-            plgpu.barrier_wait(smem["full"].at[slot])
-            decays = gpu_decay.Writer(plan, _rate(inputs, item), smem["keys"].at[slot]) if plan.keyed else plain
+            plgpu.barrier_wait(smem.full.at[slot])
+            decays = gpu_decay.Writer(plan, _rate(inputs, item), smem.ages.at[slot]) if plan.packed else plain
             for block in range(plan.readers):
-                rows = pl.ds(block * ROWS, ROWS)
-                values = plgpu.load(smem["c"].at[slot, rows], layout=plgpu.Layout.WGMMA).astype(jnp.float32)
+                tokens = pl.ds(block * TOKENS, TOKENS)
+                values = plgpu.load(smem.c.at[slot, tokens], layout=plgpu.Layout.WGMMA).astype(jnp.float32)
                 scaled = values * gpu_decay.down(decays.write[block], VALUES)
-                smem["written"].at[rows][...] = scaled.astype(jnp.bfloat16)
+                smem.written.at[tokens][...] = scaled.astype(jnp.bfloat16)
             plgpu.commit_smem()
-            (added,) = _matmuls([(smem["b"].at[slot].transpose((1, 0)), smem["written"])])
-            plgpu.barrier_arrive(smem["empty"].at[slot])
+            (added,) = _matmuls([(smem.b.at[slot].transpose((1, 0)), smem.written)])
+            plgpu.barrier_arrive(smem.empty.at[slot])
             state = decays.carry * state + added
             if plan.writes_out:
-                pl.when(i + 1 < item["steps"])(functools.partial(lay, state, done + i + 1))
+                pl.when(i + 1 < item.steps)(functools.partial(lay, state, done + i + 1))
             return state
 
-        state = lax.fori_loop(0, item["steps"], step, state)
+        state = lax.fori_loop(0, item.steps, step, state)
         if plan.writes_state:
-            pl.when(item["steps"] > 0)(lambda: states.at[place].__setitem__(..., state))
+            pl.when(item.steps > 0)(lambda: states.at[place].__setitem__(..., state))
 
-    _each_item(plan, shape, inputs, body)
+    _each_item(plan, sizes, inputs, body)
 
 
 def _matmuls(*sums):

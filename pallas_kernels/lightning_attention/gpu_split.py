@@ -50,7 +50,7 @@ def cut(programs: int, chunks: int, multiprocessors: int) -> Cut:
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """What is known of every chunk boundary: int32 (B or 1, chunks + 1), from the start of the sequence to its end."""
+    """Of every chunk boundary: int32 (B or 1, chunks + 1), from the start of the sequence to its end."""
 
     age: jax.Array
     begun: jax.Array  # documents begun after the first
@@ -62,7 +62,7 @@ def plain_chunks(S: int, chunk: int) -> Chunks:
 
 
 def packed_chunks(documents: ages.Documents, chunk: int) -> tuple[Chunks, jax.Array]:
-    """The boundaries, and the keys of `gpu_scan`: (B, chunks, chunk + META) float32. S is a multiple of the chunk."""
+    """The boundaries, and the ages of `gpu_scan`: (B, chunks, chunk + META) float32. S is a multiple of the chunk."""
     B, S = documents.age.shape
     starts_BS = documents.valid & (documents.first == documents.age)
     begun_BS = jnp.cumsum(starts_BS, axis=1, dtype=jnp.int32)
@@ -70,16 +70,16 @@ def packed_chunks(documents: ages.Documents, chunk: int) -> tuple[Chunks, jax.Ar
     def boundaries(x_BS):
         return jnp.concatenate([jnp.zeros_like(x_BS[:, :1]), x_BS[:, chunk - 1 :: chunk]], axis=1)
 
-    known = Chunks(boundaries(documents.age), boundaries(begun_BS))
+    chunks = Chunks(boundaries(documents.age), boundaries(begun_BS))
 
     def since_entry(x_BS, at):
         return x_BS.reshape(B, S // chunk, chunk) - at[:, :-1, None]
 
-    running = since_entry(documents.age, known.age) + DOCUMENT * since_entry(begun_BS, known.begun)
+    running = since_entry(documents.age, chunks.age) + DOCUMENT * since_entry(begun_BS, chunks.begun)
     valid = documents.valid.reshape(B, S // chunk, chunk)
     end = jnp.broadcast_to(running[..., -1:], (B, S // chunk, META))
-    keys = jnp.concatenate([jnp.where(valid, running, PAD), end], axis=-1)
-    return known, keys.astype(jnp.float32)
+    chunk_ages = jnp.concatenate([jnp.where(valid, running, PAD), end], axis=-1)
+    return chunks, chunk_ages.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,9 +41,9 @@ def vmem_bytes(tensors: int, block: int, H: int, itemsize: int, tiles: Tiling, *
     """
     lanes, C = max(H, 128), tiles.chunk
     sequences = tensors * block * lanes * itemsize
-    states, rows = 2 * H * lanes * 4, 8 * (block if packed else C) * 4
+    states, lines = 2 * H * lanes * 4, 8 * (block if packed else C) * 4
     scratch = H * lanes * 4 + C * max(C, 128) * 4 + C * 128 * 4
-    return 2 * (sequences + states + rows) + scratch
+    return 2 * (sequences + states + lines) + scratch
 
 
 def step_vmem_bytes(H: int, itemsize: int, tiles: Tiling) -> int:

@@ -27,9 +27,9 @@ def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
     S = q_BSNH.shape[1]
     state_BNHH = or_zeros(state_BNHH, q_BSNH)
     tiles = tiling.tiling(dispatch.device_kind())
-    rows = _rows(S, segment_ids_BS, tiles.chunk)
+    lines = _lines(S, segment_ids_BS, tiles.chunk)
     sequences = [_to_kernel(x, tiles.chunk) for x in (q_BSNH, k_BSNH, v_BSNH)]
-    out_BNSH, state_BNHH = tpu_scan.scan(slope_N, rows, sequences, state_BNHH, tiles)
+    out_BNSH, state_BNHH = tpu_scan.scan(slope_N, lines, sequences, state_BNHH, tiles)
     return _from_kernel(out_BNSH, S), state_BNHH
 
 
@@ -38,14 +38,14 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     S = q_BSNH.shape[1]
     state_BNHH = or_zeros(state_BNHH, q_BSNH)
     tiles = tiling.tiling(dispatch.device_kind())
-    rows = _rows(S, segment_ids_BS, tiles.chunk)
+    lines = _lines(S, segment_ids_BS, tiles.chunk)
     q, k, v, d_out = (_to_kernel(x, tiles.chunk) for x in (q_BSNH, k_BSNH, v_BSNH, d_out_BSNH))
-    dq, _ = tpu_scan.scan(slope_N, rows, [d_out, v, k], jnp.swapaxes(state_BNHH, -1, -2), tiles)
-    dk, dv, d_state_BNHH = tpu_scan.reverse_scan(slope_N, rows, [q, k, v, d_out], d_state_BNHH, tiles)
+    dq, _ = tpu_scan.scan(slope_N, lines, [d_out, v, k], jnp.swapaxes(state_BNHH, -1, -2), tiles)
+    dk, dv, d_state_BNHH = tpu_scan.reverse_scan(slope_N, lines, [q, k, v, d_out], d_state_BNHH, tiles)
     return *(_from_kernel(x, S) for x in (dq, dk, dv)), d_state_BNHH
 
 
-def _rows(S: int, segment_ids_BS, chunk: int):
+def _lines(S: int, segment_ids_BS, chunk: int):
     """`ages.chunk_rows` of the padded sequence, or of one chunk (1, ROWS, C) where all chunks are alike."""
     if segment_ids_BS is None and S % chunk == 0:
         S = chunk

@@ -14,36 +14,37 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.lightning_attention import ages, tiling
+from pallas_kernels.precision import matmul_precision
 
 
-def scan(slope_N, rows, sequences, state_BNHH, tiles):
-    """(out (B, N, S, H), state) of the sequences q, k, v (B, N, S, H); `rows` as `ages.chunk_rows`."""
-    return _call(_scan_kernel, slope_N, rows, sequences, state_BNHH, tiles, outputs=1, reverse=False)
+def scan(slope_N, lines, sequences, state_BNHH, tiles):
+    """(out (B, N, S, H), state) of the sequences q, k, v (B, N, S, H); `lines` as `ages.chunk_rows`."""
+    return _call(_scan_kernel, slope_N, lines, sequences, state_BNHH, tiles, outputs=1, reverse=False)
 
 
-def reverse_scan(slope_N, rows, sequences, d_state_BNHH, tiles):
+def reverse_scan(slope_N, lines, sequences, d_state_BNHH, tiles):
     """(dk, dv, d_state) of the sequences q, k, v, do (B, N, S, H) and the outgoing state's gradient."""
-    return _call(_reverse_kernel, slope_N, rows, sequences, d_state_BNHH, tiles, outputs=2, reverse=True)
+    return _call(_reverse_kernel, slope_N, lines, sequences, d_state_BNHH, tiles, outputs=2, reverse=True)
 
 
-def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, reverse: bool):
+def _call(kernel, slope_N, lines, sequences, state_BNHH, tiles, *, outputs: int, reverse: bool):
     """Runs `kernel` over (batch, head, time), the last in order; `outputs` arrays like the sequences, and the state."""
     x = sequences[0]
     B, N, S, H = x.shape
     C = tiles.chunk
     block = tiling.block_tokens(S, H, x.dtype.itemsize, tiles)
     blocks = S // block
-    packed = rows.shape[2] == S
+    packed = lines.shape[2] == S
 
     def time(t):
         return blocks - 1 - t if reverse else t
 
-    def row_index(b, n, t, _):
-        return b if rows.shape[0] > 1 else 0, 0, time(t) if packed else 0
+    def lines_index(b, n, t, _):
+        return b if lines.shape[0] > 1 else 0, 0, time(t) if packed else 0
 
     tokens = pl.BlockSpec((None, None, block, H), lambda b, n, t, _: (b, n, time(t), 0))
     state = pl.BlockSpec((None, None, H, H), lambda b, n, t, _: (b, n, 0, 0))
-    row = pl.BlockSpec((None, ages.ROWS, block if packed else C), row_index)
+    lines_spec = pl.BlockSpec((None, ages.ROWS, block if packed else C), lines_index)
     varying = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type)
     return pl.pallas_call(
         functools.partial(kernel, chunk=C, packed=packed, unroll=tiles.unroll),
@@ -51,7 +52,7 @@ def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, 
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, N, blocks),
-            in_specs=[row, *[tokens] * len(sequences), state],
+            in_specs=[lines_spec, *[tokens] * len(sequences), state],
             out_specs=[tokens] * outputs + [state],
             scratch_shapes=[
                 pltpu.VMEM((H, H), jnp.float32),
@@ -63,7 +64,7 @@ def _call(kernel, slope_N, rows, sequences, state_BNHH, tiles, *, outputs: int, 
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
         name=kernel.__name__.strip("_"),
-    )(slope_N, rows, *sequences, state_BNHH)
+    )(slope_N, lines, *sequences, state_BNHH)
 
 
 class _Decays(NamedTuple):
@@ -85,17 +86,17 @@ class _Decays(NamedTuple):
         return self.columns[0:1, 4:5]
 
 
-def _decays(slope, rows_8C, *, keys_first: bool) -> _Decays:
+def _decays(slope, lines_8C, *, keys_first: bool) -> _Decays:
     """Decays of a chunk; `keys_first` gives the intra-chunk ones transposed, keys down and queries across."""
-    C = rows_8C.shape[1]
-    index = jax.lax.broadcasted_iota(jnp.int32, rows_8C.shape, 0)
-    decay_8C = jnp.where(rows_8C < 0, 0.0, jnp.exp(-slope * jnp.maximum(rows_8C, 0.0)))
-    columns = jnp.where(index < 2, rows_8C, decay_8C).T
+    C = lines_8C.shape[1]
+    index = jax.lax.broadcasted_iota(jnp.int32, lines_8C.shape, 0)
+    decay_8C = jnp.where(lines_8C < 0, 0.0, jnp.exp(-slope * jnp.maximum(lines_8C, 0.0)))
+    columns = jnp.where(index < 2, lines_8C, decay_8C).T
     down = jax.lax.broadcasted_iota(jnp.int32, (C, C), 0)
     across = jax.lax.broadcasted_iota(jnp.int32, (C, C), 1)
-    age_across, age_down = rows_8C[0:1], columns[:, 0:1]
+    age_across, age_down = lines_8C[0:1], columns[:, 0:1]
     if keys_first:
-        alive = (age_down >= rows_8C[1:2]) & (down <= across)
+        alive = (age_down >= lines_8C[1:2]) & (down <= across)
         distance = age_across - age_down
     else:
         alive = (age_across >= columns[:, 1:2]) & (across <= down)
@@ -103,7 +104,7 @@ def _decays(slope, rows_8C, *, keys_first: bool) -> _Decays:
     return _Decays(jnp.where(alive, jnp.exp(-slope * jnp.maximum(distance, 0.0)), 0.0), columns)
 
 
-def _over_chunks(body, slope, rows_ref, tables, block: int, *, chunk: int, packed: bool, unroll: int, reverse: bool):
+def _over_chunks(body, slope, lines_ref, tables, block: int, *, chunk: int, packed: bool, unroll: int, reverse: bool):
     """Calls `body(slice of the block, decays)` for each chunk, the tables filled once per head unless packed."""
     intra_ref, columns_ref = tables
 
@@ -111,21 +112,21 @@ def _over_chunks(body, slope, rows_ref, tables, block: int, *, chunk: int, packe
 
         @pl.when(pl.program_id(2) == 0)
         def _():
-            decays = _decays(slope, rows_ref[...], keys_first=reverse)
+            decays = _decays(slope, lines_ref[...], keys_first=reverse)
             intra_ref[...], columns_ref[...] = decays.intra, decays.columns
 
     def step(i, _):
         i = block // chunk - 1 - i if reverse else i
         where = pl.ds(pl.multiple_of(i * chunk, chunk), chunk)
         if packed:
-            body(where, _decays(slope, rows_ref[:, where], keys_first=reverse))
+            body(where, _decays(slope, lines_ref[:, where], keys_first=reverse))
         else:
             body(where, _Decays(intra_ref[...], columns_ref[...]))
 
     jax.lax.fori_loop(0, block // chunk, step, None, unroll=min(unroll, block // chunk))
 
 
-def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, last_ref, state_ref, *tables, **sizes):
+def _scan_kernel(slope_ref, lines_ref, q_ref, k_ref, v_ref, first_ref, out_ref, last_ref, state_ref, *tables, **sizes):
     @pl.when(pl.program_id(2) == 0)
     def _():
         state_ref[...] = first_ref[...]
@@ -138,7 +139,7 @@ def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, l
         state_ref[...] = decay.carry * state + _dot(_scale(k, decay.write), v, 0, 0)
 
     slope = slope_ref[pl.program_id(1)]
-    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=False, **sizes)
+    _over_chunks(chunk, slope, lines_ref, tables, q_ref.shape[0], reverse=False, **sizes)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -147,7 +148,7 @@ def _scan_kernel(slope_ref, rows_ref, q_ref, k_ref, v_ref, first_ref, out_ref, l
 
 def _reverse_kernel(
     slope_ref,
-    rows_ref,
+    lines_ref,
     q_ref,
     k_ref,
     v_ref,
@@ -176,7 +177,7 @@ def _reverse_kernel(
         state_ref[...] = decay.carry * d_state + _dot(_scale(q, decay.read), d_out, 0, 0)
 
     slope = slope_ref[pl.program_id(1)]
-    _over_chunks(chunk, slope, rows_ref, tables, q_ref.shape[0], reverse=True, **sizes)
+    _over_chunks(chunk, slope, lines_ref, tables, q_ref.shape[0], reverse=True, **sizes)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -188,6 +189,5 @@ def _scale(x, decay_C1):
 
 
 def _dot(x, y, x_axis: int, y_axis: int):
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     contract = (((x_axis,), (y_axis,)), ((), ()))
-    return jax.lax.dot_general(x, y, contract, precision=precision, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, y, contract, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import ages
 from pallas_kernels.lightning_attention.states import or_zeros
+from pallas_kernels.precision import matmul_precision
 
 CHUNK = 128
 
@@ -155,6 +156,4 @@ def _dot(equation: str, x, y):
     if dispatch.platform() == "cpu":
         # XLA:CPU has no bfloat16 x bfloat16 -> float32 for every layout; widened operands give the same exact products.
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    # The highest precision is for float32 alone: products of bfloat16 are exact in float32 as they are.
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jnp.einsum(equation, x, y, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, x, y, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)

@@ -7,7 +7,7 @@ An implementation is a module with three functions; `api.py` says what they comp
     attend_gradient(query, key, value, query_tags, key_tags, whole, dtype) -> gradients in `dtype`
 """
 
-from pallas_kernels.softmax_attention.api import attend, attend_gradient, merge, softmax_attention
+from pallas_kernels.softmax_attention.api import attend, attend_gradient, delta, merge, softmax_attention
 from pallas_kernels.softmax_attention.masking import tied
 
-__all__ = ["attend", "attend_gradient", "merge", "softmax_attention", "tied"]
+__all__ = ["attend", "attend_gradient", "delta", "merge", "softmax_attention", "tied"]

@@ -68,9 +68,8 @@ def _forward(name, query, key, value, query_tags, key_tags):
 
 def _backward(name, residuals, d_out):
     arrays, out, lse = residuals
-    delta = jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1)
     with _causal(*arrays[:2]):
-        gradients = OPERATION.module(name).attend_gradient(*arrays, (d_out, lse, delta), out.dtype)
+        gradients = OPERATION.module(name).attend_gradient(*arrays, (d_out, lse, delta(d_out, out, lse)), out.dtype)
     return *gradients, None, None
 
 
@@ -121,10 +120,15 @@ def attend_gradient(
     """What these keys add to (d query, d key, d value), float32.
 
     Args:
-      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N); sum over H of d_out * out (B, S, N), float32.
+      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N) float32; `delta` of the whole (B, S, N).
     """
     name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_tags, key_tags, whole), implementation)
     return OPERATION.module(name).attend_gradient(*arrays, _wide(query_BSNH))
+
+
+def delta(d_out_BSNH: jax.Array, out_BSNH: jax.Array, lse_BSN: jax.Array) -> jax.Array:
+    """(B, S, N) in the logsumexp's dtype: sum over H of d_out * out, which is sum over keys of P * dP."""
+    return jnp.sum(d_out_BSNH.astype(lse_BSN.dtype) * out_BSNH.astype(lse_BSN.dtype), axis=-1)
 
 
 def _choose(arrays, implementation: str | None):

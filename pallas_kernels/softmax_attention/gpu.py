@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import gpu_backward, gpu_forward
 from pallas_kernels.softmax_attention.gpu_blocks import TILE
-from pallas_kernels.softmax_attention.masking import Index, filled_index, filled_up, key_spans, query_spans
+from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up, key_spans, query_spans
 
 HEAD_DIMS = (64, 128)
 FEWEST = 64  # queries; a program has 128, and few of them (decode) are another kernel's work
@@ -25,23 +25,23 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     return None
 
 
-def attend(query, key, value, query_index: Index, key_index: Index, dtype):
+def attend(query, key, value, query_tags: Tags, key_tags: Tags, dtype):
     """Contract in the package's docstring."""
     S = query.shape[1]
     query, key, value = (filled_up(x, TILE) for x in (query, key, value))
-    queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
+    queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
     spans = jnp.stack(key_spans(queries, TILE, keys, gpu_forward.KEYS))
     out, lse = gpu_forward.attend(query, key, value, queries, keys, spans, dtype)
     return out[:, :S], jnp.swapaxes(lse, 1, 2)[:, :S]
 
 
-def attend_gradient(query, key, value, query_index: Index, key_index: Index, whole, dtype):
+def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, dtype):
     """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
     d_out, lse, delta = whole
     per_query = [jnp.swapaxes(filled_up(x.astype(jnp.float32), TILE), 1, 2) for x in (lse, delta)]
     arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), *per_query)
-    queries, keys = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
+    queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
     block = gpu_backward.BLOCK
     spans = jnp.stack(key_spans(queries, TILE, keys, block)), jnp.stack(query_spans(queries, block, keys, TILE))
     dq = gpu_backward.query_gradient(arrays, queries, keys, spans[0], dtype)

@@ -1,6 +1,6 @@
 """What the Hopper kernels of softmax attention share: tiles, the ring of slots, masks, products.
 
-Every kernel has two warpgroups that compute, 64 rows each, and a loader that streams blocks of the other side through
+Every kernel has two warpgroups that compute, 64 tokens each, and a loader that streams blocks of the other side through
 TMA into a ring of slots. Which blocks those are comes from `masking.Spans`: blocks that are hidden are never read, and
 only those not all visible are masked.
 """
@@ -14,10 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-ROWS = 64  # of a warpgroup: the height of a wgmma
-TILE = 2 * ROWS  # rows of a program
+HALF = 64  # tokens of a warpgroup: the height of a wgmma
+TILE = 2 * HALF  # tokens of a program
 LOADER = 2  # number of the warpgroup that loads
-REGISTERS = {"compute": 240, "loader": 24}  # a multiprocessor has 512 for the threads of one number
+COMPUTE_REGISTERS, LOADER_REGISTERS = 240, 24  # a multiprocessor has 512 for the threads of one number
 DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
 LOW = -1e30  # below every logit; twice it is hidden
 
@@ -33,12 +33,12 @@ def compute_and_load(compute, load):
 
     @pl.when(warpgroup < LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["compute"], action="increase")
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         compute(warpgroup)
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(REGISTERS["loader"], action="decrease")
+        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
         load()
 
 
@@ -95,7 +95,7 @@ def across(per_column, rows: int):
 
 
 def products(*pairs, then=lambda: None):
-    """float32, each of a 64-row left operand and a right one, both in SMEM; all run together, then() beside them."""
+    """float32, of pairs in SMEM, the left one (HALF, ...); all run together, and then() beside them."""
 
     def run(*accumulators):
         for accumulator, (left, right) in zip(accumulators, pairs, strict=True):
@@ -122,7 +122,7 @@ def zeros(*shape):
 
 
 def leave(value, gmem, staged):
-    """Writes 64 rows out: bfloat16 through SMEM, float32 as it is."""
+    """Writes a warpgroup's (HALF, H) out: bfloat16 through SMEM, float32 as it is."""
     if gmem.dtype == jnp.float32:
         gmem[...] = value
         return

@@ -7,6 +7,7 @@ far and its sum, both rescaled when a larger one comes. The two warpgroups take 
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,49 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
-from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, LOW, ROWS, TILE
+from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, HALF, LOW, TILE
 from pallas_kernels.varying import vary_alike
 
 KEYS = 128  # of a block
 STAGES = 2
 
 
-def attend(query, key, value, query_index, key_index, spans, out_dtype):
-    """S a multiple of TILE, T of KEYS; padding has segment -1 among queries, -2 among keys.
+class _Inputs(NamedTuple):
+    """What the programs read."""
+
+    k: jax.Ref  # bfloat16 (B, T, K, H)
+    key_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, T)
+    query_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, S)
+    q: jax.Ref  # bfloat16 (B, S, N, H)
+    spans: jax.Ref  # int32 (4, B, S / TILE), `masking.key_spans`
+    v: jax.Ref  # bfloat16 (B, T, K, H)
+
+
+class _Scratch(NamedTuple):
+    """A program's shared memory, in the order it lies there. A slot of the ring has a block of keys, their tags and
+    values; each of the two warpgroups has its queries.
+    """
+
+    k: jax.Ref  # bfloat16 (STAGES, KEYS, H)
+    k_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's keys and their tags
+    k_full: jax.Ref  # barriers (STAGES,): the slot's keys, positions and document ids have arrived
+    lse: jax.Ref  # float32 (2, HALF): of each warpgroup's queries, on its way out
+    query_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's queries the positions, the document ids
+    key_positions: jax.Ref  # int32 (STAGES, KEYS)
+    q: jax.Ref  # bfloat16 (2, HALF, H): each warpgroup's queries, later its result on its way out
+    q_full: jax.Ref  # barriers (2,): each warpgroup's queries, positions and document ids have arrived
+    key_documents: jax.Ref  # int32 (STAGES, KEYS)
+    turn: jax.Ref  # barrier: both warpgroups have come to where one passes the matrix unit on
+    v: jax.Ref  # bfloat16 (STAGES, KEYS, H)
+    v_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's values
+    v_full: jax.Ref  # barriers (STAGES,): the slot's values have arrived
+
+
+def attend(query, key, value, query_tags, key_tags, spans, out_dtype):
+    """S a multiple of TILE, T of KEYS; padding has document id -1 among queries, -2 among keys.
 
     Args:
-      query_index, key_index: (positions, segments), int32 (B, S), (B, T).
+      query_tags, key_tags: (positions, document ids), int32 (B, S), (B, T).
       spans: int32 (4, B, S / TILE), `masking.key_spans` in blocks of KEYS.
 
     Returns:
@@ -39,83 +71,86 @@ def attend(query, key, value, query_index, key_index, spans, out_dtype):
     kernel = plgpu.kernel(
         _program,
         out_type=[vary((B, S, N, H), out_dtype), vary((B, N, S), jnp.float32)],
-        scratch_types={
-            "q": blocks.tile(2, ROWS, H),
-            "k": blocks.tile(STAGES, KEYS, H),
-            "v": blocks.tile(STAGES, KEYS, H),
-            "positions": plgpu.SMEM((STAGES, KEYS), jnp.int32),
-            "segments": plgpu.SMEM((STAGES, KEYS), jnp.int32),
-            "own": plgpu.SMEM((2, 2, ROWS), jnp.int32),
-            "lse": plgpu.SMEM((2, ROWS), jnp.float32),
-            "q_full": plgpu.Barrier(num_arrivals=3, num_barriers=2),
-            "k_full": plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
-            "v_full": plgpu.Barrier(num_barriers=STAGES),
-            "k_free": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
-            "v_free": plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
-            "turn": plgpu.Barrier(num_arrivals=2),
-        },
+        scratch_types=[_scratch(H)],
         grid=(N, S // TILE, B),
         grid_names=("head", "tile", "batch"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
-    inputs = {"q": query, "k": key, "v": value, "own": query_index, "other": key_index, "spans": spans}
+    inputs = _Inputs(k=key, key_tags=key_tags, query_tags=query_tags, q=query, spans=spans, v=value)
     with declared.flops(2 * 2 * B * N * S * key.shape[1] * H):
         out, lse = kernel(inputs)
     return vary_alike(query, out, lse)[1:]
 
 
-def _program(inputs, out_gmem, lse_gmem, **smem):
-    b, n, tiles = lax.axis_index("batch"), lax.axis_index("head"), inputs["spans"].shape[2]
+def _scratch(H: int) -> _Scratch:
+    return _Scratch(
+        k=blocks.tile(STAGES, KEYS, H),
+        k_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        k_full=plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
+        lse=plgpu.SMEM((2, HALF), jnp.float32),
+        query_tags=plgpu.SMEM((2, 2, HALF), jnp.int32),
+        key_positions=plgpu.SMEM((STAGES, KEYS), jnp.int32),
+        q=blocks.tile(2, HALF, H),
+        q_full=plgpu.Barrier(num_arrivals=3, num_barriers=2),
+        key_documents=plgpu.SMEM((STAGES, KEYS), jnp.int32),
+        turn=plgpu.Barrier(num_arrivals=2),
+        v=blocks.tile(STAGES, KEYS, H),
+        v_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        v_full=plgpu.Barrier(num_barriers=STAGES),
+    )
+
+
+def _program(inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
+    b, n, tiles = lax.axis_index("batch"), lax.axis_index("head"), inputs.spans.shape[2]
     t = tiles - 1 - lax.axis_index("tile")  # the last queries have the most keys: their programs start first
-    span = blocks.Span.of(inputs["spans"], b, t)
-    kv_head = lax.div(n, jnp.int32(inputs["q"].shape[2] // inputs["k"].shape[2]))
+    span = blocks.Span.of(inputs.spans, b, t)
+    kv_head = lax.div(n, jnp.int32(inputs.q.shape[2] // inputs.k.shape[2]))
 
     def load():
         def fill(step, slot):
             keys = pl.ds((span.first + step) * KEYS, KEYS)
-            for name, array in zip(("positions", "segments"), inputs["other"], strict=True):
-                plgpu.copy_gmem_to_smem(array.at[b, keys], smem[name].at[slot], smem["k_full"].at[slot])
-            for name in ("k", "v"):
-                array, full = inputs[name], smem[f"{name}_full"]
-                plgpu.copy_gmem_to_smem(array.at[b, keys, kv_head], smem[name].at[slot], full.at[slot])
+            k_full, v_full = smem.k_full.at[slot], smem.v_full.at[slot]
+            for array, target in zip(inputs.key_tags, (smem.key_positions, smem.key_documents), strict=True):
+                plgpu.copy_gmem_to_smem(array.at[b, keys], target.at[slot], k_full)
+            plgpu.copy_gmem_to_smem(inputs.k.at[b, keys, kv_head], smem.k.at[slot], k_full)
+            plgpu.copy_gmem_to_smem(inputs.v.at[b, keys, kv_head], smem.v.at[slot], v_full)
 
-        blocks.stream(span.steps, STAGES, (smem["k_free"], smem["v_free"]), fill)
+        blocks.stream(span.steps, STAGES, (smem.k_free, smem.v_free), fill)
 
     blocks.compute_and_load(functools.partial(_compute, inputs, out_gmem, lse_gmem, smem, (b, n, t), span), load)
 
 
 def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
     b, n, t = place
-    rows = pl.ds(t * TILE + warpgroup * ROWS, ROWS)
-    q, own, full = smem["q"].at[warpgroup], smem["own"].at[warpgroup], smem["q_full"].at[warpgroup]
-    plgpu.copy_gmem_to_smem(inputs["q"].at[b, rows, n], q, full)
+    queries = pl.ds(t * TILE + warpgroup * HALF, HALF)
+    q, own_tags, full = smem.q.at[warpgroup], smem.query_tags.at[warpgroup], smem.q_full.at[warpgroup]
+    plgpu.copy_gmem_to_smem(inputs.q.at[b, queries, n], q, full)
     for i in range(2):
-        plgpu.copy_gmem_to_smem(inputs["own"][i].at[b, rows], own.at[i], full)
+        plgpu.copy_gmem_to_smem(inputs.query_tags[i].at[b, queries], own_tags.at[i], full)
     plgpu.barrier_wait(full)
     H = q.shape[1]
     scale = math.log2(math.e) / math.sqrt(H)
 
-    turn = smem["turn"]
-
     def pass_on():
-        plgpu.barrier_arrive(turn)
-        plgpu.barrier_wait(turn)
+        plgpu.barrier_arrive(smem.turn)
+        plgpu.barrier_wait(smem.turn)
 
     def step(block, carry, *, masked: bool):
         out, peak, total = carry
         slot = lax.rem(block - span.first, jnp.int32(STAGES))
-        plgpu.barrier_wait(smem["k_full"].at[slot])
-        (logits,) = blocks.products((q, smem["k"].at[slot].transpose((1, 0))), then=pass_on)
+        plgpu.barrier_wait(smem.k_full.at[slot])
+        (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=pass_on)
         logits = logits * scale
         if masked:
-            position, segment = (plgpu.load(own.at[i], layout=DOWN) for i in range(2))
-            other, other_segment = (plgpu.load(smem[x].at[slot], layout=ACROSS) for x in ("positions", "segments"))
-            seen = blocks.down(segment, KEYS) == blocks.across(other_segment, ROWS)
-            seen &= blocks.down(position, KEYS) >= blocks.across(other, ROWS)
-            logits = jnp.where(seen, logits, jnp.float32(2 * LOW))
-        plgpu.barrier_arrive(smem["k_free"].at[slot])
+            position, document = (plgpu.load(own_tags.at[i], layout=DOWN) for i in range(2))
+            tags = smem.key_positions, smem.key_documents
+            key_position, key_document = (plgpu.load(x.at[slot], layout=ACROSS) for x in tags)
+            visible = blocks.down(document, KEYS) == blocks.across(key_document, HALF)
+            visible &= blocks.down(position, KEYS) >= blocks.across(key_position, HALF)
+            logits = jnp.where(visible, logits, jnp.float32(2 * LOW))
+        plgpu.barrier_arrive(smem.k_free.at[slot])
         new_peak = jnp.maximum(peak, logits.max(axis=1))
         rescale = jnp.exp2(peak - new_peak)
         weights = jnp.exp2(logits - blocks.down(new_peak, KEYS))
@@ -123,22 +158,22 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
         out = out * blocks.down(rescale, H)
         weights = weights.astype(jnp.bfloat16)
         out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
-        plgpu.barrier_arrive(turn)
-        plgpu.barrier_wait(smem["v_full"].at[slot])
-        plgpu.barrier_wait(turn)
-        out = blocks.add_product(out, weights, smem["v"].at[slot])
-        plgpu.barrier_arrive(smem["v_free"].at[slot])
+        plgpu.barrier_arrive(smem.turn)
+        plgpu.barrier_wait(smem.v_full.at[slot])
+        plgpu.barrier_wait(smem.turn)
+        out = blocks.add_product(out, weights, smem.v.at[slot])
+        plgpu.barrier_arrive(smem.v_free.at[slot])
         return out, new_peak, total
 
-    peak = plgpu.layout_cast(jnp.full((ROWS,), LOW, jnp.float32), DOWN)
+    peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
     pl.when(warpgroup == 1)(pass_on)
-    out, peak, total = span.walk(step, (blocks.zeros(ROWS, H), peak, blocks.zeros(ROWS)))
+    out, peak, total = span.walk(step, (blocks.zeros(HALF, H), peak, blocks.zeros(HALF)))
     pl.when(warpgroup == 0)(pass_on)
-    some = total > 0
-    total = jnp.where(some, total, jnp.float32(1))
+    sees_any = total > 0
+    total = jnp.where(sees_any, total, jnp.float32(1))
     least = jnp.float32(jnp.finfo(jnp.float32).min)
-    smem["lse"].at[warpgroup][...] = jnp.where(some, (peak + jnp.log2(total)) * math.log(2), least)
+    smem.lse.at[warpgroup][...] = jnp.where(sees_any, (peak + jnp.log2(total)) * math.log(2), least)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(smem["lse"].at[warpgroup], lse_gmem.at[b, n, rows])
-    blocks.leave(out / blocks.down(total, H), out_gmem.at[b, rows, n], q)
+    plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_gmem.at[b, n, queries])
+    blocks.leave(out / blocks.down(total, H), out_gmem.at[b, queries, n], q)
     plgpu.wait_smem_to_gmem(0)

@@ -58,10 +58,6 @@ def filled_tags(tags: Tags, multiple: int, padding: int) -> Tags:
     return jnp.pad(positions, fill), jnp.pad(documents, fill, constant_values=padding)
 
 
-# The names that the modules of kernels have for them.
-Index, filled_index = Tags, filled_tags
-
-
 class Spans(NamedTuple):
     """For each block of one side the blocks of the other that have to do with it, int32 (B, blocks).
 

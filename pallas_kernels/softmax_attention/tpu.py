@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import tpu_backward, tpu_forward
-from pallas_kernels.softmax_attention.masking import Index, filled_index, filled_up
-from pallas_kernels.softmax_attention.tpu_blocks import TILE, rows_of
+from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up
+from pallas_kernels.softmax_attention.tpu_blocks import TILE, lines_of
 
 HEAD_DIMS = (64, 128, 256)
 FEWEST = 64  # queries; a program has 128 and more
@@ -26,24 +26,24 @@ def unsupported(query_BSNH, key_BTKH, value_BTKH) -> str | None:
     return None
 
 
-def attend(query, key, value, query_index: Index, key_index: Index, dtype):
+def attend(query, key, value, query_tags: Tags, key_tags: Tags, dtype):
     """Contract in the package's docstring."""
     S = query.shape[1]
     arrays = map(_to_kernel, (query, key, value))
-    index = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
-    out, lse = tpu_forward.attend(*arrays, *index, dtype)
+    tags = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
+    out, lse = tpu_forward.attend(*arrays, *tags, dtype)
     return _from_kernel(out, S), _from_kernel(lse, S)
 
 
-def attend_gradient(query, key, value, query_index: Index, key_index: Index, whole, dtype):
+def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, dtype):
     """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
     d_out, lse, delta = whole
-    stats = rows_of(*(_to_kernel(x.astype(jnp.float32)) for x in (lse, delta)))
+    stats = lines_of(*(_to_kernel(x.astype(jnp.float32)) for x in (lse, delta)))
     arrays = (*map(_to_kernel, (query, key, value, d_out.astype(query.dtype))), stats)
-    index = filled_index(query_index, TILE, -1), filled_index(key_index, TILE, -2)
-    dq = tpu_backward.query_gradient(arrays, *index, dtype)
-    dk, dv = tpu_backward.key_gradients(arrays, *index, dtype)
+    tags = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
+    dq = tpu_backward.query_gradient(arrays, *tags, dtype)
+    dk, dv = tpu_backward.key_gradients(arrays, *tags, dtype)
     return _from_kernel(dq, S), _from_kernel(dk, T), _from_kernel(dv, T)
 
 

@@ -1,8 +1,8 @@
 """What the TPU kernels of softmax attention share: blocks streamed from HBM, masks, products.
 
-A program holds one block of rows; the blocks of the other side that `masking.Spans` names are brought into VMEM, the
+A program holds one block of tokens; the blocks of the other side that `masking.Spans` names are brought into VMEM, the
 next one on its way while this one is worked on. Hidden blocks are never read. The small numbers that a kernel needs of
-its tokens come as eight rows, whatever their count, since a (8, 128) tile is what VMEM holds anyway.
+its tokens come as eight lines, whatever their count, since a (8, 128) tile is what VMEM holds anyway.
 """
 
 import functools
@@ -15,11 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import declared
-from pallas_kernels.softmax_attention.masking import Index, Spans
+from pallas_kernels.precision import matmul_precision
+from pallas_kernels.softmax_attention.masking import Spans, Tags
 
 TILE = 128  # lengths are filled up to a multiple of it
 BLOCKS = (512, 256, 128)
-ROWS = 8  # numbers of a token that a kernel is given, used or not
+LINES = 8  # numbers of a token that a kernel is given, used or not
 HIDDEN = -1e30
 
 
@@ -27,16 +28,16 @@ def block_of(length: int) -> int:
     return next(block for block in BLOCKS if length % block == 0)
 
 
-def rows_of(*numbers: jax.Array) -> jax.Array:
-    """(..., S) each -> (..., ROWS, S)."""
+def lines_of(*numbers: jax.Array) -> jax.Array:
+    """(..., S) each -> (..., LINES, S)."""
     stacked = jnp.stack(numbers, axis=-2)
-    missing = [(0, 0)] * (stacked.ndim - 2) + [(0, ROWS - len(numbers)), (0, 0)]
+    missing = [(0, 0)] * (stacked.ndim - 2) + [(0, LINES - len(numbers)), (0, 0)]
     return jnp.pad(stacked, missing)
 
 
-def index_rows(index: Index) -> jax.Array:
-    """(B, ROWS, S) int32: positions, segments."""
-    return rows_of(*index)
+def tag_lines(tags: Tags) -> jax.Array:
+    """(B, LINES, S) int32: positions, document ids."""
+    return lines_of(*tags)
 
 
 def call(program, outputs, spans: Spans, inputs, specs, scratch, *, grid, name: str, flops: int):
@@ -56,16 +57,16 @@ def call(program, outputs, spans: Spans, inputs, specs, scratch, *, grid, name: 
         return kernel(spans, *inputs)
 
 
-def own(rows: int, H: int) -> pl.BlockSpec:
-    """The program's own block (rows, H) of an array (batch, heads, S, H)."""
-    return pl.BlockSpec((None, None, rows, H), lambda b, n, t, _: (b, n, t, 0))
+def own(block: int, H: int) -> pl.BlockSpec:
+    """The program's own block (tokens, H) of an array (batch, heads, S, H)."""
+    return pl.BlockSpec((None, None, block, H), lambda b, n, t, _: (b, n, t, 0))
 
 
-def own_rows(block: int, *, of_heads: bool) -> pl.BlockSpec:
-    """ROWS numbers of the program's own tokens, (batch, ROWS, S) or with heads (batch, heads, ROWS, S)."""
+def own_lines(block: int, *, of_heads: bool) -> pl.BlockSpec:
+    """The LINES numbers of the program's own tokens, of (batch, LINES, S) or with heads (batch, heads, LINES, S)."""
     if of_heads:
-        return pl.BlockSpec((None, None, ROWS, block), lambda b, n, t, _: (b, n, 0, t))
-    return pl.BlockSpec((None, ROWS, block), lambda b, n, t, _: (b, 0, t))
+        return pl.BlockSpec((None, None, LINES, block), lambda b, n, t, _: (b, n, 0, t))
+    return pl.BlockSpec((None, LINES, block), lambda b, n, t, _: (b, 0, t))
 
 
 def walk(spans_ref, copies, step, heads: int = 1):
@@ -100,11 +101,13 @@ def walk(spans_ref, copies, step, heads: int = 1):
         lax.fori_loop(0, heads, one_head, None)
 
 
-def seen(down_index, across_index, *, keys_down: bool):
-    """The mask of (ROWS, A) tokens down and (ROWS, C) across: (A, C)."""
-    columns = down_index.T
-    position, segment, other, other_segment = columns[:, 0:1], columns[:, 1:2], across_index[0:1], across_index[1:2]
-    return (segment == other_segment) & ((position <= other) if keys_down else (position >= other))
+def visible(down_tags, across_tags, *, keys_down: bool):
+    """The mask of tokens down and tokens across, (LINES, A) and (LINES, C): (A, C)."""
+    columns = down_tags.T
+    position, document = columns[:, 0:1], columns[:, 1:2]
+    across_position, across_document = across_tags[0:1], across_tags[1:2]
+    same = document == across_document
+    return same & ((position <= across_position) if keys_down else (position >= across_position))
 
 
 def scale_of(H: int) -> float:
@@ -112,6 +115,5 @@ def scale_of(H: int) -> float:
 
 
 def dot(x, y, x_axis: int, y_axis: int):
-    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
     contract = (((x_axis,), (y_axis,)), ((), ()))
-    return lax.dot_general(x, y, contract, precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(x, y, contract, precision=matmul_precision(x.dtype), preferred_element_type=jnp.float32)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.precision import matmul_precision
 from pallas_kernels.softmax_attention.masking import Tags, split_queries, tied, visible
 
 QUERY_BLOCK = 512
@@ -63,8 +64,7 @@ def _joined(blocks: jax.Array, S: int) -> jax.Array:
 
 def _einsum(like: jax.Array):
     wide = np.promote_types(like.dtype, np.float32)
-    precision = "highest" if like.dtype == jnp.float32 else "default"
-    return functools.partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+    return functools.partial(jnp.einsum, precision=matmul_precision(like.dtype), preferred_element_type=wide)
 
 
 def _logits(query_BSKGH, key_BTKH, query_tags, key_tags):

@@ -6,6 +6,21 @@ Experts are split over `tensor` as well, so every tensor shard needs whole rows;
 `expert`, and rows are made whole over `tensor` after it (and summed back into slices before the return), because
 `tensor` is the fast axis. What goes over `expert` goes by a transport (`transports.py`). All row movements are gathers
 in both directions (`rows.py`).
+
+Two senders of five tokens, one choice each; experts 0 and 1 are on shard 0, 2 and 3 on shard 1; three slots a shard:
+
+    sender                       0                            1
+    token                        a  b  c  d  e                v  w  x  y  z
+    choice                       1  0  3  1  1                0  3  1  2  3
+    sorted by expert             b  a  d  e  c                v  x  y  w  z
+    slots, shard 0 | shard 1     b  a  d | c  .  .            v  x  . | y  w  z        e does not fit: overflow 1
+    assignment of each slot      1  0  3 | 2  -  -            0  2  - | 3  1  4
+    slot of each assignment      1  0  3  2  -                0  4  1  3  5
+
+    shard 0 receives             b  a  d | v  x  .            from each sender, rows for each expert: 1 2 | 1 1
+    row of each slot             0  2  3 | 1  4  -
+    rows by expert               b  v  a  d  x  .             expert 0 has two, expert 1 three
+    slot of each row             0  3  1  2  4  -
 """
 
 import dataclasses
@@ -28,14 +43,14 @@ class Buffers:
     """Static sizes of the exchange.
 
     groups: that a device's tokens are cut into; all else is of one of them. tokens: of it, on one device.
-    shards: expert shards. experts: on each of them. send: rows that one device may send to one of them.
+    shards: expert shards. num_experts: on each of them. send: slots, rows that one device may send to one of them.
     per_expert: rows that one expert may receive. multiple: of what an expert's rows are filled up to (`row_multiple`).
     """
 
     groups: int
     tokens: int
     shards: int
-    experts: int
+    num_experts: int
     send: int
     per_expert: int
     multiple: int = 1
@@ -56,33 +71,35 @@ class Buffers:
         """
         groups = math.gcd(compute.exchange_groups, device_tokens)  # a few tokens (decode) are not worth cutting
         tokens, shards = device_tokens // groups, math.prod(map(axis_size, rules.expert))
-        experts, A = config.num_experts // shards, config.num_experts_per_token
-        send = tokens * min(A, experts)
+        num_experts, A = config.num_experts // shards, config.num_experts_per_token
+        send = tokens * min(A, num_experts)
         per_expert = shards * min(tokens, send)
         if (bound := compute.dropless_bound) is not None:
             send = min(send, math.ceil(bound * tokens * A / shards))
             per_expert = min(shards * min(tokens, send), math.ceil(bound * tokens * A * shards / config.num_experts))
         if config.routing == "capacity":
             capacity = expert_capacity(config, rules, device_tokens, axis_size)
-            send, per_expert = min(send, experts * capacity), min(per_expert, capacity)
-        return cls(groups, tokens, shards, experts, send, per_expert)
+            send, per_expert = min(send, num_experts * capacity), min(per_expert, capacity)
+        return cls(groups, tokens, shards, num_experts, send, per_expert)
 
     def filled_up(self, rows: int) -> int:
         """Length of an array that holds so many rows, every expert's filled up to the multiple."""
-        return -(-(rows + self.experts * (self.multiple - 1)) // self.multiple) * self.multiple
+        return -(-(rows + self.num_experts * (self.multiple - 1)) // self.multiple) * self.multiple
 
 
-def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules):
-    """Without an exchange, all experts being here: (y (T, D / shards of ffn), overflow int32)."""
+def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
+    """All experts being on this device: (y (T, D / shards of ffn), overflow int32)."""
     T, A = choice_TA.shape
-    order, place = permutation_by(choice_TA.reshape(-1))
-    sizes = count(choice_TA.reshape(-1), buffers.experts)
-    filled, shift = _filled_sizes(sizes, buffers)
+    assignment_of_row, row_of_assignment = permutation_by(choice_TA.reshape(-1))
+    sizes = count(choice_TA.reshape(-1), buffers.num_experts)
+    filled_sizes, shift = _filled_sizes(sizes, buffers)
     if buffers.multiple > 1:
-        order, place = _spread(order, place, choice_TA.reshape(-1), sizes, shift, buffers)
-    rows = move_rows(x_TD, order // A, place.reshape(T, A))
-    out = experts(rows, filled, buffers)
-    out_TAD = move_rows(out, place, order[:, None]).reshape(T, A, -1)
+        assignment_of_row, row_of_assignment = _spread(
+            assignment_of_row, row_of_assignment, choice_TA.reshape(-1), sizes, shift, buffers
+        )
+    rows = move_rows(x_TD, assignment_of_row // A, row_of_assignment.reshape(T, A))
+    out = apply_experts(rows, filled_sizes, buffers)
+    out_TAD = move_rows(out, row_of_assignment, assignment_of_row[:, None]).reshape(T, A, -1)
     y_TD = _combine(out_TAD, weight_TA)
     if rules.ffn:
         y_TD = lax.psum_scatter(y_TD, rules.ffn, scatter_dimension=1, tiled=True)
@@ -90,39 +107,45 @@ def compute_here(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: R
 
 
 def _filled_sizes(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
-    """(every expert's rows filled up to the multiple, how far that shifts them), (experts,) both."""
+    """(every expert's rows filled up to the multiple, how far that shifts them), (num_experts,) both."""
     filled = -(-sizes // buffers.multiple) * buffers.multiple
     return filled, jnp.cumsum(filled - sizes) - (filled - sizes)
 
 
 def _spread(order, place, choice, sizes, shift, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
-    """`permutation_by(choice)` with each expert's rows shifted: (assignment in each row, row of each assignment)."""
+    """`permutation_by(choice)` with each expert's rows shifted: (assignment of each row, row of each assignment)."""
     R, none = buffers.filled_up(order.size), order.size
-    index, starts = jnp.arange(R, dtype=jnp.int32), jnp.cumsum(sizes) - sizes
-    held = index + in_block(index, starts + shift, starts + shift + sizes, -shift, none)
-    place = jnp.where(choice < buffers.experts, place + shift.at[choice].get(mode="clip"), R)
-    return order.at[held].get(mode="fill", fill_value=none), place
+    row, starts = jnp.arange(R, dtype=jnp.int32), jnp.cumsum(sizes) - sizes
+    place_of_row = row + in_block(row, starts + shift, starts + shift + sizes, -shift, none)
+    row_of_assignment = jnp.where(choice < buffers.num_experts, place + shift.at[choice].get(mode="clip"), R)
+    return order.at[place_of_row].get(mode="fill", fill_value=none), row_of_assignment
 
 
-def exchange_and_compute(x_TD, choice_TA, weight_TA, experts, buffers: Buffers, rules: Rules, *, transport: Transport):
-    """The round trip over `expert` by a transport: (y (T, D / shards of ffn), overflow int32)."""
+def exchange_and_compute(
+    x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules, *, transport: Transport
+):
+    """The round trip over `expert` by a transport: (y (T, D / shards of ffn), overflow int32).
+
+    apply_experts(rows sorted by expert, each expert's number of them, buffers) -> rows.
+    """
     T, A = choice_TA.shape
-    to_shard = count(choice_TA.reshape(-1), buffers.shards * buffers.experts).reshape(buffers.shards, buffers.experts)
-    assignment, slot = _send_slots(choice_TA, to_shard, buffers)
-    sent = move_rows(_slice(x_TD, rules.ffn), assignment // A, slot)
-    sizes = _received_sizes(lax.all_to_all(to_shard, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
-    there = jnp.minimum(to_shard.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, and from it
-    here = sizes.sum(axis=1, dtype=jnp.int32)
-    received = transport(sent.reshape(buffers.shards, buffers.send, -1), there, here, rules.expert)
+    chosen = count(choice_TA.reshape(-1), buffers.shards * buffers.num_experts)
+    chosen = chosen.reshape(buffers.shards, buffers.num_experts)  # assignments of this device to every shard's experts
+    assignment_of_slot, slot_of_assignment = _send_slots(choice_TA, chosen, buffers)
+    slots = move_rows(_slice(x_TD, rules.ffn), assignment_of_slot // A, slot_of_assignment)
+    arriving = _arriving(lax.all_to_all(chosen, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
+    num_sent = jnp.minimum(chosen.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, later back from it
+    num_received = arriving.sum(axis=1, dtype=jnp.int32)
+    received = transport(slots.reshape(buffers.shards, buffers.send, -1), num_sent, num_received, rules.expert)
     if rules.ffn:
         received = lax.all_gather(received, rules.ffn, axis=2, tiled=True)
-    computed, late = _compute_received(received, sizes, experts, buffers)
+    computed, beyond_bound = _compute_received(received, arriving, apply_experts, buffers)
     if rules.ffn:
         computed = lax.psum_scatter(computed, rules.ffn, scatter_dimension=2, tiled=True)
-    returned = transport(computed, here, there, rules.expert).reshape(sent.shape)
-    out_TAD = move_rows(returned, slot.reshape(-1), assignment[:, None]).reshape(T, A, -1)
-    unsent = jnp.sum(jnp.maximum(to_shard.sum(axis=1) - buffers.send, 0))
-    return _combine(out_TAD, weight_TA), unsent + late
+    returned = transport(computed, num_received, num_sent, rules.expert).reshape(slots.shape)
+    out_TAD = move_rows(returned, slot_of_assignment.reshape(-1), assignment_of_slot[:, None]).reshape(T, A, -1)
+    unsent = jnp.sum(jnp.maximum(chosen.sum(axis=1) - buffers.send, 0))
+    return _combine(out_TAD, weight_TA), unsent + beyond_bound
 
 
 def _combine(out_TAD: jax.Array, weight_TA: jax.Array) -> jax.Array:
@@ -138,52 +161,57 @@ def _slice(x_TD: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return lax.dynamic_slice_in_dim(x_TD, lax.axis_index(axes) * width, width, axis=1)
 
 
-def _send_slots(choice_TA: jax.Array, to_shard: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
-    """(assignment in each slot (shards * send,), slot of each assignment (T, A)); out of range where there is none."""
+def _send_slots(choice_TA: jax.Array, chosen: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+    """(assignment of each slot (shards * send,), slot of each assignment (T, A)); out of range where there is none.
+
+    chosen: (shards, num_experts), assignments to every shard's experts.
+    """
     T, A = choice_TA.shape
-    order, place = permutation_by(choice_TA.reshape(-1))
-    rows = to_shard.sum(axis=1, dtype=jnp.int32)
-    start = jnp.cumsum(rows) - rows
-    index = jnp.arange(buffers.send, dtype=jnp.int32)
-    source = jnp.where(index[None, :] < rows[:, None], start[:, None] + index[None, :], T * A)
-    assignment = order.at[source.reshape(-1)].get(mode="fill", fill_value=T * A)
-    none = buffers.shards * buffers.send
-    shift = jnp.arange(buffers.shards, dtype=jnp.int32) * buffers.send - start
-    sent_end = start + jnp.minimum(rows, buffers.send)
-    slot = place + in_block(place, start, sent_end, shift, none)
-    return assignment, slot.reshape(T, A)
+    order, place = permutation_by(choice_TA.reshape(-1))  # sorted by expert, so by shard: a shard's stand together
+    to_shard = chosen.sum(axis=1, dtype=jnp.int32)
+    first_place = jnp.cumsum(to_shard) - to_shard
+    slot_in_part = jnp.arange(buffers.send, dtype=jnp.int32)
+    is_used = slot_in_part[None, :] < to_shard[:, None]
+    place_of_slot = jnp.where(is_used, first_place[:, None] + slot_in_part[None, :], T * A)
+    assignment_of_slot = order.at[place_of_slot.reshape(-1)].get(mode="fill", fill_value=T * A)
+    no_slot = buffers.shards * buffers.send
+    first_slot = jnp.arange(buffers.shards, dtype=jnp.int32) * buffers.send
+    end_place = first_place + jnp.minimum(to_shard, buffers.send)
+    slot = place + in_block(place, first_place, end_place, first_slot - first_place, no_slot)
+    return assignment_of_slot, slot.reshape(T, A)
 
 
-def _received_sizes(counts: jax.Array, buffers: Buffers) -> jax.Array:
-    """Rows from each sender for each expert here, (shards, experts): what fitted the sender's buffer."""
-    ends = jnp.minimum(jnp.cumsum(counts, axis=1, dtype=jnp.int32), buffers.send)
+def _arriving(chosen: jax.Array, buffers: Buffers) -> jax.Array:
+    """Rows from each sender for each expert here, (shards, num_experts): those that fit the sender's slots."""
+    ends = jnp.minimum(jnp.cumsum(chosen, axis=1, dtype=jnp.int32), buffers.send)
     return jnp.diff(ends, axis=1, prepend=0)
 
 
-def _compute_received(received, sizes, experts, buffers: Buffers):
-    """Experts applied to buffers (shards, send, D) whose rows are sorted by expert; same layout back, and overflow.
-
-    Where each row stands when all senders' rows are sorted by expert follows from the counts: no sort.
-    """
-    R, D = buffers.shards * buffers.send, received.shape[-1]
-    per_expert = sizes.sum(axis=0, dtype=jnp.int32)
-    filled, shift = _filled_sizes(per_expert, buffers)
-    end_in_buffer = jnp.cumsum(sizes, axis=1)
-    first_slot = jnp.arange(buffers.shards, dtype=jnp.int32)[:, None] * buffers.send + end_in_buffer - sizes
-    by_expert = jnp.swapaxes(sizes, 0, 1).reshape(-1)
-    end_sorted = jnp.cumsum(by_expert) + jnp.repeat(shift, buffers.shards)
-    start_sorted = end_sorted - by_expert
-    first_slot_sorted = jnp.swapaxes(first_slot, 0, 1).reshape(-1)
-    index = jnp.arange(R, dtype=jnp.int32)
-    row = jnp.arange(buffers.filled_up(R), dtype=jnp.int32)
-    source = row + in_block(row, start_sorted, end_sorted, first_slot_sorted - start_sorted, R)
-    place = index + in_block(
-        index,
-        first_slot_sorted,
-        first_slot_sorted + by_expert,
-        start_sorted - first_slot_sorted,
-        row.size,
-    )
-    rows = move_rows(received.reshape(R, D), source, place[:, None])
-    out = move_rows(experts(rows, filled, buffers), place, source[:, None])
+def _compute_received(received, arriving, apply_experts, buffers: Buffers):
+    """Experts applied to slots (shards, send, D) whose rows are sorted by expert; same layout back, and overflow."""
+    per_expert = arriving.sum(axis=0, dtype=jnp.int32)
+    filled_sizes, shift = _filled_sizes(per_expert, buffers)
+    slot_of_row, row_of_slot = _rows_by_expert(arriving, shift, buffers)
+    rows = move_rows(received.reshape(-1, received.shape[-1]), slot_of_row, row_of_slot[:, None])
+    out = move_rows(apply_experts(rows, filled_sizes, buffers), row_of_slot, slot_of_row[:, None])
     return out.reshape(received.shape), jnp.sum(jnp.maximum(per_expert - buffers.per_expert, 0))
+
+
+def _rows_by_expert(arriving: jax.Array, shift: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+    """(slot of each row, row of each slot), all senders' rows sorted by expert; out of range where there is none.
+
+    It follows from the counts, without a sort: the rows of one sender for one expert are a block, which stands together
+    in the sender's slots and among the expert's rows. shift: (num_experts,), what filling up adds before each expert.
+    """
+    num_slots = buffers.shards * buffers.send
+    end_in_part = jnp.cumsum(arriving, axis=1)
+    first_slot = jnp.arange(buffers.shards, dtype=jnp.int32)[:, None] * buffers.send + end_in_part - arriving
+    sizes = jnp.swapaxes(arriving, 0, 1).reshape(-1)  # of the blocks by expert, then by sender: as rows stand
+    end_row = jnp.cumsum(sizes) + jnp.repeat(shift, buffers.shards)
+    first_row = end_row - sizes
+    first_slot = jnp.swapaxes(first_slot, 0, 1).reshape(-1)
+    slot = jnp.arange(num_slots, dtype=jnp.int32)
+    row = jnp.arange(buffers.filled_up(num_slots), dtype=jnp.int32)
+    slot_of_row = row + in_block(row, first_row, end_row, first_slot - first_row, num_slots)
+    row_of_slot = slot + in_block(slot, first_slot, first_slot + sizes, first_row - first_slot, row.size)
+    return slot_of_row, row_of_slot

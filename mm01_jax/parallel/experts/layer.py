@@ -7,7 +7,7 @@ experts compute on another. The result leaves with D sharded over `tensor`, as i
 
 Nothing is dropped silently. In dropless mode buffers hold the worst case, or a stated multiple of the balanced load;
 rows beyond it are counted in `overflow` and the caller refuses the step. In capacity mode each expert keeps the first
-`capacity` assignments of the whole global microbatch in the order (row, position, choice), the same on every mesh.
+`capacity` assignments of the whole global microbatch in the order (sequence, position, choice), the same on every mesh.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from jax import lax
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.experts import router
-from mm01_jax.parallel.experts.exchange import Buffers, compute_here, exchange_and_compute
+from mm01_jax.parallel.experts.exchange import Buffers, compute_without_exchange, exchange_and_compute
 from mm01_jax.parallel.experts.transports import TRANSPORTS
 from pallas_kernels.grouped_matmul import grouped_matmul, row_multiple
+from pallas_kernels.varying import vary_over
 
 
 @jax.tree_util.register_dataclass
@@ -72,53 +73,48 @@ def _local(
     x_BSD, segments_BS, weights, *, config: ModelConfig, compute: ComputeConfig, rules: Rules, layout: SequenceLayout
 ):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
-    router_DE, *experts = (_varying(w, {*rules.batch, *rules.seq}) for w in weights)
+    router_DE, *ffn_weights = (vary_over(w, (*rules.batch, *rules.seq)) for w in weights)
     B, S, D = x_BSD.shape
     E = config.num_experts
     x_TD, valid_T = x_BSD.reshape(B * S, D), (segments_BS >= 0).reshape(B * S)
     choice_TA, weight_TA, probability_TE, lse_T = router.route(x_TD, router_DE, config.num_experts_per_token)
     choice_TA = jnp.where(valid_T[:, None], choice_TA, E)  # padding goes to no expert
-    kept_TA = choice_TA
+    served_TA = choice_TA
     if config.routing == "capacity":
-        kept_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
-    y_TD, overflow = _in_groups((x_TD, kept_TA, weight_TA), experts, config, compute, rules)
+        served_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
+    y_TD, overflow = _in_groups((x_TD, served_TA, weight_TA), ffn_weights, config, compute, rules)
     stats = RouterStats(
         assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
         probability=jnp.sum(jnp.where(valid_T[:, None], probability_TE, 0.0), axis=0),
         z_square=jnp.sum(jnp.where(valid_T, lse_T * lse_T, 0.0)),
         tokens=jnp.sum(valid_T, dtype=jnp.float32),
-        dropped=jnp.sum((choice_TA < E) & (kept_TA == E), dtype=jnp.float32),
+        dropped=jnp.sum((choice_TA < E) & (served_TA == E), dtype=jnp.float32),
         overflow=overflow.astype(jnp.float32),
     )
     return y_TD.reshape(B, S, -1), lax.psum(stats, (*rules.batch, *rules.seq))
 
 
-def _varying(x: jax.Array, axes: set[str]) -> jax.Array:
-    missing = tuple(sorted(axes - jax.typeof(x).mat.varying))
-    return lax.pcast(x, missing, to="varying") if missing else x
-
-
-def _in_groups(tokens, experts, config: ModelConfig, compute: ComputeConfig, rules: Rules):
+def _in_groups(tokens, ffn_weights, config: ModelConfig, compute: ComputeConfig, rules: Rules):
     """(y (T, D / shards of ffn), overflow): tokens (x (T, D), choice (T, A), weight (T, A)) in groups, each routed by
     itself from here on.
     """
     x_TD, choice_TA, _ = tokens
     buffers = Buffers.of(x_TD.shape[0], config, compute, rules)
-    multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, experts[0])
+    multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, ffn_weights[0])
     buffers = dataclasses.replace(buffers, multiple=multiple)
-    experts_here = functools.partial(_expert_ffn, experts)
+    apply_experts = functools.partial(_expert_ffn, ffn_weights)
     exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[compute.exchange])
-    run = exchange if buffers.shards > 1 else compute_here
+    run = exchange if buffers.shards > 1 else compute_without_exchange
     parts = [
-        run(x, choice, weight, experts_here, buffers, rules)
+        run(x, choice, weight, apply_experts, buffers, rules)
         for x, choice, weight in zip(*(jnp.split(array, buffers.groups) for array in tokens), strict=True)
     ]
     return jnp.concatenate([y for y, _ in parts]), sum(overflow for _, overflow in parts)
 
 
-def _expert_ffn(experts, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
+def _expert_ffn(ffn_weights, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
     """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
-    gate, up, down = experts
+    gate, up, down = ffn_weights
     multiply = functools.partial(grouped_matmul, capacity=buffers.per_expert, multiple=buffers.multiple)
     hidden = jax.nn.silu(multiply(rows_RD, gate, sizes_E)) * multiply(rows_RD, up, sizes_E)
     return multiply(hidden, down, sizes_E)

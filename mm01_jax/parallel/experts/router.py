@@ -10,6 +10,7 @@ from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here
+from pallas_kernels.precision import matmul_precision
 
 
 def route(
@@ -20,7 +21,7 @@ def route(
     float32 from the logits on. The weights are the chosen probabilities over their sum.
     """
     wide = np.promote_types(x_TD.dtype, np.float32)
-    precision = "highest" if x_TD.dtype == jnp.float32 else "default"
+    precision = matmul_precision(x_TD.dtype)
     logits = jnp.einsum("td,de->te", x_TD, router_DE, precision=precision, preferred_element_type=wide)
     lse = jax.nn.logsumexp(logits, axis=-1)
     probability = jnp.exp(logits - lse[:, None])
@@ -43,8 +44,8 @@ def expert_capacity(
 
     For so many tokens on every device, inside `shard_map` or, with the sizes of a mesh config's axes, outside.
     """
-    rows, columns = _scope(config, rules)
-    tokens = device_tokens * math.prod(map(axis_size, (*rows, *columns)))
+    batch_axes, seq_axes = _scope(config, rules)
+    tokens = device_tokens * math.prod(map(axis_size, (*batch_axes, *seq_axes)))
     return math.ceil(config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts)
 
 
@@ -57,33 +58,56 @@ def keep_first(
 ) -> jax.Array:
     """The choices with those beyond an expert's capacity replaced by E; inside `shard_map`.
 
-    An expert keeps its first assignments in the order (row, position, choice rank) of the whole scope: counts per row,
-    stripe and expert, a few integers, are gathered over every axis of the scope that shards tokens (the global router).
+    An expert keeps its first assignments in the order (sequence, position, choice rank) of the whole scope. Counts per
+    sequence, stripe and expert, a few integers, are gathered over every axis of the scope that shards tokens (the
+    global router). One expert, one sequence of two stripes, capacity 2, x where a token chose the expert:
+
+        stripe      0            1
+        choices     x  .  .  .   .  x  x  .
+        ahead       0            1               assignments in the stripes before
+        rank        0  .  .  .   .  1  2  .      ahead, and those before it in its stripe
+        served      x  .  .  .   .  x  .  .      rank < capacity
 
     Args:
-      choice_TA: int32 (T, A), rows and positions of this device in order; E where a token goes nowhere.
-      shape: (rows, positions) of this device, T = rows * positions.
+      choice_TA: int32 (T, A), sequences and positions of this device in order; E where a token goes nowhere.
+      shape: (sequences, positions) of this device, T = sequences * positions.
     """
     B, S = shape
     E, A = config.num_experts, config.num_experts_per_token
-    rows, columns = _scope(config, rules)
-    stripe_P = jnp.stack(held_here(rules.seq, layout)).astype(jnp.int32)  # P stripes of each row are here
+    batch_axes, seq_axes = _scope(config, rules)
+    stripe_P = jnp.stack(held_here(rules.seq, layout)).astype(jnp.int32)  # the P stripes of a sequence that are here
     P = stripe_P.size
-    choice = choice_TA.reshape(B, P, S // P * A)
-    counts_CBPE, stripes_CP = (_gather(x, columns) for x in (count(choice, E), stripe_P))  # C shards of columns
-    row_RBE = _gather(counts_CBPE.sum(axis=(0, 2)), rows)
-    ahead_RBE = (jnp.cumsum(row_RBE.reshape(-1, E), axis=0) - row_RBE.reshape(-1, E)).reshape(row_RBE.shape)
-    earlier_CPP = stripes_CP[:, :, None] < stripe_P[None, None, :]
-    in_row_BPE = jnp.sum(jnp.where(earlier_CPP[:, None, :, :, None], counts_CBPE[:, :, :, None], 0), axis=(0, 2))
-    mine_BPE = ahead_RBE[_index(rows)][:, None] + in_row_BPE  # assignments ahead of each stripe of this device
-    one_hot = jax.nn.one_hot(choice, E, dtype=jnp.int32)
-    rank = jnp.cumsum(one_hot, axis=2) - one_hot + mine_BPE[:, :, None, :]
-    rank = jnp.sum(rank * one_hot, axis=-1)
-    return jnp.where(rank < expert_capacity(config, rules, B * S), choice, E).reshape(choice_TA.shape)
+    choice_BPA = choice_TA.reshape(B, P, S // P * A)  # from here on A is all assignments of a stripe
+    counts_CBPE, stripe_CP = (_gather(x, seq_axes) for x in (count(choice_BPA, E), stripe_P))  # C shards of a sequence
+    ahead_BE = _ahead_of_sequences(counts_CBPE.sum(axis=(0, 2)), batch_axes)
+    ahead_BPE = _ahead_in_sequence(counts_CBPE, stripe_CP, stripe_P)
+    rank_BPA = _rank(choice_BPA, ahead_BE[:, None] + ahead_BPE, E)
+    return jnp.where(rank_BPA < expert_capacity(config, rules, B * S), choice_BPA, E).reshape(choice_TA.shape)
+
+
+def _ahead_of_sequences(counts_BE: jax.Array, batch_axes: tuple[str, ...]) -> jax.Array:
+    """(B, E): assignments to each expert in all sequences before each of this device's; counts of whole sequences."""
+    counts_RBE = _gather(counts_BE, batch_axes)  # R shards of the batch
+    counts_NE = counts_RBE.reshape(-1, counts_BE.shape[-1])
+    ahead_RBE = (jnp.cumsum(counts_NE, axis=0) - counts_NE).reshape(counts_RBE.shape)
+    return ahead_RBE[_index(batch_axes)]
+
+
+def _ahead_in_sequence(counts_CBPE: jax.Array, stripe_CP: jax.Array, stripe_P: jax.Array) -> jax.Array:
+    """(B, P, E): assignments to each expert in a sequence's stripes before each of those here."""
+    is_before_CPP = stripe_CP[:, :, None] < stripe_P[None, None, :]
+    return jnp.sum(jnp.where(is_before_CPP[:, None, :, :, None], counts_CBPE[:, :, :, None], 0), axis=(0, 2))
+
+
+def _rank(choice_BPA: jax.Array, ahead_BPE: jax.Array, num_experts: int) -> jax.Array:
+    """(B, P, A): how many assignments to the same expert come before each; 0 for those to none."""
+    one_hot = jax.nn.one_hot(choice_BPA, num_experts, dtype=jnp.int32)
+    rank_BPAE = jnp.cumsum(one_hot, axis=2) - one_hot + ahead_BPE[:, :, None, :]
+    return jnp.sum(rank_BPAE * one_hot, axis=-1)
 
 
 def _scope(config: ModelConfig, rules: Rules) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The mesh axes over which rows, and positions, count together for one capacity."""
+    """The mesh axes over which sequences, and positions, count together for one capacity."""
     if config.capacity_scope == "global":
         return rules.batch, rules.seq
     return tuple(a for a in rules.batch if a in rules.expert), tuple(a for a in rules.seq if a in rules.expert)

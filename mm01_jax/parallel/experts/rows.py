@@ -51,6 +51,6 @@ def in_block(index: jax.Array, starts: jax.Array, ends: jax.Array, values: jax.A
     Args:
       index: (..., n). starts, ends, values: (..., b), blocks disjoint, b small: every index is compared with all.
     """
-    held = (starts[..., None, :] <= index[..., :, None]) & (index[..., :, None] < ends[..., None, :])
-    found = jnp.sum(jnp.where(held, values[..., None, :], 0), axis=-1, dtype=jnp.int32)
-    return jnp.where(jnp.any(held, axis=-1), found, outside)
+    inside = (starts[..., None, :] <= index[..., :, None]) & (index[..., :, None] < ends[..., None, :])
+    value = jnp.sum(jnp.where(inside, values[..., None, :], 0), axis=-1, dtype=jnp.int32)
+    return jnp.where(jnp.any(inside, axis=-1), value, outside)

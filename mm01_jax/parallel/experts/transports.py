@@ -24,10 +24,10 @@ def ragged(x_SRD: jax.Array, sent_S: jax.Array, received_S: jax.Array, axes: tup
     """Only the rows there are, each to the same place as in `padded`. XLA has it for TPUs and GPUs."""
     S, R, D = x_SRD.shape
     starts_S = jnp.arange(S, dtype=jnp.int32) * R
-    mine_S = jnp.full((S,), R, jnp.int32) * lax.axis_index(axes)  # every shard keeps my rows in my part
+    places_S = jnp.full((S,), R, jnp.int32) * lax.axis_index(axes)  # this shard's part of every receiver's buffer
     rows = x_SRD.reshape(S * R, D)
     out = lax.ragged_all_to_all(
-        rows, jnp.zeros_like(rows), starts_S, sent_S, mine_S, received_S, axis_name=axes if len(axes) > 1 else axes[0]
+        rows, jnp.zeros_like(rows), starts_S, sent_S, places_S, received_S, axis_name=axes if len(axes) > 1 else axes[0]
     )
     return out.reshape(S, R, D)
 

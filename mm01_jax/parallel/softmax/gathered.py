@@ -13,7 +13,7 @@ from jax import lax
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
-from pallas_kernels.softmax_attention import tied
+from pallas_kernels.softmax_attention import delta, tied
 from pallas_kernels.varying import vary_alike
 
 
@@ -55,7 +55,7 @@ def _forward(query, keys: Keys, tags: _Tags):
 
 def _backward(residuals, d_out):
     query, keys, tags, out, lse = residuals
-    whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
+    whole = (d_out, lse, delta(d_out, out, lse))
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
     own, other = tied(query, tags)
     d_query, d_keys = add_gradients(query, own, keys, other, whole, (zeros(query), jax.tree.map(zeros, keys)))

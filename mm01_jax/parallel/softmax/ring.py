@@ -14,7 +14,7 @@ from jax import lax
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.sequence_layout import held
 from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
-from pallas_kernels.softmax_attention import tied
+from pallas_kernels.softmax_attention import delta, tied
 from pallas_kernels.varying import vary_alike
 
 
@@ -62,7 +62,7 @@ def _backward(axes, layout, residuals, d_out):
     query, keys, untied, out, lse = residuals
     tags = tied(query, untied)
     place = functools.partial(_place, axes, layout)
-    whole = (d_out, lse, jnp.sum(d_out.astype(lse.dtype) * out.astype(lse.dtype), axis=-1))
+    whole = (d_out, lse, delta(d_out, out, lse))
 
     def step(carry, passes):
         keys, key_tags, (d_query, d_keys) = carry

@@ -15,16 +15,16 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Messages:
     """Collectives by kind, axes and size with their counts; and how many have other work between start and end."""
 
     counts: Counter
     overlapped: Counter
 
 
-def find(program: Program, mesh: Mapping[str, int]) -> Found:
+def find(program: Program, mesh: Mapping[str, int]) -> Messages:
     """Every collective of `program`, whose partitions are the devices of `mesh` (axis -> size) in row-major order."""
-    found = Found(Counter(), Counter())
+    messages = Messages(Counter(), Counter())
     beside = _beside_work(program)
     for name, instructions in program.computations.items():
         if not (times := program.times[name]):
@@ -37,9 +37,9 @@ def find(program: Program, mesh: Mapping[str, int]) -> Found:
             kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
             key = Collective(kind, axes(instruction, mesh), _bytes(instruction))
             if key.axes:
-                found.counts[key] += times
-                found.overlapped[key] += times * (instruction.name in beside or name in beside)
-    return found
+                messages.counts[key] += times
+                messages.overlapped[key] += times * (instruction.name in beside or name in beside)
+    return messages
 
 
 def _scatters(name: str, instructions: list[Instruction]) -> bool:
@@ -49,27 +49,27 @@ def _scatters(name: str, instructions: list[Instruction]) -> bool:
 
 def _beside_work(program: Program) -> set[str]:
     """Starts, and computations that are started, with work scheduled before their end; text is in schedule order."""
-    found: set[str] = set()
+    beside: set[str] = set()
     for instructions in program.computations.values():
         waiting: dict[str, Instruction] = {}
         for instruction in instructions:
             if instruction.opcode in WORK:
                 for start in waiting.values():
-                    found |= {start.name, *start.calls.get("calls", ())}
+                    beside |= {start.name, *start.calls.get("calls", ())}
                 waiting = {}
             elif instruction.opcode.endswith("-start"):
                 waiting[instruction.name] = instruction
             elif instruction.opcode.endswith("-done"):
                 waiting.pop(instruction.operands[0], None)
-    return found
+    return beside
 
 
 def _bytes(instruction: Instruction) -> int:
     """The larger side on one chip. A start's result is (operands, results, contexts): its largest array."""
-    found = sizes(instruction.shape)
-    if instruction.opcode.endswith("-start") and len(found) > 1:
-        return max(found)
-    result = sum(found)
+    array_bytes = sizes(instruction.shape)
+    if instruction.opcode.endswith("-start") and len(array_bytes) > 1:
+        return max(array_bytes)
+    result = sum(array_bytes)
     return result * group(instruction).size if instruction.opcode == "reduce-scatter" else result
 
 
@@ -83,16 +83,16 @@ def axes(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[str, ...]:
 def group(instruction: Instruction) -> np.ndarray:
     """Partition numbers of one group (of a permutation: of one pair that differs)."""
     text = instruction.rest
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
-        dims = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        named = re.findall(r"'(\w+)'", found[2])
+    if listed := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
+        dims = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", listed[1])}
+        named = re.findall(r"'(\w+)'", listed[2])
         order = [*(i for i, d in enumerate(dims) if d not in named), *(list(dims).index(d) for d in named)]
         width = int(np.prod([dims[d] for d in named]))
         return np.arange(np.prod([*dims.values()])).reshape(tuple(dims.values())).transpose(order).reshape(-1, width)[0]
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        dims = [int(d) for d in found[3].split(",")]
-        order = [int(d) for d in found[4].split(",")] if found[4] else range(len(dims))
-        return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(int(found[1]), int(found[2]))[0]
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
-        return np.array([int(d) for d in found[1].split(",")])
+    if listed := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        dims = [int(d) for d in listed[3].split(",")]
+        order = [int(d) for d in listed[4].split(",")] if listed[4] else range(len(dims))
+        return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(int(listed[1]), int(listed[2]))[0]
+    if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", text):
+        return np.array([int(d) for d in listed[1].split(",")])
     return np.array([0])

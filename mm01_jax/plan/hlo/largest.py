@@ -19,7 +19,7 @@ class Made:
 
 def largest_arrays(program: Program, most: int) -> list[Made]:
     """The largest arrays, one of each shape. They need not live at the same time."""
-    found: dict[str, Made] = {}
+    by_shape: dict[str, Made] = {}
     for name, instructions in program.computations.items():
         if name in program.inlined or not program.times[name]:
             continue
@@ -31,5 +31,5 @@ def largest_arrays(program: Program, most: int) -> list[Made]:
             for shape in re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", instruction.shape):
                 (size,) = sizes(shape, main_memory_only=True)
                 bare = shape.partition("{")[0]
-                found.setdefault(bare, Made(size, bare, where))
-    return sorted(found.values(), key=lambda made: -made.bytes)[:most]
+                by_shape.setdefault(bare, Made(size, bare, where))
+    return sorted(by_shape.values(), key=lambda made: -made.bytes)[:most]

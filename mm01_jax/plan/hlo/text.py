@@ -67,15 +67,15 @@ class Program:
         """Computation -> how often one call of the program runs it. Every branch of a conditional counts."""
         return self.runs(1)
 
-    def runs(self, taken: float) -> dict[str, float]:
-        """The same, every branch of a conditional counted `taken` times."""
+    def runs(self, branch_share: float) -> dict[str, float]:
+        """The same, every branch of a conditional counted `branch_share` times."""
         times: dict[str, float] = defaultdict(int)
         times[self.entry] = 1
         # A computation stands after all that it calls, so callers first is the text backwards.
         for name in reversed(self.computations):
             for instruction in self.computations[name]:
                 each = self.trips(instruction) if instruction.opcode == "while" else 1
-                each = taken if instruction.opcode == "conditional" else each
+                each = branch_share if instruction.opcode == "conditional" else each
                 for called in instruction.calls.values():
                     for inner in called:
                         times[inner] += times[name] * each
@@ -100,7 +100,7 @@ class Program:
             return int(noted[1])
         condition = self.computations[loop.calls["condition"][0]]
         constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.opcode == "constant"]
-        bounds = [int(found[1]) for found in constants if found]
+        bounds = [int(number[1]) for number in constants if number]
         return max(bounds) if bounds else 1
 
 
@@ -110,13 +110,13 @@ def parse(text: str) -> Program:
     entry, current = "", None
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
         if current is None or not line.startswith(" "):
-            found = _COMPUTATION.match(line)
-            current = found[2] if found else None
-            if found:
+            header = _COMPUTATION.match(line)
+            current = header[2] if header else None
+            if header:
                 computations[current] = []
-                entry = current if found[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            root, name, shape, opcode, rest = found.groups()
+                entry = current if header[1] else entry
+        elif instruction := _INSTRUCTION.match(line):
+            root, name, shape, opcode, rest = instruction.groups()
             operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition("), ")[0]))
             computations[current].append(Instruction(name, shape, opcode, operands, rest, bool(root)))
     return Program(computations, entry)
@@ -124,14 +124,14 @@ def parse(text: str) -> Program:
 
 def sizes(shape: str, *, main_memory_only: bool = False) -> list[int]:
     """Bytes of every array in a shape's text. `main_memory_only`: 0 for those that live in a core's own memory."""
-    found = []
+    array_bytes = []
     for dtype, dims, layout in _SHAPE.findall(shape):
         count = 1
         for dim in dims.split(","):
             count *= int(dim) if dim else 1
         near = main_memory_only and re.search(r"S\([1-9]", layout)
-        found.append(0 if near else count * item_bits(dtype) // 8)
-    return found
+        array_bytes.append(0 if near else count * item_bits(dtype) // 8)
+    return array_bytes
 
 
 def item_bits(dtype: str) -> int:

@@ -10,9 +10,9 @@ from mm01_jax.plan.hlo.text import FREE, Instruction, Program, sizes
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # in place; which operand is the update
 
 
-def bytes_moved(program: Program, taken: float = 1) -> float:
-    """Of one call of the program on one chip, whose conditionals run a branch `taken` times (see `count.count`)."""
-    total, runs = 0, program.runs(taken)
+def bytes_moved(program: Program, branch_share: float = 1) -> float:
+    """Of one call of the program on one chip. branch_share: see `traced_work.Assumed`."""
+    total, runs = 0, program.runs(branch_share)
     for name, instructions in program.computations.items():
         if name not in program.inlined and (times := runs[name]):
             shapes = {i.name: i.shape for i in instructions}
