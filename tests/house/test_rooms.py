@@ -17,7 +17,8 @@ LEVELS = (
     ("mm01_jax.train", "mm01_jax.evals", "mm01_jax.convert", "mm01_jax.plan"),
     ("mm01_jax", "train_main", "configs", "notebooks", "setup"),  # doors: the public names, programs, configs
     ("tests",),
-    ("benchmarks",),  # may use what tests have; tests never need a bench
+    ("benchmarks",),  # may use what tests have; tests need no bench,
+    ("tests.benchmarks",),  # but for those of the benches
 )
 HEIGHT = {room: height for height, rooms in enumerate(LEVELS) for room in rooms}
 DOORS = HEIGHT["mm01_jax"]
@@ -50,6 +51,7 @@ KNOWN = {
     "tests.kernels.test_lightning_bench -> benchmarks.kernels.bench": "tests of a bench stand beside it",
     "tests.kernels.test_lightning_bench -> benchmarks.kernels.lightning": "tests of a bench stand beside it",
     "tests.kernels.test_lightning_bench -> benchmarks.kernels.timing": "tests of a bench stand beside it",
+    "tests.kernels.test_lightning_tpu runs benchmarks.kernels": "compile_only_mesh moves into tests/kernels",
     "tests.kernels.test_softmax_tpu runs benchmarks.kernels.tpu_table": "compile_only_mesh moves into tests/kernels",
     "tests.parallel.test_meshes runs benchmarks.meshes": "the table's program moves into tests/parallel",
     "tests.parallel.test_overlap -> benchmarks.overlap": "the counting moves into tests/parallel",
@@ -120,7 +122,7 @@ def benches_run() -> set[str]:
     """Strings in tests that name a module of `benchmarks`, docstrings left out: programs that a test starts."""
     found = set()
     for name in modules():
-        if inside(name, "tests") and not inside(name, "tests.house"):
+        if room(name) == "tests" and not inside(name, "tests.house"):
             nodes = list(ast.walk(tree(modules()[name])))
             prose = {node.value for node in nodes if isinstance(node, ast.Expr)}
             strings = [node.value for node in nodes if isinstance(node, ast.Constant) and node not in prose]

@@ -120,7 +120,8 @@ def test_lightning_tpu_step_is_float32_exact_and_keeps_inactive_rows(dtype):
 def _compile(generation: str, rows: str) -> None:
     """In a process of its own: libtpu reads its settings once, and this process belongs to the CPU."""
     program = (
-        "from pallas_kernels.lightning_attention import tpu_table as t, tiling\n"
+        "from benchmarks.kernels import tpu_table as t\n"
+        "from pallas_kernels.lightning_attention import tiling\n"
         "import jax; jax.config.update('jax_platforms', 'cpu')\n"
         f"mesh = t.compile_only_mesh({generation!r})\n"
         "tiles = tiling.tiling(mesh.devices.flat[0].device_kind)\n"
