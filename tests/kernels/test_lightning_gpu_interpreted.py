@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
 from pallas_kernels.lightning_attention import (
-    documents,
+    ages,
     gpu,
     gpu_scan,
     gpu_split,
@@ -22,6 +22,7 @@ from pallas_kernels.lightning_attention import (
     reference,
 )
 from tests.kernels import lightning_cases as cases
+from tests.slow import slow_but
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 
@@ -57,7 +58,7 @@ def _packed(S: int) -> np.ndarray:
     return ids[None]
 
 
-@pytest.mark.parametrize("H", [64, 128])
+@pytest.mark.parametrize("H", slow_but([128], [64, 128]))
 def test_lightning_gpu_is_no_worse_than_xla(H):
     _check(cases.case(128, "bfloat16", H=H, slopes=cases.SLOPES[:1]))
 
@@ -103,7 +104,7 @@ def test_lightning_gpu_split_state_does_not_depend_on_the_split():
     k, v = (jnp.asarray(rng.normal(size=(B, 48, N, H)), jnp.float32) for _ in range(2))
     slope = jnp.asarray([0.9, 0.05, 0.001], jnp.float32)
     state = jnp.asarray(rng.normal(size=(B, N, H, H)), jnp.float32)
-    chunks, _ = gpu_split.packed_chunks(documents.documents(ids), chunk)
+    chunks, _ = gpu_split.packed_chunks(ages.documents(ids), chunk)
     split = gpu_split.split(chunks, gpu_split.Cut(segments=4, parts=3, part=1), slope, B)
     nothing = np.zeros((B, N, H, H))
     pieces = [slice(4 * p, 4 * p + 4) for p in range(12)]
