@@ -9,11 +9,28 @@ PY = $(VENV)/bin/python
 train: $(VENV)/.ready-train
 	$(PY) train_main.py --config=configs/tiny.py --workdir=runs/tiny
 
-test: $(VENV)/.ready-test
-	$(PY) -m pytest
+# Whole files go to the workers: what a file compiles, it compiles once. A bare `pytest tests/x.py` has one process.
+WORKERS = 2
+SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+test: $(VENV)/.ready-test
+	$(PY) -m pytest $(SPREAD)
+
+# The whole suite, room by room (a room is a folder of tests/), or the one that ROOM names.
+ROOM =
 test-all: $(VENV)/.ready-test
-	$(PY) -m pytest -m 'not tpu and not gpu'
+	@rooms=$$(ls tests/*/test_*.py | cut -d/ -f2 | sort -u); \
+	if [ -n "$(ROOM)" ]; then \
+	  echo "$$rooms" | grep -qxF -e "$(ROOM)" || \
+	    { echo "ROOM=$(ROOM) is no folder of tests/ with tests in it; the rooms are" $$rooms >&2; exit 2; }; \
+	  rooms=$(ROOM); \
+	fi; \
+	failed=; \
+	for room in $$rooms; do \
+	  echo "tests/$$room"; \
+	  $(PY) -m pytest $(SPREAD) -m 'not tpu and not gpu' "tests/$$room" || failed="$$failed $$room"; \
+	done; \
+	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 
 lint: $(VENV)/.ready-test
 	$(PY) -m ruff check .

@@ -35,8 +35,17 @@ setup(
         "plots": ["matplotlib>=3.9"],
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
-        # libtpu compiles for TPUs on a machine without one.
-        "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "libtpu", "matplotlib>=3.9", "tokenizers>=0.23"],
+        # libtpu compiles for TPUs on a machine without one; filelock guards the compile cache that workers share.
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.7",
+            "filelock>=3.12",
+            "hypothesis>=6",
+            "ruff>=0.8",
+            "libtpu",
+            "matplotlib>=3.9",
+            "tokenizers>=0.23",
+        ],
     },
     entry_points={"console_scripts": ["mm01-convert=mm01_jax.convert.__main__:main"]},
 )

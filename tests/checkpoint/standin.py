@@ -1,4 +1,4 @@
-"""A small training state shaped like the real one: stacked runs, experts, three dtypes, AdamW's moments.
+"""A small training state shaped like the real one: stacks, experts, three dtypes, AdamW's moments.
 
 The checkpoint tests need its paths, stack axes and shardings, and nothing of its mathematics.
 """
@@ -67,7 +67,7 @@ def make_model(mesh, seed: int, dtype: str = "float32", shapes: dict = LEAVES) -
         return Node({n: leaf(prefix + n) if prefix + n in shapes else child(prefix + n) for n in names})
 
     def child(path):
-        return nnx.List([module(path + "/0/")]) if path == "runs" else module(path + "/")
+        return nnx.List([module(path + "/0/")]) if path == "stacks" else module(path + "/")
 
     return module("")
 

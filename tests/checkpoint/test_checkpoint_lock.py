@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mm01_jax.checkpoint import Checkpoints, Locked, RunLock, lock
+from tests.slow import slow_but
 
 # Only the lock's own file, so that a contender starts in milliseconds and not in the seconds that importing jax takes.
 CONTENDER = """
@@ -74,8 +75,9 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_parent(tmp_path):
     process.stdout.close()
 
 
-def test_twenty_races_have_one_winner_each(tmp_path):
-    for race in range(20):
+@pytest.mark.parametrize("races", slow_but([4], [4, 20]))
+def test_races_have_one_winner_each(races, tmp_path):
+    for race in range(races):
         at = time.time() + 0.25
         processes = [contender(tmp_path / str(race), at) for _ in range(3)]
         lines = [process.stdout.readline().split()[0] for process in processes]

@@ -3,11 +3,10 @@
 import ast
 import pathlib
 
-ROOT = pathlib.Path(__file__).parents[2]
-ROOMS = ("configs", "mm01_jax", "pallas_kernels", "tests", "benchmarks")
-FILES = sorted([path for room in ROOMS for path in (ROOT / room).rglob("*.py")] + list(ROOT.glob("*.py")))
+from tests.house.checkout import ROOT, modules, tree
 
 FILE_LINES, FUNCTION_LINES, KERNEL_LINES, POSITIONAL = 300, 40, 80, 6
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # "path" or "path:function" -> why it is longer. An exception that is no longer needed fails too.
 EXCEPTIONS: dict[str, str] = {}
@@ -15,13 +14,13 @@ EXCEPTIONS: dict[str, str] = {}
 
 def test_files_and_functions_stay_within_their_budget():
     over = {}
-    for path in FILES:
-        name, text = path.relative_to(ROOT).as_posix(), path.read_text()
+    for path in modules().values():
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
         lines = len(text.splitlines())
         if lines > FILE_LINES:
             over[name] = f"{lines} lines of {FILE_LINES}"
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _lines(node) > _budget(name, text):
+        for node in _functions(path):
+            if _lines(node) > _budget(name, text):
                 over[f"{name}:{node.name}"] = f"{_lines(node)} lines of {_budget(name, text)}"
     unnamed = {key: found for key, found in over.items() if key not in EXCEPTIONS}
     assert not unnamed, "\n".join(["over budget:", *(f"{key}: {found}" for key, found in unnamed.items())])
@@ -30,19 +29,23 @@ def test_files_and_functions_stay_within_their_budget():
 
 def test_functions_take_at_most_six_positional_arguments():
     over = []
-    for path in FILES:
+    for path in modules().values():
         name = path.relative_to(ROOT).as_posix()
         if name.startswith("pallas_kernels/"):
             continue  # an op has as many operands as its equation
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and f"{name}:{node.name}" not in EXCEPTIONS:
-                taken = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
-                if len([argument for argument in taken if argument not in ("self", "cls")]) > POSITIONAL:
-                    over.append(f"{name}:{node.name}({', '.join(taken)})")
+        for node in _functions(path):
+            taken = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            many = len([argument for argument in taken if argument not in ("self", "cls")]) > POSITIONAL
+            if many and f"{name}:{node.name}" not in EXCEPTIONS:
+                over.append(f"{name}:{node.name}({', '.join(taken)})")
     assert not over, "\n".join(over)
 
 
-def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def _functions(path: pathlib.Path) -> list[Function]:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, Function)]
+
+
+def _lines(node: Function) -> int:
     """Lines from `def` to the end; the docstring, which states shapes and errors, is free."""
     first = node.body[0]
     has_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)

@@ -9,6 +9,7 @@ from jax.sharding import use_abstract_mesh
 
 from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_step, xla
 from tests.kernels import lightning_cases as cases
+from tests.slow import slow_but
 
 S, H, SLOPES = 150, 16, cases.SLOPES[:2]
 
@@ -45,7 +46,7 @@ def packed():
     return cases.case(S, "float32", B=2, H=H, slopes=SLOPES, segment_ids=ids)
 
 
-@pytest.mark.parametrize("cut", [1, 64, 77, 149])
+@pytest.mark.parametrize("cut", slow_but([1, 77], [1, 64, 77, 149]))
 def test_lightning_two_halves_with_state_equal_one_whole(cut):
     x = cases.case(S, "float32", H=H, slopes=SLOPES)
 
@@ -113,7 +114,7 @@ def test_lightning_output_depends_on_no_later_token():
     assert np.array_equal(out[:, :100], _op(x)(*changed, x.state)[0][:, :100])
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 256])
+@pytest.mark.parametrize("chunk", slow_but([7, 256], [1, 7, 64, 256]))
 def test_lightning_xla_chunk_length_does_not_matter(packed, chunk, monkeypatch):
     wanted = _grads(_op(packed), packed)
     monkeypatch.setattr(xla, "CHUNK", chunk)

@@ -1,6 +1,6 @@
 """The Hopper kernels of softmax attention, interpreted on the CPU, against NumPy float64; and that they lower.
 
-Bound: error against float64 at most twice that of plain XLA at bfloat16.
+Bound: error against float64 at most twice that of plain XLA at bfloat16 (`softmax_cases`).
 """
 
 import functools
@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, 
 
 from pallas_kernels.softmax_attention import attend, gpu, gpu_blocks, masking, softmax_attention
 from tests.kernels import softmax_cases as cases
+from tests.slow import slow_but
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 ABSTRACT = functools.partial(AbstractMesh, axis_types=(AxisType.Auto,), abstract_device=H200)
@@ -34,7 +35,9 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize(  # a chunk of a prompt is no multiple either
+    "name", slow_but(cases.CASES.keys() - {"a length that is no multiple"}, cases.CASES)
+)
 def test_softmax_gpu_is_no_worse_than_xla(name):
     cases.assert_no_worse_than_xla("gpu", name, jnp.bfloat16)
 

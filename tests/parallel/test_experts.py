@@ -17,6 +17,7 @@ from mm01_jax.parallel.experts.rows import move_rows, permutation_by
 from pallas_kernels.grouped_matmul import grouped_matmul
 from tests.parallel.mesh_model import MODEL
 from tests.reference.experts import within_capacity
+from tests.slow import slow_but
 from tests.small import COMPUTE, Variant
 
 ROWS, LENGTH, E, A = 8, 16, MODEL.num_experts, MODEL.num_experts_per_token
@@ -150,9 +151,10 @@ def test_bounded_routing_is_exact_where_it_fits_and_reported_where_it_does_not(m
     assert 5 < sum(outcomes) < 25
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(), MeshConfig(expert=4), MeshConfig(data=2, expert=2, tensor=2)], ids=sizes_of
-)
+FILLED = [MeshConfig(), MeshConfig(expert=4), MeshConfig(data=2, expert=2, tensor=2)]
+
+
+@pytest.mark.parametrize("mesh", slow_but(FILLED[::2], FILLED), ids=sizes_of)
 def test_experts_whose_rows_are_filled_up_to_a_multiple_give_the_same(mesh, monkeypatch):
     rng = np.random.default_rng(3)
     x = rng.normal(size=(ROWS, LENGTH, MODEL.embed_dim)).astype(np.float32)

@@ -13,6 +13,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.documents import document_ids
 from mm01_jax.parallel.lightning import lightning_attention
 from tests.parallel.mesh_model import LENGTH, ROWS, batch
+from tests.slow import slow_but
 
 N, H = 2, 8
 SLOPES = np.array([0.3, 0.002], np.float32)
@@ -42,8 +43,17 @@ def results(shards: int, name: str, *, state: bool) -> dict[str, np.ndarray]:
     return found | {name: x[:, back] for name, x in zip(("d_q", "d_k", "d_v"), gradients, strict=False)}
 
 
-@pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("shards, name", [(2, "zigzag"), (4, "contiguous"), (8, "zigzag")])
+@pytest.mark.parametrize(
+    "shards, name, state",
+    slow_but(
+        [(2, "zigzag", False), (4, "contiguous", True), (8, "zigzag", True)],
+        [
+            (shards, name, state)
+            for shards, name in ((2, "zigzag"), (4, "contiguous"), (8, "zigzag"))
+            for state in (False, True)
+        ],
+    ),
+)
 def test_rows_over_shards_with_or_without_a_state_that_enters_equal_one_device(shards, name, state):
     want = results(1, "contiguous", state=state)
     for kind, found in results(shards, name, state=state).items():

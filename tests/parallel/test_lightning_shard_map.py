@@ -1,6 +1,7 @@
 """Lightning attention inside `jax.shard_map` with replication checking: values and gradients as on one device."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_step
 from tests.kernels import lightning_cases as cases
+from tests.slow import slow_but
 
 TENSOR = PartitionSpec("data", None, "tensor")
 STATE = PartitionSpec("data", "tensor")
@@ -37,8 +39,13 @@ def _grads(f, x):
     return *outputs, *pull((x.d_out, x.d_state))
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("implementation", ["xla", "tpu"])
+@pytest.mark.parametrize(
+    ("implementation", "axis_type"),
+    slow_but(
+        [("xla", AxisType.Auto), ("xla", AxisType.Explicit), ("tpu", AxisType.Auto)],
+        itertools.product(["xla", "tpu"], [AxisType.Auto, AxisType.Explicit]),
+    ),
+)
 def test_lightning_over_data_and_heads_equals_one_device(axis_type, implementation, monkeypatch):
     """The state starts as zeros that vary over no axis, the segment ids over one, q, k, v over two."""
     x = _case()

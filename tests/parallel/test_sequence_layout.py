@@ -19,6 +19,7 @@ from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from tests import small
 from tests.parallel.mesh_model import LENGTH, VARIANT, batch, total_loss
+from tests.train import cheap_run
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4, 8])
@@ -55,6 +56,7 @@ def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
 
     def program(name: str) -> str:
         variant = VARIANT.replace(routing=routing, sequence_layout=name)
+        jax.clear_caches()  # what is traced already is printed by its name, where it comes twice
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
             model = jax.eval_shape(lambda: TextModel(*variant, mesh.rules, rngs=nnx.Rngs(params=0)))
             return str(jax.make_jaxpr(lambda model: total_loss(model, arrays, logits=False)[0])(model))
@@ -103,23 +105,49 @@ def test_packed_documents_leave_out_more_than_causality_does():
     assert computed_pairs(segments, 4, "zigzag").sum() == 8  # each stripe is a document: the diagonal
 
 
+RUNS = (("one", 1, "contiguous", 4), ("two", 2, "zigzag", 2), ("two", 1, "contiguous", 4))
+
+
+def run(folder, text, monkeypatch, *, shards: int, order: str, steps: int):
+    """What metrics.jsonl holds after so many steps on `shards` devices."""
+    devices = jax.devices()[:shards]
+    monkeypatch.setattr(jax, "device_count", lambda: len(devices))
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=devices))
+    changes = {"mesh__sequence": shards, "compute__sequence_layout": order, "train__steps": steps}
+    config = small.config(text, **changes, train__eval_every=2, train__checkpoint_every=2)
+    loop.run(config, str(folder), log=lambda _: None)
+    return read_metrics(folder)
+
+
+def test_a_run_in_zigzag_hands_the_step_its_rows_in_that_order_and_goes_on_contiguous(tmp_path, monkeypatch):
+    text, seen, found = small.write_text(tmp_path), {}, {}
+    cheap_run.use(monkeypatch)
+    on_devices = loop._Loop._on_devices
+
+    def noted(self, batch, at):
+        placed = on_devices(self, batch, at)
+        seen[self.config.mesh.sequence > 1, at] = {key: np.asarray(x) for key, x in placed.items()}
+        return placed
+
+    monkeypatch.setattr(loop._Loop, "_on_devices", noted)
+    for name, shards, order, steps in RUNS:
+        found[name] = run(tmp_path / name, text, monkeypatch, shards=shards, order=order, steps=steps)
+    order = sequence_layout.order(32, MeshConfig(sequence=2), "zigzag")
+    assert {at for zigzag, at in seen if zigzag} == {0, 1}
+    for at in (0, 1):
+        for key, rows in seen[False, at].items():
+            np.testing.assert_array_equal(seen[True, at][key], rows[:, order])
+    one, two = ([record["loss"] for record in found[name] if "loss" in record] for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_in_zigzag_has_the_losses_of_one_device_and_goes_on_contiguous(tmp_path, monkeypatch):
-    text = small.write_text(tmp_path)
+    text, found = small.write_text(tmp_path), {}
     quick = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
     monkeypatch.setattr(loop, "compiler_options", lambda platform: quick)
-    found = {}
-    for name, shards, arrangement, steps in (
-        ("one", 1, "contiguous", 4),
-        ("two", 2, "zigzag", 2),
-        ("two", 1, "contiguous", 4),
-    ):
-        devices = jax.devices()[:shards]
-        monkeypatch.setattr(jax, "device_count", lambda devices=devices: len(devices))
-        monkeypatch.setattr(sharding, "make_mesh", functools.partial(make_mesh, devices=devices))
-        changes = {"mesh__sequence": shards, "compute__sequence_layout": arrangement, "train__steps": steps}
-        config = small.config(text, **changes, train__eval_every=2, train__checkpoint_every=2)
-        loop.run(config, str(tmp_path / name), log=lambda _: None)
-        found[name] = read_metrics(tmp_path / name)
+    for name, shards, order, steps in RUNS:
+        found[name] = run(tmp_path / name, text, monkeypatch, shards=shards, order=order, steps=steps)
     for key in ("loss", "held_out_loss", "grad_norm"):
         one, two = ([record[key] for record in found[name] if key in record] for name in ("one", "two"))
         assert len(two) == (2 if key == "held_out_loss" else 4)

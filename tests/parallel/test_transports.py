@@ -68,7 +68,7 @@ def layer(exchange: str, mesh: MeshConfig, **model):
 @pytest.mark.parametrize(
     "mesh, model",
     [
-        (MeshConfig(expert=4), {}),
+        pytest.param(MeshConfig(expert=4), {}, marks=pytest.mark.slow),
         (MeshConfig(data=2, expert=2, tensor=2), {"exchange_groups": 2}),
         (MeshConfig(expert=4), {"dropless_bound": 1.2}),  # some rows do not fit
         (MeshConfig(expert=2, sequence=2), {"routing": "capacity", "capacity_factor": 0.8}),

@@ -17,10 +17,12 @@ STEPS = 48
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run named `whole` that nothing interrupted."""
+    """A run named `stopped`, to which SIGTERM was sent at its third step, and its exit code."""
     runs = Runs(tmp_path_factory.mktemp("runs") / "runs", STEPS, 2, cache=jax.config.jax_compilation_cache_dir)
-    runs.finish("whole")
-    return runs
+    process = runs.start("stopped")
+    wait_for_step(runs, "stopped", 3)
+    process.send_signal(signal.SIGTERM)
+    return runs, process.wait(timeout=120)
 
 
 def wait_for_step(runs: Runs, name: str, step: int) -> None:
@@ -31,26 +33,38 @@ def wait_for_step(runs: Runs, name: str, step: int) -> None:
 
 
 def test_at_most_forty_lines_come_before_the_first_step(runs):
-    lines = runs.said("whole").splitlines()
+    lines = runs[0].said("stopped").splitlines()
     assert 1 <= next(n for n, line in enumerate(lines) if line.startswith("step 1/")) <= 40
     assert not [line for line in lines if "Warning" in line or "Error" in line]
 
 
-def test_sigterm_saves_the_step_in_hand_exits_with_75_and_resuming_is_bitwise(runs):
-    process = runs.start("stopped")
-    wait_for_step(runs, "stopped", 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 75, runs.said("stopped")
-    (saved,) = re.findall(r"step (\d+) is saved; the same command goes on", runs.said("stopped"))
+def test_sigterm_saves_the_step_in_hand_and_exits_with_75(runs):
+    runs, code = runs
+    assert code == 75, runs.said("stopped")
+    (saved,) = step_said_to_be_saved(runs)
     assert max(runs.losses("stopped")) == int(saved) < STEPS
+
+
+def step_said_to_be_saved(runs: Runs) -> list[str]:
+    return re.findall(r"step (\d+) is saved; the same command goes on", runs.said("stopped"))
+
+
+@pytest.mark.slow  # with a step that costs nothing by default: test_train_loop
+def test_resuming_after_sigterm_is_bitwise(runs):
+    runs, _ = runs
+    (saved,) = step_said_to_be_saved(runs)
+    runs.finish("whole")
     runs.finish("stopped")
+    assert not [line for line in runs.said("whole").splitlines() if "Warning" in line or "Error" in line]
     assert f"resumed from step {saved} (verified" in runs.said("stopped")
     assert runs.losses("stopped") == runs.losses("whole")
     assert runs.digest("stopped") == runs.digest("whole")
 
 
-def test_two_kills_leave_losses_and_the_last_digest_as_they_were(runs):
-    rows, equal = kill_and_resume(runs, kills=2, seed=1)
+@pytest.mark.slow
+def test_two_kills_leave_losses_and_the_last_digest_as_they_were(tmp_path):
+    # A compile cache of its own here and below: a process that is killed may leave half a file in it.
+    rows, equal = kill_and_resume(Runs(tmp_path / "runs", STEPS, 2), kills=2, seed=1)
     assert rows
     assert equal, [row.row() for row in rows]
 
@@ -58,7 +72,7 @@ def test_two_kills_leave_losses_and_the_last_digest_as_they_were(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_twelve_kills_leave_losses_and_the_last_digest_as_they_were(tmp_path, every):
-    runs = Runs(tmp_path / "runs", 120, every, cache=jax.config.jax_compilation_cache_dir)
+    runs = Runs(tmp_path / "runs", 120, every)
     rows, equal = kill_and_resume(runs, kills=12, seed=every)
     assert len(rows) == 12
     assert any(row.in_save for row in rows)
