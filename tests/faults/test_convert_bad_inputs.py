@@ -15,9 +15,10 @@ from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.to_torch import to_torch
-from tests.convert import samples, spoil
-from tests.convert.bad_inputs import CASES, PATHS, make
-from tests.convert.mutations import MUTATIONS, flip_header, flip_small_file
+from tests.convert import samples
+from tests.faults import convert_spoil as spoil
+from tests.faults.convert_cases import CASES, PATHS, make
+from tests.faults.convert_mutations import MUTATIONS, flip_header, flip_small_file
 
 _opened: list[str] | None = None
 

@@ -20,8 +20,8 @@ from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.to_torch import to_torch
 from tests.convert import samples
-from tests.convert.bad_inputs import CASES, Case, make
-from tests.convert.mutations import MUTATIONS
+from tests.faults.convert_cases import CASES, Case, make
+from tests.faults.convert_mutations import MUTATIONS
 
 COUNT = 50
 

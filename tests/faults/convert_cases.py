@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.convert import samples
-from tests.convert.spoil import (
+from tests.faults.convert_spoil import (
     INDEX,
     NORM,
     OTHER,
