@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
-            self.error(refusal("argument", flag, [name for name in self._option_string_actions if "--" in name]))
+            shown = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+            self.error(refusal("argument", flag, [name for name in shown if name.startswith("--")]))
         return parsed
 
     def error(self, message: str) -> NoReturn:

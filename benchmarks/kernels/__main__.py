@@ -1,11 +1,11 @@
 """The kernels, timed: parity on the very inputs first, then speed, peers beside.
 
     python -m benchmarks.kernels [OPERATION ...] [--shapes=NAME,...] [--json=FILE] [--no-peers]
-    python -m benchmarks.kernels lightning_attention --compile-only-tpu    compilers on TPUs that are not here
+    python -m benchmarks.kernels lightning_attention --compile-only-tpu    compilers alone, no TPU
 
 A case whose outputs or gradients are further from the oracle than allowed prints no time, and the exit code is 1. Cases
-appear as they are done, and --json keeps them, rewritten after each. A peer that is not installed, or refuses a case, is
-left out with the reason.
+appear as they are done, and --json keeps them, rewritten after each. A peer that is not installed, or refuses a case,
+is left out with the reason.
 """
 
 import argparse

@@ -1,26 +1,24 @@
 """Compiles the TPU kernels of lightning attention for TPUs that are not here: what the compiler says of each.
 
-`python -m benchmarks.kernels lightning_attention --compile-only-tpu`. libtpu needs no TPU to compile. What it cannot say
+`python -m benchmarks.kernels lightning_attention --compile-only-tpu`. libtpu compiles without a TPU. What it cannot say
 is a time: the table's is a roofline, from bytes and FLOPs counted on paper (`lightning_cost.py`) and the chip's data
 sheet.
 """
 
 import dataclasses
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.kernels import lightning_cost as cost
 from benchmarks.results import Report
-from mm01_jax.plan import compiler, targets
+from mm01_jax.plan import targets
 from pallas_kernels.lightning_attention import ages, tiling, tpu_scan, tpu_step
+from tests.kernels import compile_only
 
 MIB = 2**20
-TARGETS = {"v5e": "v5e-4", "v5p": "v5p-8", "v6e": "v6e-4"}  # the smallest with a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +62,7 @@ def measure(report: Report, generations: list[str], rows: list[Row] | None = Non
 
 def _measure(report: Report, generation: str, row: Row) -> bool:
     """Whether it compiled. A limit that is text is the compiler's complaint."""
-    mesh = compile_only_mesh(generation)
+    mesh = compile_only.mesh_of(generation)
     tiles = tiling.tiling(mesh.devices.flat[0].device_kind)
     shape, chip = row.shape, targets.CHIPS[generation]
     limit, error = _smallest_limit(mesh, row, tiles)
@@ -82,14 +80,6 @@ def _measure(report: Report, generation: str, row: Row) -> bool:
     add(f"{subject}: roofline", seconds * 1e3, "ms")
     print(f"{subject}: {f'compiles with {limit} MiB' if error is None else error}", flush=True)
     return error is None
-
-
-@functools.cache
-def compile_only_mesh(generation: str) -> Mesh:
-    """A mesh of one chip that is not here. libtpu must be told that there is none before it is loaded."""
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    chips = compiler.devices(targets.parse(TARGETS[generation]))
-    return Mesh(np.array(chips[:1]), ("chip",), axis_types=(AxisType.Auto,))
 
 
 def _smallest_limit(mesh: Mesh, row: Row, tiles) -> tuple[int, str | None]:

@@ -1,4 +1,4 @@
-"""Bad PyTorch directories: a sound one, spoiled in one way each; what the command says is in benchmarks/.
+"""Bad PyTorch directories: a sound one, spoiled in one way each; what the command says is in convert_bad_inputs.md.
 
 A case is (title, spoil(directory), what the message must contain, flags of the command).
 """
