@@ -208,6 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.convert_large", __doc__)
     parser.add_argument("what", type=one_of("measurement", ("period", "speed")), help="period or speed")
     parser.add_argument("--room", required=True, type=pathlib.Path, help="a directory to make and remove")
+    parser.add_argument("--label", default="", help="what else is said of these rows, such as quiet")
     parser.add_argument("--repeats", type=whole(1), default=2, help="rounds of speed")
     parser.add_argument(
         "--shapes", type=one_of("shapes", SHAPES), default="text_01", help="text_01, or tiny for a trial"
@@ -216,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.room.exists():
         parser.error(f"argument --room: {arguments.room} exists; allowed: a directory to make")
-    report = Report(arguments.json, "benchmarks.convert_large", argv)
+    report = Report(arguments.json, "benchmarks.convert_large", argv, label=arguments.label)
     changes = {"num_periods": 1} | SHAPES[arguments.shapes]
     try:
         if arguments.what == "period":

@@ -121,7 +121,7 @@ class Bench:
         if alone:
             add("against one", speed / alone.tokens_per_second, "ratio")
         if peak_flops(jax.devices()[0]):
-            add("MFU", mfu(config, speed), "of the peak")
+            add("MFU", 100 * mfu(config, speed), "%")
         add("step", second, "s")
         add("memory", gib(program), "GiB/GPU")
         add("compile", seconds_to_compile, "s")

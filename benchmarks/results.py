@@ -72,19 +72,22 @@ class Report:
     """Collects the rows of one run of a command; with a path, the file is rewritten whenever a row comes.
 
     A file that is already there keeps its rows but for those that are measured again, so that one file can be made by
-    several commands; every row says which.
+    several commands; every row says which. A label is added to every subject.
     """
 
-    def __init__(self, path: pathlib.Path | str | None, module: str, argv: list[str] | None = None):
+    def __init__(self, path: pathlib.Path | str | None, module: str, argv: list[str] | None = None, *, label: str = ""):
         arguments = sys.argv[1:] if argv is None else argv
         kept = [argument for argument in arguments if not argument.startswith("--json")]
         self.path, self.command = path, " ".join(["python -m", module, *kept])
         self.before = read(path) if path and pathlib.Path(path).exists() else []
         self.rows: list[Row] = []
+        self.label = f", {label}" if label else ""
         self._commit = commit()
 
     def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None) -> Row:
         """One more row of this run."""
+        subject, _, quantity = what.rpartition(": ")
+        what = f"{subject}{self.label}: {quantity}"
         origin = {"versions": versions(), "commit": self._commit, "command": self.command}
         row = Row(what=what, value=value, unit=unit, floor=floor, peer=peer, device=device, **origin)
         self.rows.append(row)

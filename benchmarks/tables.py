@@ -77,6 +77,10 @@ def by_subject(rows: list[results.Row]) -> dict[str, dict]:
     subjects: dict[str, dict] = {}
     for row in rows:
         names = subjects.setdefault(row.subject, {"device": row.device, "command": row.command})
+        if names["device"] != row.device:
+            raise ValueError(
+                f"{row.what}: measured on {names['device']} and {row.device}; each needs a file of its own"
+            )
         names |= {f"{package} version": version for package, version in row.versions.items()}
         name = row.quantity + (f" @{row.peer}" if row.peer else "")
         names[name] = Several([*names.get(name, []), row.value])
@@ -100,7 +104,7 @@ def _lines(source: str, subjects: dict[str, dict], pattern: str, template: str) 
             raise ValueError(f"{source}: {pattern!r} has no {field!r}; there are: {', '.join(names[0])}")
     if not template.startswith("|"):
         return [_cell(template, one) for one in names]
-    cells = [cell.strip() for cell in template.strip("|").split("|")]
+    cells = [cell.strip() for cell in template[1:-1].split("|")]
     return ["| " + " | ".join(_cell(cell, one) for cell in cells) + " |" for one in names]
 
 

@@ -18,7 +18,8 @@ class Lightning:
 
     @property
     def sizes(self) -> str:
-        return f"B={self.B} S={self.S} N={self.N} H={self.H}"
+        """B, S, N, H."""
+        return f"{self.B}, {self.S}, {self.N}, {self.H}" + (f", {self.documents} documents" if self.documents else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Softmax:
 
     @property
     def sizes(self) -> str:
-        return f"B={self.B} S={self.S} N={self.N} K={self.K} H={self.H} documents={self.documents}"
+        """Rows x tokens, query heads / key heads x head dim, documents in a row."""
+        return f"{self.B} x {self.S}, {self.N} / {self.K} x {self.H}, {self.documents}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Grouped:
 
     @property
     def sizes(self) -> str:
-        return f"R={self.R} E={self.E} D={self.D} F={self.F}"
+        """Rows, experts, width in to width out."""
+        return f"{self.R}, {self.E}, {self.D} to {self.F}"
 
 
 _LIGHTNING = [

@@ -51,6 +51,7 @@ class Measured:
 def report_rows(found: Measured, report: Report, device: str, copy_bytes_per_second: float) -> None:
     """Adds the rows of one case that was right."""
     subject, shares = f"{found.operation} {found.case}", found.shares()
+    report.add(f"{subject}: sizes", found.sizes, device=device)
     report.add(f"{subject}: implementation", found.implementation, device=device)
     report.add(f"{subject}: comparisons", len(shares), device=device)
     report.add(f"{subject}: of the bound", max(shares.values()), "of the bound", device=device)
@@ -66,7 +67,7 @@ def report_rows(found: Measured, report: Report, device: str, copy_bytes_per_sec
 
 def text(found: Measured) -> str:
     """A case for people: one line for each pass, peers beside it."""
-    head = f"{found.operation} {found.case} {found.sizes}"
+    head = f"{found.operation} {found.case} ({found.sizes})"
     if found.failed:
         return f"{head} FAILED {found.failed}\n{_parity_text(found)}".rstrip()
     lines = [f"{head} {found.implementation}", _parity_text(found)]

@@ -70,8 +70,8 @@ def _measure(report: Report, generation: str, row: Row) -> bool:
     products = 6 if shape.itemsize == 4 else 1
     seconds = max(num_bytes / chip.hbm_speed, products * flops / chip.flops)
     dtype = "bfloat16" if shape.itemsize == 2 else "float32"
-    subject = f"{generation} {row.kernel} B={shape.B} S={shape.S} N={shape.N} H={shape.H} {dtype}"
-    subject += " packed" if row.packed else ""
+    sizes = f"B={shape.B} S={shape.S} N={shape.N} H={shape.H}"
+    subject = f"{generation} {row.kernel} {sizes} {dtype} packed={'yes' if row.packed else 'no'}"
     add = functools.partial(report.add, device=f"compiled for {generation}")
     add(f"{subject}: VMEM counted", _vmem_bytes(row, tiles) / MIB, "MiB")
     add(f"{subject}: smallest limit", limit if error is None else error, "MiB" if error is None else "")
