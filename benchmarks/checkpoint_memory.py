@@ -7,7 +7,7 @@ import pathlib
 import sys
 import tempfile
 
-from benchmarks.results import Report, processor
+from benchmarks.results import Report, add_json, processor
 from tests.command_line import Parser, whole
 
 UNITS = {
@@ -22,7 +22,7 @@ UNITS = {
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.checkpoint_memory", __doc__)
     parser.add_argument("--layers", type=whole(1), default=20, help="of 100 MB")
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     report = Report(arguments.json, "benchmarks.checkpoint_memory", argv)
     from tests.checkpoint import memory

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from benchmarks.results import Report, processor
+from benchmarks.results import Report, add_json, processor
 from tests.command_line import Parser
 
 SHAPE, AXES = (2, 3, 4, 64, 96), (None, None, "expert", "tensor", "sequence")
@@ -22,7 +22,7 @@ SHAPE, AXES = (2, 3, 4, 64, 96), (None, None, "expert", "tensor", "sequence")
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.checkpoint_stock_blocks", __doc__)
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     report = Report(parser.parse_args(argv).json, "benchmarks.checkpoint_stock_blocks", argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)

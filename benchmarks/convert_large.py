@@ -24,7 +24,7 @@ import time
 
 import numpy as np
 
-from benchmarks.results import Report, processor
+from benchmarks.results import Report, add_json, processor
 from configs import text_01
 from mm01_jax.config import ModelConfig
 from mm01_jax.convert import table
@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--shapes", type=one_of("shapes", SHAPES), default="text_01", help="text_01, or tiny for a trial"
     )
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.room.exists():
         parser.error(f"argument --room: {arguments.room} exists; allowed: a directory to make")

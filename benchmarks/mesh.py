@@ -22,7 +22,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.results import Report, device
+from benchmarks.results import Report, add_json, device
 from configs import bench_1b, tiny
 from mm01_jax import sharding
 from mm01_jax.config import Config
@@ -31,7 +31,7 @@ from mm01_jax.model.flops import peak_flops, train_flops_per_token
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
-from tests.command_line import Parser, one_of, whole
+from tests.command_line import Parser, list_of_whole, one_of, whole
 
 SHAPES = {"bench_1b": bench_1b.get_config, "tiny": tiny.get_config}
 CASES = ({}, {"expert": 2}, {"sequence": 2}, {"tensor": 2}, {"data": 2})
@@ -66,9 +66,9 @@ class Bench:
     def tell(self, line: str) -> None:
         print(f"[{time.monotonic() - self.began:4.0f} s] {line}", flush=True)
 
-    def add(self, what: str, value, unit: str = "") -> None:
-        self.tell(f"{what} {value:,.6g} {unit}".rstrip())
-        self.report.add(what, value, unit, device=device())
+    def add(self, subject: str, quantity: str, value, unit: str = "") -> None:
+        self.tell(f"{subject}: {quantity} {value:,.6g} {unit}".rstrip())
+        self.report.add(f"{subject}: {quantity}", value, unit, device=device())
 
     def start(self, config: Config) -> Job:
         """Traces here (one thread holds Python anyway), compiles beside."""
@@ -114,7 +114,7 @@ class Bench:
             self.tell(f"{job.name}: step {number} {seconds[-1]:.3f} s, loss {losses[-1]:.5f}, load {loads[-1]:.2f}")
         second = statistics.median(seconds[warm:])
         speed = config.train.batch_size * config.train.sequence_length / second
-        add = lambda quantity, value, unit="": self.add(f"{job.name}: {quantity}", value, unit)  # noqa: E731
+        add = functools.partial(self.add, job.name)
         add("rows", config.train.batch_size)
         add("length", config.train.sequence_length, "tokens")
         add("speed", speed, "tokens/s")
@@ -248,12 +248,13 @@ def long_rows(bench: Bench, pairs: list[tuple[Job, Job | None]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.mesh", __doc__)
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     parser.add_argument("--shapes", type=one_of("shapes", SHAPES), default="bench_1b", help="bench_1b or tiny")
     parser.add_argument("--steps", type=whole(1), default=8)
     parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after that")
-    lengths = lambda text: [whole(1)(length) for length in text.split(",") if length]  # noqa: E731
-    parser.add_argument("--lengths", type=lengths, default="360448,425984,475136", help="of one row, rising; or empty")
+    parser.add_argument(
+        "--lengths", type=list_of_whole(1), default="360448,425984,475136", help="of one row, rising; or empty"
+    )
     arguments = parser.parse_args(argv)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # the rest is for NCCL
     bench = Bench(Report(arguments.json, "benchmarks.mesh", argv), arguments.minutes)
@@ -273,7 +274,7 @@ def measure(bench: Bench, configured, steps: int, lengths: list[int]) -> None:
     late = concurrent.futures.wait([*programs, *reference], 30 * bench.minutes).not_done  # half of the time
     bench.tell(f"{len(programs) + len(reference) - len(late)} programs compiled, {len(late)} not yet")
     try:
-        bench.add("bound of losses: difference", 2 * apart(*(done.result(1) for done in reference)), "relative")
+        bench.add("bound of losses", "difference", 2 * apart(*(done.result(1) for done in reference)), "relative")
     except Exception as error:  # the cases are worth having
         bench.tell(f"the bound of losses was not measured: {type(error).__name__}: {str(error)[:300]!r}")
     alone = None

@@ -5,14 +5,14 @@ python -m benchmarks.meshes [--only=PATTERN] [--json=benchmarks/results/meshes.j
 
 import sys
 
-from benchmarks.results import Report
+from benchmarks.results import Report, add_json
 from tests.command_line import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.meshes", __doc__)
     parser.add_argument("--only", default="", metavar="PATTERN", help="these meshes")
-    parser.add_argument("--json", metavar="FILE", help="rows of results; those of other meshes stay")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     report, good, device = Report(arguments.json, "benchmarks.meshes", argv), True, "16 CPU devices"
     from tests.parallel import every_mesh

@@ -17,7 +17,7 @@ import unittest.mock
 import jax
 import jax.numpy as jnp
 
-from benchmarks.results import Report, device
+from benchmarks.results import Report, add_json, device
 from configs import tiny
 from mm01_jax.train import loop, step
 from tests.command_line import Parser, whole
@@ -66,7 +66,7 @@ def train(steps: int | None, zeroed: bool) -> tuple[float, float, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.mixers_zeroed", __doc__)
     parser.add_argument("--steps", type=whole(1), help="fewer than the config's, for a trial")
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     report = Report(arguments.json, "benchmarks.mixers_zeroed", argv)
     loss, unigram, bigram = train(arguments.steps, zeroed=False)

@@ -10,20 +10,21 @@ between the start and the end of each all-to-all of rows (tests/parallel/overlap
 import sys
 import time
 
-from benchmarks.results import Report
-from tests.command_line import Parser, one_of, whole
+from benchmarks.results import Report, add_json
+from tests.command_line import Parser, list_of_whole, one_of, whole
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.overlap", __doc__)
     parser.add_argument("--target", required=True, type=one_of("target", ("v5p", "h100")), help="v5p or h100")
-    groups = lambda text: [whole(1)(number) for number in text.split(",")]  # noqa: E731
-    parser.add_argument("--groups", default=[1, 2], type=groups, metavar="N,...", help="token groups; default 1,2")
+    parser.add_argument(
+        "--groups", default=[1, 2], type=list_of_whole(1), metavar="N,...", help="token groups; default 1,2"
+    )
     parser.add_argument("--tokens", type=whole(1), default=4096, help="of one chip")
     parser.add_argument("--no-options", action="store_true", help="without mm01_jax/parallel/overlap.py's options")
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     arguments = parser.parse_args(argv)
-    report = Report(arguments.json, "benchmarks.overlap", argv)
+    report = Report(arguments.json, "benchmarks.overlap", argv, packages=("libtpu", "jax-cuda13-plugin"))
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -40,10 +41,8 @@ def measure(report: Report, target: str, groups: int, tokens: int, options: bool
     start = time.monotonic()
     compiled = overlapped.compile_layer(target, groups, tokens=tokens, options=options)
     found, memory = overlapped.inspect(compiled.as_text()), compiled.memory_analysis()
-    subject, device = (
-        f"{target} x 4, options {'yes' if options else 'no'}, groups {groups}",
-        f"compiled for {target} x 4",
-    )
+    subject = f"{target} x 4, options {'yes' if options else 'no'}, groups {groups}"
+    device = f"compiled for {target} x 4"
     report.add(f"{subject}: all-to-alls of rows", found.exchanges, device=device)
     report.add(f"{subject}: asynchronous", found.asynchronous, device=device)
     report.add(f"{subject}: overlapped", found.overlapped, device=device)

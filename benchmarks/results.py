@@ -4,10 +4,14 @@
 times has as many rows. A file is a JSON list with one row on each line.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -46,9 +50,9 @@ class Row:
         return self.what.rpartition(": ")[2]
 
     @property
-    def key(self) -> tuple:
-        """Rows with the same key measure the same thing."""
-        return self.what, self.peer, self.device
+    def key(self) -> tuple[str, str]:
+        """Rows with the same key are measured together."""
+        return self.subject, self.device
 
 
 def read(path: pathlib.Path | str) -> list[Row]:
@@ -68,28 +72,52 @@ def write(path: pathlib.Path | str, rows: list[Row]) -> None:
     pathlib.Path(path).write_text("[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The flag that every bench has."""
+    parser.add_argument("--json", metavar="FILE", type=_file, help="rows of results; those of other subjects stay")
+
+
+def _file(text: str) -> pathlib.Path:
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no directory {path.parent}")
+    if path.exists():
+        try:
+            read(path)
+        except (OSError, ValueError) as error:
+            raise argparse.ArgumentTypeError(f"{text} holds no rows of results: {error}") from error
+    return path
+
+
 class Report:
     """Collects the rows of one run of a command; with a path, the file is rewritten whenever a row comes.
 
-    A file that is already there keeps its rows but for those that are measured again, so that one file can be made by
-    several commands; every row says which. A label is added to every subject.
+    A file that is already there keeps its rows, so that one file can be made by several commands; every row says which.
+    But of a subject that is measured again on a device all go: what stands in one line was seen in one run. A label is
+    added to every subject; packages are those whose versions count beside jax's, where they are installed.
     """
 
-    def __init__(self, path: pathlib.Path | str | None, module: str, argv: list[str] | None = None, *, label: str = ""):
-        arguments = sys.argv[1:] if argv is None else argv
-        kept = [argument for argument in arguments if not argument.startswith("--json")]
-        self.path, self.command = path, " ".join(["python -m", module, *kept])
+    def __init__(
+        self,
+        path: pathlib.Path | str | None,
+        module: str,
+        argv: list[str] | None = None,
+        *,
+        label: str = "",
+        packages: tuple[str, ...] = (),
+    ):
+        typed = shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
+        self.path, self.command = path, re.sub(r" --json[= ]\S+", "", typed)
         self.before = read(path) if path and pathlib.Path(path).exists() else []
         self.rows: list[Row] = []
         self.label = f", {label}" if label else ""
-        self._commit = commit()
+        self._origin = {"versions": versions(*packages), "commit": commit(), "command": self.command}
 
     def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None) -> Row:
         """One more row of this run."""
         subject, _, quantity = what.rpartition(": ")
         what = f"{subject}{self.label}: {quantity}"
-        origin = {"versions": versions(), "commit": self._commit, "command": self.command}
-        row = Row(what=what, value=value, unit=unit, floor=floor, peer=peer, device=device, **origin)
+        row = Row(what=what, value=value, unit=unit, floor=floor, peer=peer, device=device, **self._origin)
         self.rows.append(row)
         if self.path:
             write(self.path, self.merged())
@@ -106,9 +134,13 @@ class Report:
         return [row for rows in (groups | new).values() for row in rows]
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that make a difference."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions(*more: str) -> dict[str, str]:
+    """Of the packages that make a difference, those that are installed."""
+    found = {}
+    for name in (*PACKAGES, *more):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def commit() -> str | None:

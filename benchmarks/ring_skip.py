@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tests.conftest  # noqa: F401
-from benchmarks.results import Report, processor
+from benchmarks.results import Report, add_json, processor
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
 from mm01_jax.parallel import sequence_layout
@@ -64,7 +64,7 @@ def seconds(kind: str, documents: int, length: int, *, skip: bool) -> float:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.ring_skip", __doc__)
     parser.add_argument("--length", type=whole(64), default=8192, help="tokens of the row; a multiple of 64")
-    parser.add_argument("--json", metavar="FILE", help="rows of results")
+    add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.length % 64:
         parser.error(f"argument --length: got {arguments.length}; allowed: a multiple of 64")

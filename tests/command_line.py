@@ -57,6 +57,11 @@ def list_of(what: str, allowed: Iterable[str]):
     return lambda text: [parse(name) for name in text.split(",")]
 
 
+def list_of_whole(least: int):
+    """An argparse type: comma-separated whole numbers of at least `least`; of empty text none."""
+    return lambda text: [whole(least)(number) for number in text.split(",") if number]
+
+
 def whole(least: int):
     """An argparse type: a whole number of at least `least`."""
 

@@ -15,18 +15,19 @@ import time
 
 from benchmarks.kernels import cases
 from benchmarks.kernels.measured import Measured, report_rows, text
-from benchmarks.results import Report, device
+from benchmarks.results import Report, add_json, device
 from tests.command_line import Parser, list_of, one_of
 
 OPERATIONS = {"lightning_attention": "lightning", "softmax_attention": "softmax", "grouped_matmul": "grouped"}
 COPY_BYTES = {"gpu": 2**30, "tpu": 2**30, "cpu": 2**26}
+PACKAGES = ("libtpu", "jax-cuda13-plugin", "jla", "fla-core", "torch")  # compilers and peers
 GENERATIONS = ("v5e", "v5p", "v6e")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; 0 when every case ran and was within its bounds, 1 otherwise."""
     arguments = _parse(argv)
-    report = Report(arguments.json, "benchmarks.kernels", argv)
+    report = Report(arguments.json, "benchmarks.kernels", argv, packages=PACKAGES)
     if arguments.compile_only_tpu:
         from benchmarks.kernels import tpu_table
 
@@ -48,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{operation} {case.name} ...", file=sys.stderr, flush=True)
             done.append(run(operation, case, copy, arguments.implementation, not arguments.no_peers))
             print(text(done[-1]), flush=True)
-            if not done[-1].failed:
-                report_rows(done[-1], report, device(), copy)
+            report_rows(done[-1], report, device(), copy)
     for subject, ratios in lightning.compared([one for one in done if one.operation == "lightning_attention"]).items():
         for what, ratio in ratios.items():
             print(f"{subject}, {what}: {ratio:.3f}")
@@ -80,7 +80,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", type=shapes, metavar="NAME,...", help="default: all but the tiny ones")
     implementation = one_of("implementation", ("tpu", "gpu", "xla"))
     parser.add_argument("--implementation", type=implementation, help="tpu, gpu or xla; default: what dispatch chooses")
-    parser.add_argument("--json", metavar="FILE", help="rows of results; those in it that are not measured now stay")
+    add_json(parser)
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--budget-seconds", type=float, default=float("inf"), help="start no case after this long")
     parser.add_argument("--compile-only-tpu", action="store_true", help="compile lightning attention for TPUs")

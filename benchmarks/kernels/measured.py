@@ -49,9 +49,12 @@ class Measured:
 
 
 def report_rows(found: Measured, report: Report, device: str, copy_bytes_per_second: float) -> None:
-    """Adds the rows of one case that was right."""
+    """Adds the rows of one case; of one that failed the reason."""
     subject, shares = f"{found.operation} {found.case}", found.shares()
     report.add(f"{subject}: sizes", found.sizes, device=device)
+    if found.failed:
+        report.add(f"{subject}: failed", found.failed, device=device)
+        return
     report.add(f"{subject}: implementation", found.implementation, device=device)
     report.add(f"{subject}: comparisons", len(shares), device=device)
     report.add(f"{subject}: of the bound", max(shares.values()), "of the bound", device=device)

@@ -55,10 +55,13 @@ def test_every_bench_and_drill_refuses_an_unknown_flag_in_one_line():
         assert (code, out, err.count("\n")) == (2, "", 1), (module, err)
 
 
-def test_every_bench_takes_a_file_for_its_rows():
+def test_every_bench_takes_a_file_for_its_rows_and_refuses_one_that_is_none(tmp_path):
+    (tmp_path / "other.json").write_text("{}}")
     for module in commands():
         if module.startswith("benchmarks.") and module != "benchmarks.tables":
-            assert "--json FILE" in said(module, "--help")[1], module
+            for file, refusal in (("missing/rows.json", "no directory"), ("other.json", "holds no rows")):
+                code, _, err = said(module, f"--json={tmp_path / file}")
+                assert (code, err.count("\n")) == (2, 1) and refusal in err, (module, err)
 
 
 def test_nothing_outside_tests_benchmarks_imports_the_benches():

@@ -67,6 +67,17 @@ def test_bench_case_that_cannot_run_says_why_and_the_next_one_runs(monkeypatch):
     assert "FAILED" in measured.text(found)
 
 
+def test_bench_case_that_fails_leaves_its_reason_and_no_older_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "COPY_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr(timing, "BATCH_SECONDS", 0.0)
+    arguments = ["grouped_matmul", "--shapes=tiny", f"--json={tmp_path / 'rows.json'}"]
+    assert bench.main(arguments) == 0
+    monkeypatch.setattr(dense, "furthest", lambda got, exact: float("nan"))
+    assert bench.main(arguments) == 1
+    rows = {row.quantity: row.value for row in results.read(tmp_path / "rows.json")}
+    assert rows.keys() == {"sizes", "failed"} and rows["failed"].startswith("parity")
+
+
 def test_bench_peer_that_cannot_run_here_is_named_with_the_reason(monkeypatch):
     monkeypatch.setattr(timing, "BATCH_SECONDS", 0.0)
     found = run("softmax_attention", "tiny", peers=True)

@@ -29,7 +29,8 @@ def test_a_row_with_a_wrong_field_is_refused_by_file_and_number(tmp_path):
 
 def test_a_report_replaces_what_it_measured_and_keeps_the_rest_in_place(tmp_path):
     file = tmp_path / "rows.json"
-    results.write(file, [row("one: s", 1), row("one: s", 2), row("two: s", 3), row("one: s", 4, device="another")])
+    before = [row("one: s", 1), row("one: t", 2), row("two: s", 3), row("one: s", 4, device="another")]
+    results.write(file, before)
     report = results.Report(file, "benchmarks.x", ["--steps=2", f"--json={file}"], label="")
     report.add("one: s", 10, device="a chip")
     report.add("three: s", 11, device="a chip")
