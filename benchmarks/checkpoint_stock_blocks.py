@@ -1,11 +1,12 @@
 """Which blocks Orbax's own array format makes when it is asked for blocks of one logical chunk's bytes.
 
-python -m benchmarks.checkpoint_stock_blocks
+python -m benchmarks.checkpoint_stock_blocks [--json=FILE]
 """
 
 import json
 import math
 import pathlib
+import sys
 import tempfile
 
 import jax
@@ -13,10 +14,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from benchmarks.results import Report, add_json, processor
+from tests.command_line import Parser
+
 SHAPE, AXES = (2, 3, 4, 64, 96), (None, None, "expert", "tensor", "sequence")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("benchmarks.checkpoint_stock_blocks", __doc__)
+    add_json(parser)
+    report = Report(parser.parse_args(argv).json, "benchmarks.checkpoint_stock_blocks", argv)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = jax.make_mesh((1, 2, 2, 2), ("data", "expert", "tensor", "sequence"))
@@ -30,9 +37,13 @@ def main() -> None:
             ocp.save(pathlib.Path(directory) / "step", {"gate": array})
         [path] = pathlib.Path(directory).rglob("zarr.json")
         codecs = json.loads(path.read_text())["codecs"]
-    print(f"array {SHAPE}, shard {shard}, asked for {(1, 1, 1, *shard[3:])}")
-    print("got", [codec["configuration"]["chunk_shape"] for codec in codecs], codecs[0]["configuration"]["codecs"])
+    asked, got = (1, 1, 1, *shard[3:]), [codec["configuration"]["chunk_shape"] for codec in codecs]
+    report.add(f"stock blocks of {SHAPE}, shard {shard}: asked for", str(asked), device=processor())
+    report.add(f"stock blocks of {SHAPE}, shard {shard}: got", str(got), device=processor())
+    print(f"array {SHAPE}, shard {shard}, asked for {asked}")
+    print("got", got, codecs[0]["configuration"]["codecs"])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

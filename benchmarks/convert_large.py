@@ -11,7 +11,6 @@ through a disk that has not that much. The check for free disk is told that ther
 `speed`: source and target on one disk, every file synced before the clock stops; a plain copy of the same files beside.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -25,14 +24,18 @@ import time
 
 import numpy as np
 
+from benchmarks.results import Report, add_json, processor
 from configs import text_01
 from mm01_jax.config import ModelConfig
 from mm01_jax.convert import table
 from mm01_jax.convert.torch import released
 from mm01_jax.convert.torch.dialects import DIALECTS
 from mm01_jax.convert.torch.files import INDEX
+from tests.command_line import Parser, one_of, whole
 
 SHARD_BYTES = 4_900_000_000
+# What is not as released; "tiny" says that it works, nothing else.
+SHAPES = {"text_01": {}, "tiny": {"embed_dim": 64, "num_experts": 4, "expert_dim": 32, "vocab_size": 512}}
 # Runs one command with room on the disk asserted, as `mm01-convert` would.
 COMMAND = """
 import shutil, sys
@@ -152,59 +155,80 @@ def disk(room: pathlib.Path) -> int:
     return total
 
 
-def period(room: pathlib.Path) -> None:
+def period(room: pathlib.Path, report: Report, config: ModelConfig) -> None:
     """One whole period at the released widths, both ways."""
-    config = model(num_periods=1)
     total = write_source(room / "in", config, hole)
     elements = sum(map(table.num_elements, table.tensors(config)))
-    print(f"{elements:,} parameters, {total:,} bytes, {len(table.tensors(config))} tensors")
+    print(f"{elements:,} parameters, {total:,} bytes, {len(table.tensors(config))} tensors", flush=True)
     for way, source, target in (("from-torch", "in", "ours"), ("to-torch", "ours", "out")):
         arguments = ["assume-room", way, f"--source={room / source}", f"--target={room / target}"]
         watch = Watch(arguments, room, dig=True)
         written = sum(p.stat().st_size for p in (room / target).rglob("*") if p.is_file())
         anonymous, on_disk = watch.peak_anonymous / 2**30, watch.peak_disk / 1e9
+        report.add(f"period {way}: seconds", watch.seconds, "s", device=processor())
+        report.add(f"period {way}: peak RssAnon", anonymous, "GiB", device=processor())
+        report.add(f"period {way}: bytes written", written, "bytes", device=processor())
+        report.add(f"period {way}: most disk in use", on_disk, "GB", device=processor())
         print(
             f"{way}: {watch.seconds:.0f} s, peak RssAnon {anonymous:.2f} GiB, {written:,} bytes of files written, "
             f"at most {on_disk:.1f} GB of disk in use",
             flush=True,
         )
-    shutil.rmtree(room)
 
 
-def speed(room: pathlib.Path, repeats: int) -> None:
+def speed(room: pathlib.Path, report: Report, config: ModelConfig, repeats: int) -> None:
     """Random weights both ways, beside `cp` of the same files."""
-    config = model(num_periods=1, period=("lightning", "softmax"), num_experts=6)
     total = write_source(room / "in", config, random_bits)
-    print(f"{total:,} bytes of random bfloat16, {len(table.tensors(config))} tensors")
+    print(f"{total:,} bytes of random bfloat16, {len(table.tensors(config))} tensors", flush=True)
     for _ in range(repeats):
         start, before = time.monotonic(), _children_seconds()
         subprocess.run(["cp", "-r", "--reflink=never", room / "in", room / "copy"], check=True)
         subprocess.run(["sync", *(room / "copy").iterdir()], check=True)
-        report("copy", total, time.monotonic() - start, _children_seconds() - before)
+        tell(report, "copy", total, time.monotonic() - start, _children_seconds() - before)
         shutil.rmtree(room / "copy")
         for way, source, target in (("from-torch", "in", "ours"), ("to-torch", "ours", "out")):
             arguments = ["-", way, f"--source={room / source}", f"--target={room / target}"]
             watch = Watch(arguments, room, dig=False)
-            memory = f", peak RssAnon {watch.peak_anonymous / 2**30:.2f} GiB"
-            report(way, total, watch.seconds, watch.processor_seconds, memory)
+            report.add(f"speed {way}: peak RssAnon", watch.peak_anonymous / 2**30, "GiB", device=processor())
+            tell(report, way, total, watch.seconds, watch.processor_seconds)
         shutil.rmtree(room / "ours")
         shutil.rmtree(room / "out")
-    shutil.rmtree(room)
 
 
-def report(way: str, total: int, seconds: float, processor: float, more: str = "") -> None:
-    """One measured line."""
-    rates = f"{total / seconds / 1e9:.2f} GB/s, {processor / total * 1e9:.2f} processor seconds a GB"
-    print(f"{way}: {seconds:.1f} s, {rates}{more}", flush=True)
+def tell(report: Report, way: str, total: int, seconds: float, processor_seconds: float) -> None:
+    """One measured line, and its rows."""
+    rate, each = total / seconds / 1e9, processor_seconds / total * 1e9
+    report.add(f"speed {way}: seconds", seconds, "s", device=processor())
+    report.add(f"speed {way}: rate", rate, "GB/s", device=processor())
+    report.add(f"speed {way}: processor seconds", each, "s/GB", device=processor())
+    print(f"{way}: {seconds:.1f} s, {rate:.2f} GB/s, {each:.2f} processor seconds a GB", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("benchmarks.convert_large", __doc__)
+    parser.add_argument("what", type=one_of("measurement", ("period", "speed")), help="period or speed")
+    parser.add_argument("--room", required=True, type=pathlib.Path, help="a directory to make and remove")
+    parser.add_argument("--label", default="", help="what else is said of these rows, such as quiet")
+    parser.add_argument("--repeats", type=whole(1), default=2, help="rounds of speed")
+    parser.add_argument(
+        "--shapes", type=one_of("shapes", SHAPES), default="text_01", help="text_01, or tiny for a trial"
+    )
+    add_json(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.room.exists():
+        parser.error(f"argument --room: {arguments.room} exists; allowed: a directory to make")
+    report = Report(arguments.json, "benchmarks.convert_large", argv, label=arguments.label)
+    changes = {"num_periods": 1} | SHAPES[arguments.shapes]
+    try:
+        if arguments.what == "period":
+            period(arguments.room, report, model(**changes))
+        else:
+            changes |= {"period": ("lightning", "softmax"), "num_experts": 6}
+            speed(arguments.room, report, model(**changes), arguments.repeats)
+    finally:
+        shutil.rmtree(arguments.room, ignore_errors=True)
+    return 0
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("period", "speed"))
-    parser.add_argument("--room", required=True, type=pathlib.Path, help="a directory to make and remove")
-    parser.add_argument("--repeats", type=int, default=2)
-    given = parser.parse_args()
-    if given.what == "period":
-        period(given.room)
-    else:
-        speed(given.room, given.repeats)
+    sys.exit(main())

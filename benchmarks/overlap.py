@@ -1,143 +1,59 @@
-"""Does the exchange of one token group run beside the experts' compute of another? Read off compiled programs.
+"""Is the experts' exchange overlapped? Read off programs compiled for chips that are not here.
 
-    python -m benchmarks.overlap --target=v5p --groups=1,2 --out=benchmarks/overlap.md
-    python -m benchmarks.overlap --target=h100 --groups=1,2 --out=benchmarks/overlap.md    (with jax's CUDA plugin)
+    python -m benchmarks.overlap --target=v5p [--groups=1,2] [--json=benchmarks/results/overlap.json]
+    python -m benchmarks.overlap --target=h100                (with jax's CUDA plugin)
 
-Compiles forward and backward of one expert layer of MiniMax-Text-01's widths for four chips that need not be here,
-and walks the schedule of the result: which matmuls stand between the start and the end of each all-to-all of rows.
+Compiles forward and backward of one expert layer of MiniMax-Text-01's widths for four chips, and counts the matmuls
+between the start and the end of each all-to-all of rows (tests/parallel/overlapped.py).
 """
 
-import argparse
-import dataclasses
-import os
-import pathlib
-import re
 import sys
 import time
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-
-from configs import text_01  # noqa: E402
-from mm01_jax import sharding  # noqa: E402
-from mm01_jax.config import MeshConfig  # noqa: E402
-from mm01_jax.parallel.experts.layer import expert_layer  # noqa: E402
-from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
-from mm01_jax.plan import compiler, targets  # noqa: E402
+from benchmarks.results import Report, add_json
+from tests.command_line import Parser, list_of_whole, one_of, whole
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """Of one compiled program: all-to-alls of rows, how many are asynchronous, the matmuls inside each."""
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("benchmarks.overlap", __doc__)
+    parser.add_argument("--target", required=True, type=one_of("target", ("v5p", "h100")), help="v5p or h100")
+    parser.add_argument(
+        "--groups", default=[1, 2], type=list_of_whole(1), metavar="N,...", help="token groups; default 1,2"
+    )
+    parser.add_argument("--tokens", type=whole(1), default=4096, help="of one chip")
+    parser.add_argument("--no-options", action="store_true", help="without mm01_jax/parallel/overlap.py's options")
+    add_json(parser)
+    arguments = parser.parse_args(argv)
+    report = Report(arguments.json, "benchmarks.overlap", argv, packages=("libtpu", "jax-cuda13-plugin"))
+    import jax
 
-    exchanges: int
-    asynchronous: int
-    matmuls_inside: tuple[int, ...]
-
-    @property
-    def overlapped(self) -> int:
-        return sum(count > 0 for count in self.matmuls_inside)
-
-
-def chips(target: str):
-    """Four of them."""
-    return compiler.devices(targets.parse({"h100": "h100-4", "v5p": "v5p-8"}[target]))
-
-
-def compile_layer(target: str, groups: int, *, tokens: int, options: bool = True):
-    """The compiled forward and backward of one expert layer over expert 4, two experts a chip."""
-    config = dataclasses.replace(text_01.get_config().model, num_experts=8, expert_dim=2304)
-    compute = dataclasses.replace(text_01.get_config().compute, exchange_groups=groups)
-    mesh_config = MeshConfig(expert=4)
-    mesh, rules = sharding.make_mesh(mesh_config, list(chips(target))), mesh_config.rules
-    D, E, F = config.embed_dim, config.num_experts, config.expert_dim
-
-    def array(shape, *axes, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.named(mesh, rules, *axes))
-
-    def loss(x, weights, segments):
-        y, stats = expert_layer(x, segments, weights, config=config, compute=compute, rules=rules)
-        return jnp.sum(y.astype(jnp.float32) ** 2), stats
-
-    wide = array((E, D, F), "expert", None, "ffn")
-    weights = (array((D, E), None, None), wide, wide, array((E, F, D), "expert", "ffn", None))
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)).lower(
-            array((4, tokens, D), "batch", "seq", None),
-            weights,
-            array((4, tokens), "batch", "seq", dtype=jnp.int32),
-        )
-        with compiler.no_compilation_cache():
-            return lowered.compile(compiler_options(mesh.devices.flat[0].platform) if options else {})
-
-
-def inspect(program: str) -> Found:
-    """Walks the entry computation, which is in the order that the compiler scheduled."""
-    computations, entry = _computations(program)
-    lines, open_since, inside, synchronous, matmuls = computations[entry], {}, [], 0, 0
-    for line in lines:
-        name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
-        if "bf16" in rest.partition("all-to-all")[0] and " all-to-all-start(" in rest:
-            open_since[name] = matmuls
-        elif found := re.search(r" all-to-all-done\((?:.*?)(%[\w.-]+)\)", rest):
-            if found[1] in open_since:
-                inside.append(matmuls - open_since.pop(found[1]))
-        elif " all-to-all(" in rest and "bf16" in rest.partition("all-to-all")[0]:
-            synchronous += 1
-        elif _multiplies(rest, computations):
-            matmuls += 1
-    return Found(len(inside) + synchronous, len(inside), tuple(inside))
-
-
-def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    computations, entry, current = {}, "", ""
-    for line in program.splitlines():
-        if found := re.match(r"(ENTRY )?(%[\w.-]+) .*\{$", line):
-            current = found[2]
-            computations[current] = []
-            entry = current if found[1] else entry
-        elif current and " = " in line:
-            computations[current].append(line)
-    return computations, entry
-
-
-def _multiplies(line: str, computations: dict[str, list[str]]) -> bool:
-    """Whether an instruction is a matmul, or a fusion or kernel around one."""
-    if re.search(r" (dot|convolution)\(", line) or re.search(r'custom_call_target="[^"]*(gemm|matmul)', line):
-        return True
-    if 'custom_call_target="tpu_custom_call"' in line and "ragged-dot-none" in line:  # XLA's grouped matmul
-        return True
-    called = re.search(r"calls=(%[\w.-]+)", line)
-    return bool(called) and any(_multiplies(inner, computations) for inner in computations[called[1]])
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", required=True, choices=("v5p", "h100"))
-    parser.add_argument("--groups", default="1,2")
-    parser.add_argument("--tokens", type=int, default=4096, help="of one chip")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="a table that lines are added to")
-    parser.add_argument("--no_options", action="store_true", help="without mm01_jax/parallel/overlap.py's options")
-    args = parser.parse_args()
-    for groups in map(int, args.groups.split(",")):
-        start = time.monotonic()
-        compiled = compile_layer(args.target, groups, tokens=args.tokens, options=not args.no_options)
-        found, memory = inspect(compiled.as_text()), compiled.memory_analysis()
-        line = (
-            f"| {args.target} x 4, jax {jax.__version__} | {'no' if args.no_options else 'yes'} | {groups} | "
-            f"{found.exchanges} | {found.asynchronous} | {found.overlapped} | "
-            f"{', '.join(map(str, found.matmuls_inside))} | {memory.temp_size_in_bytes / 2**30:.2f} | "
-            f"{time.monotonic() - start:.0f} |"
-        )
-        print(line, flush=True)
-        with args.out.open("a") as file:
-            file.write(line + "\n")
+    jax.config.update("jax_platforms", "cpu")
+    for groups in arguments.groups:
+        print(f"{arguments.target}, {groups} groups ...", file=sys.stderr, flush=True)
+        measure(report, arguments.target, groups, arguments.tokens, not arguments.no_options)
     return 0
+
+
+def measure(report: Report, target: str, groups: int, tokens: int, options: bool) -> None:
+    """Rows of one program."""
+    from tests.parallel import overlapped
+
+    start = time.monotonic()
+    compiled = overlapped.compile_layer(target, groups, tokens=tokens, options=options)
+    found, memory = overlapped.inspect(compiled.as_text()), compiled.memory_analysis()
+    subject = f"{target} x 4, options {'yes' if options else 'no'}, groups {groups}"
+    device = f"compiled for {target} x 4"
+    report.add(f"{subject}: all-to-alls of rows", found.exchanges, device=device)
+    report.add(f"{subject}: asynchronous", found.asynchronous, device=device)
+    report.add(f"{subject}: overlapped", found.overlapped, device=device)
+    for count in found.matmuls_inside:
+        report.add(f"{subject}: matmuls inside", count, device=device)
+    report.add(f"{subject}: temporary", memory.temp_size_in_bytes / 2**30, "GiB", device=device)
+    report.add(f"{subject}: compile", time.monotonic() - start, "s", device=device)
+    print(
+        f"{subject}: {found.overlapped} of {found.exchanges} overlapped, matmuls inside {found.matmuls_inside}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

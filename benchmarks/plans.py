@@ -1,8 +1,7 @@
-"""The table of docs/plans.md from the numbers that plans have left: python benchmarks/plans.py docs/plans/*.json"""
+"""The tables of docs/plans.md from the numbers that plans have left (docs/plans/*.json); for `benchmarks.tables`."""
 
 import json
 import pathlib
-import sys
 
 GIB = 2**30
 
@@ -68,15 +67,11 @@ HEAD = (
 )
 
 
-def main(files: list[str]) -> None:
-    plans = [json.loads(pathlib.Path(file).read_text()) for file in files]
-    print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
-    for plan in plans:
-        print("| " + " | ".join(row(plan)) + " |")
-    print("\n| plan | collectives of one chip and step |\n|---|---|")
-    for plan in plans:
-        print(f"| `{plan['config']}` {plan['step']} on `{plan['target']}` | {collectives(plan)} |")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def table(files: list[pathlib.Path]) -> str:
+    """A line for each plan, and below one for its collectives."""
+    plans = [json.loads(file.read_text()) for file in files]
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row(plan)) + " |" for plan in plans]
+    lines += ["", "| plan | collectives of one chip and step |", "|---|---|"]
+    lines += [f"| `{plan['config']}` {plan['step']} on `{plan['target']}` | {collectives(plan)} |" for plan in plans]
+    return "".join(f"{line}\n" for line in lines)

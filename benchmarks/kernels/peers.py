@@ -1,10 +1,11 @@
-"""Other libraries' lightning attention with MiniMax's decay, where they are installed, for `bench.py`.
+"""Other implementations, where they are installed, for the kernels' bench.
 
-Each peer is a function of the inputs that returns {what: a function to time}. None of these libraries is a dependency:
-they are looked up by name when a benchmark asks, and nowhere else.
+Each peer of lightning attention is a function of the inputs that returns {what: a function to time}. jla and fla are no
+dependencies: they are looked up by name when a benchmark asks, and nowhere else.
 `fla.ops.lightning_attn` uses another decay than MiniMax's and is no peer.
 """
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -12,13 +13,40 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.lightning_attention import api
 
-def installed() -> list[str]:
-    """Names of the peers that can run here: they are written for CUDA."""
+NEEDS = {"jla": ("jla",), "fla": ("fla", "torch"), "cudnn": (), "xla": ()}
+
+
+def unavailable(name: str, implementation: str) -> str | None:
+    """Why a peer cannot stand beside `implementation` here; None if it can."""
+    if name == "xla":
+        return "it is what is measured" if implementation == "xla" else None
     if jax.default_backend() != "gpu":
-        return []
-    needs = {"jla": ("jla",), "fla": ("fla", "torch")}
-    return [name for name, modules in needs.items() if all(importlib.util.find_spec(m) for m in modules)]
+        return f"it is written for CUDA, the code runs on {jax.default_backend()!r}"
+    missing = [module for module in NEEDS[name] if importlib.util.find_spec(module) is None]
+    return f"{' and '.join(missing)} not installed" if missing else None
+
+
+def xla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
+    """Plain XLA, with the package's gradient rule."""
+
+    def attend(q, k, v):
+        return api.lightning_attention(q, k, v, slope_N, implementation="xla")[0]
+
+    def both(q, k, v, d_out):
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, *pull(d_out)
+
+    return {
+        "forward": functools.partial(jax.jit(attend), q, k, v),
+        "forward+backward": functools.partial(jax.jit(both), q, k, v, d_out),
+    }
+
+
+def cudnn(q, k, v) -> jax.Array:
+    """Causal softmax attention without documents, differentiable."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:

@@ -1,40 +1,24 @@
-"""Compile the TPU kernels for TPUs that are not here and write what the compiler says as a table.
+"""Compiles the TPU kernels of lightning attention for TPUs that are not here: what the compiler says of each.
 
-`python -m benchmarks.kernels.bench lightning_attention --compile-only-tpu`. libtpu's compiler needs no TPU. What it
-cannot say is a time: the table's is a roofline, from bytes and FLOPs counted on paper (`cost.py`) and the chip's data
+`python -m benchmarks.kernels lightning_attention --compile-only-tpu`. libtpu compiles without a TPU. What it cannot say
+is a time: the table's is a roofline, from bytes and FLOPs counted on paper (`lightning_cost.py`) and the chip's data
 sheet.
 """
 
 import dataclasses
 import functools
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pallas_kernels.lightning_attention import ages, cost, tiling, tpu_scan, tpu_step
+from benchmarks.kernels import lightning_cost as cost
+from benchmarks.results import Report
+from mm01_jax.plan import targets
+from pallas_kernels.lightning_attention import ages, tiling, tpu_scan, tpu_step
+from tests.kernels import compile_only
 
 MIB = 2**20
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A chip's topology name and data sheet: dense bfloat16 FLOP/s, HBM bytes/s."""
-
-    topology: str
-    flops: float
-    bandwidth: float
-
-
-CHIPS = {
-    "v5e": Chip("v5e:2x2", 197e12, 819e9),
-    "v5p": Chip("v5p:2x2x1", 459e12, 2765e9),
-    "v6e": Chip("v6e:2x2", 918e12, 1640e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,78 +46,40 @@ ROWS = [
 ]
 
 
-def write(path: str, generations: list[str], rows: list[Row] | None = None) -> int:
-    """Compiles every row for every generation; prints the table as it grows and writes it to `path`.
+def measure(report: Report, generations: list[str], rows: list[Row] | None = None) -> int:
+    """Compiles every row for every generation, and adds what comes out to the report as it comes.
 
     Returns 0 when everything compiled, 1 otherwise.
     """
-    for name in generations:
-        if name not in CHIPS:
-            raise ValueError(f"no TPU generation {name!r}; allowed: {', '.join(CHIPS)}")
     jax.config.update("jax_platforms", "cpu")
-    lines = _header()
-    print("\n".join(lines), flush=True)
     failed = False
-    for name in generations:
+    for generation in generations:
         for row in rows or ROWS:
-            if name not in row.chips:
-                continue
-            line, ok = _line(name, row)
-            failed |= not ok
-            lines.append(line)
-            print(line, flush=True)
-            pathlib.Path(path).write_text("\n".join(lines) + "\n")
+            if generation in row.chips:
+                failed |= not _measure(report, generation, row)
     return int(failed)
 
 
-def _header() -> list[str]:
-    columns = "| TPU | kernel | B, S, N, H | dtype | packed | VMEM counted (MiB) | smallest limit (MiB) |"
-    columns += " GB | GFLOP | roofline (ms) |"
-    return [
-        "# TPU kernels of lightning attention, compiled without a TPU",
-        "",
-        f"`python -m benchmarks.kernels.bench lightning_attention --compile-only-tpu`, jax {jax.__version__}.",
-        "",
-        "The scan is the forward pass, and again the gradient of q; the reverse scan is the gradients of k and v.",
-        "VMEM counted: from block and scratch shapes. Smallest limit: the least `vmem_limit_bytes` that compiles.",
-        "Roofline: the larger of counted bytes over the data sheet's bandwidth and counted FLOPs over its peak",
-        "in bfloat16 (a float32 product is six of them). It is arithmetic, not a measurement: nothing here was run.",
-        "",
-        columns,
-        "|" + "---|" * (columns.count("|") - 1),
-    ]
-
-
-def _line(generation: str, row: Row) -> tuple[str, bool]:
-    mesh = compile_only_mesh(generation)
+def _measure(report: Report, generation: str, row: Row) -> bool:
+    """Whether it compiled. A limit that is text is the compiler's complaint."""
+    mesh = compile_only.mesh_of(generation)
     tiles = tiling.tiling(mesh.devices.flat[0].device_kind)
-    shape = row.shape
-    vmem = _vmem_bytes(row, tiles)
+    shape, chip = row.shape, targets.CHIPS[generation]
     limit, error = _smallest_limit(mesh, row, tiles)
     num_bytes, flops = _counts(row, tiles)
-    chip, products = CHIPS[generation], 6 if shape.itemsize == 4 else 1
-    seconds = max(num_bytes / chip.bandwidth, products * flops / chip.flops)
-    cells = [
-        generation,
-        row.kernel,
-        f"{shape.B}, {shape.S}, {shape.N}, {shape.H}",
-        "bfloat16" if shape.itemsize == 2 else "float32",
-        "yes" if row.packed else "no",
-        f"{vmem / MIB:.2f}",
-        str(limit) if error is None else error,
-        f"{num_bytes / 1e9:.3f}",
-        f"{flops / 1e9:.2f}",
-        f"{seconds * 1e3:.4f}",
-    ]
-    return f"| {' | '.join(cells)} |", error is None
-
-
-@functools.cache
-def compile_only_mesh(generation: str) -> Mesh:
-    """A mesh of one chip that is not here. libtpu must be told that there is none before it is loaded."""
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[generation].topology)
-    return Mesh(np.array(topology.devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
+    products = 6 if shape.itemsize == 4 else 1
+    seconds = max(num_bytes / chip.hbm_speed, products * flops / chip.flops)
+    dtype = "bfloat16" if shape.itemsize == 2 else "float32"
+    sizes = f"B={shape.B} S={shape.S} N={shape.N} H={shape.H}"
+    subject = f"{generation} {row.kernel} {sizes} {dtype} packed={'yes' if row.packed else 'no'}"
+    add = functools.partial(report.add, device=f"compiled for {generation}")
+    add(f"{subject}: VMEM counted", _vmem_bytes(row, tiles) / MIB, "MiB")
+    add(f"{subject}: smallest limit", limit if error is None else error, "MiB" if error is None else "")
+    add(f"{subject}: bytes", num_bytes / 1e9, "GB")
+    add(f"{subject}: FLOPs", flops / 1e9, "GFLOP")
+    add(f"{subject}: roofline", seconds * 1e3, "ms")
+    print(f"{subject}: {f'compiles with {limit} MiB' if error is None else error}", flush=True)
+    return error is None
 
 
 def _smallest_limit(mesh: Mesh, row: Row, tiles) -> tuple[int, str | None]:

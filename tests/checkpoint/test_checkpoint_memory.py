@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_save_adds_one_copy_and_a_restore_one_shard(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.checkpoint_memory", "--layers=20"]
+    command = [sys.executable, "-m", "tests.checkpoint.memory", "--layers=20"]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TMPDIR": str(tmp_path)}
     output = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
     print(output)

@@ -1,6 +1,6 @@
 """Sixty wrong configs by hand and five hundred generated ones, and the table of how each is refused.
 
-python -m tests.config.wrong_configs > benchmarks/wrong_configs.md
+python -m tests.config.wrong_configs [--count=500] > tests/config/wrong_configs.md
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from mm01_jax.config import MESH_AXES, Config, ConfigError, fields, rules
 from mm01_jax.config.command_line import load
 from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.config.saved import from_json, to_json
+from tests.command_line import Parser, whole
 
 ROOT = pathlib.Path(__file__).parents[2]
 BASE = "tests/config/wrong_base.py"
@@ -246,10 +247,10 @@ def command_line(wrong: Wrong) -> tuple[int, str, float]:
     return done.returncode, done.stderr, time.perf_counter() - start
 
 
-def table() -> Iterator[str]:
-    """The refusals as Markdown."""
+def table(count: int = NUM_GENERATED) -> Iterator[str]:
+    """The refusals as Markdown: sixty by hand, `count` generated."""
     yield "# Wrong configs\n"
-    yield "`python -m tests.config.wrong_configs > benchmarks/wrong_configs.md`, all before jax is imported.\n"
+    yield "`python -m tests.config.wrong_configs > tests/config/wrong_configs.md`, all before jax is imported.\n"
     yield "| what was typed, or done in a file | key | got | allowed | nearest | ms | process, s (exit) |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for refusal in map(refuse, BY_HAND):
@@ -260,12 +261,19 @@ def table() -> Iterator[str]:
         cells = (refusal.wrong.title, key, repr(problem.got), problem.allowed, problem.nearest)
         short = (cell if len(cell) <= 90 else f"{cell[:87]}..." for cell in map(str, cells))
         yield f"| {' | '.join(c.replace('|', '¦') for c in short)} | {refusal.seconds * 1e3:.1f} | {process} |"
-    made = [refuse(wrong) for wrong in generated()]
+    made = [refuse(wrong) for wrong in generated(count)]
     slowest = max(refusal.seconds for refusal in made)
     yield f"\nGenerated: {len(made)}, refused {sum(refusal.error is not None for refusal in made)}, with key, value, "
     yield f"allowed and nearest {sum(refusal.in_full for refusal in made)}; slowest {slowest * 1e3:.1f} ms."
 
 
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("tests.config.wrong_configs", __doc__)
+    parser.add_argument("--count", type=whole(1), default=NUM_GENERATED, help="generated ones")
+    for line in table(parser.parse_args(argv).count):
+        print(line, flush=True)
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    main()
     assert "jax" not in sys.modules

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import checkpoint_faults
+from tests.faults import checkpoint_faults
 
 
 @pytest.mark.parametrize("each", [6, pytest.param(50, marks=pytest.mark.slow)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import checkpoint_kills
+from tests.faults import checkpoint_kills
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])

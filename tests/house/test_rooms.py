@@ -8,7 +8,7 @@ from tests.house.checkout import ROOT, files, imports, inside, modules, tree
 
 # From the ground up. A room imports what lies below it; a module belongs to the longest name that fits.
 LEVELS = (
-    ("pallas_kernels", "mm01_jax.config", "mm01_jax.files"),
+    ("pallas_kernels", "mm01_jax.config", "mm01_jax.files", "mm01_jax.chips", "mm01_jax.command", "mm01_jax.progress"),
     ("mm01_jax.sharding",),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),
@@ -45,17 +45,6 @@ KNOWN = {
     "mm01_jax.evals.perplexity -> mm01_jax.loading": "its command becomes evals/__main__, which loads",
     "mm01_jax.evals.perplexity -> mm01_jax.train.metrics": "the progress line moves below train",
     "mm01_jax.evals.perplexity -> mm01_jax.train.step": "the scoring moves below train",
-    "tests.checkpoint.test_checkpoint_memory runs benchmarks.checkpoint_memory": "the measurement moves into tests",
-    "tests.faults.test_checkpoint_faults -> benchmarks.checkpoint_faults": "the drill moves into tests/faults",
-    "tests.faults.test_checkpoint_kills -> benchmarks.checkpoint_kills": "the drill moves into tests/faults",
-    "tests.kernels.test_lightning_bench -> benchmarks.kernels.bench": "tests of a bench stand beside it",
-    "tests.kernels.test_lightning_bench -> benchmarks.kernels.lightning": "tests of a bench stand beside it",
-    "tests.kernels.test_lightning_bench -> benchmarks.kernels.timing": "tests of a bench stand beside it",
-    "tests.kernels.test_lightning_tpu runs benchmarks.kernels": "compile_only_mesh moves into tests/kernels",
-    "tests.kernels.test_softmax_tpu runs benchmarks.kernels.tpu_table": "compile_only_mesh moves into tests/kernels",
-    "tests.parallel.test_meshes runs benchmarks.meshes": "the table's program moves into tests/parallel",
-    "tests.parallel.test_overlap -> benchmarks.overlap": "the counting moves into tests/parallel",
-    "tests.train.test_train_main -> benchmarks.train_faults": "the drill moves into tests/faults",
 }
 
 # Outside library -> the only rooms that may import it.

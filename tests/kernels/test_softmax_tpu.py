@@ -87,9 +87,9 @@ _COMPILE = """
 import jax, jax.numpy as jnp
 jax.config.update("jax_platforms", "cpu")
 from jax.sharding import NamedSharding, PartitionSpec
-from benchmarks.kernels.tpu_table import compile_only_mesh
+from tests.kernels.compile_only import mesh_of
 from pallas_kernels.softmax_attention import attend, attend_gradient
-mesh = compile_only_mesh({generation!r})
+mesh = mesh_of({generation!r})
 where = NamedSharding(mesh, PartitionSpec())
 def of(*shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=where)

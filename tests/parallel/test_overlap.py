@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks import overlap
+from tests.parallel import overlapped
 
 
 def test_matmuls_are_counted_between_the_start_and_the_end_of_an_exchange():
@@ -20,16 +20,16 @@ ENTRY %main (x: bf16[2]) -> bf16[2] {
   %e = bf16[4,8] all-to-all(%z)
 }
 """
-    assert overlap.inspect(program) == overlap.Found(exchanges=2, asynchronous=1, matmuls_inside=(1,))
+    assert overlapped.inspect(program) == overlapped.Found(exchanges=2, asynchronous=1, matmuls_inside=(1,))
 
 
 COMPILERS = {"v5p": "libtpu", "h100": "jax_cuda13_plugin"}
 
 
-def compiled(target: str, groups: int, **options) -> overlap.Found:
+def compiled(target: str, groups: int, **options) -> overlapped.Found:
     if importlib.util.find_spec(COMPILERS[target]) is None:
         pytest.skip(f"{COMPILERS[target]} compiles for {target}")
-    return overlap.inspect(overlap.compile_layer(target, groups, tokens=2048, **options).as_text())
+    return overlapped.inspect(overlapped.compile_layer(target, groups, tokens=2048, **options).as_text())
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Laws of the order of a row over sequence shards, and of the work in softmax attention that it leaves each of them."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +55,11 @@ def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
 
     def program(name: str) -> str:
         variant = VARIANT.replace(routing=routing, sequence_layout=name)
-        jax.clear_caches()  # what is traced already is printed by its name, where it comes twice
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
             model = jax.eval_shape(lambda: TextModel(*variant, mesh.rules, rngs=nnx.Rngs(params=0)))
-            return str(jax.make_jaxpr(lambda model: total_loss(model, arrays, logits=False)[0])(model))
+            return jax.jit(lambda model: total_loss(model, arrays, logits=False)[0]).lower(model).as_text()
 
-    same = re.sub(r"0x[0-9a-f]+", "", program("zigzag"))
-    assert same == re.sub(r"0x[0-9a-f]+", "", program("contiguous"))
+    assert program("zigzag") == program("contiguous")
 
 
 def computed_pairs(segments_BS: np.ndarray, shards: int, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import time
 import jax
 import pytest
 
-from benchmarks.train_faults import Runs, kill_and_resume
+from tests.faults.train_faults import Runs, kill_and_resume
 
 STEPS = 48
 

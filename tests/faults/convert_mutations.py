@@ -5,7 +5,7 @@ import pathlib
 import random
 import shutil
 
-from tests.convert import spoil
+from tests.faults import convert_spoil as spoil
 
 
 def shard_of(directory: pathlib.Path, stream: random.Random) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of lightning attention, counted on paper (README: the same counts with their derivation)."""
+"""Bytes and FLOPs of lightning attention, counted on paper (pallas_kernels/lightning_attention/README.md)."""
 
 import dataclasses
 

@@ -1,58 +1,43 @@
 """The 1 B shape trained on one GPU and on two, each mesh axis at 2; and a row twice as long as one GPU holds on two.
 
-    python -m benchmarks.mesh_gpu --out=benchmarks/mesh_gpu.md
+    python -m benchmarks.mesh [--json=benchmarks/results/mesh.json]
+    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.mesh --shapes=tiny --lengths=     does it work at all
 
-All programs compile at once, then they run one after another from the same state on the same batches. Every line is
-written when it is known, a case that fails is a line too. Cases left when `--minutes` are over are named, not run.
+All programs compile at once, then they run one after another from the same state on the same batches. Rows of results
+are written when they are known; a case that fails is said. Cases left when `--minutes` are over are named, not run.
 
 Routers of random weights are unbalanced by what the tokens of a document have in common, more so the longer it is:
 with mixers at full strength documents of 2048 tokens load an expert with 3 times its share, and the step is refused.
 So mixers add a quarter of their output to the residual here, in every case; the work is the same.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import functools
 import os
-import pathlib
 import statistics
 import sys
 import time
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # the rest is for NCCL
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+from benchmarks.results import Report, add_json, device
+from configs import bench_1b, tiny
+from mm01_jax import sharding
+from mm01_jax.chips import peak_flops
+from mm01_jax.config import MESH_AXES, Config
+from mm01_jax.data import pipeline
+from mm01_jax.model.flops import train_flops_per_token
+from mm01_jax.parallel import sequence_layout
+from mm01_jax.parallel.overlap import compiler_options
+from mm01_jax.train import step
+from tests.command_line import Parser, list_of_whole, one_of, whole
 
-from configs import bench_1b  # noqa: E402
-from mm01_jax import sharding  # noqa: E402
-from mm01_jax.chips import peak_flops  # noqa: E402
-from mm01_jax.config import MESH_AXES, Config  # noqa: E402
-from mm01_jax.data import pipeline  # noqa: E402
-from mm01_jax.model.flops import train_flops_per_token  # noqa: E402
-from mm01_jax.parallel import sequence_layout  # noqa: E402
-from mm01_jax.parallel.overlap import compiler_options  # noqa: E402
-from mm01_jax.train import step  # noqa: E402
-
+SHAPES = {"bench_1b": bench_1b.get_config, "tiny": tiny.get_config}
 CASES = ({}, {"expert": 2}, {"sequence": 2}, {"tensor": 2}, {"data": 2})
 MIXERS = 0.25  # of their output that goes into the residual
 DOCUMENT = 4096  # tokens at most
-HEAD = """# The 1 B shape on one and two GPUs
-
-`python -m benchmarks.mesh_gpu --out=benchmarks/mesh_gpu.md`, jax {version}, {count} x {kind}.
-configs/bench_1b.py with mixers' outputs at {mixers}; {rows} rows of {length} tokens a step in all cases, the same rows,
-documents of at most {document} tokens; the median of {steps} steps after one. Memory is the compiler's, arguments and
-temporaries, of {limit:.1f} GiB. "Load" is the largest of an expert in any layer and step, as a multiple of its share;
-buffers hold {bound} times the share, and a step beyond it would be refused.
-
-Losses: the largest relative difference from one GPU over all steps. Its bound is twice the rounding of bfloat16 on
-one GPU: the largest relative difference between bfloat16's and float32's loss at the first weights over the same rows.
-{rounding}
-
-| mesh | rows x tokens | tokens/s | against one | % MFU | s/step | GiB/GPU | compile s | load | losses | difference |
-|---|---|---|---|---|---|---|---|---|---|---|
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,20 +57,19 @@ class Result:
 
 
 class Bench:
-    """One output file, one time limit, one pool of compilers."""
+    """One report, one time limit, one pool of compilers."""
 
-    def __init__(self, out: pathlib.Path, minutes: float):
-        self.out, self.began = out, time.monotonic()
+    def __init__(self, report: Report, minutes: float):
+        self.report, self.minutes, self.began = report, minutes, time.monotonic()
         self.deadline = self.began + 60 * minutes
         self.pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
 
     def tell(self, line: str) -> None:
         print(f"[{time.monotonic() - self.began:4.0f} s] {line}", flush=True)
 
-    def write(self, line: str) -> None:
-        self.tell(line)
-        with self.out.open("a") as file:
-            file.write(line + "\n")
+    def add(self, subject: str, quantity: str, value, unit: str = "") -> None:
+        self.tell(f"{subject}: {quantity} {value:,.6g} {unit}".rstrip())
+        self.report.add(f"{subject}: {quantity}", value, unit, device=device())
 
     def start(self, config: Config) -> Job:
         """Traces here (one thread holds Python anyway), compiles beside."""
@@ -105,14 +89,14 @@ class Bench:
         return *compiled, time.monotonic() - began
 
     def case(self, job: Job, alone: Result | None, *, steps: int, warm: bool = True) -> Result | None:
-        """Runs one case and writes its line; a failure is a line too."""
+        """Runs one case and adds its rows; a failure is said."""
         try:
             left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("no time left")
             return self._measure(job, job.compiled.result(left), alone, steps, warm)
         except Exception as error:  # the other cases are worth having
-            self.write(f"| {job.name} | not run: {type(error).__name__}: {str(error)[:300]!r} |")
+            self.tell(f"{job.name}: not run: {type(error).__name__}: {str(error)[:300]!r}")
             return None
 
     def _measure(self, job: Job, compiled, alone: Result | None, steps: int, warm: bool) -> Result:
@@ -131,13 +115,24 @@ class Bench:
             self.tell(f"{job.name}: step {number} {seconds[-1]:.3f} s, loss {losses[-1]:.5f}, load {loads[-1]:.2f}")
         second = statistics.median(seconds[warm:])
         speed = config.train.batch_size * config.train.sequence_length / second
-        cells = [job.name, f"{config.train.batch_size} x {config.train.sequence_length}", f"{speed:,.0f}"]
-        cells += [f"{speed / alone.tokens_per_second:.2f}" if alone else "", f"{100 * mfu(config, speed):.1f}"]
-        cells += [f"{second:.3f}", f"{gib(program):.1f}", f"{seconds_to_compile:.0f}", f"{max(loads):.2f}"]
-        cells += [f"{losses[0]:.4f} .. {losses[-1]:.4f}" + (f", {refused:.0f} steps refused" if refused else "")]
-        same_rows = alone and len(alone.losses) == len(losses)
-        cells += [f"{apart(losses, alone.losses):.1e}" if same_rows else ""]
-        self.write("| " + " | ".join(cells) + " |")
+        add = functools.partial(self.add, job.name)
+        add("rows", config.train.batch_size)
+        add("length", config.train.sequence_length, "tokens")
+        add("speed", speed, "tokens/s")
+        if alone:
+            add("against one", speed / alone.tokens_per_second, "ratio")
+        if peak_flops(jax.devices()[0].device_kind):
+            add("MFU", 100 * mfu(config, speed), "%")
+        add("step", second, "s")
+        add("memory", gib(program), "GiB/GPU")
+        add("compile", seconds_to_compile, "s")
+        add("load", max(loads), "of an expert's share")
+        add("first loss", losses[0], "nats a token")
+        add("last loss", losses[-1], "nats a token")
+        if refused:
+            add("steps refused", refused)
+        if alone and len(alone.losses) == len(losses):  # the same rows
+            add("difference", apart(losses, alone.losses), "relative")
         return Result(speed, losses)
 
 
@@ -171,7 +166,7 @@ def gib(compiled) -> float:
 
 
 def mfu(config: Config, speed: float) -> float:
-    peak = peak_flops(jax.devices()[0].device_kind) or float("inf")
+    peak = peak_flops(jax.devices()[0].device_kind)
     return speed * train_flops_per_token(config.model, config.train.sequence_length) / (peak * devices_of(config))
 
 
@@ -197,9 +192,9 @@ def rows(config: Config, at: int, length: int | None = None) -> dict[str, np.nda
     }
 
 
-def configured(mesh: dict[str, int], length: int | None = None, **model) -> Config:
+def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", **model) -> Config:
     """The benchmark's config on a mesh; with a length, of one row."""
-    config = bench_1b.get_config()
+    config = SHAPES[shapes]()
     size = {"batch_size": 1, "sequence_length": length} if length else {}
     model |= {"lightning_beta": MIXERS, "softmax_beta": MIXERS, "sequence_layout": "zigzag"}
     return dataclasses.replace(
@@ -227,8 +222,8 @@ def first_losses(config: Config, dtype: str, count: int) -> list[float]:
 
 
 def memory_limit() -> int:
-    """Bytes of one GPU that jax may hand out."""
-    return jax.devices()[0].memory_stats()["bytes_limit"]
+    """Bytes of one device that jax may hand out; of a CPU nobody says."""
+    return (jax.devices()[0].memory_stats() or {"bytes_limit": 2**63})["bytes_limit"]
 
 
 def long_rows(bench: Bench, pairs: list[tuple[Job, Job | None]]) -> None:
@@ -239,10 +234,10 @@ def long_rows(bench: Bench, pairs: list[tuple[Job, Job | None]]) -> None:
         try:
             need = gib(single.compiled.result(max(0, bench.deadline - time.monotonic()))[0])
         except Exception as error:  # a compiler may refuse what does not fit
-            bench.write(f"| {single.name} | not compiled: {type(error).__name__}: {str(error)[:300]!r} |")
+            bench.tell(f"{single.name}: not compiled: {type(error).__name__}: {str(error)[:300]!r}")
             continue
         if need > memory_limit() / 2**30:
-            bench.write(f"| {single.name} | does not fit: {need:.1f} of {memory_limit() / 2**30:.1f} GiB |")
+            bench.tell(f"{single.name}: does not fit: {need:.1f} of {memory_limit() / 2**30:.1f} GiB")
             continue
         alone = bench.case(single, None, steps=1, warm=False)  # a step takes long enough to be measured at once
         if alone and double:
@@ -252,43 +247,42 @@ def long_rows(bench: Bench, pairs: list[tuple[Job, Job | None]]) -> None:
             return
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--steps", type=int, default=8)
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("benchmarks.mesh", __doc__)
+    add_json(parser)
+    parser.add_argument("--shapes", type=one_of("shapes", SHAPES), default="bench_1b", help="bench_1b or tiny")
+    parser.add_argument("--steps", type=whole(1), default=8)
     parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after that")
-    parser.add_argument("--lengths", default="360448,425984,475136", help="of one row, the shortest first; empty: none")
-    args = parser.parse_args()
-    args.out.write_text("")
-    bench = Bench(args.out, args.minutes)
+    parser.add_argument(
+        "--lengths", type=list_of_whole(1), default="360448,425984,475136", help="of one row, rising; or empty"
+    )
+    arguments = parser.parse_args(argv)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # the rest is for NCCL
+    bench = Bench(Report(arguments.json, "benchmarks.mesh", argv), arguments.minutes)
+    measure(bench, functools.partial(configured, shapes=arguments.shapes), arguments.steps, arguments.lengths)
+    return 0
+
+
+def measure(bench: Bench, configured, steps: int, lengths: list[int]) -> None:
     two = jax.device_count() > 1
     jobs = [bench.start(configured(case)) for case in CASES if two or not case]
-    reference = [
-        bench.pool.submit(first_losses, jobs[0].config, dtype, args.steps) for dtype in ("bfloat16", "float32")
-    ]
+    reference = [bench.pool.submit(first_losses, jobs[0].config, dtype, steps) for dtype in ("bfloat16", "float32")]
     pairs = [
         (bench.start(configured({}, length)), bench.start(configured({"sequence": 2}, 2 * length)) if two else None)
-        for length in map(int, filter(None, args.lengths.split(",")))
+        for length in lengths
     ]
     programs = [job.compiled for job in (*jobs, *(job for pair in pairs for job in pair if job))]
-    late = concurrent.futures.wait([*programs, *reference], 30 * args.minutes).not_done  # half of the time
+    late = concurrent.futures.wait([*programs, *reference], 30 * bench.minutes).not_done  # half of the time
     bench.tell(f"{len(programs) + len(reference) - len(late)} programs compiled, {len(late)} not yet")
     try:
-        losses = [done.result(1) for done in reference]
-        found = f"It is 2 x {apart(*losses):.1e} = {2 * apart(*losses):.1e}."
+        bench.add("bound of losses", "difference", 2 * apart(*(done.result(1) for done in reference)), "relative")
     except Exception as error:  # the cases are worth having
-        found = f"It was not measured: {type(error).__name__}: {str(error)[:300]!r}."
-    train = jobs[0].config.train
-    head = {"rows": train.batch_size, "length": train.sequence_length, "steps": args.steps, "rounding": found}
-    head |= {"version": jax.__version__, "count": jax.device_count(), "kind": jax.devices()[0].device_kind}
-    head |= {"mixers": MIXERS, "document": DOCUMENT, "limit": memory_limit() / 2**30}
-    bench.write(HEAD.format(bound=jobs[0].config.compute.dropless_bound, **head).rstrip())
+        bench.tell(f"the bound of losses was not measured: {type(error).__name__}: {str(error)[:300]!r}")
     alone = None
     for job in jobs:
-        result = bench.case(job, alone, steps=args.steps)
+        result = bench.case(job, alone, steps=steps)
         alone = alone or result
     long_rows(bench, pairs)
-    return 0
 
 
 if __name__ == "__main__":

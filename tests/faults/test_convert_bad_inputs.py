@@ -4,7 +4,6 @@ import contextlib
 import io
 import pathlib
 import random
-import shutil
 import sys
 import time
 
@@ -13,11 +12,11 @@ import pytest
 from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.check import check
-from mm01_jax.convert.from_torch import from_torch
-from mm01_jax.convert.to_torch import to_torch
-from tests.convert import samples, spoil
-from tests.convert.bad_inputs import CASES, PATHS, make
-from tests.convert.mutations import MUTATIONS, flip_header, flip_small_file
+from tests.convert import samples
+from tests.faults import convert_spoil as spoil
+from tests.faults.convert_bad_inputs import export, is_refused
+from tests.faults.convert_cases import CASES, PATHS, make
+from tests.faults.convert_mutations import MUTATIONS, flip_header, flip_small_file
 
 _opened: list[str] | None = None
 
@@ -76,28 +75,15 @@ def test_header_as_long_as_is_read_is_refused_within_ten_seconds(tmp_path):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> pathlib.Path:
     """A directory that our export wrote, with its list of SHA-256, and the checkpoint it came from."""
-    room = tmp_path_factory.mktemp("exported")
-    quiet = {"log": lambda line: None}
-    from_torch(samples.make(room / "in"), room / "ours", **quiet)
-    to_torch(room / "ours", room / "out", shard_bytes=25_000, **quiet)
-    return room
+    return export(tmp_path_factory.mktemp("exported"))
 
 
 def assert_refused(exported, tmp_path, seeds, **options):
     accepted = []
     for seed in seeds:
         mutation = MUTATIONS[seed % len(MUTATIONS)]
-        directory = tmp_path / "mutated"
-        shutil.copytree(exported / "out", directory)
-        mutation(directory, random.Random(seed))
-        if options:
-            (directory / "sha256.json").unlink()
-        try:
-            check(directory, log=lambda line: None, **options)
+        if not is_refused(exported, tmp_path / "mutated", mutation, random.Random(seed), **options):
             accepted.append(f"{mutation.__name__} {seed}")
-        except CheckpointError:
-            pass
-        shutil.rmtree(directory)
     assert not accepted
 
 

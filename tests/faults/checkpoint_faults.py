@@ -1,20 +1,22 @@
 """Damages a checkpoint in six ways and counts what a restore makes of it.
 
-    python -m benchmarks.checkpoint_faults [--each=50] [--seed=0] [--stock]
+    python -m tests.faults.checkpoint_faults [--count=50] [--seed=0] [--stock]
 
-Prints one table row per kind of damage; with --stock for the same arrays saved by Orbax's own handler. "silent" is a
-restore with other bits and no error: it must stay 0. Each damage is made in place on a step saved from 8 devices, the
-step is restored onto another mesh, and the files are put back. Bits are drawn uniformly over the bytes of the
-checkpoint, files uniformly over its files.
+Prints one table row for each kind of damage, `count` of each; with --stock for the same arrays saved by Orbax's own
+handler. "silent" is a restore with other bits and no error: it must stay 0. Damage is made in place on a step saved
+from 8 devices, the step is restored onto another mesh, and the files are put back. Bits are drawn uniformly over the
+bytes of the checkpoint, files uniformly over its files.
 """
 
-import argparse
 import collections
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import numpy as np
+
+from tests.command_line import Parser, whole
 
 
 def flip_bit(files, _, random):
@@ -103,7 +105,7 @@ def state_of(mesh: tuple[int, ...], seed: int):
     def scaled(shape, stack):
         return shape[:stack] + tuple(SCALE * n for n in shape[stack:])
 
-    stacks = {path: 3 if "experts" in path else 2 if "runs" in path else 0 for path in LEAVES}
+    stacks = {path: 3 if "experts" in path else 2 if "stacks" in path else 0 for path in LEAVES}
     shapes = {path: (scaled(shape, stacks[path]), axes) for path, (shape, axes) in LEAVES.items()}
     return make_state(make_mesh(*mesh), seed, shapes=shapes)
 
@@ -150,6 +152,7 @@ def count(each: int, seed: int, workdir: pathlib.Path, make=make_run) -> dict[st
     step, other = workdir / "checkpoints/00000001", workdir / "checkpoints/00000000"
     for number, kind in enumerate(KINDS):
         random, table[kind] = np.random.default_rng([seed, number]), collections.Counter()
+        print(f"{kind}, {each} times ...", file=sys.stderr, flush=True)
         for _ in range(each):
             outcome, named, message = damage(kind, (step, other), random, run)
             table[kind] += collections.Counter({outcome: 1, "named": int(named)})
@@ -173,22 +176,25 @@ def as_text(table: dict[str, collections.Counter]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--each", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stock", action="store_true")
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("tests.faults.checkpoint_faults", __doc__)
+    parser.add_argument("--count", type=whole(1), default=50, help="damages of each kind")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--stock", action="store_true", help="the same arrays saved by Orbax's own handler")
+    arguments = parser.parse_args(argv)
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     workdir = pathlib.Path(tempfile.mkdtemp())
     try:
-        print(as_text(count(args.each, args.seed, workdir, make_stock_run if args.stock else make_run)))
+        table = count(arguments.count, arguments.seed, workdir, make_stock_run if arguments.stock else make_run)
     finally:
         shutil.rmtree(workdir)
+    print(as_text(table))
+    total = sum(table.values(), collections.Counter())
+    return 1 if total["crash"] or (total["silent"] and not arguments.stock) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,14 @@
 """Kills a training run with SIGKILL at random moments, resumes it, and compares it with a run that was never killed.
 
-    python -m benchmarks.train_faults [--kills=12] [--seed=0] [--steps=120] [--every=2]
+    python -m tests.faults.train_faults [--count=12] [--seed=0] [--steps=120] [--every=2]
 
-Prints one table row per kill. Three of four kills come at a random moment of training, most of them while a checkpoint
-is being written (a step is far shorter than a save here); the fourth comes while the process starts or restores. After
-each kill every loss in metrics.jsonl must be the uninterrupted run's, bit for bit; in the end so must be the digest of
-the last checkpoint: weights, moments, counters. Exit code 1 if anything differs.
+Prints one table row for each kill (tests/faults/train_faults.md). Three of four kills come at a random moment of
+training, most of them while a checkpoint is being written (a step is far shorter than a save here); the fourth comes
+while the process starts or restores. After each kill every loss in metrics.jsonl must be the uninterrupted run's, bit
+for bit; in the end so must be the digest of the last checkpoint: weights, moments, counters. Exit code 1 if anything
+differs.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -24,8 +24,9 @@ import numpy as np
 
 from configs import tiny
 from mm01_jax.config import saved
+from tests.command_line import Parser, whole
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 MODULES = ("argparse", "ast", "bisect", "calendar", "copy", "csv", "dis", "enum", "heapq", "inspect", "queue", "random")
 MARGIN = 8  # steps that may pass between the decision to kill and the kill
 WAIT_SECONDS = 1800.0  # for a step to come; more than any process needs, however loaded the machine
@@ -128,6 +129,7 @@ def kill_and_resume(runs: Runs, kills: int, seed: int) -> tuple[list[Kill], bool
         _note_resumed(rows, runs.said("killed")[before:])
         found = runs.losses("killed")
         equal = all(whole[step] == loss for step, loss in found.items())
+        print(f"kill {number} of {kills} came {came}", file=sys.stderr, flush=True)
         rows.append(Kill(number, came, max(found, default=0), runs.half_saved("killed"), equal))
     before = len(runs.said("killed"))
     runs.finish("killed")
@@ -164,17 +166,17 @@ def _note_resumed(rows: list[Kill], said: str) -> None:
         break
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--every", type=int, default=2)
-    options = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("tests.faults.train_faults", __doc__)
+    parser.add_argument("--count", type=whole(1), default=12, help="kills")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--steps", type=whole(1), default=120, help="of the run")
+    parser.add_argument("--every", type=whole(1), default=2, help="steps between checkpoints")
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(pathlib.Path(folder) / "runs", options.steps, options.every)
-        rows, equal = kill_and_resume(runs, options.kills, options.seed)
+        runs = Runs(pathlib.Path(folder) / "runs", arguments.steps, arguments.every)
         print(f"| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}")
+        rows, equal = kill_and_resume(runs, arguments.count, arguments.seed)
         print("\n".join(row.row() for row in rows))
         verdict = "equal to" if equal else "NOT"
         print(f"\n{len(rows)} kills; last digest {runs.digest('killed')[:16]}, {verdict} the uninterrupted run's")

@@ -1,4 +1,4 @@
-"""Bad PyTorch directories: a sound one, spoiled in one way each; what the command says is in benchmarks/.
+"""Bad PyTorch directories: a sound one, spoiled in one way each; what the command says is in convert_bad_inputs.md.
 
 A case is (title, spoil(directory), what the message must contain, flags of the command).
 """
@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.convert import samples
-from tests.convert.spoil import (
+from tests.faults.convert_spoil import (
     INDEX,
     NORM,
     OTHER,

@@ -1,6 +1,6 @@
 """Kills a process that saves without pause, at random moments, and checks every step it leaves behind.
 
-    python -m benchmarks.checkpoint_kills [--kills=30] [--seed=0]
+    python -m tests.faults.checkpoint_kills [--count=30] [--seed=0]
 
 The writer keeps two steps, so the kill falls into a save, a commit, a retirement or a deletion. After each kill every
 listed step must restore to the bits that its number determines, and no committed step newer than the last two may be
@@ -19,6 +19,8 @@ import tempfile
 import time
 
 import numpy as np
+
+from tests.command_line import Parser, whole
 
 SHAPES = {
     "embed": ((4096, 128), (None, None)),
@@ -52,8 +54,8 @@ def write_forever(workdir: pathlib.Path) -> None:
 
 def kill_once(workdir: pathlib.Path, delay: float) -> tuple[int, collections.Counter]:
     """Starts a writer, kills it `delay` seconds after its first commit: (last committed step, what was left)."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "benchmarks.checkpoint_kills", "--child", str(workdir)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "tests.faults.checkpoint_kills", "--child", str(workdir)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     first = child.stdout.readline()
     time.sleep(delay)
@@ -91,7 +93,8 @@ def check(workdir: pathlib.Path, committed: int) -> collections.Counter:
 def count(kills: int, seed: int, workdir: pathlib.Path) -> collections.Counter:
     """Totals over `kills` kills: where they fell, and the steps they left."""
     random, total = np.random.default_rng(seed), collections.Counter()
-    for _ in range(kills):
+    for number in range(kills):
+        print(f"kill {number + 1} of {kills} ...", file=sys.stderr, flush=True)
         committed, left = kill_once(workdir, delay=float(random.uniform(0, 1.5)))
         total += left + check(workdir, committed) + collections.Counter(kills=1)
     return total
@@ -104,20 +107,22 @@ def as_text(total: collections.Counter) -> str:
     return f"| {titles} |\n|{' --- |' * len(columns)}\n| " + " | ".join(str(total[c]) for c in columns) + " |"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0)
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("tests.faults.checkpoint_kills", __doc__)
+    parser.add_argument("--count", type=whole(1), default=30, help="kills")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        write_forever(args.child)
+    arguments = parser.parse_args(argv)
+    if arguments.child:
+        write_forever(arguments.child)
     workdir = pathlib.Path(tempfile.mkdtemp())
     try:
-        print(as_text(count(args.kills, args.seed, workdir)))
+        total = count(arguments.count, arguments.seed, workdir)
     finally:
         shutil.rmtree(workdir)
+    print(as_text(total))
+    return 1 if total["wrong"] or total["unreadable"] or total["lost"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

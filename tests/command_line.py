@@ -1,0 +1,73 @@
+"""Command lines of drills and benches: `--help` is the module's docstring, a wrong argument is refused in one line."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """`python -m MODULE`: the docstring's first line and the rest as it stands; no abbreviations of flags."""
+
+    def __init__(self, module: str, doc: str):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's, but an unknown flag names the nearest one."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            shown = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
+            self.error(refusal("argument", flag, [name for name in shown if name.startswith("--")]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def refusal(what: str, name: str, allowed: Iterable[str]) -> str:
+    """`no WHAT 'name'`, the nearest allowed one, and all of them."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"no {what} {name!r}{hint}; allowed: {', '.join(allowed)}"
+
+
+def one_of(what: str, allowed: Iterable[str]):
+    """An argparse type: one of these names, or a refusal that names the nearest."""
+    allowed = list(allowed)
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(refusal(what, text, allowed))
+        return text
+
+    return parse
+
+
+def list_of(what: str, allowed: Iterable[str]):
+    """An argparse type: comma-separated names, each one of these."""
+    parse = one_of(what, allowed)
+    return lambda text: [parse(name) for name in text.split(",")]
+
+
+def list_of_whole(least: int):
+    """An argparse type: comma-separated whole numbers of at least `least`; of empty text none."""
+    return lambda text: [whole(least)(number) for number in text.split(",") if number]
+
+
+def whole(least: int):
+    """An argparse type: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not (text.isdecimal() and int(text) >= least):
+            raise argparse.ArgumentTypeError(f"got {text!r}; allowed: a whole number >= {least}")
+        return int(text)
+
+    return parse
