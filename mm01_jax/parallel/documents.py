@@ -2,7 +2,7 @@
 
 Each stripe counts the documents that begin inside it. The first and last segment of every stripe, in the order of the
 row, are a short row of their own: where a document begins in it at a stripe's first segment, one begins at the stripe's
-edge. Four numbers a stripe are gathered, once a forward pass.
+edge. Three numbers a stripe are gathered, once a forward pass.
 """
 
 import functools

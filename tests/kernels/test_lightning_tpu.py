@@ -5,8 +5,6 @@ worse than twice plain XLA at the same dtype, and each element within its roundi
 """
 
 import dataclasses
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -121,35 +119,6 @@ def test_lightning_tpu_step_is_float32_exact_and_keeps_inactive_rows(dtype):
     assert np.all(np.abs(state - exact_state) <= 4 * units * size_state)
     assert np.all(np.abs(np.asarray(out, np.float64) - exact_out) <= (70 * units + 1.01 * cases.UNIT[dtype]) * size_out)
     assert np.array_equal(state[1], x.state[1]) and np.all(np.asarray(out[1], np.float32) == 0)
-
-
-def _compile(generation: str, rows: str) -> None:
-    """In a process of its own: libtpu reads its settings once, and this process belongs to the CPU."""
-    program = (
-        "from benchmarks.kernels import tpu_table as t\n"
-        "from pallas_kernels.lightning_attention import tiling\n"
-        "import jax; jax.config.update('jax_platforms', 'cpu')\n"
-        f"mesh = t.compile_only_mesh({generation!r})\n"
-        "tiles = tiling.tiling(mesh.devices.flat[0].device_kind)\n"
-        f"errors = [t.compile_error(mesh, row, tiles) for row in {rows}]\n"
-        "assert errors and not any(errors), errors"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_lightning_tpu_kernels_compile_for_v5e():
-    pytest.importorskip("libtpu")
-    _compile(
-        "v5e", "[r for r in t.ROWS if r.shape.S in (8192, 1) and r.shape.B == 1 and r.shape.H == 128 and not r.packed]"
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("generation", ["v5e", "v5p", "v6e"])
-def test_lightning_tpu_kernels_compile_for_every_generation(generation):
-    pytest.importorskip("libtpu")
-    _compile(generation, f"[r for r in t.ROWS if {generation!r} in r.chips]")
 
 
 def test_lightning_tpu_unsupported_says_why():

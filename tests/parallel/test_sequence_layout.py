@@ -1,6 +1,7 @@
 """Laws of the order of a row over sequence shards, and of the work in softmax attention that it leaves each of them."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +54,29 @@ def test_zigzag_on_one_sequence_shard_is_the_same_program(routing):
     mesh = MeshConfig(expert=2)
     arrays = batch()
 
-    def program(name: str) -> str:
+    def program(name: str) -> list:
         variant = VARIANT.replace(routing=routing, sequence_layout=name)
         with jax.set_mesh(make_mesh(mesh, jax.devices()[:2])):
             model = jax.eval_shape(lambda: TextModel(*variant, mesh.rules, rngs=nnx.Rngs(params=0)))
-            return jax.jit(lambda model: total_loss(model, arrays, logits=False)[0]).lower(model).as_text()
+            return list(operations(jax.make_jaxpr(lambda model: total_loss(model, arrays, logits=False)[0])(model)))
 
     assert program("zigzag") == program("contiguous")
+
+
+def operations(jaxpr):
+    """Primitive, results and constants of every operation, in order; functions that are called are gone into."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        inner = []
+        for name, value in sorted(eqn.params.items()):
+            parts = value if isinstance(value, tuple | list) else (value,)
+            jaxprs = [part for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
+            inner += jaxprs or [(name, re.sub(r"0x[0-9a-f]+", "", str(value)))]
+        yield eqn.primitive.name, [str(var.aval) for var in eqn.outvars]
+        for found in inner:
+            if isinstance(found, tuple):
+                yield found
+            else:
+                yield from operations(found)
 
 
 def computed_pairs(segments_BS: np.ndarray, shards: int, name: str) -> np.ndarray:
