@@ -42,7 +42,7 @@ class ModelConfig:
     # Expert routing. `dropless` never drops; `capacity` drops tokens beyond capacity_factor * assigned / E (paper 2.1).
     routing: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
-    # Which tokens share one capacity: the global microbatch, or those of one expert group alone (paper 4.1).
+    # Which tokens share one capacity: the global microbatch (the paper's global router), or one expert group's alone.
     capacity_scope: Literal["global", "expert_group"] = "global"
 
     @property
