@@ -205,8 +205,8 @@ def _read_bytes(path: pathlib.Path) -> bytes:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a run."""
-    found = {dist.name: dist.version for dist in map(_distribution, _PACKAGES) if dist is not None}
-    return {"python": platform.python_version()} | found
+    installed = {dist.name: dist.version for dist in map(_distribution, _PACKAGES) if dist is not None}
+    return {"python": platform.python_version()} | installed
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

@@ -1,9 +1,9 @@
 """Every option of a config is turned: in a shipped config, or by a test that runs with another value than the default.
 
 A test turns an option when it calls something with a literal value that is not the usual one, outside
-`pytest.raises`: `small.config(train__steps=4)`, `DataConfig(held_out=0.5)`, `dataclasses.replace(config.train, seed=1)`,
-`variant(softmax_beta=0.0)`, or types `--config.train.steps=4`. Tests of the configs themselves do not count: they judge
-values and run nothing.
+`pytest.raises`: `small.config(train__steps=4)`, `DataConfig(held_out=0.5)`, `variant(softmax_beta=0.0)`,
+`dataclasses.replace(config.train, seed=1)`, or types `--config.train.steps=4`. Tests of the configs themselves do not
+count: they judge values and run nothing.
 """
 
 import ast

@@ -30,6 +30,7 @@ ZIGZAG_RING = RING.replace(sequence_layout="zigzag")
 ZIGZAG_CAPACITY = CAPACITY.replace(sequence_layout="zigzag")
 ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
+OTHER_AXES = Rules(batch=("data",), expert=("data",), embed=(), ffn=(), vocab=())
 
 CASES = {  # name: (mesh, variant); those above the line run by default
     "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), VARIANT),
@@ -38,6 +39,10 @@ CASES = {  # name: (mesh, variant); those above the line run by default
     "expert 2, tensor 2, sequence 2, capacity": (MeshConfig(expert=2, tensor=2, sequence=2), CAPACITY),
     "sequence 4, zigzag ring": (MeshConfig(sequence=4), ZIGZAG_RING),
     "expert 2, sequence 2, zigzag, capacity": (MeshConfig(expert=2, sequence=2), ZIGZAG_CAPACITY),
+    "data 2, tensor 2, experts over data, heads alone over tensor": (
+        MeshConfig(data=2, tensor=2, rules=OTHER_AXES),
+        VARIANT,
+    ),
     # ---
     "data 2": (MeshConfig(data=2), VARIANT),
     "data 8": (MeshConfig(data=8), VARIANT),
@@ -83,7 +88,7 @@ CASES = {  # name: (mesh, variant); those above the line run by default
         ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
-BY_DEFAULT = list(CASES)[:6]
+BY_DEFAULT = list(CASES)[:7]
 
 
 def plain(variant: Variant) -> Variant:

@@ -84,6 +84,12 @@ def test_a_finished_run_goes_on_with_more_steps_and_other_intervals_as_if_it_had
     assert steps_saved(tmp_path) == [2, 4, 5, 6]
 
 
+def test_only_every_so_many_steps_and_evaluations_are_logged(whole, text, tmp_path):
+    _, _, want, _ = whole
+    _, found, _ = run(tmp_path, small.config(text, train__log_every=4))
+    assert found == [want[at - 1] for at in (3, 4, 6)]  # evaluated, logged, evaluated
+
+
 def test_a_finished_run_started_again_trains_nothing(whole, text):
     workdir, _, want, last = whole
     _, found, digest_found = run(workdir, small.config(text))
