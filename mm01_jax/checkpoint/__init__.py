@@ -1,7 +1,7 @@
 """Checkpoints: training steps and converted weights in one format on disk (docs/checkpoints.md)."""
 
 from mm01_jax.checkpoint.disk_grid import leaf_paths, stack_axes
-from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
+from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
@@ -18,6 +18,7 @@ __all__ = [
     "Locked",
     "Manifest",
     "NoValidCheckpoint",
+    "OtherVersion",
     "Restored",
     "RunLock",
     "SaveFailed",

@@ -9,5 +9,9 @@ class NoValidCheckpoint(CheckpointError):
     """A directory holds checkpoints and none of them verifies. Exit code 3: starting anew would lose the run."""
 
 
+class OtherVersion(CheckpointError):
+    """A sound checkpoint that another version wrote; the message names it. Exit code 3, never skipped as damaged."""
+
+
 class SaveFailed(Exception):
     """A save did not complete (full disk, I/O error). Steps saved before it are untouched."""

@@ -1,7 +1,7 @@
 """The manifest: what a checkpoint holds and the digest of all of it, in one JSON file that checks itself.
 
     {"sha256": "<of every byte after this line>",
-    "format": "mm01-checkpoint-1", "step": 200, "tree_sha256": "...", "meta": {...}, "versions": {...},
+    "format": "mm01-checkpoint-2", "step": 200, "tree_sha256": "...", "meta": {...}, "versions": {...},
     "files": {"config.json": "<sha256>"}, "source_sha256": {"<source tensor>": "<sha256>"},
     "leaves": {"model/embed": {"shape": [..], "dtype": "bfloat16", "stack": 0, "file": [..], "block": [..],
                                "lanes": "<32 hex digits per chunk, in index order>", "sha256": "..."}, ...}}
@@ -21,11 +21,16 @@ import re
 import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, plain
-from mm01_jax.checkpoint.errors import CheckpointError
+from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
 
 NAME = "manifest.json"
 CONFIG = "config.json"
-_FORMAT = "mm01-checkpoint-1"
+_FORMAT = "mm01-checkpoint-2"
+# Formats that are not read any more -> who wrote them, and what to do.
+_OLD_FORMATS = {
+    "mm01-checkpoint-1": "written by mm01_jax 0.1; this is 0.2, whose layers and config have other names: go on with "
+    "0.1, or take its weights along (mm01-convert to-torch of 0.1, then mm01-convert from-torch of 0.2)"
+}
 _FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
 _BODY = {
     "step": plain.Kind("null or a whole number >= 0", lambda step: step is None or plain.WHOLE.holds(step)),
@@ -151,6 +156,7 @@ def read_file(path: pathlib.Path) -> Manifest:
     """A manifest by itself, after its own checksum.
 
     Raises:
+      OtherVersion: a version wrote it whose checkpoints are not read any more.
       CheckpointError: it is missing, cut, altered or not ours; a key that is missing or of another type is named.
     """
     raw = _read_bytes(path)
@@ -158,6 +164,8 @@ def read_file(path: pathlib.Path) -> Manifest:
     if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
         raise CheckpointError(f"{path}: the manifest does not match its own checksum")
     body = plain.parse_object(path, raw)
+    if isinstance(body.get("format"), str) and body["format"] in _OLD_FORMATS:
+        raise OtherVersion(f"{path}: {_OLD_FORMATS[body['format']]}")
     plain.check_keys(body, {"format": plain.one_of(_FORMAT)}, path)
     plain.check_keys(body, _BODY, path)
     leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
@@ -197,8 +205,8 @@ def _read_bytes(path: pathlib.Path) -> bytes:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a run."""
-    found = {dist.name: dist.version for dist in map(_distribution, _PACKAGES) if dist is not None}
-    return {"python": platform.python_version()} | found
+    installed = {dist.name: dist.version for dist in map(_distribution, _PACKAGES) if dist is not None}
+    return {"python": platform.python_version()} | installed
 
 
 def _distribution(name: str) -> importlib.metadata.Distribution | None:

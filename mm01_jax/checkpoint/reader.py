@@ -7,7 +7,7 @@ import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, manifest, plain, processes
 from mm01_jax.checkpoint.arrays import StoredArray
-from mm01_jax.checkpoint.errors import CheckpointError
+from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
@@ -117,6 +117,7 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     By default only the weights are seen, under the paths of the model itself.
 
     Raises:
+      OtherVersion: a version wrote it whose checkpoints are not read any more.
       CheckpointError: there is none, or its manifest is damaged.
     """
     directory = pathlib.Path(directory)
@@ -126,6 +127,8 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     for _, step in reversed(list_steps(directory / CHECKPOINTS)):
         try:
             return Checkpoint(step, prefix)
+        except OtherVersion:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
     raise CheckpointError(f"{directory}: no checkpoint here" + "".join(f"; {p}" for p in problems))

@@ -15,7 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from mm01_jax.checkpoint import disk_grid, processes
-from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, SaveFailed
+from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
 from mm01_jax.checkpoint.snapshot import Snapshot, sync_directory
@@ -124,10 +124,16 @@ class Checkpoints:
                 self._lock.close()
 
     def latest_meta(self) -> dict | None:
-        """`meta` of the newest step whose manifest is sound, or None: for comparing configurations before restoring."""
+        """`meta` of the newest step whose manifest is sound, or None: for comparing configurations before restoring.
+
+        Raises:
+          OtherVersion: a version wrote the run whose checkpoints are not read any more.
+        """
         for _, path in reversed(list_steps(self.directory)):
             try:
                 return _meta(Checkpoint(path))
+            except OtherVersion:
+                raise
             except CheckpointError as error:
                 self._log(f"skipped: {error}")
         return None
@@ -138,6 +144,7 @@ class Checkpoints:
         Steps that do not verify are reported, and moved aside once an older one does.
 
         Raises:
+          OtherVersion: a version wrote the run whose checkpoints are not read any more.
           NoValidCheckpoint: there are steps and none verifies.
           ValueError: a sound step holds other leaves than `abstract_state`.
         """
@@ -149,6 +156,8 @@ class Checkpoints:
                 if checkpoint.manifest.step != step:
                     raise CheckpointError(f"{path}: the manifest is of step {checkpoint.manifest.step}")
                 state = checkpoint.restore(abstract_state)
+            except OtherVersion:
+                raise
             except CheckpointError as error:
                 self._log(f"step {step} is skipped: {error}")
                 problems.append((path, str(error)))

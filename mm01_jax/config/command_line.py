@@ -48,7 +48,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         raise _refused("command line", rest[1:], str(error), "see --help") from None
     if surplus:
         raise _refused("command line", surplus[0], "flags, written --name=value", f"--config={surplus[0]}")
-    return [found[1] for found in map(override.fullmatch, argv) if found]
+    return [match[1] for match in map(override.fullmatch, argv) if match]
 
 
 def require_flag(name: str, value: str | None, allowed: str, example: str) -> None:
@@ -63,20 +63,20 @@ def _refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigErr
 
 def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     """The config of a file with overrides ("train.steps=10") applied, checked; else ConfigError with every problem."""
-    found = read_file(path)
-    sections = [p for p in fields.type_problems(found) if p.key not in fields.leaf_types()]
+    run_config = read_file(path)
+    sections = [p for p in fields.type_problems(run_config) if p.key not in fields.leaf_types()]
     if sections:
         raise ConfigError(sections)
     problems = []
     for assignment in overrides:
         try:
-            found = _assign(found, assignment)
+            run_config = _assign(run_config, assignment)
         except ConfigError as error:
             problems += error.problems
-    problems += rules.problems(found)
+    problems += rules.problems(run_config)
     if problems:
         raise ConfigError(problems)
-    return found
+    return run_config
 
 
 def read_file(path: str | None) -> Config:
@@ -109,14 +109,14 @@ def _run_file(file: pathlib.Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        found = module.get_config()
+        run_config = module.get_config()
     except ConfigError:
         raise
     except Exception as error:
         raise _file_error(file, error) from error
-    if type(found) is not Config:
-        raise _refused(f"get_config() of {file}", found, "a mm01_jax.config.Config", f"see {_EXAMPLE}")
-    return found
+    if type(run_config) is not Config:
+        raise _refused(f"get_config() of {file}", run_config, "a mm01_jax.config.Config", f"see {_EXAMPLE}")
+    return run_config
 
 
 def _file_error(file: pathlib.Path, error: Exception) -> ConfigError:
@@ -132,14 +132,14 @@ def _file_error(file: pathlib.Path, error: Exception) -> ConfigError:
     return _refused(where, got, "a file whose get_config() returns a Config", f"see {_EXAMPLE}")
 
 
-def _assign(found: Config, assignment: str) -> Config:
+def _assign(run_config: Config, assignment: str) -> Config:
     key, equals, text = assignment.partition("=")
     leaves = fields.leaf_types()
     if key not in leaves:
         raise _unknown_key(key, text)
     if not equals:
         raise _refused(key, "no value", fields.describe(leaves[key]), f"--config.{key}=VALUE")
-    return fields.replace(found, key, _read(key, text, leaves[key]))
+    return fields.replace(run_config, key, _read(key, text, leaves[key]))
 
 
 def _unknown_key(key: str, text: str) -> ConfigError:

@@ -122,15 +122,17 @@ def describe(annotation: Any) -> str:
 
 def type_problems(section: Any, annotation: type = Config, prefix: str = "") -> Iterator[Problem]:
     """Every leaf and section whose value is not of its declared type."""
-    for name, wanted in field_types(annotation).items():
+    for name, declared in field_types(annotation).items():
         key, value = prefix + name, getattr(section, name)
-        if not dataclasses.is_dataclass(wanted):
-            if not fits(value, wanted):
-                yield Problem(key=key, got=value, allowed=describe(wanted), nearest=nearest_value(key, value, wanted))
-        elif type(value) is wanted:
-            yield from type_problems(value, wanted, key + ".")
+        if not dataclasses.is_dataclass(declared):
+            if not fits(value, declared):
+                yield Problem(
+                    key=key, got=value, allowed=describe(declared), nearest=nearest_value(key, value, declared)
+                )
+        elif type(value) is declared:
+            yield from type_problems(value, declared, key + ".")
         else:
-            yield Problem(key=key, got=value, allowed=describe(wanted), nearest=f"{wanted.__name__}(...)")
+            yield Problem(key=key, got=value, allowed=describe(declared), nearest=f"{declared.__name__}(...)")
 
 
 def nearest_value(key: str, value: Any, annotation: Any) -> str:
@@ -142,8 +144,8 @@ def nearest_value(key: str, value: Any, annotation: Any) -> str:
     if choices:
         words = value if isinstance(value, tuple | list) else (value,)
         near = (nearest_name(word, choices) if isinstance(word, str) else None for word in words)
-        found = tuple(name or choices[0] for name in near)
-        return repr(found) if typing.get_origin(annotation) is tuple else repr(found[0] if found else choices[0])
+        names = tuple(name or choices[0] for name in near)
+        return repr(names) if typing.get_origin(annotation) is tuple else repr(names[0] if names else choices[0])
     if {int, float} & {annotation, *typing.get_args(annotation)} and isinstance(value, str | int | float):
         number = _number(value, whole=int in (annotation, *typing.get_args(annotation)))
         if number is not None:

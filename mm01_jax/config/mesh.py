@@ -1,10 +1,12 @@
 """Does a config divide over its mesh, and which meshes of some number of devices does it divide over?
 
 Every sharded dimension is a multiple of the product of its mesh axes (`MeshConfig.rules`), and no array uses a mesh
-axis twice.
+axis twice. The weights themselves are not known here (no jax): a weight whose axes or sizes these rules do not foresee
+is refused by name when the model is built (`layers.shardings`).
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -20,22 +22,14 @@ _DIMS = {
     "ffn": "model.expert_dim",
     "vocab": "model.vocab_size",
     "expert": "model.num_experts",
-    "head_dim": "model.head_dim",
-    "period": "model.num_periods",
 }
 
-# The logical axes of the arrays: weights with their stack in front, then activations.
-_ARRAYS = (
-    ("vocab", "embed"),
-    ("period", "layer", "embed", "heads", "head_dim"),
-    ("period", "layer", "embed", "kv_heads", "head_dim"),
-    ("period", "layer", "embed", "expert"),
-    ("period", "layer", "expert", "embed", "ffn"),
-    ("batch", "seq", "act_embed"),
-    ("batch", "seq", "heads", "head_dim"),
-    ("batch", "seq", "kv_heads", "head_dim"),
-    ("batch", "seq", "vocab"),
-    ("batch", "seq", "ffn"),
+# Sets of logical axes of which no array has two: these may lie on one mesh axis. Any other two may meet.
+_NEVER_MEET = (
+    # what a matmul makes of the model's width, and that width in an activation
+    {"act_embed", "heads", "kv_heads", "ffn", "vocab"},
+    # rows and positions of activations, against dims of stored weights
+    *({tokens, stored} for tokens in ("batch", "seq", "act_embed") for stored in ("embed", "expert")),
 )
 
 
@@ -91,9 +85,9 @@ def divisors(number: int) -> list[int]:
     return sorted({*small, *(number // d for d in small)})
 
 
-def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of a number nearest to the wanted one, the smaller of two."""
-    return min(divisors(number), key=lambda divisor: (abs(divisor - wanted), divisor))
+def nearest_divisor(number: int, value: int) -> int:
+    """The divisor of a number nearest to a value, the smaller of two."""
+    return min(divisors(number), key=lambda divisor: (abs(divisor - value), divisor))
 
 
 def sharding_problems(config: Config) -> list[Problem]:
@@ -109,19 +103,19 @@ def axis_problems(key: str, axes: tuple[str, ...]) -> Iterator[Problem]:
         yield Problem(key=key, got=axes, allowed=allowed, nearest=repr(nearest))
 
 
+def may_meet(first: str, second: str) -> bool:
+    """Whether one array may have both logical axes."""
+    return not any({first, second} <= apart for apart in _NEVER_MEET)
+
+
 def _used_twice(config: Config) -> Iterator[Problem]:
     rules = config.mesh.rules
-    reported = set()
-    for array in _ARRAYS:
-        owner = {}
-        for name in array:
-            for axis in getattr(rules, name):
-                first = owner.setdefault(axis, name)
-                if first != name and (first, name) not in reported:
-                    reported.add((first, name))
-                    allowed = f"other axes than mesh.rules.{first}={getattr(rules, first)!r}: one array has both"
-                    nearest = repr(tuple(other for other in getattr(rules, name) if other not in getattr(rules, first)))
-                    yield Problem(key=f"mesh.rules.{name}", got=getattr(rules, name), allowed=allowed, nearest=nearest)
+    for first, second in itertools.combinations(fields.field_types(type(rules)), 2):
+        taken, axes = getattr(rules, first), getattr(rules, second)
+        if set(taken) & set(axes) and may_meet(first, second):
+            allowed = f"other axes than mesh.rules.{first}={taken!r}: one array may have both"
+            nearest = repr(tuple(axis for axis in axes if axis not in taken))
+            yield Problem(key=f"mesh.rules.{second}", got=axes, allowed=allowed, nearest=nearest)
 
 
 def _dim_rule(name: str, dim_key: str) -> Callable[[Config], Iterator[Problem]]:
@@ -149,14 +143,6 @@ def _stripes_rule(config: Config) -> Iterator[Problem]:
         yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest)
 
 
-def _layer_rule(config: Config) -> Iterator[Problem]:
-    # The layer stacks of a period are its runs of one kind, whose lengths differ (7 and 1): no mesh axis divides them.
-    parts = math.prod(size for _, size in _axes(config, "layer"))
-    if parts > 1:
-        got = config.mesh.rules.layer
-        yield Problem(key="mesh.rules.layer", got=got, allowed="axes of size 1", nearest="()")
-
-
 def _batch_rule(config: Config) -> Iterator[Problem]:
     axes, microbatches = _axes(config, "batch"), config.train.num_microbatches
     parts = math.prod(size for _, size in axes) * microbatches
@@ -180,11 +166,13 @@ def _expert_rule(config: Config) -> Iterator[Problem]:
 
 def _shared_keys_rule(config: Config) -> Iterator[Problem]:
     """Where key heads are held whole but query heads are cut, each cut needs whole key heads, or a part of one."""
-    rules, held = config.mesh.rules, config.model.num_kv_heads
+    rules, kv_heads = config.mesh.rules, config.model.num_kv_heads
     cuts = math.prod(getattr(config.mesh, axis) for axis in rules.heads if axis not in rules.kv_heads)
-    if held % cuts and cuts % held:
+    if kv_heads % cuts and cuts % kv_heads:
         allowed = f"a multiple or a divisor of the {cuts} shards of mesh.rules.heads={rules.heads!r}"
-        yield Problem(key="model.num_kv_heads", got=held, allowed=allowed, nearest=str(nearest_divisor(cuts, held)))
+        yield Problem(
+            key="model.num_kv_heads", got=kv_heads, allowed=allowed, nearest=str(nearest_divisor(cuts, kv_heads))
+        )
 
 
 def _axes(config: Config, name: str) -> list[tuple[str, int]]:
@@ -216,7 +204,6 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]]
     ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.expert"), _expert_rule),
     ((*_SIZES, "mesh.rules.heads", "mesh.rules.kv_heads", "model.num_kv_heads"), _shared_keys_rule),
     ((*_SIZES, "mesh.rules.seq", "train.sequence_length", "compute.sequence_layout"), _stripes_rule),
-    ((*_SIZES, "mesh.rules.layer"), _layer_rule),
     (
         (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),
         _batch_rule,

@@ -1,7 +1,15 @@
-"""Which values a resumed run may change: those that decide how long it goes on and what it reports, not its numbers."""
+"""What a run may change against the config saved with its weights.
+
+Resumed, a run goes on as it began: all that decides its numbers stays, but for how they are computed, on which devices,
+how long it goes on and what it reports. Begun from weights alone, it keeps what the model is.
+"""
+
+from collections.abc import Iterable
+from typing import Any
 
 from mm01_jax.config import Config, Problem, fields
 
+# Lengths and intervals, and the two sections that change the order of sums alone, or their rounding.
 MAY_CHANGE = (
     "train.steps",
     "train.eval_every",
@@ -10,23 +18,35 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.log_every",
     "data.prefetch",
-    # How a mesh is used. Like the mesh, they change sums' order alone.
-    "compute.exchange",
-    "compute.sequence_attention",
-    "compute.sequence_layout",
+    "compute.",
+    "mesh.",
 )
+# The dtype of the arrays that are saved: another one would resume other weights than were trained.
+_SAVED_AS = "compute.param_dtype"
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value at this key."""
+    return key.startswith(MAY_CHANGE) and key != _SAVED_AS
 
 
 def resume_problems(saved: Config, new: Config) -> list[Problem]:
     """Every change against the run's saved config that a resumed run refuses, by name.
 
-    The mesh may change too: the state restores bit for bit, later losses agree to rounding; the caller reports it from
-    `fields.differences`.
+    What may change is reported by the caller, from `fields.differences`.
     """
-    refused = [
-        change
-        for change in fields.differences(saved, new)
-        if change[0] not in MAY_CHANGE and not change[0].startswith("mesh.")
-    ]
-    allowed = "the value that the run in this work directory was started with; another value is another --workdir"
-    return [Problem(key=key, got=after, allowed=allowed, nearest=repr(before)) for key, before, after in refused]
+    refused = (change for change in fields.differences(saved, new) if not may_change(change[0]))
+    return _refused(refused, "the value that this run was started with; another value is another --workdir")
+
+
+def model_problems(saved: Config, new: Config, origin: str) -> list[Problem]:
+    """Every difference in `model` from the config that was saved with the weights in `origin`, by name.
+
+    Some of these differences have weights of the same shapes and other maths (`rotary_dim`, `norm_eps`).
+    """
+    refused = (change for change in fields.differences(saved, new) if change[0].startswith("model."))
+    return _refused(refused, f"the value of the model whose weights lie in {origin}")
+
+
+def _refused(changes: Iterable[tuple[str, Any, Any]], allowed: str) -> list[Problem]:
+    return [Problem(key=key, got=new, allowed=allowed, nearest=repr(old)) for key, old, new in changes]

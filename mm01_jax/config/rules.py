@@ -61,9 +61,9 @@ _RANGES = {
 
 def check(config: Config) -> Config:
     """The config itself when it is valid; else raises ConfigError with every problem."""
-    found = problems(config)
-    if found:
-        raise ConfigError(found)
+    broken = problems(config)
+    if broken:
+        raise ConfigError(broken)
     return config
 
 
@@ -71,20 +71,20 @@ def problems(config: Config) -> list[Problem]:
     """Every problem of a config; a rule about several values is judged when each of them is right by itself."""
     if type(config) is not Config:
         return [Problem(key="config", got=config, allowed="a Config", nearest="get_config() returns Config(...)")]
-    found = list(fields.type_problems(config))
-    wrong_type = {problem.key for problem in found}
+    broken = list(fields.type_problems(config))
+    wrong_type = {problem.key for problem in broken}
     for key, annotation in fields.leaf_types().items():
         if not _concerned(key, wrong_type):
             value = fields.get(config, key)
-            found += _range_problems(key, annotation, value)
-            found += _text_problems(key, value)
+            broken += _range_problems(key, annotation, value)
+            broken += _text_problems(key, value)
             if key.startswith("mesh.rules."):
-                found += axis_problems(key, value)
-    wrong = {problem.key for problem in found}
+                broken += axis_problems(key, value)
+    wrong = {problem.key for problem in broken}
     for keys, rule in (*_CROSS_RULES, *CROSS_RULES):
         if not any(_concerned(key, wrong) for key in keys):
-            found += rule(config)
-    return found
+            broken += rule(config)
+    return broken
 
 
 def _concerned(key: str, wrong: set[str]) -> bool:

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from mm01_jax.config import Config, ConfigError, Problem, fields, rules
+from mm01_jax.config import ComputeConfig, Config, ConfigError, Problem, fields, rules
 
 
 def to_json(config: Config) -> str:
@@ -23,7 +23,11 @@ def _plain(section: Any) -> dict[str, Any]:
 
 
 def from_json(text: str) -> Config:
-    """The config that `to_json` wrote. Raises ConfigError on unknown, missing or repeated keys and on every rule."""
+    """The config that `to_json` wrote.
+
+    Raises:
+      ConfigError: 0.1 wrote it; or keys are unknown, missing or repeated; or a rule is broken. All is named at once.
+    """
     try:
         plain = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except ConfigError:
@@ -33,7 +37,7 @@ def from_json(text: str) -> Config:
         raise ConfigError(
             [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
         ) from None
-    problems = list(_shape_problems(plain, Config, ""))
+    problems = _version_problems(plain) or list(_shape_problems(plain, Config, ""))
     if problems:
         raise ConfigError(problems)
     return rules.check(_build(plain, Config))
@@ -52,6 +56,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _version_problems(plain: Any) -> list[Problem]:
+    """0.1 had no section `compute`: its fields were among those of `model`."""
+    model = plain.get("model") if isinstance(plain, dict) and "compute" not in plain else None
+    moved = [name for name in fields.field_types(ComputeConfig) if isinstance(model, dict) and name in model]
+    if not moved:
+        return []
+    allowed = f"a config of 0.2, where the section compute has {', '.join(moved)}"
+    nearest = "this file with these keys moved from model to compute"
+    return [Problem(key="config", got="a file that mm01_jax 0.1 wrote", allowed=allowed, nearest=nearest)]
 
 
 def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ The README has the letters used in comments (M periods, L layers, D model width,
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 MixerKind = Literal["lightning", "softmax"]
 SequenceLayout = Literal["contiguous", "zigzag"]
@@ -42,7 +42,7 @@ class ModelConfig:
     # Expert routing. `dropless` never drops; `capacity` drops tokens beyond capacity_factor * assigned / E (paper 2.1).
     routing: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
-    # Which tokens share one capacity: the global microbatch, or those of one expert group alone (paper 4.1).
+    # Which tokens share one capacity: the global microbatch (the paper's global router), or one expert group's alone.
     capacity_scope: Literal["global", "expert_group"] = "global"
 
     @property
@@ -95,7 +95,7 @@ class VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Logical axis -> mesh axes. One field per logical axis; `()` replicates."""
+    """Logical axis -> mesh axes. One field per logical axis that can be cut; `()` replicates."""
 
     batch: tuple[str, ...] = ("data", "expert")
     seq: tuple[str, ...] = ("sequence",)
@@ -106,10 +106,11 @@ class Rules:
     ffn: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
     expert: tuple[str, ...] = ("expert",)
-    period: tuple[str, ...] = ()
-    layer: tuple[str, ...] = ()
-    head_dim: tuple[str, ...] = ()
-    patch: tuple[str, ...] = ()
+    # Never cut, so no options: a scan walks over the stacks, whose lengths differ; heads are cut whole; 577 is prime.
+    period: ClassVar[tuple[str, ...]] = ()
+    layer: ClassVar[tuple[str, ...]] = ()
+    head_dim: ClassVar[tuple[str, ...]] = ()
+    patch: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -80,14 +80,22 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
 
     Weights, and moments made from them, carry their axes; anything else (counters) is on every device. Leaves may be
     abstract (jax.eval_shape).
+
+    Raises:
+      ValueError: names the weight whose axes are unknown, would use a mesh axis twice, or do not divide its dims.
     """
 
-    def one(leaf):
-        if isinstance(leaf, nnx.Variable):
-            return leaf.replace(sharding.named(mesh, rules, *leaf.get_metadata()["axes"]))
-        return sharding.named(mesh, rules)
+    def one(path, leaf):
+        if not isinstance(leaf, nnx.Variable):
+            return sharding.named(mesh, rules)
+        try:
+            placed = sharding.named(mesh, rules, *leaf.get_metadata()["axes"])
+            placed.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise ValueError(f"weight {jax.tree_util.keystr(path, simple=True, separator='/')}: {error}") from None
+        return leaf.replace(placed)
 
-    return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from mm01_jax import checkpoint
 from mm01_jax.config import Config, ConfigError, fields, saved
-from mm01_jax.config.resume import resume_problems
+from mm01_jax.config.resume import model_problems, resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
 from mm01_jax.train import step, transport_check
 
@@ -27,12 +27,19 @@ class Start(NamedTuple):
 
 
 def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str | None, log: Log) -> None:
-    """Compares `config` with the one saved in the work directory; `meta` is None where nothing was saved.
+    """Compares `config` with the one saved beside the weights that the run begins from, before anything is compiled.
+
+    Args:
+      meta: what was saved in the work directory; None where nothing was, and `init_from` is looked at.
 
     Raises:
-      ConfigError: names every value that a resumed run may not change.
+      ConfigError: names every value that a resumed run may not change, or every difference from the model in
+        `init_from`.
+      CheckpointError: `init_from` holds no checkpoint, or a damaged one.
     """
     if meta is None:
+        if init_from:
+            _check_same_model(config, init_from, log)
         return
     before = saved.from_json(json.dumps(meta["config"]))
     problems = resume_problems(before, config)
@@ -42,6 +49,21 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
         log(f"changed since the last checkpoint: {key} {old!r} -> {new!r}")
     if init_from:
         log(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
+
+
+def _check_same_model(config: Config, init_from: str, log: Log) -> None:
+    opened = checkpoint.open_checkpoint(init_from)
+    try:
+        before = saved.from_json(opened.config_json)
+    except ConfigError as error:
+        raise checkpoint.CheckpointError(f"{opened.directory}/config.json: {error}") from None
+    problems = model_problems(before, config, f"--init_from={init_from}")
+    if problems:
+        raise ConfigError(problems)
+    old, new = before.data.tokenizer, config.data.tokenizer
+    trained = opened.manifest.step is not None  # a conversion brings no tokenizer: its config has a placeholder
+    if trained and old != new:
+        log(f"data.tokenizer {old!r} -> {new!r}: the weights of {init_from} were trained on the tokens of the former")
 
 
 def with_exchange_settled(config: Config, log: Log) -> Config:

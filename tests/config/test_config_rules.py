@@ -103,16 +103,41 @@ def test_mesh_with_the_devices_has_no_problem_and_any_other_names_a_mesh_that_ha
     assert not mesh_problems(near, num_devices)
 
 
-def test_resumed_run_may_change_what_is_listed_and_nothing_else():
+LENGTHS_AND_INTERVALS = {
+    "train.steps",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "data.prefetch",
+}
+
+
+@pytest.mark.parametrize("key", fields.leaf_types())
+def test_resumed_run_may_change_compute_mesh_lengths_and_intervals_and_nothing_else(key):
     saved = wrong_base.get_config()
-    for key, kind in fields.leaf_types().items():
-        value = fields.get(saved, key)
-        other = next(
-            v for v in ("other", ("other",), ((1, 2),), 5, 0.5, VISION) if v != value and _like(v, value, kind)
-        )
-        refused = [p.key for p in resume.resume_problems(saved, _with(**{key: other}))]
-        allowed = key in resume.MAY_CHANGE or key.startswith("mesh.")
-        assert refused == ([] if allowed else [key])
+    refused = [p.key for p in resume.resume_problems(saved, _with(**{key: _other(saved, key)}))]
+    section = key.partition(".")[0]
+    allowed = section in ("compute", "mesh") or key in LENGTHS_AND_INTERVALS
+    # What is saved has the dtype of the weights.
+    assert refused == ([] if allowed and key != "compute.param_dtype" else [key])
+
+
+@pytest.mark.parametrize("key", fields.leaf_types())
+def test_weights_are_taken_by_a_config_of_the_same_model_whatever_else_differs(key):
+    saved = wrong_base.get_config()
+    value = _other(saved, key)
+    problems = resume.model_problems(saved, _with(**{key: value}), "runs/base")
+    told = [(problem.key, problem.got, problem.nearest) for problem in problems]
+    assert told == ([(key, value, repr(fields.get(saved, key)))] if key.startswith("model.") else [])
+    assert all("runs/base" in problem.allowed for problem in problems)
+
+
+def _other(config, key: str) -> object:
+    """Another value of the type that is there."""
+    value, kind = fields.get(config, key), fields.leaf_types()[key]
+    return next(v for v in ("other", ("other",), ((1, 2),), 5, 0.5, VISION) if v != value and _like(v, value, kind))
 
 
 def _like(candidate: object, value: object, kind: object) -> bool:

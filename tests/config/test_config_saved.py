@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -70,6 +72,28 @@ def _edited(*path: str, value: object) -> str:
 )
 def test_text_that_is_no_config_is_refused(text):
     assert "allowed" in _refusal(text)
+
+
+def test_config_that_0_1_wrote_is_refused_by_one_problem_that_says_what_moved():
+    text = (ROOT / "tests/fixtures/config_0_1.json").read_text()
+    with pytest.raises(ConfigError) as refused:
+        saved.from_json(text)
+    (problem,) = refused.value.problems
+    assert "mm01_jax 0.1" in problem.got and "config of 0.2" in problem.allowed
+    plain = json.loads(text)
+    moved = problem.allowed.partition("compute has ")[2].split(", ")
+    plain["compute"] = {name: plain["model"].pop(name) for name in moved}
+    for never_cut in ("period", "layer", "head_dim", "patch"):  # named by the next refusal: no options any more
+        assert not plain["mesh"]["rules"].pop(never_cut)
+    golden = (GOLDEN / "tiny.json").read_text()
+    assert saved.from_json(json.dumps(plain)) == saved.from_json(golden)
+
+
+def test_train_main_refuses_a_config_that_0_1_wrote_with_exit_code_2():
+    command = [sys.executable, "train_main.py", "--config=tests/fixtures/config_0_1.json", "--dry_run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert sum("mm01_jax 0.1" in line for line in done.stderr.splitlines()) == 1 == len(done.stderr.splitlines()) - 1
 
 
 def test_repeated_key_is_refused_by_name():

@@ -57,6 +57,28 @@ def test_every_kind_of_file_gives_back_the_texts_that_were_written(source):
     assert texts_of(corpus_of(source)) == TEXTS
 
 
+def test_the_text_of_a_jsonl_record_is_under_the_key_that_the_config_names(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": "title", "body": text}) + "\n" for text in TEXTS))
+    dataset = open_dataset(DataConfig(source=str(path), held_out=0.0, text_field="body"), 8, 257)
+    assert texts_of(dataset.corpus) == TEXTS
+
+
+def test_another_seed_gives_the_same_documents_in_another_order(tmp_path):
+    folder = write_txt(tmp_path / "data", [letter * 7 for letter in "abcdefghijklmnop"])
+
+    def rows(config):
+        train = open_dataset(config, 8, 257).train
+        return [train.row(i)["tokens"].tolist() for i in range(16)]
+
+    first, other = (
+        rows(DataConfig(source=str(folder), held_out=0.0)),
+        rows(DataConfig(source=str(folder), held_out=0.0, seed=1)),
+    )
+    assert first != other
+    assert sorted(first) == sorted(other)
+
+
 def test_any_byte_range_of_a_document_reads_the_same_as_the_whole(source):
     corpus = corpus_of(source)
     for document, text in enumerate(TEXTS):

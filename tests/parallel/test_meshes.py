@@ -30,11 +30,16 @@ ZIGZAG_RING = RING.replace(sequence_layout="zigzag")
 ZIGZAG_CAPACITY = CAPACITY.replace(sequence_layout="zigzag")
 ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
+OTHER_AXES = Rules(batch=("data",), expert=("data",), embed=(), ffn=(), vocab=())
 
 CASES = {  # name: (mesh, variant); those above the line run by default: each axis, order, routing and exchange once
     "data 2, expert 2, tensor 2, two groups": (MeshConfig(data=2, expert=2, tensor=2), GROUPS),
     "sequence 4, zigzag ring": (MeshConfig(sequence=4), ZIGZAG_RING),
     "expert 2, sequence 2, zigzag, capacity": (MeshConfig(expert=2, sequence=2), ZIGZAG_CAPACITY),
+    "data 2, tensor 2, experts over data, heads alone over tensor": (
+        MeshConfig(data=2, tensor=2, rules=OTHER_AXES),
+        VARIANT,
+    ),
     # ---
     "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), VARIANT),
     "sequence 4, ring": (MeshConfig(sequence=4), RING),
@@ -84,7 +89,7 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
-BY_DEFAULT = list(CASES)[:3]
+BY_DEFAULT = list(CASES)[:4]
 
 
 def plain(variant: Variant) -> Variant:

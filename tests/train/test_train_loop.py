@@ -84,6 +84,12 @@ def test_a_finished_run_goes_on_with_more_steps_and_other_intervals_as_if_it_had
     assert steps_saved(tmp_path) == [2, 4, 5, 6]
 
 
+def test_only_every_so_many_steps_and_evaluations_are_logged(whole, text, tmp_path):
+    _, _, want, _ = whole
+    _, found, _ = run(tmp_path, small.config(text, train__log_every=4))
+    assert found == [want[at - 1] for at in (3, 4, 6)]  # evaluated, logged, evaluated
+
+
 def test_a_finished_run_started_again_trains_nothing(whole, text):
     workdir, _, want, last = whole
     _, found, digest_found = run(workdir, small.config(text))
@@ -143,12 +149,62 @@ def test_init_from_takes_the_weights_alone(whole, text, tmp_path):
     assert any("--init_from" in line and "not used" in line for line in said)
 
 
-def test_init_from_nothing_or_from_another_model_is_refused(whole, text, tmp_path, capsys):
+def test_init_from_nothing_is_refused(whole, text, tmp_path, capsys):
     assert loop.main(small.config(text), str(tmp_path / "a"), str(tmp_path / "nowhere")) == 3
     assert "no checkpoint here" in capsys.readouterr().err
-    wider = small.config(text, model__expert_dim=24)
-    assert loop.main(wider, str(tmp_path / "b"), str(whole[0])) == 2
-    assert "stacks/0/experts/gate" in capsys.readouterr().err
+
+
+def test_init_from_a_checkpoint_of_another_model_is_refused_by_every_difference_before_anything_is_made(
+    whole, text, tmp_path, monkeypatch, capsys
+):
+    """Widths would not fit; the norm's epsilon and RoPE's reach would, and the maths would silently be another."""
+    monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("began"))
+    other = small.config(text, model__expert_dim=24, model__rotary_dim=8, model__norm_eps=1e-3)
+    assert loop.main(other, str(tmp_path / "b"), str(whole[0])) == 2
+    error = capsys.readouterr().err
+    for key, got, before in (("expert_dim", "24", "16"), ("rotary_dim", "8", "4"), ("norm_eps", "0.001", "1e-05")):
+        (line,) = (line for line in error.splitlines() if f"model.{key}: got {got};" in line)
+        assert f"--init_from={whole[0]}" in line and line.endswith(f"nearest: {before}")
+    assert len(error.splitlines()) == 4
+    assert not (tmp_path / "b/config.json").exists()
+
+
+def test_init_from_says_in_one_line_that_the_tokenizer_is_another(whole, text, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(loop, "begin", lambda *_: (_ for _ in ()).throw(Preempted("enough")))
+    monkeypatch.setattr(loop, "open_dataset", lambda *_, **__: type("Data", (), {"describe": lambda self: ""})())
+    other = small.config(text, data__tokenizer="tokens/tokenizer.json")
+    with pytest.raises(Preempted):
+        run(tmp_path, other, said, init_from=str(whole[0]))
+    (line,) = (line for line in said if line.startswith("data.tokenizer"))
+    assert "'bytes' -> 'tokens/tokenizer.json'" in line
+
+
+def test_init_from_a_conversion_compares_the_model_alone(whole, text, tmp_path, capsys):
+    """Outside `model` the config of a conversion has placeholders."""
+    trained = checkpoint.open_checkpoint(whole[0])
+    placeholders = {"train__steps": 1, "train__sequence_length": 8192, "data__tokenizer": "tokenizer.json"}
+    leaves = {path: (leaf.shape, leaf.dtype, leaf.stack) for path, leaf in trained.leaves.items()}
+    with checkpoint.ArrayWriter(tmp_path / "converted", leaves) as writer:
+        for path, leaf in trained.leaves.items():
+            for index in np.ndindex(leaf.shape[: leaf.stack]):
+                writer.write(path, index, trained.read(path, index))
+        writer.finish(saved.to_json(small.config(**placeholders)))
+    said, _, _ = run(tmp_path / "new", small.config(text, train__steps=1), init_from=str(tmp_path / "converted"))
+    assert any("weights from" in line for line in said)
+    assert not any(line.startswith("data.tokenizer") for line in said)
+    other = small.config(text, model__rope_theta=500.0)
+    assert loop.main(other, str(tmp_path / "other"), str(tmp_path / "converted")) == 2
+    assert "model.rope_theta: got 500.0" in capsys.readouterr().err
+
+
+def test_a_resumed_run_may_be_computed_in_another_way_but_keeps_the_dtype_of_its_weights(whole, text, tmp_path):
+    run(tmp_path, small.config(text, train__steps=2))
+    with pytest.raises(ConfigError, match=r"compute\.param_dtype: got 'bfloat16'"):
+        run(tmp_path, small.config(text, compute__param_dtype="bfloat16"))
+    said, _, _ = run(tmp_path, small.config(text, train__steps=3, compute__dtype="bfloat16", compute__remat="full"))
+    assert any("compute.dtype 'float32' -> 'bfloat16'" in line for line in said)
+    assert any("compute.remat 'none' -> 'full'" in line for line in said)
 
 
 def test_a_batch_ramp_takes_every_row_once(whole, text, tmp_path, monkeypatch):

@@ -55,6 +55,14 @@ def test_a_run_whose_steps_are_all_damaged_is_refused_and_left_alone(text, tmp_p
     assert steps_saved(tmp_path) == [1, 2, 3]
 
 
+def test_so_many_refused_steps_in_a_row_as_the_config_allows_are_lived_through(text, tmp_path):
+    BAD_STEPS.update((2, 3, 4, 5))
+    _, found, _ = run(tmp_path / "five", small.config(text, train__max_nonfinite_steps=5))
+    assert [at for at, _ in found] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(loop.NonFinite, match="4 steps in a row were refused, the last is 5"):
+        run(tmp_path / "four", small.config(text, train__max_nonfinite_steps=4))
+
+
 def test_refused_steps_in_a_row_stop_the_run_with_a_report_and_untouched_checkpoints(whole, text, tmp_path, capsys):
     BAD_STEPS.update((2, 4, 5, 6))
     config = small.config(text, train__steps=9, train__checkpoint_every=3)

@@ -110,6 +110,19 @@ def test_weights_decay_and_norms_do_not():
     np.testing.assert_array_equal(weights["mixer"]["norm"], np.float32(2))
 
 
+def test_the_optimiser_is_adam_with_the_config_s_constants():
+    """Two steps of gradient 0.5 from weights of 2, by hand in float64."""
+    config = OptimizerConfig(schedule=CONSTANT, b1=0.7, b2=0.8, eps=0.25, weight_decay=0.02, clip_norm=None)
+    weights = {"embed": jnp.full(4, 2.0)}
+    optimizer = make_optimizer(config, 10)
+    state, want, mu, nu = optimizer.init(weights), 2.0, 0.0, 0.0
+    for step in (1, 2):
+        weights, state = apply_gradients(optimizer, {"embed": jnp.full(4, 0.5)}, state, weights)
+        mu, nu = 0.7 * mu + 0.3 * 0.5, 0.8 * nu + 0.2 * 0.25
+        want -= 0.5 * (mu / (1 - 0.7**step) / (np.sqrt(nu / (1 - 0.8**step)) + 0.25) + 0.02 * want)
+        np.testing.assert_allclose(weights["embed"], want, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("clip", "seen"), [(None, 100.0), (1.0, 1 / 12**0.5)])  # twelve equal gradients of norm 1
 def test_gradients_are_clipped_to_the_norm_or_not_at_all(clip, seen):
     _, state = stepped(OptimizerConfig(schedule=CONSTANT, clip_norm=clip), 100.0)

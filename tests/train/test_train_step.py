@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from mm01_jax.config import Config
 from mm01_jax.train import step
+from mm01_jax.train.objectives.pretrain import objective
 from tests import small
 from tests.model.jax_model import leaf_arrays
 
@@ -149,6 +151,19 @@ def test_the_schedule_waits_for_a_refused_step():
     assert bits(accepted.model) == bits(straight.model)
     assert bits(accepted.opt_state) == bits(straight.opt_state)
     assert int(accepted.step) == int(straight.step) + 1
+
+
+def test_router_losses_count_by_their_coefficients():
+    """On one state the objective is linear in them."""
+
+    def value(**train):
+        config = small.replace(BASE, **{"train__balance_loss": "paper", **train})
+        arguments = (start().model, BATCH, jnp.asarray(1.0), 1.0)
+        return float(jax.jit(functools.partial(objective, config=config.train))(*arguments)[0])
+
+    none, one, four = value(train__balance_coef=0.0), value(train__balance_coef=1.0), value(train__balance_coef=4.0)
+    assert one > none
+    np.testing.assert_allclose((four - none) / (one - none), 4.0, rtol=1e-3)
 
 
 def test_one_batch_again_and_again_is_learned():
