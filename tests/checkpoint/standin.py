@@ -1,4 +1,4 @@
-"""A small training state shaped like the real one: stacked runs, experts, three dtypes, AdamW's moments.
+"""A small training state shaped like the real one: stacks, experts, three dtypes, AdamW's moments.
 
 The checkpoint tests need its paths, stack axes and shardings, and nothing of its mathematics.
 """
@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 M, N_LAYERS, E, D, F, V = 2, 3, 4, 8, 16, 32
+STACKED = ("period", "layer", "expert")
 AXES = ("data", "expert", "tensor", "sequence")
 # path -> shape, logical axes: the mesh axis each dim may lie on.
 LEAVES = {
@@ -60,14 +61,16 @@ def make_model(mesh, seed: int, dtype: str = "float32", shapes: dict = LEAVES) -
         shape, axes = shapes[path]
         kind = "bfloat16" if "experts" in path else dtype
         value = random.standard_normal(shape).astype(jnp.dtype(kind))
-        return nnx.Param(_place(value, NamedSharding(mesh, PartitionSpec(*axes))))
+        stack = STACKED[: 3 if "experts" in path else 2] if path.startswith("stacks/") else ()
+        logical = stack + (None,) * (len(shape) - len(stack))
+        return nnx.Param(_place(value, NamedSharding(mesh, PartitionSpec(*axes))), axes=logical)
 
     def module(prefix):
         names = dict.fromkeys(p[len(prefix) :].split("/")[0] for p in shapes if p.startswith(prefix))
         return Node({n: leaf(prefix + n) if prefix + n in shapes else child(prefix + n) for n in names})
 
     def child(path):
-        return nnx.List([module(path + "/0/")]) if path == "runs" else module(path + "/")
+        return nnx.List([module(path + "/0/")]) if path == "stacks" else module(path + "/")
 
     return module("")
 
