@@ -34,6 +34,7 @@ DOORS = {
     "jax.experimental.pallas": "pallas_kernels",
     "absl.flags": (
         "mm01_jax.config",
+        "mm01_jax.command",
         "train_main",
         "mm01_jax.inference",
         "mm01_jax.plan",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import TrainConfig
-from mm01_jax.train.objectives.pretrain import token_loss
+from mm01_jax.inference.scoring import token_loss
 from pallas_kernels.lightning_attention import xla as lightning_xla
 from pallas_kernels.softmax_attention import xla as softmax_xla
 from tests import small
@@ -35,11 +35,11 @@ def weights():
 
 @functools.cache
 def differentiated():
-    """(model, batch) -> logits of all tokens, gradients of the mean loss over `batch["weights"]`."""
+    """(model, batch) -> logits of all tokens, gradients of the mean loss over `batch.weights`."""
 
     def loss(model, batch):
-        hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
-        return token_loss(model, hidden, batch, TRAIN), model.logits(hidden)
+        hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+        return token_loss(model, hidden, batch, TRAIN.loss_chunk), model.logits(hidden)
 
     return compiled(jax.grad(loss, has_aux=True))
 
@@ -63,20 +63,20 @@ def packed(seed: int):
     places = np.zeros_like(segments, bool)
     places[0] = segments[0] == chosen
     batch = small.batch(segments, seed=seed)
-    tokens = np.where(places, batch["tokens"] % HALF, batch["tokens"] % HALF + HALF).astype(np.int32)
-    return batch | {"tokens": tokens, "weights": np.where(places, np.float32(0), batch["weights"])}, places
+    tokens = np.where(places, batch.tokens % HALF, batch.tokens % HALF + HALF).astype(np.int32)
+    return batch._replace(tokens=tokens, weights=np.where(places, np.float32(0), batch.weights)), places
 
 
 def perturbed(batch, places, seed: int):
     other = np.random.default_rng(seed + 1000).integers(HALF, size=places.shape).astype(np.int32)
-    return batch | {"tokens": np.where(places, other, batch["tokens"])}
+    return batch._replace(tokens=np.where(places, other, batch.tokens))
 
 
 def assert_no_leak(seed: int):
     batch, places = packed(seed)
     gradient, logits = differentiated()(weights(), batch)
     gradient_after, logits_after = differentiated()(weights(), perturbed(batch, places, seed))
-    others = (batch["segments"] >= 0) & ~places
+    others = (batch.segments >= 0) & ~places
     np.testing.assert_array_equal(np.asarray(logits)[others], np.asarray(logits_after)[others])
     assert (np.asarray(logits) != np.asarray(logits_after))[places].any()
     before, after = leaf_arrays(gradient), leaf_arrays(gradient_after)
@@ -91,12 +91,12 @@ def assert_packed_equals_one_by_one(seed: int):
     batch = small.batch(segmentation(np.random.default_rng(seed)), seed=seed)
     gradient, logits = differentiated()(weights(), batch)
     total = dict.fromkeys(leaf_arrays(gradient), 0.0)
-    for row, document in [(r, d) for r in range(2) for d in set(batch["segments"][r].tolist()) - {-1}]:
-        (places,) = np.nonzero(batch["segments"][row] == document)
-        alone = {name: np.zeros((2, S), x.dtype) for name, x in batch.items()}
-        alone["segments"] -= 1
-        for name in alone:
-            alone[name][0, : len(places)] = batch[name][row, places]
+    for row, document in [(r, d) for r in range(2) for d in set(batch.segments[r].tolist()) - {-1}]:
+        (places,) = np.nonzero(batch.segments[row] == document)
+        alone = jax.tree.map(lambda x: np.zeros((2, S), x.dtype), batch)
+        alone.segments[...] = -1
+        for array, whole in zip(alone, batch, strict=True):
+            array[0, : len(places)] = whole[row, places]
         part, logits_alone = differentiated()(weights(), alone)
         total = {path: total[path] + x for path, x in leaf_arrays(part).items()}
         want = np.asarray(logits_alone)[0, : len(places)]

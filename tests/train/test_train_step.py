@@ -15,8 +15,8 @@ from tests.model.jax_model import leaf_arrays
 
 SEGMENTS = [[0] * 20 + [1] * 12, [0] * 31 + [-1], [3] * 5 + [4] * 27, [-1] * 10 + [1] * 22]
 BATCH = small.batch(SEGMENTS)
-_PLACES = np.arange(BATCH["weights"].size).reshape(BATCH["weights"].shape)
-INFINITE = BATCH | {"weights": np.where(_PLACES == 0, np.float32(3e38), BATCH["weights"])}  # the loss overflows
+_PLACES = np.arange(BATCH.weights.size).reshape(BATCH.weights.shape)
+INFINITE = BATCH._replace(weights=np.where(_PLACES == 0, np.float32(3e38), BATCH.weights))  # the loss overflows
 BASE = small.config(train__batch_size=4, train__balance_loss="none", train__steps=8, optimizer__clip_norm=0.5)
 
 
@@ -167,17 +167,16 @@ def test_one_batch_again_and_again_is_learned():
 
 
 def test_padding_and_documents_without_targets_count_nowhere():
-    state, batch = start(), dict(BATCH)
-    places = np.asarray(batch["segments"]) == -1
-    for name in ("tokens", "targets", "positions"):
-        batch[name] = np.where(places, np.int32(7), batch[name])
+    state, places = start(), np.asarray(BATCH.segments) == -1
+    names = ("tokens", "targets", "positions")
+    batch = BATCH._replace(**{name: np.where(places, np.int32(7), getattr(BATCH, name)) for name in names})
     (new, metrics), (new_other, metrics_other) = train_step(BASE)(state, BATCH), train_step(BASE)(state, batch)
     assert bits(metrics) == bits(metrics_other)
     assert bits(new) == bits(new_other)
 
 
 def test_a_batch_without_a_single_target_is_a_step_of_decay_alone():
-    batch = BATCH | {"weights": np.zeros_like(BATCH["weights"])}
+    batch = BATCH._replace(weights=np.zeros_like(BATCH.weights))
     state, metrics = train_step(BASE)(start(), batch)
     assert metrics["loss"] == 0.0
     assert metrics["grad_norm"] == 0.0

@@ -1,0 +1,54 @@
+"""Evaluates a checkpoint: python -m mm01_jax.evals TASK --checkpoint=runs/tiny
+
+Tasks:
+  perplexity   how well it predicts the run's held-out text, or all of --source
+
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import flags
+
+from mm01_jax import command, sharding
+from mm01_jax.config import MeshConfig, fields
+from mm01_jax.evals.perplexity import perplexity
+from mm01_jax.loading import Loaded, load
+
+# Name -> what is asked of a loaded model; what comes back is printed. A flag of its own is read where it is asked.
+TASKS: dict[str, Callable[[Loaded], Any]] = {
+    "perplexity": lambda loaded: perplexity(loaded.model, loaded.config, flags.FLAGS.source),
+}
+
+
+def main(argv: list[str]) -> int:
+    return command.run(_evaluate, argv)
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "a run's work directory, one of its steps, or a conversion")
+    flags.DEFINE_string("source", None, "text to score instead of the run's held-out split")
+
+
+def _evaluate(argv: list[str]) -> None:
+    _define_flags()
+    if "--help" in argv:
+        print(flags.FLAGS.main_module_help())
+        return
+    tasks = flags.FLAGS(argv)[1:]
+    if len(tasks) != 1 or tasks[0] not in TASKS:
+        got, known = " ".join(tasks) or "no task", ", ".join(TASKS)
+        nearest = fields.nearest_name(got, TASKS) or next(iter(TASKS))
+        raise ValueError(f"task: got {got}; allowed: one of {known}; nearest: {nearest}")
+    if not flags.FLAGS.checkpoint:
+        raise ValueError(f"--checkpoint is missing; e.g. {tasks[0]} --checkpoint=runs/tiny")
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        found = TASKS[tasks[0]](load(flags.FLAGS.checkpoint))
+    print(f"\n{found}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
