@@ -153,7 +153,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "hbm": plan.target.chip.hbm,
         "peak": plan.peak,
-        "experts": _experts(plan.config.model),
+        "experts": _experts(plan.config),
         "arguments": plan.arguments,
         "estimated": plan.estimated,
         "flops": plan.counts.flops,
