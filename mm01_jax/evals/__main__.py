@@ -18,9 +18,9 @@ from mm01_jax.config import MeshConfig, fields
 from mm01_jax.evals.perplexity import perplexity
 from mm01_jax.loading import Loaded, load
 
-# Name -> what is asked of a loaded model; what comes back is printed. A flag of its own is read where it is asked.
-TASKS: dict[str, Callable[[Loaded], Any]] = {
-    "perplexity": lambda loaded: perplexity(loaded.model, loaded.config, flags.FLAGS.source),
+# Name -> what is asked of a loaded model, given the flags; what comes back is printed.
+TASKS: dict[str, Callable[[Loaded, flags.FlagValues], Any]] = {
+    "perplexity": lambda loaded, options: perplexity(loaded.model, loaded.config, options.source),
 }
 
 
@@ -28,25 +28,28 @@ def main(argv: list[str]) -> int:
     return command.run(_evaluate, argv)
 
 
-def _define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "a run's work directory, one of its steps, or a conversion")
-    flags.DEFINE_string("source", None, "text to score instead of the run's held-out split")
+def _options() -> flags.FlagValues:
+    options = flags.FlagValues()
+    checkpoint = "a run's work directory, one of its steps, or a conversion"
+    flags.DEFINE_string("checkpoint", None, checkpoint, flag_values=options)
+    flags.DEFINE_string("source", None, "text to score instead of the run's held-out split", flag_values=options)
+    return options
 
 
 def _evaluate(argv: list[str]) -> None:
-    _define_flags()
+    options = _options()
     if "--help" in argv:
-        print(flags.FLAGS.main_module_help())
+        print(__doc__, options.get_help(), sep="\n")
         return
-    tasks = flags.FLAGS(argv)[1:]
+    tasks = options(argv)[1:]
     if len(tasks) != 1 or tasks[0] not in TASKS:
         got, known = " ".join(tasks) or "no task", ", ".join(TASKS)
         nearest = fields.nearest_name(got, TASKS) or next(iter(TASKS))
         raise ValueError(f"task: got {got}; allowed: one of {known}; nearest: {nearest}")
-    if not flags.FLAGS.checkpoint:
+    if not options.checkpoint:
         raise ValueError(f"--checkpoint is missing; e.g. {tasks[0]} --checkpoint=runs/tiny")
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        found = TASKS[tasks[0]](load(flags.FLAGS.checkpoint))
+        found = TASKS[tasks[0]](load(options.checkpoint), options)
     print(f"\n{found}")
 
 

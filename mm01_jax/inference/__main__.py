@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 def _generate(argv: list[str]) -> None:
     _define_flags()
     if "--help" in argv:
-        print(flags.FLAGS.main_module_help())
+        print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
         return
     surplus = flags.FLAGS(argv)[1:]
     if surplus:

@@ -10,6 +10,7 @@ import pytest
 
 from mm01_jax.config import Config
 from mm01_jax.train import step
+from mm01_jax.train.objectives import pretrain
 from tests import small
 from tests.model.jax_model import leaf_arrays
 
@@ -185,3 +186,19 @@ def test_a_batch_without_a_single_target_is_a_step_of_decay_alone():
     for path, weight in leaf_arrays(state.model).items():
         decay = 0.0 if path.endswith("norm") else rate * 0.1
         np.testing.assert_allclose(weight, old[path] * (1 - decay), rtol=1e-6)
+
+
+def test_the_objective_is_an_argument():
+    """Twice the loss has twice the gradient, and what is reported is what the objective says."""
+    loose = small.replace(BASE, optimizer__clip_norm=None)
+
+    def doubled(*arguments, **options):
+        value, (loss, stats) = pretrain.objective(*arguments, **options)
+        return 2.0 * value, (loss + 1.0, stats)
+
+    other = functools.partial(step.train_step, config=loose, objective=doubled)
+    _, metrics = train_step(loose)(start(loose), BATCH)
+    new, found = small.unoptimised(other, out_shardings=(placed(loose), None))(start(loose), BATCH)
+    np.testing.assert_allclose(found["loss"], metrics["loss"] + 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["grad_norm"], 2.0 * metrics["grad_norm"], rtol=1e-5)
+    assert int(new.step) == 1
