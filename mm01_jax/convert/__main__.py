@@ -34,9 +34,8 @@ def _run(argv: Sequence[str] | None) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mm01-convert", description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1]
-    )
+    description, exit_codes = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(prog="mm01-convert", description=description, epilog=exit_codes)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = _command(commands, "from-torch", "a PyTorch directory into our format", _from_torch, target=True)
     one.add_argument("--check-finite", action="store_true", help="refuse NaN and infinity")
