@@ -28,6 +28,8 @@ from mm01_jax import sharding
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import MESH_AXES, Config
 from mm01_jax.data import pipeline
+from mm01_jax.data.batch import Batch
+from mm01_jax.inference.scoring import score
 from mm01_jax.model.flops import train_flops_per_token
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
@@ -144,14 +146,14 @@ def trace(config: Config):
         placed = jax.tree.map(lambda x: x.sharding, state)
         where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         shape = (config.train.batch_size, config.train.sequence_length)
-        batch = {k: jax.ShapeDtypeStruct(shape, v.dtype, sharding=where) for k, v in rows(config, 0, 1).items()}
+        batch = Batch(*(jax.ShapeDtypeStruct(shape, x.dtype, sharding=where) for x in rows(config, 0, 1)))
         train = functools.partial(step.train_step, config=config)
         jitted = jax.jit(train, donate_argnums=0, out_shardings=(placed, None))
         initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)
         return mesh, (jitted.lower(state, batch), initial.lower(jax.random.key(0)))
 
 
-def place(batch: dict[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def place(batch: Batch, config: Config, mesh: jax.sharding.Mesh) -> Batch:
     order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
     return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
 
@@ -174,7 +176,7 @@ def apart(losses: list[float], others: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
 
 
-def rows(config: Config, at: int, length: int | None = None) -> dict[str, np.ndarray]:
+def rows(config: Config, at: int, length: int | None = None) -> Batch:
     """Step `at`'s rows: an odd number of documents, so that one lies across the middle; ids even over a quarter of the
     vocabulary, so that no expert is popular and there is something to learn."""
     shape = (config.train.batch_size, length or config.train.sequence_length)
@@ -183,13 +185,7 @@ def rows(config: Config, at: int, length: int | None = None) -> dict[str, np.nda
     place = np.arange(shape[1], dtype=np.int32)
     segments, positions = (np.broadcast_to(x, shape) for x in (place // size, place % size))
     weights = np.ones(shape, np.float32)
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": positions,
-        "segments": segments,
-        "weights": weights,
-    }
+    return Batch(tokens[:, :-1], tokens[:, 1:], positions, segments, weights)
 
 
 def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", **model) -> Config:
@@ -211,7 +207,7 @@ def first_losses(config: Config, dtype: str, count: int) -> list[float]:
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
 
     def loss(key, batch):
-        total, weight = step.eval_step(step.init_state(config, key).model, batch, config=config)
+        total, weight = score(step.init_state(config, key).model, batch, chunk=config.train.loss_chunk)
         return total / weight
 
     with jax.set_mesh(mesh):

@@ -22,6 +22,7 @@ from mm01_jax.config import (
     TrainConfig,
     fields,
 )
+from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
 from tests.reference.documents import PADDING, document_numbers
 
@@ -121,7 +122,7 @@ def unoptimised(function, **options):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": "0"}, **options)
 
 
-def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dict[str, np.ndarray]:
+def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> Batch:
     """Random tokens packed as `segments_BS` says: positions restart with each document, a document's last token has
     no target."""
     segments = np.asarray(segments_BS, np.int32)
@@ -135,7 +136,7 @@ def batch(segments_BS, vocab_size: int = MODEL.vocab_size, seed: int = 0) -> dic
             positions[row, places] = np.arange(len(places))
             weights[row, places[:-1]] = 1.0
     targets = np.where(weights > 0, np.roll(tokens, -1, axis=1), 0).astype(np.int32)
-    return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
+    return Batch(tokens=tokens, targets=targets, positions=positions, segments=segments, weights=weights)
 
 
 def write_text(folder: pathlib.Path, documents: int = 40, seed: int = 0) -> pathlib.Path:

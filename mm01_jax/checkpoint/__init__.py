@@ -1,6 +1,6 @@
 """Checkpoints: training steps and converted weights in one format on disk (docs/checkpoints.md)."""
 
-from mm01_jax.checkpoint.disk_grid import leaf_paths, stack_axes
+from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
@@ -24,10 +24,10 @@ __all__ = [
     "SaveFailed",
     "check_keys",
     "leaf_paths",
+    "leaf_stacks",
     "load_config",
     "load_weights",
     "open_checkpoint",
     "parse_object",
     "read_manifest",
-    "stack_axes",
 ]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
+STACKED = ("period", "layer", "expert")  # logical axes that, in front of a leaf, count its chunks
 WEIGHTS = "model/"  # leaves of a TrainState that are weights; a converted checkpoint has no others
 FILE_BYTES = 128 * 2**20  # no file holds more than this, which bounds the memory that encoding one takes
 # Blocks are the unit of reading: small and cut along all axes, so that a device that wants a sixteenth of a chunk does
@@ -22,18 +23,15 @@ DTYPES = ("bfloat16", "float16", "float32", "int32", "uint32", "int16", "uint16"
 _KEY = re.compile(r"[A-Za-z0-9_]+")
 
 
-def stack_axes(path: str) -> int:
-    """Number of leading stack axes of the leaf at `path`, for a weight, a gradient or an optimiser moment alike.
+def leaf_stacks(tree) -> list[int]:
+    """Number of leading stack axes of every leaf, in the order of `leaf_paths`.
 
-    Weights of a run are stacked (period, layer); the matrices of experts (period, layer, expert); those of the vision
-    tower's blocks (layer).
+    An `nnx.Variable` says its logical axes (`axes` of its metadata), and so do the gradient and the moments made from
+    it; a leaf that says none (a step, a count) has no stack.
     """
-    keys = path.split("/")
-    if "blocks" in keys:
-        return 1
-    if "stacks" not in keys:
-        return 0
-    return 3 if keys[-2] == "experts" and keys[-1] in ("gate", "up", "down") else 2
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    named = [leaf.get_metadata().get("axes", ()) if isinstance(leaf, nnx.Variable) else () for leaf in leaves]
+    return [sum(1 for _ in itertools.takewhile(STACKED.__contains__, axes)) for axes in named]
 
 
 def leaf_paths(tree) -> list[str]:

@@ -2,11 +2,13 @@
 
 
 class CheckpointError(Exception):
-    """A checkpoint is damaged or incomplete; the message names the file and the tensor. Exit code 3."""
+    """A checkpoint is damaged or incomplete; the message names the file and the tensor."""
+
+    exit_code = 3
 
 
 class NoValidCheckpoint(CheckpointError):
-    """A directory holds checkpoints and none of them verifies. Exit code 3: starting anew would lose the run."""
+    """A directory holds checkpoints and none of them verifies: starting anew would lose the run."""
 
 
 class OtherVersion(CheckpointError):
@@ -15,3 +17,5 @@ class OtherVersion(CheckpointError):
 
 class SaveFailed(Exception):
     """A save did not complete (full disk, I/O error). Steps saved before it are untouched."""
+
+    exit_code = 74

@@ -22,6 +22,8 @@ _STALE_SECONDS = 300.0
 class Locked(Exception):
     """Another process writes to this work directory; the message says which."""
 
+    exit_code = 2
+
 
 class RunLock:
     """Held from construction until `close`, or until the process ends in whatever way.

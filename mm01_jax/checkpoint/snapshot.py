@@ -19,9 +19,10 @@ from mm01_jax.checkpoint.arrays import Queue, StoredArray
 class Snapshot:
     """The local shards of a state with the manifest of the whole."""
 
-    def __init__(self, step: int, state, meta: dict, stack_axes=disk_grid.stack_axes):
+    def __init__(self, step: int, state, meta: dict):
         arrays = dict(zip(disk_grid.leaf_paths(state), jax.tree.leaves(state), strict=True))
-        leaves = {path: _leaf(path, array, stack_axes(path)) for path, array in arrays.items()}
+        stacks = disk_grid.leaf_stacks(state)
+        leaves = {path: _leaf(path, *leaf) for path, *leaf in zip(arrays, arrays.values(), stacks, strict=True)}
         for array in arrays.values():
             array.copy_to_host_async()
         lanes = [digest.array_digest(array, leaves[path].stack) for path, array in arrays.items()]

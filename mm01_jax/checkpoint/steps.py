@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mm01_jax.checkpoint import disk_grid, processes
+from mm01_jax.checkpoint import processes
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
@@ -38,7 +38,6 @@ class Checkpoints:
 
     Args:
       keep: how many steps stay.
-      stack_axes: path of a leaf -> number of its leading stack axes.
       log: where messages about skipped steps go.
 
     Raises:
@@ -51,13 +50,12 @@ class Checkpoints:
         workdir,
         *,
         keep: int = 3,
-        stack_axes: Callable[[str], int] = disk_grid.stack_axes,
         log: Callable[[str], None] = print,
     ):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self.directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
-        self._keep, self._stack_axes, self._log = keep, stack_axes, log
+        self._keep, self._log = keep, log
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -83,7 +81,7 @@ class Checkpoints:
         if (self.directory / _name(step)).exists():
             return
         processes.agree(self._obstacle(step, state), SaveFailed)
-        snapshot = Snapshot(step, state, meta, self._stack_axes)
+        snapshot = Snapshot(step, state, meta)
         with _orbax():
             response = ocp.save_checkpointables_async(self.directory / _name(step), {STATE: snapshot})
         self._thread = threading.Thread(target=self._finish, args=(step, response), name=f"save {step}", daemon=True)

@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import re
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     override = re.compile(r"--?config\.(.*)", re.DOTALL)
     rest = [argument for argument in argv if not override.fullmatch(argument)]
     if "--help" in rest:
-        print(flags.FLAGS.main_module_help())
+        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
         raise SystemExit(0)
     try:
         surplus = flags.FLAGS(rest)[1:]

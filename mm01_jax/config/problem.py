@@ -26,6 +26,7 @@ class Problem:
 class ConfigError(ValueError):
     """Everything wrong with a config and the flags that made it, one line each."""
 
+    exit_code = 2
     MOST_LINES = 20
 
     def __init__(self, problems: Sequence[Problem]):

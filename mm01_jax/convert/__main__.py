@@ -1,7 +1,7 @@
 """mm01-convert: weights between PyTorch directories and our checkpoints (docs/conversion.md).
 
-Exit codes: 0 done, 2 a mistake in the command, 3 a damaged or contradictory checkpoint, or one that `check` finds
-different or `certify` does not find to agree, 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, and what `check` finds to differ or `certify`
+not to agree, 130 interrupted.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
-from mm01_jax.checkpoint import CheckpointError, Locked
+from mm01_jax import command
 from mm01_jax.convert import check, from_torch, to_torch
 from mm01_jax.convert.certify import judge, logits
 from mm01_jax.convert.torch.dialects import DIALECTS
@@ -21,25 +21,21 @@ _DTYPES = ("bfloat16", "float32")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    advice = "interrupted; a conversion goes on with the same command"
+    return command.run(_run, argv, name="mm01-convert", interrupted=advice)
+
+
+def _run(argv: Sequence[str] | None) -> int | None:
     arguments = _parser().parse_args(argv)
     # Conversion needs no accelerator, and must not take one from a training run beside it.
     jax.config.update("jax_platforms", "cpu")
-    try:
-        _check_paths(arguments)
-        return arguments.run(arguments) or 0
-    except CheckpointError as error:
-        print(f"mm01-convert: {error}", file=sys.stderr)
-        return 3
-    except (ValueError, Locked, OSError) as error:
-        print(f"mm01-convert: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mm01-convert: interrupted; a conversion goes on with the same command", file=sys.stderr)
-        return 130
+    _check_paths(arguments)
+    return arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mm01-convert", description=__doc__.splitlines()[0])
+    description, exit_codes = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(prog="mm01-convert", description=description, epilog=exit_codes)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = _command(commands, "from-torch", "a PyTorch directory into our format", _from_torch, target=True)
     one.add_argument("--check-finite", action="store_true", help="refuse NaN and infinity")

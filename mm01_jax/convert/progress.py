@@ -8,6 +8,7 @@ import threading
 import time
 
 from mm01_jax.convert import parallel
+from mm01_jax.progress import clock
 
 _EVERY_SECONDS = 2.0
 
@@ -87,7 +88,7 @@ class Progress:
         left = (self._total - self._done) / rate if rate else float("inf")
         return (
             f"{self._what}: {gigabytes(self._done)} of {gigabytes(self._total)}, {gigabytes(rate)}/s, "
-            f"{duration(left)} left"
+            f"{clock(left)} left"
         )
 
 
@@ -97,13 +98,3 @@ def gigabytes(nbytes: float) -> str:
         if nbytes >= size:
             return f"{nbytes / size:.1f} {unit}"
     return f"{nbytes:.0f} bytes"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12 s, 3 min 10 s, 2 h 5 min."""
-    if seconds == float("inf"):
-        return "unknown time"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

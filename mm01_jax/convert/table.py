@@ -42,19 +42,37 @@ EVERY_LAYER = (
     Row(_MOE + "experts.{expert}.w3.weight", "experts/up", "ffn embed", "embed ffn"),
     Row(_MOE + "experts.{expert}.w2.weight", "experts/down", "embed ffn", "ffn embed"),
 )
+
+
+class Mixer(NamedTuple):
+    """What conversion knows of a kind of layer: its weights, its names in config.json, what comes beside its weights.
+
+    original: its number in `attn_type_list`. native: its name in `layer_types`. decays: transformers keeps four decay
+    buffers of each layer. state: after a text a layer holds a state (B, N, H, H) that `certify` compares.
+    """
+
+    rows: tuple[Row, ...]
+    original: int
+    native: str
+    decays: bool
+    state: bool
+
+
+_LIGHTNING = (
+    Row(_ATTN + "qkv_proj.weight", "mixer/qkv", "(heads three head_dim) embed", "embed heads three head_dim"),
+    Row(_ATTN + "output_gate.weight", "mixer/output_gate", _HEADS, "embed heads head_dim"),
+    Row(_ATTN + "norm.weight", "mixer/norm", "(heads head_dim)", "heads head_dim"),
+    Row(_ATTN + "out_proj.weight", "mixer/out", "embed (heads head_dim)", "heads head_dim embed"),
+)
+_SOFTMAX = (
+    Row(_ATTN + "q_proj.weight", "mixer/query", _HEADS, "embed heads head_dim"),
+    Row(_ATTN + "k_proj.weight", "mixer/key", _KV, "embed kv_heads head_dim"),
+    Row(_ATTN + "v_proj.weight", "mixer/value", _KV, "embed kv_heads head_dim"),
+    Row(_ATTN + "o_proj.weight", "mixer/out", "embed (heads head_dim)", "heads head_dim embed"),
+)
 MIXERS = {
-    "lightning": (
-        Row(_ATTN + "qkv_proj.weight", "mixer/qkv", "(heads three head_dim) embed", "embed heads three head_dim"),
-        Row(_ATTN + "output_gate.weight", "mixer/output_gate", _HEADS, "embed heads head_dim"),
-        Row(_ATTN + "norm.weight", "mixer/norm", "(heads head_dim)", "heads head_dim"),
-        Row(_ATTN + "out_proj.weight", "mixer/out", "embed (heads head_dim)", "heads head_dim embed"),
-    ),
-    "softmax": (
-        Row(_ATTN + "q_proj.weight", "mixer/query", _HEADS, "embed heads head_dim"),
-        Row(_ATTN + "k_proj.weight", "mixer/key", _KV, "embed kv_heads head_dim"),
-        Row(_ATTN + "v_proj.weight", "mixer/value", _KV, "embed kv_heads head_dim"),
-        Row(_ATTN + "o_proj.weight", "mixer/out", "embed (heads head_dim)", "heads head_dim embed"),
-    ),
+    "lightning": Mixer(_LIGHTNING, original=0, native="linear_attention", decays=True, state=True),
+    "softmax": Mixer(_SOFTMAX, original=1, native="full_attention", decays=False, state=False),
 }
 
 _TOWER, _BLOCK = "vision_tower.vision_model.", "vision_tower.vision_model.encoder.layers.{block}."
@@ -146,11 +164,16 @@ def _layer(layer: int, model: ModelConfig, sizes: Mapping[str, int]) -> Iterator
     period, place = divmod(layer, len(model.period))
     starts = [0, *itertools.accumulate(count for _, count in model.stacks)]
     stack = max(r for r in range(len(model.stacks)) if starts[r] <= place)
-    for row in (*EVERY_LAYER, *MIXERS[model.period[place]]):
+    for row in (*EVERY_LAYER, *mixer(model, layer).rows):
         index = (period, place - starts[stack])
         for expert in range(model.num_experts) if "{expert}" in row.torch else [None]:
             name = row.torch.format(layer=layer, expert=expert)
             yield Tensor(name, f"stacks/{stack}/{row.ours}", index if expert is None else (*index, expert), row, sizes)
+
+
+def mixer(model: ModelConfig, layer: int) -> Mixer:
+    """What one layer is."""
+    return MIXERS[model.period[layer % len(model.period)]]
 
 
 def _vision(vision: VisionConfig, model: ModelConfig) -> Iterator[Tensor]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mm01_jax.data.batch import Batch
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entropy:
@@ -15,12 +17,12 @@ class Entropy:
     num_targets: int
 
 
-def entropy(batches: Iterable[dict[str, np.ndarray]]) -> Entropy:
+def entropy(batches: Iterable[Batch]) -> Entropy:
     """Entropies of the targets of nonzero weight, with the statistics of these targets themselves."""
     pairs = []
     for batch in batches:
-        chosen = batch["weights"] > 0
-        pairs.append(batch["tokens"][chosen].astype(np.int64) << 32 | batch["targets"][chosen])
+        chosen = batch.weights > 0
+        pairs.append(batch.tokens[chosen].astype(np.int64) << 32 | batch.targets[chosen])
     joined = np.concatenate(pairs)
     if len(joined) == 0:
         raise ValueError("the batches have no target")

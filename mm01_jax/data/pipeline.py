@@ -10,10 +10,10 @@ import grain
 import jax
 import numpy as np
 
+from mm01_jax.data.batch import Batch
 from mm01_jax.data.packing import Rows
 from mm01_jax.data.text import DataError
 
-Batch = dict[str, np.ndarray]
 STEPS_AHEAD = 4096  # steps of one batch size that share a grain graph
 
 
@@ -70,7 +70,7 @@ def _graph(
 
     def row(i: int) -> Batch:
         step, within = divmod(i, share)
-        return rows.row(first_row + step * size + index * share + within)
+        return Batch(**rows.row(first_row + step * size + index * share + within))
 
     options = grain.ReadOptions(num_threads=min(prefetch, 8), prefetch_buffer_size=prefetch)
     return grain.MapDataset.range(steps * share).map(row).batch(share).to_iter_dataset(options)
@@ -79,7 +79,8 @@ def _graph(
 def check_batch(batch: Batch, vocab_size: int, first_row: int) -> None:
     """DataError when an id is outside the vocabulary: on a device the gather would silently clamp it."""
     for name in ("tokens", "targets"):
-        lowest, highest = int(batch[name].min()), int(batch[name].max())
+        ids = getattr(batch, name)
+        lowest, highest = int(ids.min()), int(ids.max())
         if lowest < 0 or highest >= vocab_size:
             raise DataError(
                 f"{name} of the batch from row {first_row} on have ids {lowest} to {highest}; "
@@ -101,22 +102,15 @@ def process_share(sharding: jax.sharding.NamedSharding, batch_size: int, sequenc
     return first // share, batch_size // share
 
 
-def to_global(
-    batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int, order: np.ndarray
-) -> dict[str, jax.Array]:
+def to_global(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int, order: np.ndarray) -> Batch:
     """Global arrays (batch_size, S) from each process's share of the rows; every process calls it.
 
     `order` (S,) is the position that stands at each place of the arrays (`parallel/sequence_layout.py`).
     """
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array[:, order], (batch_size, array.shape[1]))
-        for name, array in batch.items()
-    }
+    shape = (batch_size, len(order))
+    return Batch(*(jax.make_array_from_process_local_data(sharding, array[:, order], shape) for array in batch))
 
 
-def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> dict[str, jax.Array]:
+def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> Batch:
     """Global arrays from whole batches that every process holds alike: each gives its devices their part."""
-    return {
-        name: jax.make_array_from_callback(array.shape, sharding, array[:, order].__getitem__)
-        for name, array in batch.items()
-    }
+    return Batch(*(jax.make_array_from_callback(array.shape, sharding, array[:, order].__getitem__) for array in batch))

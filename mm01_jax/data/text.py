@@ -17,6 +17,8 @@ BLOCK = 1 << 20  # bytes looked at together by `scan`
 class DataError(Exception):
     """Data on disk is damaged, unreadable, or not the data that a run began with."""
 
+    exit_code = 3
+
 
 class Record(NamedTuple):
     """What `scan` found: where a document lies, or why it is none."""

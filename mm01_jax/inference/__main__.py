@@ -1,4 +1,7 @@
-"""Text from a checkpoint: python -m mm01_jax.inference --checkpoint=runs/tiny --prompt='def '"""
+"""Text from a checkpoint: python -m mm01_jax.inference --checkpoint=runs/tiny --prompt='def '
+
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
+"""
 
 import sys
 
@@ -6,9 +9,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from mm01_jax import checkpoint, sharding
+from mm01_jax import command, sharding
 from mm01_jax.config import MeshConfig
-from mm01_jax.data.text import DataError
 from mm01_jax.inference.generate import generate
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.loading import load
@@ -25,27 +27,23 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> int:
+    return command.run(_generate, argv)
+
+
+def _generate(argv: list[str]) -> None:
     _define_flags()
     if "--help" in argv:
-        print(flags.FLAGS.main_module_help())
-        return 0
-    try:
-        surplus = flags.FLAGS(argv)[1:]
-        if surplus:
-            raise ValueError(f"{surplus[0]!r} is no flag; text with spaces needs quotes, as in --prompt='def main'")
-        for name, value in (("checkpoint", flags.FLAGS.checkpoint), ("prompt", flags.FLAGS.prompt)):
-            if not value:
-                raise ValueError(f"--{name} is missing or empty; e.g. --checkpoint=runs/tiny --prompt='def '")
-        sampling = Sampling(temperature=flags.FLAGS.temperature, top_k=flags.FLAGS.top_k, top_p=flags.FLAGS.top_p)
-        with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-            _print_text(sampling)
-    except (ValueError, flags.Error) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (DataError, checkpoint.CheckpointError) as error:
-        print(error, file=sys.stderr)
-        return 3
-    return 0
+        print(__doc__, flags.FLAGS.main_module_help(), sep="\n")
+        return
+    surplus = flags.FLAGS(argv)[1:]
+    if surplus:
+        raise ValueError(f"{surplus[0]!r} is no flag; text with spaces needs quotes, as in --prompt='def main'")
+    for name, value in (("checkpoint", flags.FLAGS.checkpoint), ("prompt", flags.FLAGS.prompt)):
+        if not value:
+            raise ValueError(f"--{name} is missing or empty; e.g. --checkpoint=runs/tiny --prompt='def '")
+    sampling = Sampling(temperature=flags.FLAGS.temperature, top_k=flags.FLAGS.top_k, top_p=flags.FLAGS.top_p)
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        _print_text(sampling)
 
 
 def _print_text(sampling: Sampling) -> None:

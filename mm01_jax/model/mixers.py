@@ -1,7 +1,7 @@
 """The table of mixers: what may stand in a period, and what every entry can do.
 
 To add one: its module here (and its `shard_map` in `parallel/`, where it has a collective of its own), its name in
-`config.schema.MixerKind`, its entry in MIXERS, and the rows of its weights in `convert/table.py`.
+`config.schema.MixerKind`, its entry in MIXERS, and, for conversion, its row of `convert/table.MIXERS`.
 """
 
 from typing import Any, Protocol

@@ -6,7 +6,7 @@ Compiles the real step for the target and says what one chip holds, computes, mo
 at least. `--no-compile` plans by shapes alone, in seconds. `--search` compares all meshes. A target other than the
 config's own gets the best mesh found, unless `--mesh` gives one.
 
-Exit codes: 0 it fits, 2 what was typed is wrong, or it (of a search: none) does not fit.
+Exit codes: 0 done, 2 what was typed is wrong, or it (of a search: none) does not fit, 130 interrupted.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import sys
 
 from absl import flags
 
+from mm01_jax import command
 from mm01_jax.config import Config, ConfigError, Problem, command_line, fields
 from mm01_jax.plan import meshes, targets
 
@@ -44,24 +45,24 @@ _HLO = flags.DEFINE_string("hlo", None, "a file for the compiled program's text"
 
 
 def main(argv: list[str]) -> int:
-    try:
-        overrides = command_line.parse_flags(argv)
-        config = command_line.load(_CONFIG.value, overrides)
-        command_line.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
-        target = targets.parse(_TARGET.value)
-        if _STEP.value not in KINDS:
-            nearest = fields.nearest_name(_STEP.value, KINDS)
-            raise ConfigError([Problem(key="--step", got=_STEP.value, allowed=", ".join(KINDS), nearest=nearest)])
-        if problems := _file_problems():
+    return command.run(_main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    overrides = command_line.parse_flags(argv)
+    config = command_line.load(_CONFIG.value, overrides)
+    command_line.require_flag("target", _TARGET.value, "a machine to plan for", "--target=v5p-1024")
+    target = targets.parse(_TARGET.value)
+    if _STEP.value not in KINDS:
+        nearest = fields.nearest_name(_STEP.value, KINDS)
+        raise ConfigError([Problem(key="--step", got=_STEP.value, allowed=", ".join(KINDS), nearest=nearest)])
+    if problems := _file_problems():
+        raise ConfigError(problems)
+    if _MESH.value is not None:
+        config = dataclasses.replace(config, mesh=meshes.parse(_MESH.value, config))
+        if problems := meshes.problems(_STEP.value, config, target):
             raise ConfigError(problems)
-        if _MESH.value is not None:
-            config = dataclasses.replace(config, mesh=meshes.parse(_MESH.value, config))
-            if problems := meshes.problems(_STEP.value, config, target):
-                raise ConfigError(problems)
-        return _plan(config, target)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return _plan(config, target)
 
 
 def _plan(config: Config, target: targets.Target) -> int:

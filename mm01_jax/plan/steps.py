@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
+from mm01_jax.data.batch import Batch
 from mm01_jax.inference.generate import PREFILL_CHUNK, decode_step, prefill
 from mm01_jax.model.abstract import abstract, abstract_model
 from mm01_jax.model.cache import DecodeCache
@@ -51,9 +52,9 @@ def make_step(kind: str, config: Config, mesh: Mesh | AbstractMesh) -> Step:
 def _train(config: Config, mesh) -> Step:
     state = training.abstract_state(config, mesh)
     shape = (config.train.batch_size, config.train.sequence_length)
-    dtypes = dict.fromkeys(("tokens", "targets", "positions", "segments"), jnp.int32) | {"weights": jnp.float32}
     placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for name, dtype in dtypes.items()}
+    ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for dtype in (jnp.int32, jnp.float32))
+    batch = Batch(tokens=ids, targets=ids, positions=ids, segments=ids, weights=weights)
     # As the training loop jits it.
     function = jax.jit(
         functools.partial(training.train_step, config=config),

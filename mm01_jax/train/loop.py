@@ -8,7 +8,6 @@ import functools
 import json
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,43 +20,24 @@ from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, ConfigError, saved
 from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.data import pipeline
+from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
-from mm01_jax.data.text import DataError
+from mm01_jax.inference import scoring
 from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
-from mm01_jax.train import plots, step
-from mm01_jax.train.metrics import MetricsLog, Progress, read_metrics
+from mm01_jax.progress import Progress
+from mm01_jax.train import report, step
+from mm01_jax.train.metrics import MetricsLog, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
 from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
 
 
 class NonFinite(Exception):
-    """Too many steps in a row were refused. Exit code 4."""
+    """Too many steps in a row were refused."""
 
-
-# Exception -> exit code of the command; anything else is a bug and shows its traceback.
-EXIT_CODES = {
-    ConfigError: 2,
-    checkpoint.Locked: 2,
-    ValueError: 2,
-    DataError: 3,
-    checkpoint.CheckpointError: 3,
-    NonFinite: 4,
-    checkpoint.SaveFailed: 74,
-    Preempted: 75,
-}
-
-
-def main(config: Config, workdir: str, init_from: str | None) -> int:
-    """`run` as a command: one plain message on stderr instead of a traceback, and the exit code."""
-    try:
-        run(config, workdir, init_from)
-    except tuple(EXIT_CODES) as error:
-        print(error, file=sys.stderr)
-        return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-    return 0
+    exit_code = 4
 
 
 def run(config: Config, workdir: str, init_from: str | None = None, log: Callable[[str], None] = print) -> None:
@@ -108,14 +88,14 @@ class _Loop:
             out_shardings=(state_placed, None),
             compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
-        self.eval_step = jax.jit(functools.partial(step.eval_step, config=config))
+        self.score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
         self.peak = peak_flops(mesh.devices.flat[0].device_kind)
         self.progress = Progress(self.step, config.train.steps)
         self.metrics_log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
 
     def train(self, log: Callable[[str], None]) -> None:
         """Everything from the first step to the last message."""
-        log(_describe(self.config, self.state))
+        log(report.describe(self.config.name, self.state.model))
         held_out = self._held_out()
         with Preemption() as preemption:
             try:
@@ -124,9 +104,9 @@ class _Loop:
                 if self.metrics_log:
                     self.metrics_log.close()
         if jax.process_index() == 0:
-            _report(self.config, self.root, self._summary(held_out), log)
+            report.end(self.config, self.root, self._summary(held_out), log)
 
-    def _steps(self, held_out: list[pipeline.Batch], preemption: Preemption) -> None:
+    def _steps(self, held_out: list[Batch], preemption: Preemption) -> None:
         train = self.config.train
         waiting = None  # the step whose metrics have not been fetched
         for row, batch in self._batches() if self.step < train.steps else ():
@@ -150,7 +130,7 @@ class _Loop:
             if last:
                 return
 
-    def _batches(self) -> Iterator[tuple[int, pipeline.Batch]]:
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
         train = self.config.train
         share = pipeline.process_share(self.placed, train.batch_size, train.sequence_length)
         return pipeline.batches(
@@ -167,10 +147,10 @@ class _Loop:
         sizes = [size for start, size in self.config.train.batch_ramp if start <= at]
         return sizes[-1] if sizes else self.config.train.batch_size
 
-    def _on_devices(self, batch: pipeline.Batch, at: int) -> dict[str, jax.Array]:
+    def _on_devices(self, batch: Batch, at: int) -> Batch:
         return pipeline.to_global(batch, self.placed, self._batch_size_at(at), self.order)
 
-    def _held_out(self) -> list[pipeline.Batch]:
+    def _held_out(self) -> list[Batch]:
         """The rows that every evaluation of this run scores: whole batches, the same in every process."""
         train, rows = self.config.train, self.dataset.held_out
         if rows is None:
@@ -178,14 +158,14 @@ class _Loop:
         found = pipeline.batches(rows, 0, lambda _: train.batch_size, vocab_size=self.config.model.vocab_size)
         return [batch for _, (_, batch) in zip(range(train.eval_batches), found, strict=False)]
 
-    def _evaluate(self, held_out: list[pipeline.Batch]) -> float:
+    def _evaluate(self, held_out: list[Batch]) -> float:
         """Mean cross-entropy of the held-out rows, nats a target."""
         placed = (pipeline.whole_to_global(batch, self.placed, self.order) for batch in held_out)
-        sums = [self.eval_step(self.state.model, batch) for batch in placed]
+        sums = [self.score(self.state.model, batch) for batch in placed]
         losses, weights = np.sum(jax.device_get(sums), axis=0)
         return float(losses / max(weights, 1.0))
 
-    def _record(self, at: int, metrics: dict[str, jax.Array], held_out: list[pipeline.Batch] | None = None) -> None:
+    def _record(self, at: int, metrics: dict[str, jax.Array], held_out: list[Batch] | None = None) -> None:
         """Fetches the metrics of step `at`, writes and shows them; stops the run on too many refused steps."""
         values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
         now = time.monotonic()
@@ -202,7 +182,7 @@ class _Loop:
             self.last_fetch = time.monotonic()
         if self.metrics_log and (at % train.log_every == 0 or held_out):
             self.metrics_log.write(record)
-        self.progress.show(at, _line(record))
+        self.progress.show(at, report.line(record))
         self._count_refused(at, values)
 
     def _count_refused(self, at: int, values: dict[str, Any]) -> None:
@@ -244,44 +224,10 @@ class _Loop:
         except checkpoint.SaveFailed as error:
             self.progress.log(f"NOT SAVED, training goes on: {error}")
 
-    def _summary(self, held_out: list[pipeline.Batch]) -> dict[str, float]:
+    def _summary(self, held_out: list[Batch]) -> dict[str, float]:
         """Held-out loss against what counting achieves on the same targets, nats a target."""
         losses = [r["held_out_loss"] for r in read_metrics(self.root) if "held_out_loss" in r]
         if not held_out or not losses:
             return {}
         counted = entropy(held_out)
         return {"held_out_loss": losses[-1], "unigram": counted.unigram, "bigram": counted.bigram}
-
-
-def _describe(config: Config, state: step.TrainState) -> str:
-    mesh = jax.sharding.get_mesh()
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    weights = sum(x.size for x in jax.tree.leaves(state.model))
-    kind = mesh.devices.flat[0].device_kind
-    return f"model {config.name}: {weights:,} parameters, {mesh.size} x {kind} ({axes}); compiling the first step"
-
-
-def _line(record: dict[str, Any]) -> str:
-    parts = [f"loss {record['loss']:.4f}", f"{record['bits_per_byte']:.3f} bits/byte"]
-    if "held_out_loss" in record:
-        parts.append(f"held out {record['held_out_loss']:.4f}")
-    parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-    if "mfu" in record:
-        parts.append(f"{100 * record['mfu']:.1f} % MFU")
-    return "  ".join(parts)
-
-
-def _report(config: Config, root: pathlib.Path, summary: dict[str, float], log: Callable[[str], None]) -> None:
-    """What the run achieved, its pictures, and what to type next."""
-    if summary:
-        log(
-            f"held-out loss {summary['held_out_loss']:.4f} nats a token; "
-            f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
-        )
-    drawn = plots.draw(root, read_metrics(root), summary.get("bigram"))
-    log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
-    more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
-    log("next:")
-    log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")
-    log(f"  {sys.executable} train_main.py {more}")
-    log(f"  {sys.executable} -m mm01_jax.evals.perplexity --checkpoint={root}")

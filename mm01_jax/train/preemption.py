@@ -9,7 +9,9 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(Exception):
-    """A signal came and the current step was saved. Exit code 75."""
+    """A signal came and the current step was saved."""
+
+    exit_code = 75
 
 
 class Preemption:

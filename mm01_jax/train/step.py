@@ -1,8 +1,8 @@
-"""TrainState, and the pure functions of one step: init, train, evaluate."""
+"""TrainState, and the pure functions of one step: init, train."""
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,28 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mm01_jax import sharding
-from mm01_jax.config import Config
+from mm01_jax.config import Config, TrainConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.model.abstract import abstract
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
-from mm01_jax.train.objectives.pretrain import objective, token_loss
+from mm01_jax.parallel.experts.layer import RouterStats
+from mm01_jax.train.objectives import pretrain
 from mm01_jax.train.optimizer import apply_gradients, learning_rate, make_optimizer, steps_taken
 
-Batch = dict[str, jax.Array]
+
+class Objective(Protocol):
+    """What a step minimises (`objectives/`): the sum of its values over the microbatches of a step."""
+
+    def __call__(
+        self, model: TextModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
+    ) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
+        """(what is minimised, (its part of the loss that is reported, router statistics)) of one microbatch.
+
+        Args:
+          total_weight: float32, sum of target weights of the whole global step.
+          share: 1 / number of microbatches.
+        """
 
 
 @jax.tree_util.register_dataclass
@@ -50,8 +64,10 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
-def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on a global batch; jit it with `config` static and `state` donated.
+def train_step(
+    state: TrainState, batch: Batch, *, config: Config, objective: Objective = pretrain.objective
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on a global batch; jit it with `config` and `objective` static and `state` donated.
 
     A step whose loss or gradient is not finite, or whose routing overflowed a stated bound, changes neither weights
     nor moments nor the schedule: `refused` is 1 and only `step` advances.
@@ -61,7 +77,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[Trai
       dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load).
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    loss, stats, gradients = _gradients(state.model, batch, config)
+    loss, stats, gradients = _gradients(state.model, batch, config, objective)
     norm = optax.tree.norm(gradients)
     overflow = jnp.sum(stats.overflow)
     accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
@@ -82,16 +98,10 @@ def train_step(state: TrainState, batch: Batch, *, config: Config) -> tuple[Trai
     return TrainState(state.step + 1, *new), metrics
 
 
-def eval_step(model: TextModel, batch: Batch, *, config: Config) -> tuple[jax.Array, jax.Array]:
-    """(weighted sum of cross-entropies in nats, sum of weights) of a batch."""
-    hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
-    return token_loss(model, hidden, batch, config.train), jnp.sum(batch["weights"])
-
-
-def _gradients(model: TextModel, batch: Batch, config: Config):
-    """(mean cross-entropy, router statistics, gradients) of the whole global step."""
+def _gradients(model: TextModel, batch: Batch, config: Config, objective: Objective):
+    """(reported loss, router statistics, gradients of the objective) of the whole global step."""
     count = config.train.num_microbatches
-    total_weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    total_weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
     gradient = jax.value_and_grad(
         functools.partial(objective, total_weight=total_weight, share=1.0 / count, config=config.train), has_aux=True
     )
@@ -108,7 +118,7 @@ def _gradients(model: TextModel, batch: Batch, config: Config):
         (_, found), gradients = gradient(model, part)
         return jax.tree.map(jnp.add, total, (found, gradients)), None
 
-    shapes = jax.eval_shape(gradient, model, {name: split(x)[0] for name, x in batch.items()})
+    shapes = jax.eval_shape(gradient, model, jax.tree.map(lambda x: split(x)[0], batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))
-    ((loss, stats), gradients), _ = jax.lax.scan(add, zeros, {name: split(x) for name, x in batch.items()})
+    ((loss, stats), gradients), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
     return loss, stats, gradients

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 M, N_LAYERS, E, D, F, V = 2, 3, 4, 8, 16, 32
+STACKED = ("period", "layer", "expert")
 AXES = ("data", "expert", "tensor", "sequence")
 # path -> shape, logical axes: the mesh axis each dim may lie on.
 LEAVES = {
@@ -60,7 +61,9 @@ def make_model(mesh, seed: int, dtype: str = "float32", shapes: dict = LEAVES) -
         shape, axes = shapes[path]
         kind = "bfloat16" if "experts" in path else dtype
         value = random.standard_normal(shape).astype(jnp.dtype(kind))
-        return nnx.Param(_place(value, NamedSharding(mesh, PartitionSpec(*axes))))
+        stack = STACKED[: 3 if "experts" in path else 2] if path.startswith("stacks/") else ()
+        logical = stack + (None,) * (len(shape) - len(stack))
+        return nnx.Param(_place(value, NamedSharding(mesh, PartitionSpec(*axes))), axes=logical)
 
     def module(prefix):
         names = dict.fromkeys(p[len(prefix) :].split("/")[0] for p in shapes if p.startswith(prefix))

@@ -10,8 +10,8 @@ import pytest
 
 from mm01_jax import checkpoint
 from mm01_jax.convert.__main__ import main as convert
-from mm01_jax.train import loop
 from tests import small
+from tests.train.cheap_run import exit_code
 
 ROOT = pathlib.Path(__file__).parents[2]
 OLD_CONFIG = (ROOT / "tests/fixtures/config_0_1.json").read_bytes()
@@ -38,7 +38,7 @@ def _generate(run, _):
 
 
 def _perplexity(run, _):
-    return _process("mm01_jax.evals.perplexity", f"--checkpoint={run}")
+    return _process("mm01_jax.evals", "perplexity", f"--checkpoint={run}")
 
 
 def _process(*arguments: str) -> int:
@@ -49,11 +49,11 @@ def _process(*arguments: str) -> int:
 
 
 def _resume(run, _):
-    return loop.main(small.config(), str(run), None)
+    return exit_code(run, small.config())
 
 
 def _init_from(run, folder):
-    return loop.main(small.config(), str(folder / "new"), str(run))
+    return exit_code(folder / "new", small.config(), str(run))
 
 
 def _check(run, _):

@@ -22,17 +22,18 @@ def model():
 
 
 def plan(model) -> dict:
-    arrays = dict(zip(checkpoint.leaf_paths(model), _leaves(model), strict=True))
-    return {path: (x.shape, x.dtype.name, checkpoint.stack_axes(path)) for path, x in arrays.items()}
+    return {path: (x.shape, x.dtype.name, stack) for path, x, stack in _leaves(model)}
 
 
 def _leaves(model):
-    return [np.asarray(x) for x in jax.tree.leaves(model)]
+    """(path, array, number of stack axes) of each."""
+    arrays = map(np.asarray, jax.tree.leaves(model))
+    return zip(checkpoint.leaf_paths(model), arrays, checkpoint.leaf_stacks(model), strict=True)
 
 
 def chunks(model):
-    for path, x in zip(checkpoint.leaf_paths(model), _leaves(model), strict=True):
-        for index in np.ndindex(x.shape[: checkpoint.stack_axes(path)]):
+    for path, x, stack in _leaves(model):
+        for index in np.ndindex(x.shape[:stack]):
             yield path, index, x[index]
 
 

@@ -1,12 +1,23 @@
-"""Laws of the grid of files and blocks, for any shape and any even sharding."""
+"""Laws of the stacks of leaves, and of the grid of files and blocks for any shape and any even sharding."""
 
+import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm01_jax.checkpoint import disk_grid
+from configs import text_01
+from mm01_jax.checkpoint import Checkpoints, disk_grid, open_checkpoint
+from mm01_jax.config import MESH_AXES, MeshConfig, VisionConfig
+from mm01_jax.model.abstract import abstract_model
+from mm01_jax.model.layers import param
+from mm01_jax.train.step import abstract_state
 
 
 @st.composite
@@ -49,3 +60,53 @@ def test_the_parts_of_a_box_cover_it_once_and_name_one_file_each(data):
     expected[bounds] = 1
     np.testing.assert_array_equal(seen, expected)
     assert names == disk_grid.file_names("a/b", bounds, file) and len(set(names)) == len(names)
+
+
+def by_path(path: str) -> int:
+    """The rule of checkpoints written before weights were asked: it must never give another number than they do."""
+    keys = path.split("/")
+    if "blocks" in keys:
+        return 1
+    if "stacks" not in keys:
+        return 0
+    return 3 if keys[-2] == "experts" and keys[-1] in ("gate", "up", "down") else 2
+
+
+@pytest.mark.parametrize("name", ["text_01", "vl_01", "training"])
+def test_weights_say_the_stack_axes_that_checkpoints_on_disk_were_cut_by(name):
+    config = text_01.get_config()
+    vision = VisionConfig(embed_dim=32, num_layers=3, num_heads=2, mlp_dim=24, image_size=28, patch_size=14)
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES)
+    config = dataclasses.replace(config, mesh=MeshConfig())
+    trees = {
+        "text_01": lambda: abstract_model(config, mesh),
+        "vl_01": lambda: abstract_model(dataclasses.replace(config, vision=vision), mesh),
+        "training": lambda: abstract_state(config, mesh),
+    }
+    tree = trees[name]()
+    stacks = dict(zip(disk_grid.leaf_paths(tree), disk_grid.leaf_stacks(tree), strict=True))
+    assert stacks == {path: by_path(path) for path in stacks}
+    assert set(stacks.values()) == ({0, 1, 2, 3} if name == "vl_01" else {0, 2, 3})
+
+
+class Adapted(nnx.Module):
+    """What nobody foresaw: an adapter beside the experts, stacked like them, under names of its own."""
+
+    def __init__(self):
+        rngs, zeros = nnx.Rngs(0), lambda key, shape, dtype: jnp.zeros(shape, dtype)
+        self.low_rank = param(rngs, (4, 8, 2), ("expert", "embed", None), zeros, stack=(2, 3))
+        self.scale = param(rngs, (3, 8), ("layer", "act_embed"), zeros)
+        self.table = param(rngs, (4, 8), ("vocab", "embed"), zeros)
+
+
+def test_a_new_leaf_is_cut_and_saved_by_the_axes_of_its_own_param_line(tmp_path):
+    model = Adapted()
+    state = {"model": model, "opt_state": optax.adam(1e-3).init(model), "step": jnp.zeros((), jnp.int32)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {"config": {}})
+        checkpoints.wait()
+    stored = open_checkpoint(tmp_path, prefix="").leaves
+    for tree in ("model", "opt_state/0/mu", "opt_state/0/nu"):
+        assert [stored[f"{tree}/{name}"].stack for name in ("low_rank", "scale", "table")] == [3, 1, 0]
+    assert stored["model/low_rank"].lanes.shape == (2, 3, 4, 4)  # a digest of four words for each expert's matrix
+    assert stored["step"].stack == stored["opt_state/0/count"].stack == 0

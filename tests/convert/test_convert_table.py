@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs import text_01
-from mm01_jax.checkpoint import leaf_paths, stack_axes
+from mm01_jax.checkpoint import leaf_paths, leaf_stacks
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.convert import axes, table
 from mm01_jax.convert.torch.dialects import DIALECTS
@@ -50,7 +50,8 @@ def test_tensors_fill_every_leaf_of_the_model_exactly_once(vision):
     found = table.tensors(TEXT, vision)
     leaves = table.leaves(found)
     assert {path: leaf.shape for path, leaf in leaves.items()} == shapes
-    assert {path: leaf.stack for path, leaf in leaves.items()} == {path: stack_axes(path) for path in leaves}
+    stacks = dict(zip(leaf_paths(model), leaf_stacks(model), strict=True))
+    assert {path: leaf.stack for path, leaf in leaves.items()} == stacks
     chunks = {(tensor.leaf, tensor.index) for tensor in found}
     assert len(chunks) == len(found) == sum(math.prod(leaf.shape[: leaf.stack]) for leaf in leaves.values())
 

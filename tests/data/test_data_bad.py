@@ -9,6 +9,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.pipeline import batches, check_batch
 from mm01_jax.data.text import BLOCK, DataError
@@ -228,7 +229,7 @@ def test_json_lines_that_change_during_the_run_stop_it(tmp_path):
 
 
 def good_batch():
-    return {"tokens": np.zeros((2, 4), np.int32), "targets": np.zeros((2, 4), np.int32)}
+    return Batch(*(np.zeros((2, 4), np.int32) for _ in range(4)), np.zeros((2, 4), np.float32))
 
 
 @pytest.mark.parametrize("name", ["tokens", "targets"])
@@ -236,7 +237,7 @@ def good_batch():
 def test_an_id_outside_the_vocabulary_is_refused_on_the_host(name, bad):
     batch = good_batch()
     check_batch(batch, 257, 0)
-    batch[name][1, 2] = bad
+    getattr(batch, name)[1, 2] = bad
     with pytest.raises(DataError, match=f"{name} of the batch from row 5 on have ids .*allowed are 0 to 256"):
         check_batch(batch, 257, 5)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.pipeline import batches
@@ -11,11 +12,8 @@ from mm01_jax.data.pipeline import batches
 
 def batch(tokens, targets, weights=None):
     weights = np.ones(len(tokens)) if weights is None else weights
-    return {
-        "tokens": np.array([tokens], np.int32),
-        "targets": np.array([targets], np.int32),
-        "weights": np.array([weights]),
-    }
+    unread = np.zeros((1, len(tokens)), np.int32)
+    return Batch(np.array([tokens], np.int32), np.array([targets], np.int32), unread, unread, np.array([weights]))
 
 
 def test_a_coin_has_one_bit_and_a_known_previous_token_can_take_it_away():

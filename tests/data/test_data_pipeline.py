@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.packing import PackedRows
 from mm01_jax.data.pipeline import batches, process_share, to_global
@@ -31,8 +32,8 @@ def take(count, rows, start_row, batch_size_at, *process, **kwargs):
 def digest(made):
     """sha256 of the rows of a list of batches, and nothing of how they were grouped."""
     sha = hashlib.sha256()
-    for name in ("tokens", "targets", "positions", "segments", "weights"):
-        sha.update(np.concatenate([batch[name] for batch in made]).tobytes())
+    for arrays in zip(*made, strict=True):
+        sha.update(np.concatenate(arrays).tobytes())
     return sha.hexdigest()
 
 
@@ -46,10 +47,10 @@ def test_one_two_and_four_hosts_make_the_same_200_global_batches(dataset):
         shares = [take(200, dataset.train, 0, ramp, host, hosts) for host in range(hosts)]
         assert len({tuple(row for row, _ in share) for share in shares}) == 1
         joined = [
-            {k: np.concatenate([b[1][k] for b in at_once]) for k in at_once[0][1]}
+            Batch(*map(np.concatenate, zip(*(batch for _, batch in at_once), strict=True)))
             for at_once in zip(*shares, strict=True)
         ]
-        assert [len(batch["tokens"]) for batch in joined] == [ramp(step) for step in range(200)]
+        assert [len(batch.tokens) for batch in joined] == [ramp(step) for step in range(200)]
         digests.append(digest(joined))
     assert len(set(digests)) == 1
 
@@ -64,7 +65,7 @@ def test_a_batch_size_ramp_neither_repeats_nor_skips_a_row(dataset):
     total = sum(ramp(step) for step in range(130))
     assert made[-1][0] == total
     assert digest([b for _, b in made]) == digest(
-        [{k: v[None] for k, v in dataset.train.row(i).items()} for i in range(total)]
+        [Batch(**{k: v[None] for k, v in dataset.train.row(i).items()}) for i in range(total)]
     )
 
 
@@ -80,9 +81,9 @@ def test_an_evaluation_ends_after_one_epoch_with_a_padded_batch(dataset):
     rows = dataset.held_out
     made = take(10**9, rows, 0, lambda step: 5)
     assert len(made) == -(-rows.num_rows // 5)
-    assert sum(float(batch["weights"].sum()) for _, batch in made) == rows.documents.num_tokens_D.sum()
-    assert all(batch["tokens"].shape == (5, S) for _, batch in made)
-    assert all(batch["weights"].sum() > 0 for _, batch in made)
+    assert sum(float(batch.weights.sum()) for _, batch in made) == rows.documents.num_tokens_D.sum()
+    assert all(batch.tokens.shape == (5, S) for _, batch in made)
+    assert all(batch.weights.sum() > 0 for _, batch in made)
 
 
 def test_the_first_rows_of_an_evaluation_are_a_sample_of_its_documents(dataset):
@@ -93,8 +94,8 @@ def test_the_first_rows_of_an_evaluation_are_a_sample_of_its_documents(dataset):
 
 def test_padding_has_no_weight_and_a_negative_segment(dataset):
     for _, batch in take(10**9, dataset.held_out, 0, lambda step: 64):
-        padding = batch["segments"] < 0
-        assert (batch["weights"][padding] == 0).all() and (batch["positions"][padding] == 0).all()
+        padding = batch.segments < 0
+        assert (batch.weights[padding] == 0).all() and (batch.positions[padding] == 0).all()
 
 
 @pytest.mark.parametrize(("size", "hosts"), [(6, 4), (0, 1), (-4, 1)])
@@ -133,9 +134,9 @@ def test_global_arrays_hold_the_host_batch_on_every_mesh(dataset, data, sequence
     ((_, batch),) = take(1, dataset.train, 0, lambda step: 8)
     sharding = NamedSharding(mesh(data, sequence), P("data", "sequence"))
     made = to_global(batch, sharding, 8, np.arange(S))
-    for name, array in made.items():
-        assert array.sharding == sharding and array.dtype == batch[name].dtype
-        np.testing.assert_array_equal(np.asarray(array), batch[name])
+    for array, host in zip(made, batch, strict=True):
+        assert array.sharding == sharding and array.dtype == host.dtype
+        np.testing.assert_array_equal(np.asarray(array), host)
 
 
 @pytest.mark.parametrize(("data", "sequence"), [(1, 1), (4, 1), (2, 2), (1, 4)])

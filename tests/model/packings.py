@@ -33,13 +33,13 @@ def packed(seed: int, S: int):
     places = np.zeros_like(segments, bool)
     places[0] = documents[0] == random.choice(np.unique(documents[0][documents[0] != PADDING]))
     batch = small.batch(segments, seed=seed)
-    tokens = np.where(places, batch["tokens"] % HALF, batch["tokens"] % HALF + HALF).astype(np.int32)
-    return batch | {"tokens": tokens, "weights": np.where(places, np.float32(0), batch["weights"])}, places
+    tokens = np.where(places, batch.tokens % HALF, batch.tokens % HALF + HALF).astype(np.int32)
+    return batch._replace(tokens=tokens, weights=np.where(places, np.float32(0), batch.weights)), places
 
 
 def perturbed(batch, places, seed: int):
     other = np.random.default_rng(seed + 1000).integers(HALF, size=places.shape).astype(np.int32)
-    return batch | {"tokens": np.where(places, other, batch["tokens"])}
+    return batch._replace(tokens=np.where(places, other, batch.tokens))
 
 
 def assert_nothing_else_moved(places, real, before, after) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import TrainConfig
+from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.mixers import empty_cache
-from mm01_jax.train.objectives.pretrain import token_loss
 from pallas_kernels.lightning_attention import xla as lightning_xla
 from pallas_kernels.softmax_attention import xla as softmax_xla
 from tests import small
@@ -37,11 +37,11 @@ def weights():
 
 @functools.cache
 def differentiated():
-    """(model, batch) -> logits of all tokens, gradients of the mean loss over `batch["weights"]`."""
+    """(model, batch) -> logits of all tokens, gradients of the mean loss over `batch.weights`."""
 
     def loss(model, batch):
-        hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
-        return token_loss(model, hidden, batch, TRAIN), model.logits(hidden)
+        hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+        return token_loss(model, hidden, batch, TRAIN.loss_chunk), model.logits(hidden)
 
     return compiled(jax.grad(loss, has_aux=True))
 
@@ -55,21 +55,21 @@ def evaluated(batch):
 def assert_no_leak(seed: int):
     batch, places = packings.packed(seed, S)
     before, after = evaluated(batch), evaluated(packings.perturbed(batch, places, seed))
-    packings.assert_nothing_else_moved(places, batch["segments"] >= 0, before, after)
+    packings.assert_nothing_else_moved(places, batch.segments >= 0, before, after)
 
 
 def assert_packed_equals_one_by_one(seed: int):
     """Each document alone at the start of a row: its logits, and the sum of all gradients."""
     batch = small.batch(packings.segmentation(np.random.default_rng(seed), S), seed=seed)
-    documents = document_numbers(batch["segments"])
+    documents = document_numbers(batch.segments)
     gradient, logits = differentiated()(weights(), batch)
     total = dict.fromkeys(leaf_arrays(gradient), 0.0)
     for row, document in [(r, d) for r in range(2) for d in set(documents[r].tolist()) - {-1}]:
         (places,) = np.nonzero(documents[row] == document)
-        alone = {name: np.zeros((2, S), x.dtype) for name, x in batch.items()}
-        alone["segments"] -= 1
-        for name in alone:
-            alone[name][0, : len(places)] = batch[name][row, places]
+        alone = jax.tree.map(lambda x: np.zeros((2, S), x.dtype), batch)
+        alone.segments[...] = -1
+        for array, whole in zip(alone, batch, strict=True):
+            array[0, : len(places)] = whole[row, places]
         part, logits_alone = differentiated()(weights(), alone)
         total = {path: total[path] + x for path, x in leaf_arrays(part).items()}
         want = np.asarray(logits_alone)[0, : len(places)]
@@ -90,7 +90,7 @@ def test_packed_documents_equal_one_by_one(seed):
 
 
 def test_a_cache_goes_on_with_the_first_document_whatever_its_segment_id():
-    tokens = small.batch(np.zeros((1, 12), np.int32))["tokens"]
+    tokens = small.batch(np.zeros((1, 12), np.int32)).tokens
     at = np.arange(12, dtype=np.int32)[None]
     real = at % 5 != 4
 

@@ -19,7 +19,7 @@ from tests.model.jax_model import compiled, leaf_arrays, leaf_path
 from tests.slow import slow_but
 
 BATCH = small.batch([[0] * 9 + [1] * 7, [-1] + [3] * 15])
-REAL = BATCH["segments"] >= 0
+REAL = BATCH.segments >= 0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ def mesh():
 
 @functools.cache
 def forward():
-    return compiled(lambda model: model(BATCH["tokens"], BATCH["positions"], BATCH["segments"]))
+    return compiled(lambda model: model(BATCH.tokens, BATCH.positions, BATCH.segments))
 
 
 def layers(model: TextModel) -> list[dict[str, np.ndarray]]:
@@ -105,7 +105,7 @@ def test_every_top_k_up_to_all_experts_is_the_renormalised_mixture(chosen):
 
 def test_a_beta_of_zero_takes_the_sublayers_out():
     model = small.model(small.variant(lightning_beta=0.0, softmax_beta=0.0, experts_beta=0.0))
-    h = np.asarray(model.embed[...], np.float64)[BATCH["tokens"]]
+    h = np.asarray(model.embed[...], np.float64)[BATCH.tokens]
     for _ in range(4):  # two layers of two sub-layers
         h = 1.5 * normed(h)
     want = normed(h) @ np.asarray(model.head[...])
@@ -147,7 +147,7 @@ def test_slopes_enter_as_float32_whatever_the_dtypes(param_dtype):
     config, compute = small.variant(dtype="bfloat16", param_dtype=param_dtype)
     model = jax.eval_shape(lambda: TextModel(config, compute, Rules(), rngs=nnx.Rngs(0)))
     assert {x.dtype.name for x in jax.tree.leaves(model)} == {param_dtype}
-    jaxpr = jax.make_jaxpr(lambda m: m(BATCH["tokens"], BATCH["positions"], BATCH["segments"]))(model)
+    jaxpr = jax.make_jaxpr(lambda m: m(BATCH.tokens, BATCH.positions, BATCH.segments))(model)
     (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     tables = [x.aval for x in scan.invars if x.aval.shape == (1, 1, config.num_heads)]
     assert {aval.dtype.name for aval in tables} == {"float32"}

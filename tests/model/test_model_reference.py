@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import TrainConfig
+from mm01_jax.data.batch import Batch
+from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.mixers import empty_cache
-from mm01_jax.train.objectives.pretrain import balance_loss, token_loss
+from mm01_jax.train.objectives.pretrain import balance_loss
 from tests.model import jax_model
 from tests.reference import losses
 from tests.reference.complex_step import directional_derivative
@@ -84,8 +86,9 @@ def model_loss(model):
     targets, counts = losses.next_tokens(TOKENS, document_numbers(SEGMENTS))
     hidden, _, stats = model.forward(model.embed_tokens(TOKENS), positions(SEGMENTS), SEGMENTS)
     stats = jax.tree.map(lambda x: x.astype(hidden.dtype), stats)
-    batch = {"targets": jnp.asarray(targets), "weights": jnp.asarray(counts, hidden.dtype)}
-    loss = token_loss(model, hidden, batch, TRAIN) / batch["weights"].sum()
+    counts = jnp.asarray(counts, hidden.dtype)
+    batch = Batch(TOKENS, jnp.asarray(targets), positions(SEGMENTS), SEGMENTS, counts)
+    loss = token_loss(model, hidden, batch, TRAIN.loss_chunk) / counts.sum()
     for form in ("paper", "transformers"):
         loss += LOSS[form] * balance_loss(stats, form)
     loss += LOSS["z"] * jnp.mean(stats.z_square / stats.tokens)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from configs import text_01
 from mm01_jax.config import Config, MeshConfig, Rules
+from mm01_jax.data.batch import Batch
 from mm01_jax.model import flops
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.train import step
@@ -49,8 +50,8 @@ def lowered_size(config: Config) -> int:
     with small.one_device():
         state = jax.eval_shape(functools.partial(step.init_state, config), jax.random.key(0))
         shape = (config.train.batch_size, config.train.sequence_length)
-        dtypes = {"weights": jnp.float32, **dict.fromkeys(("tokens", "targets", "positions", "segments"), jnp.int32)}
-        batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in dtypes.items()}
+        ids = jax.ShapeDtypeStruct(shape, jnp.int32)
+        batch = Batch(ids, ids, ids, ids, weights=jax.ShapeDtypeStruct(shape, jnp.float32))
         return len(jax.jit(functools.partial(step.train_step, config=config)).lower(state, batch).as_text())
 
 

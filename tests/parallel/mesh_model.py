@@ -10,6 +10,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig, Rules
+from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import cast_and_gather, shardings
 from mm01_jax.parallel import sequence_layout
@@ -60,7 +61,7 @@ class Evaluation:
     gradients: dict[str, np.ndarray]
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch() -> Batch:
     rng = np.random.default_rng(7)
     segments = np.array([[i for i, n in row for _ in range(n)] for row in DOCUMENTS], np.int32)
     positions = np.zeros_like(segments)
@@ -71,7 +72,7 @@ def batch() -> dict[str, np.ndarray]:
             seen[i] = seen.get(i, 0) + 1
     tokens, targets = rng.integers(MODEL.vocab_size, size=(2, ROWS, LENGTH)).astype(np.int32)
     weights = ((segments >= 0) & (rng.random(segments.shape) < 0.9)).astype(np.float32)
-    return {"tokens": tokens, "targets": targets, "positions": positions, "segments": segments, "weights": weights}
+    return Batch(tokens=tokens, targets=targets, positions=positions, segments=segments, weights=weights)
 
 
 def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> Evaluation:
@@ -86,7 +87,7 @@ def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> E
         model = _model(variant, mesh.rules, devices, widths)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
         order = sequence_layout.order(LENGTH, mesh, variant.compute.sequence_layout)
-        arrays = {name: put(array[:, order]) for name, array in batch().items()}
+        arrays = Batch(*(put(array[:, order]) for array in batch()))
         (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(
@@ -104,11 +105,11 @@ def exact(variant: Variant = VARIANT) -> Evaluation:
         return evaluate(MeshConfig(), variant.replace(dtype="float64", param_dtype="float64"))
 
 
-def total_loss(model: TextModel, arrays: dict[str, jax.Array], logits: bool = True):
+def total_loss(model: TextModel, arrays: Batch, logits: bool = True):
     """(loss, (logits or None, router statistics)); the loss has every term that training has."""
-    hidden, _, stats = model.forward(model.embed_tokens(arrays["tokens"]), arrays["positions"], arrays["segments"])
-    head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays["weights"].astype(hidden.dtype)
-    total = cross_entropy(hidden, head, arrays["targets"], weights, chunk=16, rules=model.rules)
+    hidden, _, stats = model.forward(model.embed_tokens(arrays.tokens), arrays.positions, arrays.segments)
+    head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays.weights.astype(hidden.dtype)
+    total = cross_entropy(hidden, head, arrays.targets, weights, chunk=16, rules=model.rules)
     tokens_L = stats.tokens.astype(hidden.dtype)
     share_LE = stats.assigned.astype(hidden.dtype) / tokens_L[:, None]
     balance = jnp.sum(share_LE * stats.probability) / (tokens_L[0] * share_LE.shape[1])

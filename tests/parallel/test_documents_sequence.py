@@ -9,11 +9,11 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, TrainConfig
+from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.documents import document_ids
-from mm01_jax.train.objectives.pretrain import token_loss
 from tests import small
 from tests.model import packings
 from tests.model.jax_model import compiled, leaf_arrays
@@ -43,7 +43,7 @@ def evaluate(attention: str, layout: str):
     devices = sharding.make_mesh(mesh, jax.devices()[:2])
 
     def loss(model, batch):
-        hidden, _, _ = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
+        hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
         return token_loss(model, hidden, batch, TRAIN), model.logits(hidden)
 
     with small.one_device():
@@ -55,7 +55,7 @@ def evaluate(attention: str, layout: str):
     def run(batch):
         with jax.set_mesh(devices):
             where = sharding.named(devices, mesh.rules, "batch", "seq")
-            arrays = {name: jax.device_put(array[:, order], where) for name, array in batch.items()}
+            arrays = jax.tree.map(lambda array: jax.device_put(array[:, order], where), batch)
             gradient, logits = differentiated(model, arrays)
             return np.asarray(logits)[:, np.argsort(order)], leaf_arrays(gradient)
 
@@ -67,7 +67,7 @@ def assert_no_leak(attention: str, layout: str, seeds) -> None:
     for seed in seeds:
         batch, places = packings.packed(seed, S)
         before, after = run(batch), run(packings.perturbed(batch, places, seed))
-        packings.assert_nothing_else_moved(places, batch["segments"] >= 0, before, after)
+        packings.assert_nothing_else_moved(places, batch.segments >= 0, before, after)
 
 
 @pytest.mark.parametrize("attention, layout", [("gather", "contiguous"), ("ring", "zigzag")])

@@ -30,7 +30,7 @@ def results(shards: int, name: str, *, state: bool) -> dict[str, np.ndarray]:
 
     def run(q, k, v, entering):
         before = entering if state else None
-        segments = jnp.asarray(batch()["segments"][:, order])
+        segments = jnp.asarray(batch().segments[:, order])
         documents = document_ids(segments, rules=mesh.rules, layout=name)
         out, last = lightning_attention(q, k, v, jnp.asarray(SLOPES), before, documents, rules=mesh.rules, layout=name)
         return jnp.sum(out * d_out[:, order]) + jnp.sum(last * d_last), (out, last)

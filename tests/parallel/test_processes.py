@@ -19,6 +19,7 @@ from configs import tiny
 from mm01_jax import checkpoint, sharding
 from mm01_jax.config import MESH_AXES, saved
 from mm01_jax.config import MeshConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.train import step
 import json
 
@@ -49,9 +50,9 @@ with jax.set_mesh(mesh):
                    compiler_options=quick)
     for _ in range(int(steps)):
         tokens = rng.integers(0, 256, size=(8, 33)).astype(np.int32)
-        rows = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segments": np.zeros((8, 32), np.int32),
-                "positions": np.tile(np.arange(32, dtype=np.int32), (8, 1)), "weights": np.ones((8, 32), np.float32)}
-        batch = {k: jax.make_array_from_callback(v.shape, where, lambda i, v=v: v[i]) for k, v in rows.items()}
+        rows = Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], segments=np.zeros((8, 32), np.int32),
+                     positions=np.tile(np.arange(32, dtype=np.int32), (8, 1)), weights=np.ones((8, 32), np.float32))
+        batch = jax.tree.map(lambda v: jax.make_array_from_callback(v.shape, where, lambda i: v[i]), rows)
         state, metrics = take(state, batch)
         print("loss", float(metrics["loss"]), flush=True)
     with checkpoint.Checkpoints(workdir) as checkpoints:

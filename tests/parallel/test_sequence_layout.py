@@ -102,10 +102,9 @@ def test_one_document_costs_every_zigzag_shard_the_same_and_half_of_the_square(s
 @pytest.mark.parametrize("row", range(8))
 @pytest.mark.parametrize("name", ["contiguous", "zigzag"])
 def test_no_pair_that_sees_anything_is_left_out_and_other_documents_are(row, name):
-    index = {key: batch()[key][row : row + 1] for key in ("positions", "segments")}
-    pairs = computed_pairs(index["segments"], 4, name)
+    pairs = computed_pairs(batch().segments[row : row + 1], 4, name)
     size = LENGTH // len(pairs)
-    segments, positions = index["segments"][0], index["positions"][0]
+    segments, positions = batch().segments[row], batch().positions[row]
     seen = (segments[:, None] == segments) & (segments >= 0) & (positions <= positions[:, None])
     needed = seen.reshape(len(pairs), size, len(pairs), size).any(axis=(1, 3))
     assert not (needed & ~pairs).any()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from mm01_jax import command
 from mm01_jax.train import loop, step
 from mm01_jax.train.metrics import read_metrics
 from tests import small
@@ -12,7 +13,7 @@ BAD_STEPS: set[int] = set()  # steps that the cheap step reports as refused
 
 def cheap_step(state, batch, *, config):
     """Adds what depends on the batch, the step and the old weights, so that a step lost or done twice shows."""
-    seen = jnp.sum(batch["tokens"] * (1 + batch["positions"])).astype(jnp.float32) * 1e-6
+    seen = jnp.sum(batch.tokens * (1 + batch.positions)).astype(jnp.float32) * 1e-6
     step_number = state.step.astype(jnp.float32)
     bad = jnp.any(jnp.asarray(sorted(BAD_STEPS) or [-1], jnp.int32) == state.step + 1)
     model = jax.tree.map(lambda x: jnp.where(bad, x, x * 0.99 + seen * (1 + step_number)), state.model)
@@ -24,15 +25,15 @@ def cheap_step(state, batch, *, config):
     return step.TrainState(state.step + 1, model, state.opt_state), metrics
 
 
-def cheap_eval(model, batch, *, config):
-    del config
-    return jnp.sum(jnp.abs(model.embed[...])), jnp.sum(batch["weights"])
+def cheap_score(model, batch, *, chunk):
+    del chunk
+    return jnp.sum(jnp.abs(model.embed[...])), jnp.sum(batch.weights)
 
 
 def use(monkeypatch) -> None:
     """Puts the cheap step in place, on one device."""
     monkeypatch.setattr(loop.step, "train_step", cheap_step)
-    monkeypatch.setattr(loop.step, "eval_step", cheap_eval)
+    monkeypatch.setattr(loop.scoring, "score", cheap_score)
     small.use_one_device(monkeypatch)
     BAD_STEPS.clear()
 
@@ -42,6 +43,11 @@ def run(workdir, config, said=None, init_from=None):
     said = [] if said is None else said
     loop.run(config, str(workdir), init_from, said.append)
     return said, losses(workdir), digest(workdir)
+
+
+def exit_code(workdir, config, init_from=None) -> int:
+    """Of the training command; what went wrong is on stderr."""
+    return command.run(lambda _: loop.run(config, str(workdir), init_from), [])
 
 
 def losses(workdir) -> list[tuple[int, float]]:

@@ -14,7 +14,7 @@ from mm01_jax.train.metrics import read_metrics
 from mm01_jax.train.preemption import Preempted
 from tests import small
 from tests.train import cheap_run
-from tests.train.cheap_run import after_step, digest, losses, run, steps_saved
+from tests.train.cheap_run import after_step, digest, exit_code, losses, run, steps_saved
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_fresh_run_saves_evaluates_records_and_says_what_to_type_next(whole):
     for command in (
         "mm01_jax.inference --checkpoint=",
         "train_main.py --config=",
-        "mm01_jax.evals.perplexity --checkpoint=",
+        "mm01_jax.evals perplexity --checkpoint=",
     ):
         assert command in text
     assert "unigram" in text and "bigram" in text
@@ -106,7 +106,7 @@ def test_a_resumed_run_refuses_other_numbers_by_name(whole, text, capsys):
         "train.batch_size",
         "train.seed",
     }
-    assert loop.main(other, str(workdir), None) == 2
+    assert exit_code(workdir, other) == 2
     assert "train.batch_size: got 4" in capsys.readouterr().err
     assert (losses(workdir), digest(workdir)) == (want, last)
     assert saved.from_json((workdir / "config.json").read_text()).train.seed == 0
@@ -121,14 +121,14 @@ def test_changed_data_is_refused_by_the_name_of_the_file(text, tmp_path, capsys)
     mine.write_bytes(text.read_bytes() + b'{"text": "one more"}\n')
     with pytest.raises(DataError, match=r"changed: text\.jsonl"):
         run(tmp_path / "run", config)
-    assert loop.main(config, str(tmp_path / "run"), None) == 3
+    assert exit_code(tmp_path / "run", config) == 3
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_a_second_writer_is_refused(text, tmp_path, capsys):
     config = small.config(text, train__steps=1)
     lock = checkpoint.RunLock(tmp_path)
-    assert loop.main(config, str(tmp_path), None) == 2
+    assert exit_code(tmp_path, config) == 2
     lock.close()
     error = capsys.readouterr().err
     assert str(os.getpid()) in error
@@ -150,7 +150,7 @@ def test_init_from_takes_the_weights_alone(whole, text, tmp_path):
 
 
 def test_init_from_nothing_is_refused(whole, text, tmp_path, capsys):
-    assert loop.main(small.config(text), str(tmp_path / "a"), str(tmp_path / "nowhere")) == 3
+    assert exit_code(tmp_path / "a", small.config(text), str(tmp_path / "nowhere")) == 3
     assert "no checkpoint here" in capsys.readouterr().err
 
 
@@ -160,7 +160,7 @@ def test_init_from_a_checkpoint_of_another_model_is_refused_by_every_difference_
     """Widths would not fit; the norm's epsilon and RoPE's reach would, and the maths would silently be another."""
     monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("began"))
     other = small.config(text, model__expert_dim=24, model__rotary_dim=8, model__norm_eps=1e-3)
-    assert loop.main(other, str(tmp_path / "b"), str(whole[0])) == 2
+    assert exit_code(tmp_path / "b", other, str(whole[0])) == 2
     error = capsys.readouterr().err
     for key, got, before in (("expert_dim", "24", "16"), ("rotary_dim", "8", "4"), ("norm_eps", "0.001", "1e-05")):
         (line,) = (line for line in error.splitlines() if f"model.{key}: got {got};" in line)
@@ -194,7 +194,7 @@ def test_init_from_a_conversion_compares_the_model_alone(whole, text, tmp_path, 
     assert any("weights from" in line for line in said)
     assert not any(line.startswith("data.tokenizer") for line in said)
     other = small.config(text, model__rope_theta=500.0)
-    assert loop.main(other, str(tmp_path / "other"), str(tmp_path / "converted")) == 2
+    assert exit_code(tmp_path / "other", other, str(tmp_path / "converted")) == 2
     assert "model.rope_theta: got 500.0" in capsys.readouterr().err
 
 
@@ -212,7 +212,7 @@ def test_a_batch_ramp_takes_every_row_once(whole, text, tmp_path, monkeypatch):
     original = loop._Loop._on_devices
 
     def on_devices(self, batch, step_number):
-        rows.append((len(batch["tokens"]), batch["tokens"][:, :4].tolist()))
+        rows.append((len(batch.tokens), batch.tokens[:, :4].tolist()))
         return original(self, batch, step_number)
 
     monkeypatch.setattr(loop._Loop, "_on_devices", on_devices)

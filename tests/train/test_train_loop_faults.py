@@ -12,7 +12,7 @@ from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from tests import small
 from tests.train import cheap_run
-from tests.train.cheap_run import BAD_STEPS, after_step, damage, losses, run, steps_saved
+from tests.train.cheap_run import BAD_STEPS, after_step, damage, exit_code, losses, run, steps_saved
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_run_whose_steps_are_all_damaged_is_refused_and_left_alone(text, tmp_p
     for step_number in (1, 2, 3):
         damage(tmp_path, step_number)
     before = losses(tmp_path)
-    assert loop.main(small.config(text), str(tmp_path), None) == 3
+    assert exit_code(tmp_path, small.config(text)) == 3
     assert "none of the 3 steps" in capsys.readouterr().err
     assert losses(tmp_path) == before
     assert steps_saved(tmp_path) == [1, 2, 3]
@@ -66,7 +66,7 @@ def test_so_many_refused_steps_in_a_row_as_the_config_allows_are_lived_through(t
 def test_refused_steps_in_a_row_stop_the_run_with_a_report_and_untouched_checkpoints(whole, text, tmp_path, capsys):
     BAD_STEPS.update((2, 4, 5, 6))
     config = small.config(text, train__steps=9, train__checkpoint_every=3)
-    assert loop.main(config, str(tmp_path), None) == 4
+    assert exit_code(tmp_path, config) == 4
     out, err = capsys.readouterr()
     assert [line for line in out.splitlines() if "refused" in line][0].startswith(
         "step 2 is refused, weights unchanged"
@@ -125,7 +125,7 @@ def test_a_last_step_that_cannot_be_saved_ends_the_run_with_an_error(text, tmp_p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(snapshot.Snapshot, "write", failing)
-    assert loop.main(small.config(text, train__steps=1), str(tmp_path), None) == 74
+    assert exit_code(tmp_path, small.config(text, train__steps=1)) == 74
     assert "No space left" in capsys.readouterr().err
 
 

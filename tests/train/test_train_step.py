@@ -11,14 +11,14 @@ import pytest
 
 from mm01_jax.config import Config
 from mm01_jax.train import step
-from mm01_jax.train.objectives.pretrain import objective
+from mm01_jax.train.objectives import pretrain
 from tests import small
 from tests.model.jax_model import leaf_arrays
 
 SEGMENTS = [[0] * 20 + [1] * 12, [0] * 31 + [-1], [3] * 5 + [4] * 27, [-1] * 10 + [1] * 22]
 BATCH = small.batch(SEGMENTS)
-_PLACES = np.arange(BATCH["weights"].size).reshape(BATCH["weights"].shape)
-INFINITE = BATCH | {"weights": np.where(_PLACES == 0, np.float32(3e38), BATCH["weights"])}  # the loss overflows
+_PLACES = np.arange(BATCH.weights.size).reshape(BATCH.weights.shape)
+INFINITE = BATCH._replace(weights=np.where(_PLACES == 0, np.float32(3e38), BATCH.weights))  # the loss overflows
 BASE = small.config(train__batch_size=4, train__balance_loss="none", train__steps=8, optimizer__clip_norm=0.5)
 
 
@@ -159,7 +159,7 @@ def test_router_losses_count_by_their_coefficients():
     def value(**train):
         config = small.replace(BASE, **{"train__balance_loss": "paper", **train})
         arguments = (start().model, BATCH, jnp.asarray(1.0), 1.0)
-        return float(jax.jit(functools.partial(objective, config=config.train))(*arguments)[0])
+        return float(jax.jit(functools.partial(pretrain.objective, config=config.train))(*arguments)[0])
 
     none, one, four = value(train__balance_coef=0.0), value(train__balance_coef=1.0), value(train__balance_coef=4.0)
     assert one > none
@@ -182,17 +182,16 @@ def test_one_batch_again_and_again_is_learned():
 
 
 def test_padding_and_documents_without_targets_count_nowhere():
-    state, batch = start(), dict(BATCH)
-    places = np.asarray(batch["segments"]) == -1
-    for name in ("tokens", "targets", "positions"):
-        batch[name] = np.where(places, np.int32(7), batch[name])
+    state, places = start(), np.asarray(BATCH.segments) == -1
+    names = ("tokens", "targets", "positions")
+    batch = BATCH._replace(**{name: np.where(places, np.int32(7), getattr(BATCH, name)) for name in names})
     (new, metrics), (new_other, metrics_other) = train_step(BASE)(state, BATCH), train_step(BASE)(state, batch)
     assert bits(metrics) == bits(metrics_other)
     assert bits(new) == bits(new_other)
 
 
 def test_a_batch_without_a_single_target_is_a_step_of_decay_alone():
-    batch = BATCH | {"weights": np.zeros_like(BATCH["weights"])}
+    batch = BATCH._replace(weights=np.zeros_like(BATCH.weights))
     state, metrics = train_step(BASE)(start(), batch)
     assert metrics["loss"] == 0.0
     assert metrics["grad_norm"] == 0.0
@@ -201,3 +200,19 @@ def test_a_batch_without_a_single_target_is_a_step_of_decay_alone():
     for path, weight in leaf_arrays(state.model).items():
         decay = 0.0 if path.endswith("norm") else rate * 0.1
         np.testing.assert_allclose(weight, old[path] * (1 - decay), rtol=1e-6)
+
+
+def test_the_objective_is_an_argument():
+    """Twice the loss has twice the gradient, and what is reported is what the objective says."""
+    loose = small.replace(BASE, optimizer__clip_norm=None)
+
+    def doubled(*arguments, **options):
+        value, (loss, stats) = pretrain.objective(*arguments, **options)
+        return 2.0 * value, (loss + 1.0, stats)
+
+    other = functools.partial(step.train_step, config=loose, objective=doubled)
+    _, metrics = train_step(loose)(start(loose), BATCH)
+    new, found = small.unoptimised(other, out_shardings=(placed(loose), None))(start(loose), BATCH)
+    np.testing.assert_allclose(found["loss"], metrics["loss"] + 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["grad_norm"], 2.0 * metrics["grad_norm"], rtol=1e-5)
+    assert int(new.step) == 1

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.convert import table
 from mm01_jax.convert.certify import logits as logits_file
 from mm01_jax.convert.certify.forward import Forward
 from mm01_jax.convert.certify.mistakes import MISTAKES
@@ -88,10 +89,10 @@ def _ids_of(other: dict, ids: np.ndarray | None, where: str) -> np.ndarray:
 
 def _check_arrays(other: dict, model, ids, where: str) -> None:
     """Every array that is compared has the model's shape, and every one that is there is compared."""
-    N, H, P = model.num_heads, model.head_dim, len(model.period)
+    N, H = model.num_heads, model.head_dim
     wanted = {"logits": (*ids.shape, model.vocab_size)}
     for layer in range(model.num_layers):
-        if model.period[layer % P] == "lightning":
+        if table.mixer(model, layer).state:
             wanted[f"state_{layer}"] = (len(ids), N, H, H)
     if "logits" not in other:
         raise CheckpointError(f"{where}: no array 'logits'; it has {', '.join(other)}")

@@ -79,10 +79,21 @@ def walk(
 def _mixer_layer(f: Forward, layer: int, h, w) -> tuple[np.ndarray, np.ndarray | None]:
     config = f.config
     x = f.rms_norm(h, w["input_norm"], config.norm_eps)
-    if config.period[layer % len(config.period)] == "lightning":
-        out, state = f.lightning(layer, x, w)
-        return f.residual(h, x, out, config.lightning_alpha, config.lightning_beta), state
-    return f.residual(h, x, f.softmax(x, w), config.softmax_alpha, config.softmax_beta), None
+    out, state, alpha, beta = _MIXERS[config.period[layer % len(config.period)]](f, layer, x, w)
+    return f.residual(h, x, out, alpha, beta), state
+
+
+def _lightning(f: Forward, layer: int, x, w):
+    return *f.lightning(layer, x, w), f.config.lightning_alpha, f.config.lightning_beta
+
+
+def _softmax(f: Forward, layer: int, x, w):
+    del layer
+    return f.softmax(x, w), None, f.config.softmax_alpha, f.config.softmax_beta
+
+
+# Kind of layer -> (its output, the state it holds after the text or None, the residual's alpha, beta).
+_MIXERS = {"lightning": _lightning, "softmax": _softmax}
 
 
 def _experts_layer(weights: Weights, layer: int, forwards, mixed, stored) -> dict[str, np.ndarray]:

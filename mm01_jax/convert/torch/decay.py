@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from mm01_jax.config import ModelConfig
+from mm01_jax.convert import table
 
 PARTS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
 _TOLERANCE_ULPS = 4  # exp and pow of two libraries, at the end of three rounded steps
@@ -34,7 +35,7 @@ def buffers(model: ModelConfig, block: int) -> Iterator[Buffer]:
     N = model.num_heads
     shapes = dict(zip(PARTS, ((N, 1, 1), (N, block, 1), (N, block, 1), (1, N, block, block)), strict=True))
     for layer in range(model.num_layers):
-        if model.period[layer % len(model.period)] == "lightning":
+        if table.mixer(model, layer).decays:
             for part, shape in shapes.items():
                 yield Buffer(f"model.layers.{layer}.self_attn.{part}", layer, part, shape)
 

@@ -7,11 +7,10 @@ config.json that the weights once came with, where the checkpoint remembers it, 
 from typing import Any
 
 from mm01_jax.config import Config, ModelConfig, VisionConfig
+from mm01_jax.convert import table
 from mm01_jax.convert.torch.dialects import VISION_CONSTANTS, VL_TEXT_CONSTANTS, Dialect
 from mm01_jax.convert.torch.settings import FIELDS, VISION_FIELDS, native_problems
 
-_ORIGINAL_KINDS = {"lightning": 0, "softmax": 1}
-_NATIVE_KINDS = {"lightning": "linear_attention", "softmax": "full_attention"}
 _NEVER_CARRIED = ("architectures", "model_type", "torch_dtype", "dtype", "rope_parameters")
 
 
@@ -56,8 +55,8 @@ def _carry(constants: dict[str, Any], carried: dict[str, Any], same: bool) -> di
 
 
 def _text(model: ModelConfig, native: bool, constants: dict[str, Any]) -> dict[str, Any]:
-    names = _NATIVE_KINDS if native else _ORIGINAL_KINDS
-    kinds = [names[kind] for kind in model.period * model.num_periods]
+    mixers = [table.MIXERS[kind] for kind in model.period * model.num_periods]
+    kinds = [mixer.native if native else mixer.original for mixer in mixers]
     fields = {}
     for ours, (_, original, *other) in FIELDS.items():
         # transformers 5 reads rope_theta where 4 wrote it.

@@ -10,6 +10,7 @@ from typing import Any
 
 from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, VisionConfig, rules
+from mm01_jax.convert import table
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 
 # Our field -> (type, the original's name, transformers' name or names).
@@ -41,7 +42,8 @@ VISION_FIELDS = {
     "patch_size": (int, "patch_size"),
     "norm_eps": (float, "layer_norm_eps"),
 }
-KINDS = {0: "lightning", 1: "softmax", "linear_attention": "lightning", "full_attention": "softmax"}
+KINDS = {mixer.original: kind for kind, mixer in table.MIXERS.items()}
+KINDS |= {mixer.native: kind for kind, mixer in table.MIXERS.items()}
 # Fields with one value that this model can have; `None` in the tuple lets the field be absent.
 _FIXED = {
     "hidden_act": ("silu",),

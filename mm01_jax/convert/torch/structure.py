@@ -1,6 +1,7 @@
 """What is wrong with the names, shapes and dtypes of a checkpoint, all of it at once, before any data is read."""
 
 import collections
+import itertools
 import re
 
 from mm01_jax.checkpoint import CheckpointError
@@ -12,7 +13,11 @@ from mm01_jax.convert.torch.files import TensorFiles
 
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
 _MOST_EXPERTS = 100_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
-_LAYER = re.compile(r"model\.layers\.(\d+)\.self_attn\.(qkv_proj|q_proj)\.weight$")
+# Kind of layer -> its first tensor, which no other kind has.
+_FIRST = {
+    kind: re.compile(re.escape(mixer.rows[0].torch).replace(r"\{layer\}", r"(\d+)") + "$")
+    for kind, mixer in table.MIXERS.items()
+}
 
 
 def check_count(config: Config, where: str) -> None:
@@ -65,11 +70,10 @@ def problems(source) -> list[str]:
 
 def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:
     found = []
-    for name in entries:
-        match = _LAYER.search(name)
+    for name, (tensors, first) in itertools.product(entries, _FIRST.items()):
+        match = first.search(name)
         if match and int(match[1]) < model.num_layers:
             kind = model.period[int(match[1]) % len(model.period)]
-            tensors = "lightning" if match[2] == "qkv_proj" else "softmax"
             if kind != tensors:
                 what = f"the tensors are {tensors} attention's, attn_type_list (or layer_types) says {kind}"
                 found.append(f"layer {match[1]}: {what}")

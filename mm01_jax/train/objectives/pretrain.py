@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from mm01_jax.config import TrainConfig
+from mm01_jax.data.batch import Batch
+from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import cast_and_gather
 from mm01_jax.parallel.experts.layer import RouterStats
-from mm01_jax.parallel.vocabulary import cross_entropy
 
 
 def objective(
-    model: TextModel, batch: dict[str, jax.Array], total_weight: jax.Array, share: float, config: TrainConfig
+    model: TextModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
 ) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
     """The summand of one microbatch: (objective, (its part of the mean cross-entropy in nats, router statistics)).
 
@@ -26,17 +26,11 @@ def objective(
       total_weight: float32, sum of target weights of the whole global step.
       share: 1 / number of microbatches; router losses are means over microbatches.
     """
-    hidden, _, stats = model.forward(model.embed_tokens(batch["tokens"]), batch["positions"], batch["segments"])
-    loss = token_loss(model, hidden, batch, config) / total_weight
+    hidden, _, stats = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+    loss = token_loss(model, hidden, batch, config.loss_chunk) / total_weight
     routers = config.balance_coef * balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
     return loss + share * (routers + config.z_loss_coef * z), (loss, stats)
-
-
-def token_loss(model: TextModel, hidden: jax.Array, batch: dict[str, jax.Array], config: TrainConfig) -> jax.Array:
-    """Weighted sum of cross-entropies of a batch, float32 nats."""
-    head = cast_and_gather(model.head, hidden.dtype, model.rules)
-    return cross_entropy(hidden, head, batch["targets"], batch["weights"], chunk=config.loss_chunk, rules=model.rules)
 
 
 def balance_loss(stats: RouterStats, form: str) -> jax.Array:

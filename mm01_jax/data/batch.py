@@ -1,0 +1,22 @@
+"""A batch: what a step, an evaluation and a plan are given. NumPy arrays on a host, jax arrays on a mesh."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = np.ndarray | jax.Array
+
+
+class Batch(NamedTuple):
+    """B rows of S tokens (docs/data.md).
+
+    tokens: (B, S) int32. targets: (B, S) int32, the token after each. positions: (B, S) int32, in the document.
+    segments: (B, S) int32 document ids, < 0 is padding. weights: (B, S) float32 of the targets, 0 where there is none.
+    """
+
+    tokens: Array
+    targets: Array
+    positions: Array
+    segments: Array
+    weights: Array

@@ -1,0 +1,24 @@
+"""How well a model predicts given text: cross-entropies, of which training's objective and the evaluations are made."""
+
+import jax
+import jax.numpy as jnp
+
+from mm01_jax.data.batch import Batch
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import cast_and_gather
+from mm01_jax.parallel.vocabulary import cross_entropy
+
+
+def score(model: TextModel, batch: Batch, *, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """(weighted sum of cross-entropies in nats, sum of weights) of a batch, float32; `chunk` as in `token_loss`."""
+    hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+    return token_loss(model, hidden, batch, chunk), jnp.sum(batch.weights)
+
+
+def token_loss(model: TextModel, hidden_BSD: jax.Array, batch: Batch, chunk: int) -> jax.Array:
+    """Weighted sum of cross-entropies of a batch, float32 nats.
+
+    chunk: tokens of one device whose float32 logits exist at a time.
+    """
+    head = cast_and_gather(model.head, hidden_BSD.dtype, model.rules)
+    return cross_entropy(hidden_BSD, head, batch.targets, batch.weights, chunk=chunk, rules=model.rules)

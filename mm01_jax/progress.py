@@ -1,0 +1,50 @@
+"""One line that says how far a program is, and times as people write them. Imports nothing of ours."""
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """One line: rewritten in place on a terminal, repeated every few seconds elsewhere."""
+
+    SECONDS = 5.0
+
+    def __init__(self, first_step: int, steps: int, out: TextIO | None = None):
+        self.first, self.steps, self.out = first_step, steps, sys.stdout if out is None else out
+        self.began = self.shown = time.monotonic()
+        self.open = False
+
+    def show(self, step: int, text: str) -> None:
+        """Called after every step; `text` is what to say besides step and remaining time."""
+        now = time.monotonic()
+        terminal = self.out.isatty()
+        first, last = step == self.first + 1, step == self.steps
+        if not (terminal or first or last or now - self.shown >= self.SECONDS):
+            return
+        self.shown = now
+        if first:
+            self.began = now  # the first step is mostly compilation
+            remaining = ""
+        else:
+            seconds = (now - self.began) / (step - self.first - 1) * (self.steps - step)
+            remaining = f"  {clock(seconds)} left"
+        line = f"step {step}/{self.steps}  {text}{remaining}"
+        self.out.write(f"\r{line}\033[K" if terminal else f"{line}\n")
+        self.out.flush()
+        self.open = terminal
+
+    def log(self, text: str) -> None:
+        """A message of its own line."""
+        self.out.write(("\n" if self.open else "") + text + "\n")
+        self.out.flush()
+        self.open = False
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss; infinity as "unknown time"."""
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

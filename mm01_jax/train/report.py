@@ -1,0 +1,99 @@
+"""What a run says about itself: what it is at its start, a line while it goes, its result and pictures at its end."""
+
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mm01_jax.config import Config
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.train.metrics import read_metrics
+
+
+def describe(name: str, model: TextModel) -> str:
+    """The model's size and the machine, at the start."""
+    mesh = jax.sharding.get_mesh()
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    weights = sum(x.size for x in jax.tree.leaves(model))
+    kind = mesh.devices.flat[0].device_kind
+    return f"model {name}: {weights:,} parameters, {mesh.size} x {kind} ({axes}); compiling the first step"
+
+
+def line(record: dict[str, Any]) -> str:
+    """One step's metrics, as `metrics.jsonl` has them."""
+    parts = [f"loss {record['loss']:.4f}", f"{record['bits_per_byte']:.3f} bits/byte"]
+    if "held_out_loss" in record:
+        parts.append(f"held out {record['held_out_loss']:.4f}")
+    parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in record:
+        parts.append(f"{100 * record['mfu']:.1f} % MFU")
+    return "  ".join(parts)
+
+
+def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Callable[[str], None]) -> None:
+    """What the run achieved, its pictures, and what to type next.
+
+    Args:
+      summary: held_out_loss, unigram and bigram in nats a token; empty where nothing was held out.
+    """
+    if summary:
+        log(
+            f"held-out loss {summary['held_out_loss']:.4f} nats a token; "
+            f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
+        )
+    drawn = draw(root, read_metrics(root), summary.get("bigram"))
+    log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
+    more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
+    log("next:")
+    log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")
+    log(f"  {sys.executable} train_main.py {more}")
+    log(f"  {sys.executable} -m mm01_jax.evals perplexity --checkpoint={root}")
+
+
+def draw(workdir: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> list[pathlib.Path]:
+    """Writes loss.png and router_load.png into `workdir`; returns their paths, none without matplotlib.
+
+    Args:
+      records: lines of metrics.jsonl.
+      bigram: held-out bigram entropy in nats, drawn as a line to beat.
+    """
+    if not importlib.util.find_spec("matplotlib"):
+        return []
+    import matplotlib
+
+    matplotlib.use("agg")
+    return [_loss(workdir / "loss.png", records, bigram), _router_load(workdir / "router_load.png", records)]
+
+
+def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> pathlib.Path:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, label in (("loss", "training"), ("held_out_loss", "held out")):
+        points = [(r["step"], r[name]) for r in records if name in r]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if name != "loss" else None, markersize=3)
+    if bigram is not None:
+        axes.axhline(bigram, color="grey", linestyle="--", label="held-out bigram entropy")
+    axes.set(xlabel="step", ylabel="cross-entropy (nats a token)")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path
+
+
+def _router_load(path: pathlib.Path, records: list[dict[str, Any]]) -> pathlib.Path:
+    from matplotlib import pyplot
+
+    loads = [record["expert_load"] for record in records if "expert_load" in record][-50:]
+    mean = [[sum(column) / len(loads) for column in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    image = axes.imshow(mean, aspect="auto", vmin=0.0, vmax=2.0, cmap="RdBu_r", interpolation="nearest")
+    figure.colorbar(image, label="load (1 = balanced)")
+    axes.set(xlabel="expert", ylabel="layer", title=f"mean of the last {len(loads)} steps")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,91 @@
+"""The command of evaluations: its tasks, what it refuses, and a perplexity that is the mean over every held-out row."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mm01_jax.data.dataset import open_dataset
+from mm01_jax.evals import __main__ as evals
+from mm01_jax.evals.perplexity import perplexity
+from mm01_jax.loading import load
+from tests import small
+from tests.train import cheap_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The work directory of a run of one step, and its text."""
+    with pytest.MonkeyPatch.context() as patch:
+        cheap_run.use(patch)
+        workdir = tmp_path_factory.mktemp("run")
+        text = small.write_text(workdir / "text")
+        cheap_run.run(workdir, small.config(text, train__steps=1))
+    return workdir, text
+
+
+def command(capsys, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    return evals.main(["evals", *arguments]), *capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--checkpoint=runs/tiny",), "got no task; allowed: one of perplexity"),
+        (
+            ("perplexty", "--checkpoint=runs/tiny"),
+            "got perplexty; allowed: one of perplexity; nearest: perplexity",
+        ),
+        (("perplexity", "needle", "--checkpoint=runs/tiny"), "got perplexity needle"),
+        (("perplexity",), "--checkpoint is missing; e.g. perplexity --checkpoint=runs/tiny"),
+        (("perplexity", "--chekpoint=runs/tiny"), "chekpoint"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_one_line_by_name(capsys, arguments, named):
+    code, out, err = command(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_missing_checkpoint_is_refused_by_its_place(tmp_path, capsys):
+    assert command(capsys, "perplexity", f"--checkpoint={tmp_path}") == (3, "", f"{tmp_path}: no checkpoint here\n")
+
+
+def test_help_names_every_task(capsys):
+    code, out, err = command(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert all(f"\n  {task} " in out for task in evals.TASKS)
+    assert "--checkpoint" in out and "--source" in out
+
+
+def test_perplexity_of_a_run_is_said_beside_what_counting_achieves(run, capsys):
+    workdir, text = run
+    code, out, err = command(capsys, "perplexity", f"--checkpoint={workdir}")
+    assert (code, err) == (0, "")
+    last = out.splitlines()[-1]
+    with small.one_device():
+        model, _, config = load(str(workdir))
+        found = perplexity(model, config)
+    assert last == str(found)
+    assert f"perplexity {math.exp(found.loss):.3f}" in last and "bigram" in last
+    whole = command(capsys, "perplexity", f"--checkpoint={workdir}", f"--source={text}")[1].splitlines()[-1]
+    assert int(whole.split(" targets")[0].split()[-1].replace(",", "")) > found.num_targets
+
+
+def test_perplexity_is_the_mean_over_every_held_out_row(run):
+    workdir, _ = run
+    with small.one_device():
+        model, _, config = load(str(workdir))
+        found = perplexity(model, config)
+        rows = open_dataset(config.data, config.train.sequence_length, config.model.vocab_size).held_out
+        rows = [rows.row(i) for i in range(rows.num_rows)]
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        logits = small.unoptimised(lambda m: m(arrays["tokens"], arrays["positions"], arrays["segments"]))(model)
+        losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["targets"][..., None], -1)[..., 0]
+    assert found.num_targets == arrays["weights"].sum()
+    want = (losses.astype(np.float64) * arrays["weights"]).sum() / arrays["weights"].sum()
+    np.testing.assert_allclose(found.loss, want, rtol=1e-5)
+    assert found.bigram < found.unigram

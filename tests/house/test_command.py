@@ -1,0 +1,121 @@
+"""Every command ends in one way: the table of exit codes, the words that repeat it, and what each error gives."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from mm01_jax import command
+from mm01_jax.checkpoint import CheckpointError, Locked, NoValidCheckpoint, SaveFailed
+from mm01_jax.config import ConfigError, Problem
+from mm01_jax.data.text import DataError
+from mm01_jax.train.loop import NonFinite
+from mm01_jax.train.preemption import Preempted
+
+ROOT = pathlib.Path(__file__).parents[2]
+TABLE = {int(code): words for code, words in re.findall(r"^    (\d+) +(.+)$", command.__doc__, re.MULTILINE)}
+ROOMS = ("inference", "evals", "plan", "convert")
+HELP = {
+    path: ast.get_docstring(ast.parse((ROOT / path).read_text()))
+    for path in ("train_main.py", *(f"mm01_jax/{room}/__main__.py" for room in ROOMS))
+}
+ERRORS = {
+    ConfigError([Problem(key="a", got=1, allowed="2", nearest=None)]): 2,
+    Locked("taken"): 2,
+    ValueError("typed"): 2,
+    FileNotFoundError("nowhere"): 2,
+    DataError("text"): 3,
+    CheckpointError("file"): 3,
+    NoValidCheckpoint("none"): 3,
+    NonFinite("nan"): 4,
+    SaveFailed("full"): 74,
+    Preempted("saved"): 75,
+}
+
+
+def codes_said(text: str) -> dict[int, str]:
+    """The sentence "Exit codes: 0 done, ..." of a text."""
+    (sentence,) = re.findall(r"Exit codes: (.*?)\.(?:\s|$)", " ".join(text.split()))
+    return {int(code): words for code, words in re.findall(r"(\d+) (.*?)(?=, \d+ |$)", sentence)}
+
+
+def test_the_readme_repeats_the_table_of_training():
+    said = codes_said((ROOT / "README.md").read_text())
+    assert said == {code: TABLE[code] for code in (0, 2, 3, 4, 74, 75, 130)}
+    assert codes_said(HELP["train_main.py"]) == said
+
+
+@pytest.mark.parametrize("path", HELP)
+def test_every_help_text_says_codes_of_the_table_in_its_words(path):
+    said = codes_said(HELP[path])
+    assert {0, 2, 130} <= said.keys()
+    for code, words in said.items():
+        assert words.startswith(TABLE[code]), f"{code}: {words!r} against {TABLE[code]!r}"
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_is_one_message_and_its_code(error, capsys):
+    def fail(argv):
+        raise error
+
+    assert command.run(fail, ["x"]) == ERRORS[error]
+    assert ERRORS[error] in TABLE
+    assert capsys.readouterr() == ("", f"{error}\n")
+    assert command.run(fail, ["x"], name="mm01") == ERRORS[error]
+    assert capsys.readouterr().err == f"mm01: {error}\n"
+
+
+def test_a_bug_shows_its_traceback():
+    def fail(argv):
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        command.run(fail, [])
+
+
+def test_what_a_command_returns_is_its_code_and_nothing_is_done(capsys):
+    assert command.run(lambda argv: None, []) == 0
+    assert command.run(lambda argv: len(argv), ["a", "b", "c"]) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_interrupted_is_said_in_the_command_s_words(capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    assert command.run(interrupt, []) == 130
+    assert command.run(interrupt, [], name="mm01", interrupted="stopped; go on") == 130
+    assert capsys.readouterr().err == "interrupted\nmm01: stopped; go on\n"
+
+
+@pytest.mark.parametrize("path", ["train_main.py", "mm01_jax/plan/__main__.py", "mm01_jax/convert/__main__.py"])
+def test_help_shows_them(path):
+    name = ["train_main.py"] if "/" not in path else ["-m", path.removesuffix("/__main__.py").replace("/", ".")]
+    shown = subprocess.run([sys.executable, *name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0, shown.stderr
+    assert codes_said(shown.stdout).keys() == codes_said(HELP[path]).keys()
+
+
+CHATTER = """
+import sys
+from mm01_jax import command
+def talk(argv):
+    for number in range(100_000):
+        print(number)
+sys.exit(command.run(talk, sys.argv))
+"""
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CHATTER], env=environment, **pipes) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
+    assert 141 in TABLE
