@@ -121,7 +121,7 @@ def _used_twice(config: Config) -> Iterator[Problem]:
 def _dim_rule(name: str, dim_key: str) -> Callable[[Config], Iterator[Problem]]:
     def rule(config: Config) -> Iterator[Problem]:
         dim, axes = fields.get(config, dim_key), _axes(config, name)
-        parts = math.prod(size for _, size in axes)
+        parts = config.mesh.shards(name)
         if dim % parts:
             yield Problem(
                 key=dim_key,
@@ -136,7 +136,7 @@ def _dim_rule(name: str, dim_key: str) -> Callable[[Config], Iterator[Problem]]:
 def _stripes_rule(config: Config) -> Iterator[Problem]:
     """A zigzag shard holds two stripes of a row."""
     length, axes = config.train.sequence_length, _axes(config, "seq")
-    parts = 2 * math.prod(size for _, size in axes)
+    parts = 2 * config.mesh.shards("seq")
     if config.compute.sequence_layout == "zigzag" and parts > 2 and length % parts:
         allowed = f"a multiple of {parts}, two stripes for each shard of {_product(axes)}"
         nearest = f"{_multiple(length, parts)} or compute.sequence_layout='contiguous'"
@@ -145,7 +145,7 @@ def _stripes_rule(config: Config) -> Iterator[Problem]:
 
 def _batch_rule(config: Config) -> Iterator[Problem]:
     axes, microbatches = _axes(config, "batch"), config.train.num_microbatches
-    parts = math.prod(size for _, size in axes) * microbatches
+    parts = config.mesh.shards("batch") * microbatches
     sizes = [("train.batch_size", config.train.batch_size)]
     sizes += [("train.batch_ramp", size) for _, size in config.train.batch_ramp]
     for key, size in sizes:
