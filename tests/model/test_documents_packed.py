@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from mm01_jax.config import TrainConfig
 from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.mixers import empty_cache
 from pallas_kernels.lightning_attention import xla as lightning_xla
@@ -17,7 +16,7 @@ from tests.model.jax_model import compiled, leaf_arrays
 from tests.reference.documents import document_numbers
 
 S, CHUNK = 40, 16  # two whole chunks and a part of one
-TRAIN = TrainConfig(steps=1, batch_size=2, sequence_length=S, loss_chunk=32)
+CHUNK = 32
 # Head counts that are no powers of two, both mixers, every kind of residual.
 MODEL = small.variant(num_heads=6, num_kv_heads=3, head_dim=4, num_experts_per_token=3, softmax_beta=0.5)
 
@@ -41,7 +40,7 @@ def differentiated():
 
     def loss(model, batch):
         hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
-        return token_loss(model, hidden, batch, TRAIN.loss_chunk), model.logits(hidden)
+        return token_loss(model, hidden, batch, LOSS_CHUNK), model.logits(hidden)
 
     return compiled(jax.grad(loss, has_aux=True))
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mm01_jax.config import TrainConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.mixers import empty_cache
@@ -29,7 +28,7 @@ from tests.slow import slow_but
 
 # Sums of at most a few thousand float64 products, each rounded to 1.1e-16 of its terms, through a few layers.
 ROUNDING = {"float64": 1e-13, "float32": 1e-5}
-TRAIN = TrainConfig(steps=1, batch_size=2, sequence_length=20, loss_chunk=16)  # chunks that do not divide 40 tokens
+LOSS_CHUNK = 16  # chunks that do not divide 40 tokens
 LOSS = {"paper": 3.0, "transformers": 0.5, "z": 0.1}  # every term moves the gradient of the router visibly
 
 AWKWARD = ReferenceConfig(
@@ -88,7 +87,7 @@ def model_loss(model):
     stats = jax.tree.map(lambda x: x.astype(hidden.dtype), stats)
     counts = jnp.asarray(counts, hidden.dtype)
     batch = Batch(TOKENS, jnp.asarray(targets), positions(SEGMENTS), SEGMENTS, counts)
-    loss = token_loss(model, hidden, batch, TRAIN.loss_chunk) / counts.sum()
+    loss = token_loss(model, hidden, batch, LOSS_CHUNK) / counts.sum()
     for form in ("paper", "transformers"):
         loss += LOSS[form] * balance_loss(stats, form)
     loss += LOSS["z"] * jnp.mean(stats.z_square / stats.tokens)

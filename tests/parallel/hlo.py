@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from mm01_jax.sharding import AXES
+from mm01_jax.config import MESH_AXES
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _INSTRUCTION = re.compile(rf"= (?P<shape>\S.*?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\((?P<rest>.*)$", re.MULTILINE)
@@ -17,7 +17,7 @@ def collectives(program: str, mesh_shape: dict[str, int]) -> set[tuple[str, tupl
     for match in _INSTRUCTION.finditer(program):
         named = re.search(r"replica_groups=mesh\[[^\]]*\] \{(.*?)\}", match["rest"])  # as jax 0.12 writes it
         if named:
-            axes = tuple(axis for axis in AXES if f"'{axis}'" in named[1] and mesh_shape[axis] > 1)
+            axes = tuple(axis for axis in MESH_AXES if f"'{axis}'" in named[1] and mesh_shape[axis] > 1)
         else:
             axes = _axes(_groups(match["rest"]), mesh_shape)
         if axes:
@@ -48,10 +48,10 @@ def _groups(rest: str) -> list[list[int]]:
 
 def _axes(groups: list[list[int]], mesh_shape: dict[str, int]) -> tuple[str, ...]:
     """The mesh axes along which some members of a group differ."""
-    sizes = [mesh_shape[axis] for axis in AXES]
+    sizes = [mesh_shape[axis] for axis in MESH_AXES]
     places = [[np.unravel_index(device, sizes) for device in group] for group in groups]
     differ = set()
     for group in places:
         for one, other in itertools.pairwise(group):
-            differ |= {axis for axis, a, b in zip(AXES, one, other, strict=True) if a != b}
-    return tuple(axis for axis in AXES if axis in differ)
+            differ |= {axis for axis, a, b in zip(MESH_AXES, one, other, strict=True) if a != b}
+    return tuple(axis for axis in MESH_AXES if axis in differ)

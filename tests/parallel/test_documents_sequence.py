@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig, TrainConfig
+from mm01_jax.config import MeshConfig
 from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
@@ -20,7 +20,7 @@ from tests.model.jax_model import compiled, leaf_arrays
 from tests.reference.documents import document_numbers
 
 S = 32
-TRAIN = TrainConfig(steps=1, batch_size=2, sequence_length=S, loss_chunk=32)
+CHUNK = 32  # tokens whose logits are held at a time
 
 
 @pytest.mark.parametrize("shards, layout", [(1, "zigzag"), (2, "contiguous"), (2, "zigzag"), (8, "zigzag")])
@@ -44,7 +44,7 @@ def evaluate(attention: str, layout: str):
 
     def loss(model, batch):
         hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
-        return token_loss(model, hidden, batch, TRAIN), model.logits(hidden)
+        return token_loss(model, hidden, batch, CHUNK), model.logits(hidden)
 
     with small.one_device():
         weights = small.model(variant)
