@@ -16,7 +16,7 @@ from tests.model.jax_model import compiled, leaf_arrays
 from tests.reference.documents import document_numbers
 
 S, CHUNK = 40, 16  # two whole chunks and a part of one
-CHUNK = 32
+LOSS_CHUNK = 32  # tokens whose logits are held at a time
 # Head counts that are no powers of two, both mixers, every kind of residual.
 MODEL = small.variant(num_heads=6, num_kv_heads=3, head_dim=4, num_experts_per_token=3, softmax_beta=0.5)
 
