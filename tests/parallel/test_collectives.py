@@ -10,6 +10,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import MESH_AXES, MeshConfig
+from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from tests.parallel import hlo
@@ -32,8 +33,8 @@ def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") 
         placed = shardings(empty, devices, mesh.rules)
         model = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), empty, placed)
         where = sharding.named(devices, mesh.rules, "batch", "seq")
-        names = {"weights": jnp.float32} | dict.fromkeys(("tokens", "targets", "positions", "segments"), jnp.int32)
-        batch = {k: jax.ShapeDtypeStruct((ROWS, LENGTH), dtype, sharding=where) for k, dtype in names.items()}
+        dtypes = [jnp.float32 if name == "weights" else jnp.int32 for name in Batch._fields]
+        batch = Batch(*(jax.ShapeDtypeStruct((ROWS, LENGTH), dtype, sharding=where) for dtype in dtypes))
         step = jax.jit(
             jax.grad(lambda model, batch: total_loss(model, batch, logits=False)[0]),
             out_shardings=placed,
