@@ -14,8 +14,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.documents import begins
 
-NEVER = jnp.iinfo(jnp.int32).max  # `first` of a padding token: it reads nothing
-
 
 class Documents(NamedTuple):
     """Per token, int32 (B, S). Padding carries the last token's age and first; `valid` is False there."""
@@ -23,14 +21,6 @@ class Documents(NamedTuple):
     age: jax.Array
     first: jax.Array
     valid: jax.Array
-
-    def key_age(self) -> jax.Array:
-        """`age`, and -1 where nothing is written."""
-        return jnp.where(self.valid, self.age, -1)
-
-    def query_first(self) -> jax.Array:
-        """`first`, and NEVER where nothing is read."""
-        return jnp.where(self.valid, self.first, NEVER)
 
 
 def documents(segment_ids_BS: jax.Array) -> Documents:
