@@ -188,22 +188,22 @@ def rows(config: Config, at: int, length: int | None = None) -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], positions, segments, weights)
 
 
-def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", **model) -> Config:
+def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b") -> Config:
     """The benchmark's config on a mesh; with a length, of one row."""
     config = SHAPES[shapes]()
     size = {"batch_size": 1, "sequence_length": length} if length else {}
-    model |= {"lightning_beta": MIXERS, "softmax_beta": MIXERS, "sequence_layout": "zigzag"}
     return dataclasses.replace(
         config,
         mesh=dataclasses.replace(config.mesh, **mesh),
         train=dataclasses.replace(config.train, **size),
-        model=dataclasses.replace(config.model, **model),
+        model=dataclasses.replace(config.model, lightning_beta=MIXERS, softmax_beta=MIXERS),
+        compute=dataclasses.replace(config.compute, sequence_layout="zigzag"),
     )
 
 
 def first_losses(config: Config, dtype: str, count: int) -> list[float]:
     """Losses of `count` steps' rows at the first weights, on one GPU in `dtype`."""
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
+    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, dtype=dtype))
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
 
     def loss(key, batch):
