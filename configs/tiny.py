@@ -1,4 +1,4 @@
-"""CPU size: minutes on two cores, on the standard library's own source. Every test and notebook starts here."""
+"""CPU size: minutes on two cores, on the standard library's own source. Tests and first steps start here."""
 
 from mm01_jax.config import ComputeConfig, Config, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 

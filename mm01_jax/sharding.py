@@ -24,7 +24,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(getattr(config, axis) for axis in MESH_AXES)
-    size = shape[0] * shape[1] * shape[2] * shape[3]
+    size = config.size(MESH_AXES)
     if size != len(devices):
         sizes = " x ".join(f"{axis} {n}" for axis, n in zip(MESH_AXES, shape, strict=True))
         raise ValueError(f"mesh {sizes} = {size} devices, but {len(devices)} are available")

@@ -36,7 +36,7 @@ _NEVER_MEET = (
 def mesh_problems(config: Config, num_devices: int) -> list[Problem]:
     """Why this config cannot run on so many devices, naming the nearest meshes that can; empty when it can."""
     sizes = tuple(getattr(config.mesh, axis) for axis in MESH_AXES)
-    if math.prod(sizes) == num_devices:
+    if config.mesh.size(MESH_AXES) == num_devices:
         return []
     nearest = " or ".join(_changes(config.mesh, mesh) for mesh in nearest_meshes(config, num_devices))
     product = " * ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
@@ -44,7 +44,7 @@ def mesh_problems(config: Config, num_devices: int) -> list[Problem]:
         Problem(
             key="mesh",
             got=product,
-            allowed=f"a product of {num_devices}, the devices of this run, not {math.prod(sizes)}",
+            allowed=f"a product of {num_devices}, the devices of this run, not {config.mesh.size(MESH_AXES)}",
             nearest=nearest or f"none of the meshes of {num_devices} devices divides this model and batch",
         )
     ]
@@ -158,7 +158,7 @@ def _expert_rule(config: Config) -> Iterator[Problem]:
     """Shards of experts exchange tokens, so the axes of the experts have to cut the tokens too."""
     rules = config.mesh.rules
     strangers = [axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq)]
-    if math.prod(getattr(config.mesh, axis) for axis in strangers) > 1:
+    if config.mesh.size(strangers) > 1:
         allowed = f"axes of mesh.rules.batch={rules.batch!r} or mesh.rules.seq={rules.seq!r}, which cut the tokens"
         nearest = repr(tuple(axis for axis in rules.expert if axis not in strangers))
         yield Problem(key="mesh.rules.expert", got=rules.expert, allowed=allowed, nearest=nearest)
@@ -167,7 +167,7 @@ def _expert_rule(config: Config) -> Iterator[Problem]:
 def _shared_keys_rule(config: Config) -> Iterator[Problem]:
     """Where key heads are held whole but query heads are cut, each cut needs whole key heads, or a part of one."""
     rules, kv_heads = config.mesh.rules, config.model.num_kv_heads
-    cuts = math.prod(getattr(config.mesh, axis) for axis in rules.heads if axis not in rules.kv_heads)
+    cuts = config.mesh.size(axis for axis in rules.heads if axis not in rules.kv_heads)
     if kv_heads % cuts and cuts % kv_heads:
         allowed = f"a multiple or a divisor of the {cuts} shards of mesh.rules.heads={rules.heads!r}"
         yield Problem(

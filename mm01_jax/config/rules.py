@@ -1,6 +1,7 @@
 """What a valid config obeys: the range of each value, and what values ask of each other.
 
-`check` reports every broken rule at once. Divisibility over the mesh is in `mesh.py`.
+`check` reports every broken rule at once. The mesh has its own page, `mesh.py`: its rules (`schema.Rules`) and what
+they divide.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ The README has the letters used in comments (M periods, L layers, D model width,
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 MixerKind = Literal["lightning", "softmax"]
@@ -31,7 +32,7 @@ class ModelConfig:
     num_experts_per_token: int  # A, top-k
     expert_dim: int  # F, width of one expert
     norm_eps: float = 1e-5  # layer norms and final norm
-    lightning_norm_eps: float = 1e-6  # the norm inside lightning attention; never the config of the released files
+    lightning_norm_eps: float = 1e-6  # the norm inside lightning attention; the released config.json does not have it
     # DeepNorm residual h' = alpha * norm(h) + beta * f(norm(h)), per kind of sub-layer.
     lightning_alpha: float = 1.0
     lightning_beta: float = 1.0
@@ -39,7 +40,8 @@ class ModelConfig:
     softmax_beta: float = 1.0
     experts_alpha: float = 1.0
     experts_beta: float = 1.0
-    # Expert routing. `dropless` never drops; `capacity` drops tokens beyond capacity_factor * assigned / E (paper 2.1).
+    # Expert routing. `dropless` never drops; `capacity` drops assignments beyond
+    # capacity_factor * tokens * A / E of an expert (paper 2.1).
     routing: Literal["dropless", "capacity"] = "dropless"
     capacity_factor: float = 1.25
     # Which tokens share one capacity: the global microbatch (the paper's global router), or one expert group's alone.
@@ -106,7 +108,8 @@ class Rules:
     ffn: tuple[str, ...] = ("tensor",)
     vocab: tuple[str, ...] = ("tensor",)
     expert: tuple[str, ...] = ("expert",)
-    # Never cut, so no options: a scan walks over the stacks, whose lengths differ; heads are cut whole; 577 is prime.
+    # Never cut, so no options: a scan walks over the stacks, whose lengths differ; heads are cut whole; patches are 577
+    # with the class token, a prime.
     period: ClassVar[tuple[str, ...]] = ()
     layer: ClassVar[tuple[str, ...]] = ()
     head_dim: ClassVar[tuple[str, ...]] = ()
@@ -123,9 +126,13 @@ class MeshConfig:
     sequence: int = 1
     rules: Rules = Rules()
 
-    def shards(self, *axes: str) -> int:
+    def size(self, mesh_axes: Iterable[str]) -> int:
+        """Devices along these mesh axes together."""
+        return math.prod(getattr(self, axis) for axis in mesh_axes)
+
+    def shards(self, *logical_axes: str) -> int:
         """Over how many devices the rules cut these logical axes together."""
-        return math.prod(getattr(self, axis) for name in axes for axis in getattr(self.rules, name))
+        return self.size(axis for name in logical_axes for axis in getattr(self.rules, name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """B rows of S tokens (docs/data.md).
 
     tokens: (B, S) int32. targets: (B, S) int32, the token after each. positions: (B, S) int32, in the document.
-    segments: (B, S) int32 document ids, < 0 is padding. weights: (B, S) float32 of the targets, 0 where there is none.
+    segments: (B, S) int32 segment ids, < 0 is padding. weights: (B, S) float32 of the targets, 0 where there is none.
     """
 
     tokens: Array

@@ -1,7 +1,7 @@
-"""What every layer is made of: a weight, a matmul, RMSNorm, the residual rule, partial RoPE.
+"""What every layer is made of: a weight, a matmul, RMSNorm, partial RoPE.
 
 A weight is stated once, by one `param` line: shape, logical axes, initializer. Its sharding follows from the axes
-through the rules, at birth (`shardings`) and in use (`read`); nothing else in the repository states either.
+through the rules, at birth (`shardings`) and in use (`cast_and_gather`).
 """
 
 import math

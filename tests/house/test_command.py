@@ -2,7 +2,6 @@
 
 import ast
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from mm01_jax.config import ConfigError, Problem
 from mm01_jax.data.text import DataError
 from mm01_jax.train.loop import NonFinite
 from mm01_jax.train.preemption import Preempted
+from tests.house.checkout import ROOT
 
-ROOT = pathlib.Path(__file__).parents[2]
 TABLE = {int(code): words for code, words in re.findall(r"^    (\d+) +(.+)$", command.__doc__, re.MULTILINE)}
 ROOMS = ("inference", "evals", "plan", "convert")
 HELP = {

@@ -1,6 +1,5 @@
 """Tables in documents that restate what the code says are compared with the code."""
 
-import pathlib
 import re
 
 import jax
@@ -9,9 +8,9 @@ from flax import nnx
 from configs import tiny
 from mm01_jax.config import Rules
 from mm01_jax.model.decoder import TextModel
+from tests.house.checkout import ROOT
 from tests.model.jax_model import leaf_path
 
-ROOT = pathlib.Path(__file__).parents[2]
 AXES = {"–": None}
 
 

@@ -4,8 +4,9 @@ import ast
 import pathlib
 import re
 
-ROOT = pathlib.Path(__file__).parents[2]
-FILES = [path for room in ("mm01_jax", "pallas_kernels") for path in sorted((ROOT / room).rglob("*.py"))]
+from tests.house.checkout import ROOT, inside, modules, tree
+
+FILES = [path for name, path in sorted(modules().items()) if inside(name, ("mm01_jax", "pallas_kernels"))]
 PAGE = (ROOT / "docs" / "documents.md").read_text()
 IDS = re.compile(r"segment|document|open_")  # how names of ids are spelt
 
@@ -13,7 +14,7 @@ IDS = re.compile(r"segment|document|open_")  # how names of ids are spelt
 def comparisons(path: pathlib.Path) -> list[str]:
     """`x == y` and `x != y` of two ids."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
             sides = (ast.unparse(node.left), ast.unparse(node.comparators[0]))
             if all(IDS.search(side) for side in sides):

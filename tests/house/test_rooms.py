@@ -8,14 +8,14 @@ from tests.house.checkout import ROOT, files, imports, inside, modules, tree
 
 # From the ground up. A room imports what lies below it; a module belongs to the longest name that fits.
 LEVELS = (
-    ("pallas_kernels", "mm01_jax.config", "mm01_jax.files", "mm01_jax.chips", "mm01_jax.command", "mm01_jax.progress"),
+    ("pallas_kernels", "mm01_jax.config", "mm01_jax.chips", "mm01_jax.command", "mm01_jax.progress"),
     ("mm01_jax.sharding",),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),
     ("mm01_jax.checkpoint", "mm01_jax.data"),
     ("mm01_jax.inference",),
     ("mm01_jax.train", "mm01_jax.evals", "mm01_jax.convert", "mm01_jax.plan"),
-    ("mm01_jax", "train_main", "configs", "notebooks", "setup"),  # doors: the public names, programs, configs
+    ("mm01_jax", "train_main", "configs", "setup"),  # doors: the public names, programs, configs
     ("tests",),
     ("benchmarks",),  # may use what tests have; tests need no bench,
     ("tests.benchmarks",),  # but for those of the benches
@@ -26,16 +26,14 @@ PRODUCT = ("train_main", "configs", "mm01_jax", "pallas_kernels")
 
 # A room -> the others on its own level that it may import. Doors may import each other.
 BESIDE = {
-    "mm01_jax.config": ("mm01_jax.files",),
     "mm01_jax.plan": ("mm01_jax.train",),  # it compiles the training step
 }
 
 # A room -> all of ours that it may import, though more lies below.
 ALONE = {
     "pallas_kernels": (),
-    "mm01_jax.files": (),
-    "mm01_jax.checkpoint": ("mm01_jax.config", "mm01_jax.files"),
-    "mm01_jax.data": ("mm01_jax.config", "mm01_jax.files"),
+    "mm01_jax.checkpoint": ("mm01_jax.config",),
+    "mm01_jax.data": ("mm01_jax.config",),
     "configs": ("mm01_jax.config",),
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 from mm01_jax.parallel.experts import exchange, router
 from mm01_jax.parallel.experts.rows import permutation_by
 
-BUFFERS = exchange.Buffers(groups=1, tokens=3, shards=2, num_experts=2, send=3, per_expert=6)
+BUFFERS = exchange.Buffers(groups=1, tokens=3, shards=2, experts_per_shard=2, send=3, per_expert=6)
 
 
 def drawn(label: str) -> list[list[str]]:

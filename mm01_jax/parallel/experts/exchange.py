@@ -42,15 +42,15 @@ from mm01_jax.parallel.experts.transports import Transport
 class Buffers:
     """Static sizes of the exchange.
 
-    groups: that a device's tokens are cut into; all else is of one of them. tokens: of it, on one device.
-    shards: expert shards. num_experts: on each of them. send: slots, rows that one device may send to one of them.
-    per_expert: rows that one expert may receive. multiple: of what an expert's rows are filled up to (`row_multiple`).
+    groups: into which a device's tokens are cut; every other field is of one group. tokens: of a group on one device.
+    shards: expert shards. send: slots, rows that one device may send to one shard. per_expert: rows that one expert may
+    receive. multiple: of what an expert's rows are filled up to (`row_multiple`).
     """
 
     groups: int
     tokens: int
     shards: int
-    num_experts: int
+    experts_per_shard: int
     send: int
     per_expert: int
     multiple: int = 1
@@ -71,27 +71,27 @@ class Buffers:
         """
         groups = math.gcd(compute.exchange_groups, device_tokens)  # a few tokens (decode) are not worth cutting
         tokens, shards = device_tokens // groups, math.prod(map(axis_size, rules.expert))
-        num_experts, A = config.num_experts // shards, config.num_experts_per_token
-        send = tokens * min(A, num_experts)
+        experts_per_shard, A = config.num_experts // shards, config.num_experts_per_token
+        send = tokens * min(A, experts_per_shard)
         per_expert = shards * min(tokens, send)
         if (bound := compute.dropless_bound) is not None:
             send = min(send, math.ceil(bound * tokens * A / shards))
             per_expert = min(shards * min(tokens, send), math.ceil(bound * tokens * A * shards / config.num_experts))
         if config.routing == "capacity":
             capacity = expert_capacity(config, rules, device_tokens, axis_size)
-            send, per_expert = min(send, num_experts * capacity), min(per_expert, capacity)
-        return cls(groups, tokens, shards, num_experts, send, per_expert)
+            send, per_expert = min(send, experts_per_shard * capacity), min(per_expert, capacity)
+        return cls(groups, tokens, shards, experts_per_shard, send, per_expert)
 
     def filled_up(self, rows: int) -> int:
         """Length of an array that holds so many rows, every expert's filled up to the multiple."""
-        return -(-(rows + self.num_experts * (self.multiple - 1)) // self.multiple) * self.multiple
+        return -(-(rows + self.experts_per_shard * (self.multiple - 1)) // self.multiple) * self.multiple
 
 
 def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
     """All experts being on this device: (y (T, D / shards of ffn), overflow int32)."""
     T, A = choice_TA.shape
     assignment_of_row, row_of_assignment = permutation_by(choice_TA.reshape(-1))
-    sizes = count(choice_TA.reshape(-1), buffers.num_experts)
+    sizes = count(choice_TA.reshape(-1), buffers.experts_per_shard)
     filled_sizes, shift = _filled_sizes(sizes, buffers)
     if buffers.multiple > 1:
         assignment_of_row, row_of_assignment = _spread(
@@ -107,7 +107,7 @@ def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers:
 
 
 def _filled_sizes(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
-    """(every expert's rows filled up to the multiple, how far that shifts them), (num_experts,) both."""
+    """(every expert's rows filled up to the multiple, how far that shifts them), (experts_per_shard,) both."""
     filled = -(-sizes // buffers.multiple) * buffers.multiple
     return filled, jnp.cumsum(filled - sizes) - (filled - sizes)
 
@@ -117,7 +117,7 @@ def _spread(order, place, choice, sizes, shift, buffers: Buffers) -> tuple[jax.A
     R, none = buffers.filled_up(order.size), order.size
     row, starts = jnp.arange(R, dtype=jnp.int32), jnp.cumsum(sizes) - sizes
     place_of_row = row + in_block(row, starts + shift, starts + shift + sizes, -shift, none)
-    row_of_assignment = jnp.where(choice < buffers.num_experts, place + shift.at[choice].get(mode="clip"), R)
+    row_of_assignment = jnp.where(choice < buffers.experts_per_shard, place + shift.at[choice].get(mode="clip"), R)
     return order.at[place_of_row].get(mode="fill", fill_value=none), row_of_assignment
 
 
@@ -129,8 +129,10 @@ def exchange_and_compute(
     apply_experts(rows sorted by expert, each expert's number of them, buffers) -> rows.
     """
     T, A = choice_TA.shape
-    chosen = count(choice_TA.reshape(-1), buffers.shards * buffers.num_experts)
-    chosen = chosen.reshape(buffers.shards, buffers.num_experts)  # assignments of this device to every shard's experts
+    chosen = count(choice_TA.reshape(-1), buffers.shards * buffers.experts_per_shard)
+    chosen = chosen.reshape(
+        buffers.shards, buffers.experts_per_shard
+    )  # assignments of this device to every shard's experts
     assignment_of_slot, slot_of_assignment = _send_slots(choice_TA, chosen, buffers)
     slots = move_rows(_slice(x_TD, rules.ffn), assignment_of_slot // A, slot_of_assignment)
     arriving = _arriving(lax.all_to_all(chosen, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
@@ -164,7 +166,7 @@ def _slice(x_TD: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def _send_slots(choice_TA: jax.Array, chosen: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
     """(assignment of each slot (shards * send,), slot of each assignment (T, A)); out of range where there is none.
 
-    chosen: (shards, num_experts), assignments to every shard's experts.
+    chosen: (shards, experts_per_shard), assignments to every shard's experts.
     """
     T, A = choice_TA.shape
     order, place = permutation_by(choice_TA.reshape(-1))  # sorted by expert, so by shard: a shard's stand together
@@ -182,7 +184,7 @@ def _send_slots(choice_TA: jax.Array, chosen: jax.Array, buffers: Buffers) -> tu
 
 
 def _arriving(chosen: jax.Array, buffers: Buffers) -> jax.Array:
-    """Rows from each sender for each expert here, (shards, num_experts): those that fit the sender's slots."""
+    """Rows from each sender for each expert here, (shards, experts_per_shard): those that fit the sender's slots."""
     ends = jnp.minimum(jnp.cumsum(chosen, axis=1, dtype=jnp.int32), buffers.send)
     return jnp.diff(ends, axis=1, prepend=0)
 
@@ -201,7 +203,7 @@ def _rows_by_expert(arriving: jax.Array, shift: jax.Array, buffers: Buffers) -> 
     """(slot of each row, row of each slot), all senders' rows sorted by expert; out of range where there is none.
 
     It follows from the counts, without a sort: the rows of one sender for one expert are a block, which stands together
-    in the sender's slots and among the expert's rows. shift: (num_experts,), what filling up adds before each expert.
+    in the sender's slots and among the expert's rows. shift: (experts_per_shard,), what filling up adds before each.
     """
     num_slots = buffers.shards * buffers.send
     end_in_part = jnp.cumsum(arriving, axis=1)

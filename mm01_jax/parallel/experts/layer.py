@@ -49,7 +49,7 @@ class RouterStats:
 
 def expert_layer(
     x_BSD: jax.Array,
-    segments_BS: jax.Array,
+    documents_BS: jax.Array,
     weights: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
     *,
     config: ModelConfig,
@@ -66,17 +66,17 @@ def expert_layer(
     inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
     local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, segments_BS, weights)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, documents_BS, weights)
 
 
 def _local(
-    x_BSD, segments_BS, weights, *, config: ModelConfig, compute: ComputeConfig, rules: Rules, layout: SequenceLayout
+    x_BSD, documents_BS, weights, *, config: ModelConfig, compute: ComputeConfig, rules: Rules, layout: SequenceLayout
 ):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
     router_DE, *ffn_weights = (vary_over(w, (*rules.batch, *rules.seq)) for w in weights)
     B, S, D = x_BSD.shape
     E = config.num_experts
-    x_TD, valid_T = x_BSD.reshape(B * S, D), (segments_BS >= 0).reshape(B * S)
+    x_TD, valid_T = x_BSD.reshape(B * S, D), (documents_BS >= 0).reshape(B * S)
     choice_TA, weight_TA, probability_TE, lse_T = router.route(x_TD, router_DE, config.num_experts_per_token)
     choice_TA = jnp.where(valid_T[:, None], choice_TA, E)  # padding goes to no expert
     served_TA = choice_TA
