@@ -1,4 +1,7 @@
-"""Which experts a token goes to, and which of its choices an expert's capacity lets stand (paper 2.1; spec A.6, E)."""
+"""Which experts a token goes to, and which of its choices an expert's capacity lets stand.
+
+Paper 2.1; docs/model.md A.6, E.
+"""
 
 import math
 from collections.abc import Callable
