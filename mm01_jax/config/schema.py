@@ -185,7 +185,7 @@ class TrainConfig:
     num_microbatches: int = 1  # gradient accumulation
     seed: int = 0
     loss_chunk: int = 512  # tokens whose logits are held at a time
-    balance_loss: Literal["paper", "transformers", "none"] = "paper"  # two normalisations, named apart (spec D14)
+    balance_loss: Literal["paper", "transformers", "none"] = "paper"  # two normalisations, named apart (model.md D14)
     balance_coef: float = 0.01
     z_loss_coef: float = 0.0
     max_nonfinite_steps: int = 3  # refused steps in a row before the run stops

@@ -1,4 +1,4 @@
-"""THE table: one row per kind of PyTorch tensor, read both ways (spec B.1, B.3).
+"""THE table: one row per kind of PyTorch tensor, read both ways (docs/model.md B.1, B.3).
 
 A row names a tensor in the released files, the leaf of our parameter tree that holds it, and the axes on both sides.
 `{layer}`, `{expert}` and `{block}` run over the layers of a kind, the experts and the vision blocks; on our side they

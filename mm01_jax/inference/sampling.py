@@ -35,7 +35,7 @@ def sample(logits_BV: jax.Array, key: jax.Array, allowed_V: jax.Array, sampling:
     Args:
       logits_BV: float32.
       allowed_V: bool; ids that no text has (rows of the table beyond the tokenizer) are never chosen. Their untrained
-        logits can win otherwise, and decode to nothing (spec A.7).
+        logits can win otherwise, and decode to nothing (model.md A.7).
     """
     logits = jnp.where(allowed_V[None, :], logits_BV, -jnp.inf)
     if sampling.temperature == 0.0:

@@ -1,4 +1,4 @@
-"""The text model: layers, stacks of layers, periods of stacks (paper section 2; spec 0, A.3).
+"""The text model: layers, stacks of layers, periods of stacks (paper 2; docs/model.md 0, A.3).
 
     h = Embed[tokens];  per layer  x = norm(h), h = a x + b Mixer(x);  x = norm(h), h = a x + b Experts(x)
     logits = W_head norm(h)

@@ -1,4 +1,4 @@
-"""Mixture of experts (paper 2.1, Eq. 1; spec A.6): router, expert weights and what the balance loss needs.
+"""Mixture of experts (paper 2.1, Eq. 1; docs/model.md A.6): router, expert weights and what the balance loss needs.
 
 p = softmax_fp32(W_r x)     w = top-k(p) / sum(top-k(p))     y = sum_k w_k W_down_k( silu(W_gate_k x) * W_up_k x )
 """

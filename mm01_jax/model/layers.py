@@ -1,4 +1,4 @@
-"""What every layer is made of: a weight, a matmul, RMSNorm, partial RoPE.
+"""What every layer is made of: a weight, a matmul, RMSNorm, partial RoPE (docs/model.md A).
 
 A weight is stated once, by one `param` line: shape, logical axes, initializer. Its sharding follows from the axes
 through the rules, at birth (`shardings`) and in use (`cast_and_gather`).
@@ -107,7 +107,7 @@ def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype 
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> jax.Array:
-    """weight * cast(x / sqrt(mean(x^2) + eps)) over the last `num_axes` dims; statistics in float32 (spec A.2)."""
+    """weight * cast(x / sqrt(mean(x^2) + eps)) over the last `num_axes` dims; statistics in float32 (model.md A.2)."""
     axes = tuple(range(-num_axes, 0))
     wide = x.astype(np.promote_types(x.dtype, np.float32))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
@@ -116,7 +116,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> 
 
 
 def rope(x_BSNH: jax.Array, positions_BS: jax.Array, rotary_dim: int, theta: float) -> jax.Array:
-    """Rotates the first `rotary_dim` dims of each head, pairing i with i + rotary_dim/2 (spec A.5); float32 inside."""
+    """Rotates the first `rotary_dim` dims of each head, i with i + rotary_dim/2, in float32 (model.md A.5)."""
     half = rotary_dim // 2
     wide = np.promote_types(x_BSNH.dtype, np.float32)
     frequency = jnp.asarray(theta, wide) ** (-jnp.arange(half, dtype=wide) * (2.0 / rotary_dim))

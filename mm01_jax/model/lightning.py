@@ -1,4 +1,4 @@
-"""Lightning attention as a layer (paper 2.2; spec A.4).
+"""Lightning attention as a layer (paper 2.2; docs/model.md A.4).
 
     [q|k|v] = silu(W_qkv x) per head      S_t = exp(-s) S_{t-1} + k_t v_t'      o_t = S_t' q_t
     y = W_out( sigmoid(W_gate x) * RMSNorm_{N*H}(o) )
@@ -23,7 +23,7 @@ from mm01_jax.parallel.lightning import lightning_attention, lightning_attention
 
 
 def slopes(num_heads: int, num_layers: int) -> np.ndarray:
-    """Decay slopes (num_layers, num_heads) float32: ALiBi slopes times 1 - l/(L-1) + 1e-5 (spec A.4).
+    """Decay slopes (num_layers, num_heads) float32: ALiBi slopes times 1 - l/(L-1) + 1e-5 (model.md A.4).
 
     Head counts that are no power of two follow ALiBi: the slopes of the next lower power, then every second one of
     the next higher. Computed in float64 and rounded once.

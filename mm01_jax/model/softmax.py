@@ -1,4 +1,4 @@
-"""Grouped-query softmax attention with partial RoPE (spec A.5): every 8th layer of the released model."""
+"""Grouped-query softmax attention with partial RoPE (docs/model.md A.5): every 8th layer of the released model."""
 
 from typing import NamedTuple
 

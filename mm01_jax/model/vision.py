@@ -1,6 +1,7 @@
-"""The weights of MiniMax-VL-01 beside the text model: vision transformer, projector, newline (paper 5; spec B.3, C.2).
+"""The weights of MiniMax-VL-01 beside the text model (paper 5; docs/model.md B.3, C.2).
 
-Names, shapes and axes only, so that checkpoints carry the weights; the forward comes with the vision work.
+Vision transformer, projector, newline: names, shapes and axes only, so that checkpoints carry the weights; the forward
+comes with the vision work.
 The tower is a pre-norm ViT: (row, column, channel) patches, a class token, learned positions, `num_layers` blocks
 stacked along one leading axis, biases everywhere but in the patch embedding. Vision width is W, its head dim is W/N.
 """

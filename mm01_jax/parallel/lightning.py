@@ -1,4 +1,4 @@
-"""Lightning attention on a mesh: heads over `tensor`, time over `sequence` (LASP+; paper 4.3, spec E).
+"""Lightning attention on a mesh: heads over `tensor`, time over `sequence` (LASP+; paper 4.3; docs/model.md E).
 
 Each stripe of a row (one or two on a sequence shard, `layout.py`) runs the op from a zero state; the end states, small
 and independent of length, are gathered once; every stripe forms the state that enters it, decayed by the tokens

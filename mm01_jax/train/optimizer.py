@@ -1,4 +1,4 @@
-"""AdamW and the learning-rate schedule of the paper (section 4.2; spec D.2)."""
+"""AdamW and the learning-rate schedule of the paper (section 4.2; docs/model.md D.2)."""
 
 from typing import Any
 

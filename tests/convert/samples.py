@@ -1,6 +1,6 @@
 """Tiny PyTorch checkpoints of every dialect, made without our conversion: names and shapes from the tests' reference.
 
-The vision tower is written out from spec B.3. Values are random bits of the dtype, or small normal numbers.
+The vision tower is written out from docs/model.md B.3. Values are random bits of the dtype, or small normal numbers.
 """
 
 import json
@@ -112,7 +112,7 @@ def random_bits(dialect: str, dtype: str, seed: int = 0) -> dict:
 
 
 def vision_shapes(width_out: int) -> dict[str, tuple[int, ...]]:
-    """Vision tower, projector and newline (spec B.3)."""
+    """Vision tower, projector and newline (model.md B.3)."""
     w, f, p = VISION["hidden_size"], VISION["intermediate_size"], VISION["patch_size"]
     tower = "vision_tower.vision_model."
     shapes = {
@@ -132,7 +132,7 @@ def vision_shapes(width_out: int) -> dict[str, tuple[int, ...]]:
 
 
 def decay_buffers(config: ReferenceConfig, block: int = BLOCK) -> dict[str, np.ndarray]:
-    """Native's persistent buffers in float64, straight from the definition (spec B.2, D3)."""
+    """Native's persistent buffers in float64, straight from the definition (model.md B.2, D3)."""
     n, layers = config.num_attention_heads, config.num_hidden_layers
     found = {}
     for layer, kind in enumerate(config.attn_type_list):

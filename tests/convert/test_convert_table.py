@@ -21,7 +21,7 @@ from tests.reference import leaves as reference
 
 TEXT = text_01.get_config().model
 VISION = VisionConfig(embed_dim=1024, num_layers=24, num_heads=16, mlp_dim=4096, image_size=336, patch_size=14)
-# dialect -> vision, SHA-256 of the sorted names (spec B.1, B.3), number of tensors, of parameters.
+# dialect -> vision, SHA-256 of the sorted names (model.md B.1, B.3), number of tensors, of parameters.
 PUBLISHED = {
     "original": (None, "bf57bd0e64fa6e9bb2412c73dad77effdfd91aa645578e2b5928f0499c579a8c", 8243, 456_089_655_296),
     "vl-01": (VISION, "d0caf1b714cdfc4caa65b56cbec591668d77b0e2a5d6cf3b5af169531311c886", 8637, 456_437_219_328),

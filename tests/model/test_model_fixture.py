@@ -1,4 +1,4 @@
-"""The JAX model in float32 reproduces what the original code computed (spec H), and what logits cannot show.
+"""The JAX model in float32 reproduces what the original code computed (docs/model.md H), and what logits cannot show.
 
 Logits and states are blind to a scale of the lightning query and to the eps of the lightning norm
 (`test_porting_mistakes.py`): these two are met where they show.

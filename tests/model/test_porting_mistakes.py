@@ -1,4 +1,4 @@
-"""Each typical porting mistake is far outside what the parity tests allow (spec, table of porting mistakes).
+"""Each typical porting mistake is far outside what the parity tests allow (docs/model.md D).
 
 Thirteen show in the fixture's logits. Logits and states are all but blind to the other two, within a few times the
 bound: a scale of q shows in the lightning heads before their norm, the eps of that norm at small inputs. The JAX

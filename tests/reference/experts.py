@@ -1,4 +1,4 @@
-"""Mixture of experts (spec A.6, paper section 2.1).
+"""Mixture of experts (docs/model.md A.6, paper section 2.1).
 
     p = softmax(W_g x);  the A largest are chosen, w_a = p_a / sum of the chosen
     y = sum_a w_a W2_a( silu(W1_a x) * (W3_a x) )

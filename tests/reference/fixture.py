@@ -1,4 +1,4 @@
-"""The tiny model whose outputs the original code produced once (spec H): its shape, weights and outputs."""
+"""The tiny model whose outputs the original code produced once (docs/model.md H): its shape, weights and outputs."""
 
 import functools
 import pathlib

@@ -1,4 +1,4 @@
-"""Lightning attention as the recurrence that defines it (spec A.4).
+"""Lightning attention as the recurrence that defines it (docs/model.md A.4).
 
     per head [q | k | v] = silu(W_qkv x)
     S_t = e^{-s} S_{t-1} + k_t v_t^T        o_t = S_t^T q_t

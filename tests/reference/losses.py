@@ -1,4 +1,4 @@
-"""The losses of training (spec A.6, A.7).
+"""The losses of training (docs/model.md A.6, A.7).
 
 cross-entropy  mean over tokens that have a next token in their document of  log sum_v e^{logit_v} - logit_next
 paper balance  (1/E) sum_e f_e m_e in each layer; f_e share of tokens that chose e, m_e mean probability of e

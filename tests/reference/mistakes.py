@@ -1,4 +1,4 @@
-"""The typical porting mistakes, each as one part of the reference replaced (spec, table of porting mistakes).
+"""The typical porting mistakes, each as one part of the reference replaced (docs/model.md D).
 
 Two are a wrong number in the config; the others put another function in the place of one of the reference's.
 """

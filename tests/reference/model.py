@@ -1,4 +1,4 @@
-"""The text model: DeepNorm layers of lightning or softmax attention and experts (spec 0, A.3).
+"""The text model: DeepNorm layers of lightning or softmax attention and experts (docs/model.md 0, A.3).
 
     x = N_in(h);    h = alpha x + beta mixer(x)
     x = N_post(h);  h = alpha x + beta experts(x)

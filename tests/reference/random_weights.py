@@ -1,4 +1,4 @@
-"""Weights under their released names, drawn as the fixture's were (spec B.1, H)."""
+"""Weights under their released names, drawn as the fixture's were (docs/model.md B.1, H)."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Grouped-query softmax attention with rotary positions on part of each head (spec A.5).
+"""Grouped-query softmax attention with rotary positions on part of each head (docs/model.md A.5).
 
     q, k rotated:  [x1, x2] -> [x1 cos - x2 sin, x2 cos + x1 sin],  angle_i = position * theta^{-2i/R},  i < R/2
     o_t = sum_j softmax_j( q_t . k_j / sqrt(H) ) v_j    over j <= t of the same document

@@ -1,4 +1,4 @@
-"""The NumPy reference reproduces what the original code computed, and what the specification prints (spec H)."""
+"""The NumPy reference reproduces what the original code computed, arrays and printed numbers (docs/model.md H)."""
 
 import functools
 

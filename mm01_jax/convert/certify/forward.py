@@ -1,4 +1,4 @@
-"""The formulas of the text model in NumPy: what `logits` runs and `certify` varies (spec A).
+"""The formulas of the text model in NumPy: what `logits` runs and `certify` varies (docs/model.md A).
 
     x = norm(h), h = a x + b mixer(x);  x = norm(h), h = a x + b experts(x);  logits = W_head norm(h)
 

@@ -1,7 +1,7 @@
-"""The porting mistakes that are known to happen, each as one formula of the forward replaced (spec, table of mistakes).
+"""The porting mistakes that are known to happen, each as one formula of the forward replaced (docs/model.md D).
 
 Fifteen come from ports of this model; D1, D2 and D4 are differences of released implementations (D2 is the full-head
-RoPE). A D-number names the spec's row.
+RoPE). A D-number names the page's row.
 """
 
 import dataclasses

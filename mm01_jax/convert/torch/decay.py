@@ -4,8 +4,9 @@
     query_decay    exp(-slope i),  key_decay  exp(-slope (B - i))       (N, B, 1)    i = 1 ... B
     diagonal_decay exp(-slope (i - j)) where i >= j, else 0             (1, N, B, B)
 
-This is native's own formula (spec D3): its 1e-5 stands in another place than in the released code, a relative 1e-5.
-transformers evaluates it in float32 or, under `from_pretrained(dtype=bfloat16)`, with every step in bfloat16 (D4).
+This is native's own formula: its 1e-5 stands in another place than in the released code, a relative 1e-5
+(docs/model.md D3). transformers evaluates it in float32 or, under `from_pretrained(dtype=bfloat16)`, with every step in
+bfloat16 (D4).
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The dialects of released checkpoints: how they name tensors and spell their config.json (spec A.1, B, C.1).
+"""The dialects of released checkpoints: how they name tensors and spell their config.json (docs/model.md A.1, B, C.1).
 
 | dialect    | text tensors             | beside them                     |
 | original   | model.*, lm_head.*       |                                 |

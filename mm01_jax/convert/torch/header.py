@@ -1,7 +1,8 @@
-"""The header of one safetensors file, read and believed in nothing (spec B.4; the format: 8 bytes length, JSON, data).
+"""The header of one safetensors file, read and believed in nothing (docs/model.md B.4).
 
-The library guards memory, not content: it loads duplicate names, and a flipped bit in a name is another tensor. So the
-header is parsed here, strictly, before the library opens the file. Cost: the header's own bytes, whatever the file.
+The format is 8 bytes of length, JSON, data. The library guards memory, not content: it loads duplicate names, and a
+flipped bit in a name is another tensor. So the header is parsed here, strictly, before the library opens the file.
+Cost: the header's own bytes, whatever the file.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""The expert layer on a mesh: route, dispatch over `expert`, grouped matmul, combine (paper 2.1, 4.1; spec A.6, E).
+"""The expert layer on a mesh: route, dispatch over `expert`, grouped matmul, combine (docs/model.md A.6, E).
 
-Tokens are sharded over (data, expert) and sequence; experts over `expert`, their width over `tensor`. Each device
-routes its own tokens and gives every expert shard its rows in a buffer of fixed size (`exchange.py`). With
+Paper 2.1, 4.1. Tokens are sharded over (data, expert) and sequence; experts over `expert`, their width over `tensor`.
+Each device routes its own tokens and gives every expert shard its rows in a buffer of fixed size (`exchange.py`). With
 `exchange_groups` the tokens go in groups that do not wait for each other: the exchange of one can run while the
 experts compute on another. The result leaves with D sharded over `tensor`, as its sum over `tensor` left it.
 

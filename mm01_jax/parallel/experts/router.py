@@ -1,5 +1,6 @@
-"""Which experts a token goes to, and which of its choices an expert's capacity lets stand (paper 2.1; spec A.6, E).
+"""Which experts a token goes to, and which of its choices an expert's capacity lets stand.
 
+Paper 2.1; docs/model.md A.6, E.
 The balance loss is training's (`train/objectives/pretrain.py`), made of the sums in `layer.RouterStats`.
 """
 

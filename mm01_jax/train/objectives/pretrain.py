@@ -1,7 +1,8 @@
 """What training minimises: cross-entropy, plus a balance loss and a z-loss of the routers.
 
 The cross-entropy is normalised by the target count of the whole global step, so that microbatches and padding change
-nothing. Two balance losses exist under one name in the field; they differ by E^2 and by what they average (spec D14):
+nothing. Two balance losses exist under one name in the field; they differ by E^2 and by what they average
+(docs/model.md D14):
 
     paper          sum over layers of (1/E) sum_e f_e m_e            coefficient 0.01
     transformers   E sum_e f_e P_e, f and P over all layers at once   coefficient 0.001
