@@ -24,7 +24,7 @@ def percent(share: int) -> jax.named_scope:
 def flops_of(eqn) -> float | None:
     """What an equation declares; None where it declares nothing."""
     stack = str(eqn.source_info.name_stack)
-    if not (found := _SCOPE.search(stack)):
+    if not (match := _SCOPE.search(stack)):
         return None
     part = _PART.search(stack)
-    return int(found[1]) * (int(part[1]) / 100 if part else 1)
+    return int(match[1]) * (int(part[1]) / 100 if part else 1)

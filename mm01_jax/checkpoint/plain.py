@@ -76,12 +76,12 @@ def parse_object(path: pathlib.Path, raw: bytes) -> dict:
 
 
 def _no_duplicates(pairs: list) -> dict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the name {twice!r} occurs twice")
-    return found
+    return plain
 
 
 def _no_constants(name: str) -> None:

@@ -63,11 +63,11 @@ class Checkpoint:
           ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
           CheckpointError: an array is damaged; the message names file and tensor.
         """
-        wanted = dict(zip(disk_grid.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
-        self._check_tree(wanted, cast)
+        abstract_leaves = dict(zip(disk_grid.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
+        self._check_tree(abstract_leaves, cast)
         leaves, arrays, lanes, failure = self.leaves, {}, {}, None
         try:
-            for path, leaf in wanted.items():
+            for path, leaf in abstract_leaves.items():
                 arrays[path] = self._load(self.prefix + path, leaf)
                 lanes[path] = digest.array_digest(arrays[path], leaves[path].stack)
                 arrays[path] = arrays[path].astype(leaf.dtype)
@@ -78,14 +78,14 @@ class Checkpoint:
             bad = np.argwhere((total != leaves[path].lanes).any(axis=-1))
             if len(bad):
                 raise CheckpointError(self._mismatch(self.prefix + path, [tuple(map(int, i)) for i in bad]))
-        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in wanted])
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[path] for path in abstract_leaves])
 
-    def _check_tree(self, wanted, cast):
+    def _check_tree(self, abstract_leaves, cast):
         stored, problems = self.leaves, []
-        problems += [f"missing {path}" for path in wanted if path not in stored]
-        problems += [f"surplus {path}" for path in stored if path not in wanted]
-        for path in wanted.keys() & stored.keys():
-            want, have = wanted[path], stored[path]
+        problems += [f"missing {path}" for path in abstract_leaves if path not in stored]
+        problems += [f"surplus {path}" for path in stored if path not in abstract_leaves]
+        for path in abstract_leaves.keys() & stored.keys():
+            want, have = abstract_leaves[path], stored[path]
             if want.shape != have.shape or (want.dtype.name != have.dtype and not cast):
                 problems.append(f"{path}: stored {have.dtype}{list(have.shape)}, wanted {want.dtype}{list(want.shape)}")
         if problems:

@@ -104,8 +104,8 @@ def _logits(a) -> None:
 
 
 def _certify(a) -> int:
-    found = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None)
-    return 0 if found.agrees else 3
+    verdict = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None)
+    return 0 if verdict.agrees else 3
 
 
 def _ids(path: str):

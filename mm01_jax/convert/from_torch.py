@@ -43,11 +43,11 @@ def from_torch(
       ValueError: the target is there already, holds another interrupted conversion, or has no room.
     """
     torch = TorchSource(source, check_finite=check_finite)
-    wanted = dtype or torch.dtype
-    if wanted not in ("bfloat16", "float32"):
+    target_dtype = dtype or torch.dtype
+    if target_dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype: the weights are {torch.dtype}; choose --dtype=bfloat16 or --dtype=float32")
     target = pathlib.Path(target).absolute()
-    plan = _plan(torch, target, wanted)
+    plan = _plan(torch, target, target_dtype)
     log(str(plan))
     if target.exists():
         raise ValueError(f"target={target} exists already; remove it or choose another directory")
@@ -55,14 +55,14 @@ def from_torch(
         return
     plan.check_room()
     _check_buffers(torch)
-    leaves = {path: (leaf.shape, wanted, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
+    leaves = {path: (leaf.shape, target_dtype, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
     with ArrayWriter(target, leaves) as writer:
         _claim_partial(torch, target)
         progress = Progress(plan.bytes_in, "from-torch")
-        convert = functools.partial(_convert, torch, writer, wanted, progress)
+        convert = functools.partial(_convert, torch, writer, target_dtype, progress)
         parallel.for_each(torch.tensors, functools.partial(_nbytes, torch), convert)
         origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
-        writer.finish(saved.to_json(with_dtype(torch.config, wanted)), {"source": origin})
+        writer.finish(saved.to_json(with_dtype(torch.config, target_dtype)), {"source": origin})
     (target / _ORIGIN).unlink()
     log(progress.finish())
 
@@ -102,8 +102,8 @@ def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:
 
 def _check_buffers(torch: TorchSource) -> None:
     for buffer in torch.buffers:
-        found = torch.files.rows(buffer.name, 0, buffer.shape[0])
-        problem = decay.problem(buffer, found, torch.config.model)
+        stored = torch.files.rows(buffer.name, 0, buffer.shape[0])
+        problem = decay.problem(buffer, stored, torch.config.model)
         if problem:
             raise CheckpointError(f"{torch.files.where(buffer.name)}: {problem}")
 

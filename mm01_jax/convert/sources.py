@@ -55,9 +55,9 @@ class TorchSource:
         known = listed["tensors"]
         if known.keys() != self.files.entries.keys():
             raise CheckpointError(f"{self.directory / SHA256S}: does not list the tensors of this directory")
-        for kind, found in (("headers", self.files.header_sha256s), ("files", self.files.small_sha256s())):
-            for name, known_sha256 in found.items():
-                if listed.get(kind, found).get(name) != known_sha256:
+        for kind, sha256s in (("headers", self.files.header_sha256s), ("files", self.files.small_sha256s())):
+            for name, known_sha256 in sha256s.items():
+                if listed.get(kind, sha256s).get(name) != known_sha256:
                     raise CheckpointError(f"{self.directory / name}: its {kind[:-1]} is not the one in {SHA256S}")
         return known
 
@@ -179,12 +179,12 @@ def read_origin(manifest: Manifest, path: pathlib.Path) -> Origin | None:
     if "source" not in manifest.meta and not manifest.source_sha256:
         return None
     check_keys(manifest.meta, {"source": OBJECT}, path, "meta")
-    found = manifest.meta["source"]
+    origin = manifest.meta["source"]
     kinds = {"dialect": one_of(*DIALECTS), "dtype": one_of("bfloat16", "float32", "float16"), "config": OBJECT}
-    check_keys(found, kinds, path, "meta.source")
-    settings = read_settings(found["config"], f"{path}: meta.source.config")
-    check_keys(found, {"dialect": one_of(settings.dialect.name)}, path, "meta.source")  # as its config.json says
-    return Origin(found["dtype"], settings)
+    check_keys(origin, kinds, path, "meta.source")
+    settings = read_settings(origin["config"], f"{path}: meta.source.config")
+    check_keys(origin, {"dialect": one_of(settings.dialect.name)}, path, "meta.source")  # as its config.json says
+    return Origin(origin["dtype"], settings)
 
 
 def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:

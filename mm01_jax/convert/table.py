@@ -150,13 +150,13 @@ class Leaf:
 def tensors(model: ModelConfig, vision: VisionConfig | None = None) -> list[Tensor]:
     """Every tensor of the model, in the order of the layers; names without a dialect's prefix."""
     sizes = text_sizes(model)
-    found = [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[:1]]
+    text_tensors = [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[:1]]
     for layer in range(model.num_layers):
-        found += _layer(layer, model, sizes)
-    found += [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[1:]]
+        text_tensors += _layer(layer, model, sizes)
+    text_tensors += [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[1:]]
     if vision is None:
-        return found
-    text = [tensor._replace(leaf="text/" + tensor.leaf) for tensor in found]
+        return text_tensors
+    text = [tensor._replace(leaf="text/" + tensor.leaf) for tensor in text_tensors]
     return text + list(_vision(vision, model))
 
 
@@ -214,11 +214,11 @@ def vision_sizes(vision: VisionConfig, model: ModelConfig) -> dict[str, int]:
     }
 
 
-def leaves(found: list[Tensor]) -> dict[str, Leaf]:
+def leaves(tensors: list[Tensor]) -> dict[str, Leaf]:
     """Leaf path -> shape and stack, of the tree that these tensors fill."""
     stacks: dict[str, tuple[int, ...]] = {}
-    shapes = {tensor.leaf: tensor.chunk_shape for tensor in found}
-    for tensor in found:
+    shapes = {tensor.leaf: tensor.chunk_shape for tensor in tensors}
+    for tensor in tensors:
         last = stacks.get(tensor.leaf, tensor.index)
         stacks[tensor.leaf] = tuple(map(max, last, tensor.index))
     return {path: Leaf(tuple(i + 1 for i in stacks[path]) + shape, len(stacks[path])) for path, shape in shapes.items()}

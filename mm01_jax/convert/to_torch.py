@@ -59,14 +59,14 @@ def to_torch(
     """
     checkpoint = CheckpointSource(source)
     chosen = DIALECTS[dialect] if dialect else checkpoint.dialect
-    wanted = dtype or checkpoint.dtype
-    settings = released.config_json(checkpoint.config, chosen, wanted, checkpoint.plain)
-    items = _items(checkpoint, chosen, wanted, settings.get("block_size"))
+    target_dtype = dtype or checkpoint.dtype
+    settings = released.config_json(checkpoint.config, chosen, target_dtype, checkpoint.plain)
+    items = _items(checkpoint, chosen, target_dtype, settings.get("block_size"))
     shards = _shards(items, shard_bytes)
     target = pathlib.Path(target).absolute()
     partial = target.with_name(target.name + ".partial")
     nbytes = sum(item.nbytes for item in items)
-    plan = _plan(checkpoint, items, shards, target, (chosen, wanted))
+    plan = _plan(checkpoint, items, shards, target, (chosen, target_dtype))
     log(str(plan))
     if target.exists():
         raise ValueError(f"target={target} exists already; remove it or choose another directory")
@@ -78,10 +78,10 @@ def to_torch(
     try:
         _check_plan(partial, checkpoint, settings, shards)
         progress = Progress(nbytes, "to-torch")
-        sha256s = _write_shards(_Export(checkpoint, chosen, wanted, partial, progress), shards)
-        config = with_dtype(checkpoint.config, wanted)
+        sha256s = _write_shards(_Export(checkpoint, chosen, target_dtype, partial, progress), shards)
+        config = with_dtype(checkpoint.config, target_dtype)
         _write_small_files(partial, settings, shards, sha256s)
-        (partial / "README.md").write_text(released.model_card(config, chosen, len(items), nbytes, wanted))
+        (partial / "README.md").write_text(released.model_card(config, chosen, len(items), nbytes, target_dtype))
         _give_final_name(partial, target)
     finally:
         lock.close()
@@ -173,11 +173,11 @@ class _Export:
 
             sha256s = parallel.for_each(items, lambda item: item.nbytes, one)
             file.sync()
-        found = dict(zip((item.name for item in items), sha256s, strict=True))
-        self._compare(name, found)
+        shard_sha256s = dict(zip((item.name for item in items), sha256s, strict=True))
+        self._compare(name, shard_sha256s)
         temporary.rename(self.partial / name)
         _sync(self.partial)
-        return found
+        return shard_sha256s
 
     def _compare(self, shard: str, sha256s: dict[str, str]) -> None:
         known = self.checkpoint.checkpoint.manifest.source_sha256
@@ -196,14 +196,14 @@ def _write_shards(export: _Export, shards: dict[str, list[Item]]) -> dict[str, s
     noted = dict(map(json.loads, (line for line in lines if line.endswith("]"))))  # the last line may be cut
     journal.write_text("".join(json.dumps(entry) + "\n" for entry in noted.items()))
     for name, items in shards.items():
-        found = noted.get(name)
-        if found is not None and _holds(export.partial / name, found):
+        shard_sha256s = noted.get(name)
+        if shard_sha256s is not None and _holds(export.partial / name, shard_sha256s):
             export.progress.add(sum(item.nbytes for item in items))
         else:
-            found = export.shard(name, items)
+            shard_sha256s = export.shard(name, items)
             with open(journal, "a") as file:
-                file.write(json.dumps([name, found]) + "\n")
-        sha256s |= found
+                file.write(json.dumps([name, shard_sha256s]) + "\n")
+        sha256s |= shard_sha256s
     return sha256s
 
 

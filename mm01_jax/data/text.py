@@ -71,9 +71,9 @@ def _problem(decoder: codecs.IncrementalDecoder, block: bytes, size: int) -> str
     return None
 
 
-def _exact(text: bytes, name: str, wanted: int) -> bytes:
-    if len(text) != wanted:
-        raise DataError(f"{name} changed while in use: {wanted} bytes were indexed, {len(text)} are there now.")
+def _exact(text: bytes, name: str, num_bytes: int) -> bytes:
+    if len(text) != num_bytes:
+        raise DataError(f"{name} changed while in use: {num_bytes} bytes were indexed, {len(text)} are there now.")
     return text
 
 
@@ -155,8 +155,8 @@ class JsonLines:
         if not isinstance(record, dict):
             raise ValueError(f"it is a JSON {type(record).__name__}, not an object")
         if not isinstance(text := record.get(self.field), str):
-            found = f"only {sorted(record)[:8]}" if self.field not in record else f"a {type(text).__name__} in it"
-            raise ValueError(f"data.text_field={self.field!r} has no text ({found})")
+            got = f"only {sorted(record)[:8]}" if self.field not in record else f"a {type(text).__name__} in it"
+            raise ValueError(f"data.text_field={self.field!r} has no text ({got})")
         try:
             return text.encode()
         except UnicodeEncodeError as error:

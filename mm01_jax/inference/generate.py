@@ -114,8 +114,8 @@ def _prefill_all(model, cache, prompts, lengths):
         count = np.clip(lengths - start, 0, chunk)
         for row, prompt in enumerate(prompts):
             tokens[row, : count[row]] = prompt[start : start + chunk]
-        found, cache = prefill(model, cache, jnp.asarray(tokens), jnp.asarray(count))
-        hidden = found if hidden is None else jnp.where((count > 0)[:, None], found, hidden)
+        chunk_hidden, cache = prefill(model, cache, jnp.asarray(tokens), jnp.asarray(count))
+        hidden = chunk_hidden if hidden is None else jnp.where((count > 0)[:, None], chunk_hidden, hidden)
     return hidden, cache
 
 

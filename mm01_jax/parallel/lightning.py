@@ -86,9 +86,11 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
         out, state = kernels.lightning_attention(q, k, v, slope_N, state_BNHH, segment_ids=documents_BS)
         return out, _unvarying(state, seq_axes)
     B, S = documents_BS.shape
-    here = len(held_here(seq_axes, layout))
-    # Stripes are rows from here on: (B, S) is (B * here, S / here), which moves nothing.
-    q, k, v, documents_BS = (x.reshape(B * here, S // here, *x.shape[2:]) for x in (q, k, v, documents_BS))
+    stripes_per_shard = len(held_here(seq_axes, layout))
+    # Stripes are rows from here on: (B, S) is (B * stripes_per_shard, S / stripes_per_shard), which moves nothing.
+    q, k, v, documents_BS = (
+        x.reshape(B * stripes_per_shard, S // stripes_per_shard, *x.shape[2:]) for x in (q, k, v, documents_BS)
+    )
     out, state = kernels.lightning_attention(q, k, v, slope_N, None, segment_ids=documents_BS)
     # Tokens since the stripe began, this one included.
     age_BS = jnp.cumsum(documents_BS >= 0, axis=1, dtype=jnp.float32)
@@ -150,9 +152,9 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
             total = total + weight(0) * vary_alike(initial_BNHH, total)[0]
         return total
 
-    mine = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
-    entering = jnp.stack([sum_into(mine[place]) for place in range(mine.size)], axis=1)
-    open_BP = jnp.moveaxis(open_PB[mine], 0, 1)
+    own_stripes = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
+    entering = jnp.stack([sum_into(own_stripes[place]) for place in range(own_stripes.size)], axis=1)
+    open_BP = jnp.moveaxis(open_PB[own_stripes], 0, 1)
     final = _unvarying(sum_into(held_by.size), seq_axes)
     return entering.reshape(-1, *entering.shape[2:]), open_BP.reshape(-1), final
 

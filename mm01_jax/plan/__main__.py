@@ -90,28 +90,28 @@ def _plan(config: Config, target: targets.Target) -> int:
 
 def _file_problems() -> list[Problem]:
     """What stands against writing the files asked for, said before the minutes that a plan takes."""
-    found = []
+    problems = []
     for flag, value in (("--json", _JSON.value), ("--png", _PNG.value), ("--hlo", _HLO.value)):
         if value is None:
             continue
         folder = pathlib.Path(value).parent
         if not folder.is_dir() or pathlib.Path(value).is_dir():
-            found.append(Problem(key=flag, got=value, allowed="a file in a folder that exists", nearest=None))
+            problems.append(Problem(key=flag, got=value, allowed="a file in a folder that exists", nearest=None))
         if _SEARCH.value:
             allowed = "a file of one plan; --search makes none"
-            found.append(
+            problems.append(
                 Problem(key=flag, got=value, allowed=allowed, nearest="the same without --search, with --mesh")
             )
     if _HLO.value is not None and _NO_COMPILE.value:
         allowed = "a file for a compiled program; --no-compile makes none"
-        found.append(Problem(key="--hlo", got=_HLO.value, allowed=allowed, nearest="the same without --no-compile"))
+        problems.append(Problem(key="--hlo", got=_HLO.value, allowed=allowed, nearest="the same without --no-compile"))
     if _PNG.value is not None and pathlib.Path(_PNG.value).suffix.lower() != ".png":
         nearest = str(pathlib.Path(_PNG.value).with_suffix(".png")) if pathlib.Path(_PNG.value).name else "plan.png"
-        found.append(Problem(key="--png", got=_PNG.value, allowed="a name that ends in .png", nearest=nearest))
+        problems.append(Problem(key="--png", got=_PNG.value, allowed="a name that ends in .png", nearest=nearest))
     if _PNG.value is not None and importlib.util.find_spec("matplotlib") is None:
         allowed = "matplotlib to be installed, which draws it"
-        found.append(Problem(key="--png", got=_PNG.value, allowed=allowed, nearest="pip install 'mm01_jax[plots]'"))
-    return found
+        problems.append(Problem(key="--png", got=_PNG.value, allowed=allowed, nearest="pip install 'mm01_jax[plots]'"))
+    return problems
 
 
 if __name__ == "__main__":

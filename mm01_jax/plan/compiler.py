@@ -117,8 +117,8 @@ def no_compilation_cache():
 
 def _memory(stats) -> dict[str, int]:
     fields = {"arguments": "argument", "temporaries": "temp", "outputs": "output", "donated": "alias"}
-    found = {name: getattr(stats, f"{field}_size_in_bytes") for name, field in fields.items()}
-    return {**found, "peak": stats.peak_memory_in_bytes}
+    sizes = {name: getattr(stats, f"{field}_size_in_bytes") for name, field in fields.items()}
+    return {**sizes, "peak": stats.peak_memory_in_bytes}
 
 
 def _sentence(error: str) -> str:

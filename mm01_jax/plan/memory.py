@@ -34,23 +34,23 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
     model, compute, train = config.model, config.compute, config.train
     item, stored = (2 if name == "bfloat16" else 4 for name in (compute.dtype, compute.param_dtype))
     micro = train.num_microbatches if kind == "train" else 1
-    here = tokens // config.mesh.shards("batch", "seq") // micro
+    chip_tokens = tokens // config.mesh.shards("batch", "seq") // micro
     width, passes = model.embed_dim, 2 if kind == "train" else 1
     layer_weights = parameters * config.mesh.shards("embed") * item // (stored if kind == "train" else item)
     layer_weights //= model.num_layers
-    buffers = expert_buffers(config, here)
+    buffers = expert_buffers(config, chip_tokens)
     rows = buffers.shards * buffers.send
     expert_width = model.expert_dim // config.mesh.shards("ffn")
-    found = {
+    sizes = {
         "gathered weights": 2 * layer_weights if config.mesh.shards("embed") > 1 else 0,
         # Rows arrive, are sorted, and come back; gate, up and their product between. float32 results: twice the bytes.
         "expert buffers": passes * rows * item * (4 * width + 4 * expert_width),
     }
     if kind == "train":
-        found["gradients"] = parameters
-        found["layer inputs"] = model.num_layers * here * width * item // config.mesh.shards("act_embed")
-        found["loss"] = min(train.loss_chunk, here) * model.vocab_size * 4 // config.mesh.shards("vocab")
-    return found
+        sizes["gradients"] = parameters
+        sizes["layer inputs"] = model.num_layers * chip_tokens * width * item // config.mesh.shards("act_embed")
+        sizes["loss"] = min(train.loss_chunk, chip_tokens) * model.vocab_size * 4 // config.mesh.shards("vocab")
+    return sizes
 
 
 def expert_buffers(config: Config, device_tokens: int) -> Buffers:

@@ -14,45 +14,45 @@ _ALL = 100_000
 
 def valid(kind: str, config: Config, target: Target) -> list[MeshConfig]:
     """All of them, the most like the config's own first."""
-    found = nearest_meshes(config, target.chips, most=_ALL)
-    return [mesh for mesh in found if not _misplaced(kind, mesh, target)]
+    meshes = nearest_meshes(config, target.chips, most=_ALL)
+    return [mesh for mesh in meshes if not _misplaced(kind, mesh, target)]
 
 
 def problems(kind: str, config: Config, target: Target) -> list[Problem]:
     """Why the config's own mesh is none of them; empty when it is."""
-    found = sharding_problems(config) + _misplaced(kind, config.mesh, target)
+    problems = sharding_problems(config) + _misplaced(kind, config.mesh, target)
     if wrong_product := mesh_problems(config, target.chips):
         nearest = " or ".join(_as_flag(mesh) for mesh in valid(kind, config, target)[:3])
         nearest = nearest or f"none: no mesh of {target.chips} chips divides this model and batch"
         allowed = f"a product of {target.chips}, the chips of {target.name}"
-        found.append(Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest))
-    return found
+        problems.append(Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest))
+    return problems
 
 
 def _misplaced(kind: str, mesh: MeshConfig, target: Target) -> list[Problem]:
-    found = []
+    problems = []
     if kind != "train" and mesh.sequence > 1:
         allowed = f"1 for {kind}: a token and its cache are not split over sequence"
-        found.append(Problem(key="mesh.sequence", got=mesh.sequence, allowed=allowed, nearest="1"))
+        problems.append(Problem(key="mesh.sequence", got=mesh.sequence, allowed=allowed, nearest="1"))
     if mesh.data % target.slices:  # sharding.make_mesh
         allowed = f"a multiple of the {target.slices} slices of {target.name}, over which data alone goes"
         nearest = str(max(1, round(mesh.data / target.slices)) * target.slices)
-        found.append(Problem(key="mesh.data", got=mesh.data, allowed=allowed, nearest=nearest))
-    return found
+        problems.append(Problem(key="mesh.data", got=mesh.data, allowed=allowed, nearest=nearest))
+    return problems
 
 
 def parse(text: str, config: Config) -> MeshConfig:
     """The mesh of `data=8,expert=16,tensor=4` with the config's rules; axes not named have size 1."""
     sizes, seen = dict.fromkeys(MESH_AXES, 1), set()
     for part in text.split(","):
-        found = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
-        if not found or found[1] not in sizes:
+        match = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
+        if not match or match[1] not in sizes:
             near = fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
             raise _refused(part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
-        if found[1] in seen:
-            raise _refused(text, "every axis once", f"one {found[1]}")
-        seen.add(found[1])
-        sizes[found[1]] = int(found[2])
+        if match[1] in seen:
+            raise _refused(text, "every axis once", f"one {match[1]}")
+        seen.add(match[1])
+        sizes[match[1]] = int(match[2])
     return dataclasses.replace(config.mesh, **sizes)
 
 

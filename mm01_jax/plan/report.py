@@ -43,8 +43,8 @@ def _sequence(plan: Plan) -> list[str]:
     if plan.kind != "train" or shards == 1:
         return []
     compute = plan.config.compute
-    found = costs(own, item, shards, compute.remat)
-    numbers = ", ".join(f"{name} {cost.sent / GIB:.2f} / {cost.held / GIB:.2f}" for name, cost in found.items())
+    cost_of = costs(own, item, shards, compute.remat)
+    numbers = ", ".join(f"{name} {cost.sent / GIB:.2f} / {cost.held / GIB:.2f}" for name, cost in cost_of.items())
     kind = compute.sequence_attention
     if kind == "auto":
         kind = choose(own, item, shards, compute.remat)
@@ -66,12 +66,12 @@ def _memory(plan: Plan) -> list[str]:
         return [*lines, f"  {'sum':<28}{plan.peak / GIB:10.2f} of {plan.target.chip.hbm / GIB:.2f}"]
     if not plan.compiled.memory:
         return lines
-    found = plan.compiled.memory
+    sizes = plan.compiled.memory
     return [
         *lines,
-        f"  {'activations at the peak':<28}{(found['peak'] - found['arguments']) / GIB:10.2f}",
-        f"  {'peak':<28}{found['peak'] / GIB:10.2f} of {plan.target.chip.hbm / GIB:.2f}",
-        f"  {'arguments + temporaries':<28}{(found['arguments'] + found['temporaries']) / GIB:10.2f}"
+        f"  {'activations at the peak':<28}{(sizes['peak'] - sizes['arguments']) / GIB:10.2f}",
+        f"  {'peak':<28}{sizes['peak'] / GIB:10.2f} of {plan.target.chip.hbm / GIB:.2f}",
+        f"  {'arguments + temporaries':<28}{(sizes['arguments'] + sizes['temporaries']) / GIB:10.2f}"
         f"   ({_JUDGED[plan.target.platform]})",
         *(f"  made: {made.shape:<34}{made.bytes / GIB:10.2f}   {made.source}" for made in plan.largest),
     ]
@@ -127,11 +127,11 @@ def _verdict(plan: Plan) -> list[str]:
     return [*lines, *([f"  the compiler: {said}"] if said else []), f"DOES NOT FIT: the largest terms are {terms}"]
 
 
-def candidates(found: list[Candidate], target: Target, most: int) -> str:
+def candidates(ranked: list[Candidate], target: Target, most: int) -> str:
     """The best meshes of a search, one line each."""
-    fitting = sum(one.bytes <= target.chip.hbm for one in found)
-    lines = [f"{len(found)} meshes of {target.chips} chips divide this model and batch; by shapes {fitting} fit"]
-    for one in found[:most]:
+    fitting = sum(one.bytes <= target.chip.hbm for one in ranked)
+    lines = [f"{len(ranked)} meshes of {target.chips} chips divide this model and batch; by shapes {fitting} fit"]
+    for one in ranked[:most]:
         mesh = ",".join(f"{axis}={getattr(one.config.mesh, axis)}" for axis in MESH_AXES)
         fits = "" if one.bytes <= target.chip.hbm else "  does not fit"
         lines.append(f"  --mesh={mesh:<42} {one.bytes / GIB:8.1f} GiB  {one.seconds:10.4g} s{fits}")
@@ -141,7 +141,7 @@ def candidates(found: list[Candidate], target: Target, most: int) -> str:
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan's numbers; bytes, FLOPs and counts of one chip."""
     times = plan.times
-    found = {
+    numbers = {
         "config": plan.config.name,
         "step": plan.kind,
         "target": plan.target.name,
@@ -162,11 +162,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "collectives": _rows(plan.messages, plan.overlapped),
     }
     if plan.compiled is not None:
-        found["compiled"] = {k: v for k, v in dataclasses.asdict(plan.compiled).items() if k != "text"}
+        numbers["compiled"] = {k: v for k, v in dataclasses.asdict(plan.compiled).items() if k != "text"}
     if times is not None:
-        found["seconds"] = {**dataclasses.asdict(times), "best": times.best, "worst": times.worst}
-        found["mfu"] = {"best": plan.mfu(times.best), "worst": plan.mfu(times.worst)}
-    return found
+        numbers["seconds"] = {**dataclasses.asdict(times), "best": times.best, "worst": times.worst}
+        numbers["mfu"] = {"best": plan.mfu(times.best), "worst": plan.mfu(times.worst)}
+    return numbers
 
 
 def _rows(messages: Mapping, overlapped: Mapping) -> list[dict[str, Any]]:

@@ -27,11 +27,11 @@ class Candidate:
 
 def search(kind: str, config: Config, target: Target) -> list[Candidate]:
     """All meshes that the model and batch divide over, those that fit first, the fastest of them first."""
-    found = [
+    candidates = [
         _judge(kind, dataclasses.replace(config, mesh=mesh), target) for mesh in meshes.valid(kind, config, target)
     ]
     return sorted(
-        found, key=lambda c: (c.bytes > target.chip.hbm, c.seconds if c.bytes <= target.chip.hbm else c.bytes)
+        candidates, key=lambda c: (c.bytes > target.chip.hbm, c.seconds if c.bytes <= target.chip.hbm else c.bytes)
     )
 
 
@@ -49,10 +49,10 @@ def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[s
     model, train = config.model, kind == "train"
     micro = config.train.num_microbatches if train else 1
     passes = 3 if train else 1  # forward; again for the backward; backward
-    here = tokens // config.mesh.shards("batch", "seq")
+    chip_tokens = tokens // config.mesh.shards("batch", "seq")
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
     weights = given["parameters"] * config.mesh.shards("embed") // (2 if config.compute.param_dtype == "float32" else 1)
-    buffers = memory.expert_buffers(config, here // micro)
+    buffers = memory.expert_buffers(config, chip_tokens // micro)
     rows = buffers.groups * buffers.shards * buffers.send * model.embed_dim * 2
     tensor, expert = config.mesh.shards("ffn"), config.mesh.shards("expert")
     layer_calls = model.num_layers * micro * passes
@@ -65,11 +65,12 @@ def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[s
 
     add("all-to-all", "expert", rows / tensor, 2 * layer_calls)
     add("all-gather", "ffn", rows * (1 if expert > 1 else 0), 2 * layer_calls)
-    add("all-reduce", "heads", here / micro * model.embed_dim * 2, 2 * layer_calls)
+    add("all-reduce", "heads", chip_tokens / micro * model.embed_dim * 2, 2 * layer_calls)
     add("all-gather", "embed", weights, micro * passes + (micro if train else 0))
-    keys = here / micro * config.mesh.shards("seq") * model.num_kv_heads * model.head_dim * 4
+    keys = chip_tokens / micro * config.mesh.shards("seq") * model.num_kv_heads * model.head_dim * 4
     add("all-gather", "seq", keys / config.mesh.shards("kv_heads"), layer_calls // len(model.period))
     flops = tokens * train_flops_per_token(model, config.train.sequence_length) * (4 / 3 if train else 1 / 3)
     moved = micro * passes * weights + 2 * given.get("optimizer", 0) + given.get("cache", 0)
-    moved += layer_calls * here / micro * model.embed_dim * 60  # activations: what compiled programs of this model move
+    # Activations: what compiled programs of this model move.
+    moved += layer_calls * chip_tokens / micro * model.embed_dim * 60
     return roofline.times(target, mesh, flops / target.chips, moved, messages)

@@ -86,16 +86,16 @@ class Target:
 
 def parse(name: str) -> Target:
     """The target of a name; ConfigError with the nearest name when there is none."""
-    if found := re.fullmatch(r"h100-(\d+)", name):
-        if int(found[1]) in _GPUS:
-            return _gpus(name, int(found[1]))
-    elif found := re.fullmatch(r"(v\w+)-(\d+)(?:x(\d+))?", name):
-        generation, size, slices = found[1], int(found[2]), int(found[3] or 1)
+    if match := re.fullmatch(r"h100-(\d+)", name):
+        if int(match[1]) in _GPUS:
+            return _gpus(name, int(match[1]))
+    elif match := re.fullmatch(r"(v\w+)-(\d+)(?:x(\d+))?", name):
+        generation, size, slices = match[1], int(match[2]), int(match[3] or 1)
         cores, shapes = _TPUS.get(generation, (1, {}))
         if size % cores == 0 and size // cores in shapes and 1 <= slices <= _MOST_SLICES:
             return _tpus(name, generation, shapes[size // cores], slices)
-    elif found := re.fullmatch(r"(v4|v5p):([1-9]\d*(?:x[1-9]\d*){2})|(v5e|v6e):([1-9]\d*x[1-9]\d*)", name):
-        return _tpus(name, found[1] or found[3], found[2] or found[4], 1)
+    elif match := re.fullmatch(r"(v4|v5p):([1-9]\d*(?:x[1-9]\d*){2})|(v5e|v6e):([1-9]\d*x[1-9]\d*)", name):
+        return _tpus(name, match[1] or match[3], match[2] or match[4], 1)
     raise ConfigError(
         [
             Problem(
@@ -127,11 +127,11 @@ def names() -> list[str]:
 
 def _nearest(name: str) -> str | None:
     """The generation as typed or the nearest, at the size nearest in ratio."""
-    found = re.fullmatch(r"([a-zA-Z]\w*?)[-_: ]?(\d+)(x\d+)?", name.lower().replace("v5litepod", "v5e"))
-    if not found or int(found[2]) < 1:
+    match = re.fullmatch(r"([a-zA-Z]\w*?)[-_: ]?(\d+)(x\d+)?", name.lower().replace("v5litepod", "v5e"))
+    if not match or int(match[2]) < 1:
         return fields.nearest_name(name, names())
-    generation = fields.nearest_name(found[1], list(CHIPS))
+    generation = fields.nearest_name(match[1], list(CHIPS))
     sizes = [other for other in names() if other.startswith(f"{generation}-")]
     if not sizes:
         return fields.nearest_name(name, names())
-    return min(sizes, key=lambda other: abs(math.log(int(other.split("-")[1]) / int(found[2]))))
+    return min(sizes, key=lambda other: abs(math.log(int(other.split("-")[1]) / int(match[2]))))

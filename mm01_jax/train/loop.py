@@ -155,8 +155,8 @@ class _Loop:
         train, rows = self.config.train, self.dataset.held_out
         if rows is None:
             return []
-        found = pipeline.batches(rows, 0, lambda _: train.batch_size, vocab_size=self.config.model.vocab_size)
-        return [batch for _, (_, batch) in zip(range(train.eval_batches), found, strict=False)]
+        batches = pipeline.batches(rows, 0, lambda _: train.batch_size, vocab_size=self.config.model.vocab_size)
+        return [batch for _, (_, batch) in zip(range(train.eval_batches), batches, strict=False)]
 
     def _evaluate(self, held_out: list[Batch]) -> float:
         """Mean cross-entropy of the held-out rows, nats a target."""

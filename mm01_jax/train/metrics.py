@@ -16,9 +16,9 @@ class MetricsLog:
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int):
         path = workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(workdir) if record["step"] <= resumed_step]
+        records = [record for record in read_metrics(workdir) if record["step"] <= resumed_step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
         os.replace(temporary, path)
         self._file = path.open("a")
         self._board = None

@@ -115,8 +115,8 @@ def _gradients(model: TextModel, batch: Batch, config: Config, objective: Object
         return sharding.constrain(parts, model.rules, None, "batch", "seq")
 
     def add(total, part):
-        (_, found), gradients = gradient(model, part)
-        return jax.tree.map(jnp.add, total, (found, gradients)), None
+        (_, loss_and_stats), gradients = gradient(model, part)
+        return jax.tree.map(jnp.add, total, (loss_and_stats, gradients)), None
 
     shapes = jax.eval_shape(gradient, model, jax.tree.map(lambda x: split(x)[0], batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))

@@ -111,8 +111,8 @@ def _exchanged(name: str, axes: tuple[str, ...], shape: tuple) -> tuple[jax.Arra
 
     def numbers(seed, sizes):
         part, row, column = (lax.broadcasted_iota(jnp.int32, (S, rows, width), axis) for axis in range(3))
-        held = row < sizes[:, None, None]
-        return jnp.where(held, (seed + 3 * part + 7 * row + column) % 61, 0).astype(dtype)
+        mask = row < sizes[:, None, None]
+        return jnp.where(mask, (seed + 3 * part + 7 * row + column) % 61, 0).astype(dtype)
 
     out, back = jax.vjp(lambda x: TRANSPORTS[name](x, sent, received, axes), numbers(5 * me, sent))
     return out, *back(numbers(11 * me, received))

@@ -137,5 +137,5 @@ def _check_common(q, k, v, slope) -> None:
 
 def _check_array(name, array, shape, dtype) -> None:
     if array.shape != shape or array.dtype != dtype:
-        wanted = f"{jnp.dtype(dtype).name}{list(shape)}"
-        raise ValueError(f"{name} must be {wanted} to go with q, got {array.dtype.name}{list(array.shape)}")
+        expected = f"{jnp.dtype(dtype).name}{list(shape)}"
+        raise ValueError(f"{name} must be {expected} to go with q, got {array.dtype.name}{list(array.shape)}")

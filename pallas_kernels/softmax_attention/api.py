@@ -154,6 +154,6 @@ def _check(query, key, value, query_tags, key_tags) -> None:
         got = f"{value.dtype.name}{list(value.shape)}"
         raise ValueError(f"value must be as key, {key.dtype.name}{list(key.shape)}, got {got}")
     for name, tags, shape in (("query_tags", query_tags, (B, S)), ("key_tags", key_tags, (B, T))):
-        found = [(x.shape, x.dtype.name) for x in tags]
-        if found != [(shape, "int32")] * 2:
-            raise ValueError(f"{name} must be (positions, documents), int32{list(shape)} each, got {found}")
+        tag_types = [(x.shape, x.dtype.name) for x in tags]
+        if tag_types != [(shape, "int32")] * 2:
+            raise ValueError(f"{name} must be (positions, documents), int32{list(shape)} each, got {tag_types}")

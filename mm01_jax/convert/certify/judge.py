@@ -63,17 +63,17 @@ def certify(source, against, *, ids: np.ndarray | None = None, log: Callable[[st
       CheckpointError: a damaged file, or arrays that do not fit the model.
       ValueError: no ids, or others than those of the npz.
     """
-    found = open_source(source)
+    checkpoint = open_source(source)
     other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
     if other is not None:
         ids = _ids_of(other, ids, str(against))
     if ids is None:
-        ids = np.random.default_rng(0).integers(0, found.config.model.vocab_size, _IDS)
-    logits_file.check_ids(ids, found.config.model.vocab_size)
+        ids = np.random.default_rng(0).integers(0, checkpoint.config.model.vocab_size, _IDS)
+    logits_file.check_ids(ids, checkpoint.config.model.vocab_size)
     if other is None:
         other = logits_file.compute(against, ids)
-    _check_arrays(other, found.config.model, ids, str(against))
-    verdict = judge(found, {"": other}, ids)[""]
+    _check_arrays(other, checkpoint.config.model, ids, str(against))
+    verdict = judge(checkpoint, {"": other}, ids)[""]
     for line in report(verdict):
         log(line)
     return verdict
@@ -90,20 +90,20 @@ def _ids_of(other: dict, ids: np.ndarray | None, where: str) -> np.ndarray:
 def _check_arrays(other: dict, model, ids, where: str) -> None:
     """Every array that is compared has the model's shape, and every one that is there is compared."""
     N, H = model.num_heads, model.head_dim
-    wanted = {"logits": (*ids.shape, model.vocab_size)}
+    shapes = {"logits": (*ids.shape, model.vocab_size)}
     for layer in range(model.num_layers):
         if table.mixer(model, layer).state:
-            wanted[f"state_{layer}"] = (len(ids), N, H, H)
+            shapes[f"state_{layer}"] = (len(ids), N, H, H)
     if "logits" not in other:
         raise CheckpointError(f"{where}: no array 'logits'; it has {', '.join(other)}")
     for name in other.keys() - {"ids"}:
-        if name not in wanted:
-            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: ids, {', '.join(wanted)}")
+        if name not in shapes:
+            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: ids, {', '.join(shapes)}")
         dtype, shape = other[name].dtype, other[name].shape
         if dtype.kind != "f":
             raise CheckpointError(f"{where}: {name} is {dtype}; allowed: float32 (save bfloat16 as that), float64")
-        if shape != wanted[name]:
-            raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(wanted[name])}")
+        if shape != shapes[name]:
+            raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(shapes[name])}")
 
 
 def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> dict[str, Verdict]:
@@ -122,13 +122,13 @@ def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> 
             ours = {observable: array}
         elif name == _EXACT and observable in ours:
             noise[observable] = _distance(ours[observable], array)
-    return {other: _weigh(found, noise) for other, found in far.items()}
+    return {other: _weigh(distances, noise) for other, distances in far.items()}
 
 
 def _weigh(far: dict[str, dict[str, float]], noise: dict[str, float]) -> Verdict:
     distances = {
-        name: max(d / max(noise[observable], 1e-9) for observable, d in found.items())
-        for name, found in far.items()
+        name: max(d / max(noise[observable], 1e-9) for observable, d in by_observable.items())
+        for name, by_observable in far.items()
         if name != _EXACT
     }
     ranked = sorted(distances, key=distances.get)

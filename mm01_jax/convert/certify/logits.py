@@ -22,13 +22,13 @@ def compute(source, tokens_BS: np.ndarray) -> dict[str, np.ndarray]:
     """
     source = open_source(source) if isinstance(source, str | pathlib.Path) else source
     check_ids(tokens_BS, source.config.model.vocab_size)
-    found = {"ids": tokens_BS}
+    arrays = {"ids": tokens_BS}
     for kind, layer, _, array in walk(Weights(source), tokens_BS, {"": Forward(source.config.model)}):
         if kind == "state":
-            found[f"state_{layer}"] = array
+            arrays[f"state_{layer}"] = array
         elif kind == "logits":
-            found["logits"] = array
-    return found
+            arrays["logits"] = array
+    return arrays
 
 
 def check_ids(tokens_BS: np.ndarray, vocab_size: int) -> None:
@@ -47,8 +47,8 @@ def read_arrays(path) -> dict[str, np.ndarray]:
       CheckpointError: not such a file.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-        return {"ids": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+        loaded = np.load(path, allow_pickle=False)
+        return {"ids": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(f"{path}: not an .npy or .npz of plain arrays: {error}") from None
 

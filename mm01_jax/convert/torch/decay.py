@@ -67,13 +67,13 @@ def _rounding(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: x.astype(dtype).astype(np.float32)
 
 
-def problem(buffer: Buffer, found: np.ndarray, model: ModelConfig) -> str | None:
+def problem(buffer: Buffer, stored: np.ndarray, model: ModelConfig) -> str | None:
     """Why a stored buffer is not what native computes for this model, in float32 or in the buffer's own dtype."""
-    got = found.astype(np.float32)
+    got = stored.astype(np.float32)
     differences = []
-    for step_dtype in dict.fromkeys(("float32", found.dtype.name)):
+    for step_dtype in dict.fromkeys(("float32", stored.dtype.name)):
         want = value(buffer, model, step_dtype)
-        ulp = np.maximum(np.abs(want), np.float32(2**-100)) * float(ml_dtypes.finfo(found.dtype).eps)
+        ulp = np.maximum(np.abs(want), np.float32(2**-100)) * float(ml_dtypes.finfo(stored.dtype).eps)
         # A NaN is no smaller than any bound: it counts as infinitely far.
         far = np.nan_to_num(np.abs(got - want) / ulp, nan=np.inf, posinf=np.inf)
         differences.append((float(far.max()), np.unravel_index(int(far.argmax()), far.shape), want))

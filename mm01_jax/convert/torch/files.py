@@ -43,9 +43,9 @@ class TensorFiles:
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
         read = {shard: header.read(self._inside(shard)) for shard in shards}
-        headers = {shard: found.entries for shard, found in read.items()}
-        self.header_sha256s = {shard: found.sha256 for shard, found in read.items()}
-        self._data = {shard: found.data for shard, found in read.items()}
+        headers = {shard: shard_header.entries for shard, shard_header in read.items()}
+        self.header_sha256s = {shard: shard_header.sha256 for shard, shard_header in read.items()}
+        self._data = {shard: shard_header.data for shard, shard_header in read.items()}
         self.shard = {name: shard for shard, entries in headers.items() for name in entries}
         if index is not None:
             self._check_index(index, headers)
@@ -80,13 +80,13 @@ class TensorFiles:
 
     def _single(self) -> str:
         names = sorted(path.name for path in self.directory.iterdir())
-        found = [name for name in names if name.endswith(".safetensors")]
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        files = [name for name in names if name.endswith(".safetensors")]
+        if len(files) == 1:
+            return files[0]
+        if not files:
             ours = "; it is a checkpoint of mm01_jax, which to-torch reads" if "state" in names else ""
             raise CheckpointError(f"{self.directory}: no .safetensors file{ours}{_pickle_advice(names)}")
-        raise CheckpointError(f"{self.directory}: {len(found)} .safetensors files and no {INDEX} to name them")
+        raise CheckpointError(f"{self.directory}: {len(files)} .safetensors files and no {INDEX} to name them")
 
     def _inside(self, name: str) -> pathlib.Path:
         """The path of a shard, after following links; it must stay inside the directory."""

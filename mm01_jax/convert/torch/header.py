@@ -62,9 +62,9 @@ def read(path: pathlib.Path) -> Header:
             allowed = min(MAX_HEADER_BYTES, status.st_size - 8)
             raise CheckpointError(f"{path}: header of {length} bytes; allowed here: at most {allowed}")
         body = file.read(length)
-    found = _parse(path, body)
-    _check_layout(path, found, status.st_size - 8 - length)
-    return Header(found, hashlib.sha256(raw + body).hexdigest(), 8 + length)
+    entries = _parse(path, body)
+    _check_layout(path, entries, status.st_size - 8 - length)
+    return Header(entries, hashlib.sha256(raw + body).hexdigest(), 8 + length)
 
 
 def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
@@ -93,10 +93,10 @@ def _whole_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
-def _check_layout(path: pathlib.Path, found: dict[str, Entry], nbytes: int) -> None:
+def _check_layout(path: pathlib.Path, entries: dict[str, Entry], nbytes: int) -> None:
     """The tensors' bytes follow one another without gap or overlap and end with the file."""
     at, before = 0, "the header"
-    for name, entry in sorted(found.items(), key=lambda item: item[1][2:]):
+    for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != at:
             what = "overlaps" if entry.start < at else "leaves a gap after"
             raise CheckpointError(f"{path}: tensor {name!r} at {entry.start} {what} {before}, which ends at {at}")

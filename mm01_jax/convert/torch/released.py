@@ -25,8 +25,8 @@ def config_json(config: Config, dialect: Dialect, dtype: str, carried: dict[str,
       ValueError: the dialect cannot say this model.
     """
     if dialect.vision != (config.vision is not None):
-        held, other = ("holds", "only vl-01 keeps them") if config.vision else ("has no", "vl-01 needs them")
-        raise ValueError(f"dialect={dialect.name}: the checkpoint {held} vision weights; {other}")
+        verb, other = ("holds", "only vl-01 keeps them") if config.vision else ("has no", "vl-01 needs them")
+        raise ValueError(f"dialect={dialect.name}: the checkpoint {verb} vision weights; {other}")
     if dialect.native and native_problems(config.model.num_heads):
         raise ValueError(f"dialect=native: {native_problems(config.model.num_heads)[0]}")
     if config.model.lightning_norm_eps != 1e-6:

@@ -129,14 +129,14 @@ def _lookup(plain: dict, name: str) -> Any:
 
 def _field(plain: dict, names: list[str], problems: list[str]) -> Any:
     """The one value under any of these names; None where it is missing or contradictory."""
-    found = {name: _lookup(plain, name) for name in names}
-    found = {name: value for name, value in found.items() if value is not None}
-    if not found:
+    values = {name: _lookup(plain, name) for name in names}
+    values = {name: value for name, value in values.items() if value is not None}
+    if not values:
         problems.append(f"{' (or '.join(names)}{')' if len(names) > 1 else ''} is missing" + _missing_advice(names[0]))
         return None
-    first = next(iter(found.values()))
-    if any(value != first for value in found.values()):
-        problems.append(" contradicts ".join(f"{name}={value!r}" for name, value in found.items()))
+    first = next(iter(values.values()))
+    if any(value != first for value in values.values()):
+        problems.append(" contradicts ".join(f"{name}={value!r}" for name, value in values.items()))
         return None
     return first
 
@@ -165,12 +165,16 @@ def _period(text: dict, problems: list[str]) -> tuple[tuple[str, ...] | None, in
         problems.append("attn_type_list (or layer_types), the kind of every layer, is missing")
         return None, None
     lists = []
-    for name, found in kinds.items():
-        if not isinstance(found, list) or not all(type(k) in (int, str) and k in KINDS for k in found) or not found:
-            problems.append(f"{name}={str(found)[:60]} is not a list of {', '.join(map(repr, KINDS))}")
+    for name, layer_kinds in kinds.items():
+        if (
+            not isinstance(layer_kinds, list)
+            or not all(type(k) in (int, str) and k in KINDS for k in layer_kinds)
+            or not layer_kinds
+        ):
+            problems.append(f"{name}={str(layer_kinds)[:60]} is not a list of {', '.join(map(repr, KINDS))}")
             return None, None
-        lists.append(tuple(KINDS[kind] for kind in found))
-    if any(found != lists[0] for found in lists):
+        lists.append(tuple(KINDS[kind] for kind in layer_kinds))
+    if any(layer_kinds != lists[0] for layer_kinds in lists):
         problems.append(" contradicts ".join(kinds))
     layers = lists[0]
     count = text.get("num_hidden_layers")
@@ -208,11 +212,11 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
 
 
 def _vision(plain: dict, problems: list[str]) -> VisionConfig | None:
-    found = plain.get("vision_config")
-    if not isinstance(found, dict):
+    vision = plain.get("vision_config")
+    if not isinstance(vision, dict):
         problems.append("vision_config is missing")
         return None
-    values = {ours: _field(found, names, problems) for ours, (_, *names) in VISION_FIELDS.items()}
+    values = {ours: _field(vision, names, problems) for ours, (_, *names) in VISION_FIELDS.items()}
     values = {ours: _number(VISION_FIELDS[ours], value, problems) for ours, value in values.items()}
     if any(value is None or value <= 0 for value in values.values()):
         problems.append("vision_config: every size must be a number above 0")
@@ -232,8 +236,8 @@ def native_problems(num_heads: int) -> list[str]:
 
 def _dtype(plain: dict, text: dict) -> str | None:
     """The dtype that config.json names, as NumPy writes it."""
-    for found in (plain, text):
+    for settings in (plain, text):
         for name in ("torch_dtype", "dtype"):
-            if isinstance(found.get(name), str):
-                return found[name].removeprefix("torch.")
+            if isinstance(settings.get(name), str):
+                return settings[name].removeprefix("torch.")
     return None

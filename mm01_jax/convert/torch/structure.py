@@ -49,49 +49,49 @@ def decay_buffers(files: TensorFiles, model: ModelConfig, dialect: Dialect, plai
 def problems(source) -> list[str]:
     """Layers of another kind, missing, surplus, mis-shaped tensors, wrong dtypes of a TorchSource."""
     entries, dialect = source.files.entries, source.dialect
-    wanted = {dialect.torch_name(tensor): tensor.shape for tensor in source.tensors}
-    wanted |= {buffer.name: buffer.shape for buffer in source.buffers}
-    found = _layer_kinds(entries, source.config.model)
-    found += [f"missing {name}" for name in wanted if name not in entries]
-    found += [f"surplus {name}{_surplus_advice(name)}" for name in entries if name not in wanted]
-    for name, shape in wanted.items():
+    shapes = {dialect.torch_name(tensor): tensor.shape for tensor in source.tensors}
+    shapes |= {buffer.name: buffer.shape for buffer in source.buffers}
+    problems = _layer_kinds(entries, source.config.model)
+    problems += [f"missing {name}" for name in shapes if name not in entries]
+    problems += [f"surplus {name}{_surplus_advice(name)}" for name in entries if name not in shapes]
+    for name, shape in shapes.items():
         if name not in entries:
             continue
         entry = entries[name]
         where = f"{source.files.shard[name]}: tensor {name}"
         if entry.shape != shape:
-            found.append(f"{where} has shape {list(entry.shape)}, config.json gives {list(shape)}")
+            problems.append(f"{where} has shape {list(entry.shape)}, config.json gives {list(shape)}")
         if header.DTYPES.get(entry.dtype) != source.dtype:
-            found.append(f"{where} is {entry.dtype}, the weights are {source.dtype}")
+            problems.append(f"{where} is {entry.dtype}, the weights are {source.dtype}")
     if source.dtype not in ("bfloat16", "float32", "float16"):
-        found.append(f"weights of dtype {source.dtype}; allowed are bfloat16, float32, float16")
-    return found
+        problems.append(f"weights of dtype {source.dtype}; allowed are bfloat16, float32, float16")
+    return problems
 
 
 def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:
-    found = []
+    problems = []
     for name, (tensors, first) in itertools.product(entries, _FIRST.items()):
         match = first.search(name)
         if match and int(match[1]) < model.num_layers:
             kind = model.period[int(match[1]) % len(model.period)]
             if kind != tensors:
                 what = f"the tensors are {tensors} attention's, attn_type_list (or layer_types) says {kind}"
-                found.append(f"layer {match[1]}: {what}")
-    return found
+                problems.append(f"layer {match[1]}: {what}")
+    return problems
 
 
 def _surplus_advice(name: str) -> str:
     return " (a shared expert, which this model does not have)" if _SHARED.search(name) else ""
 
 
-def leaf_problems(stored: dict, wanted: dict[str, table.Leaf]) -> list[str]:
+def leaf_problems(stored: dict, leaves: dict[str, table.Leaf]) -> list[str]:
     """Missing, surplus and mis-shaped leaves of one of our checkpoints."""
-    found = [f"missing {path}" for path in wanted if path not in stored]
-    found += [f"surplus {path}" for path in stored if path not in wanted]
-    for path in wanted.keys() & stored.keys():
-        if stored[path].shape != wanted[path].shape or stored[path].stack != wanted[path].stack:
-            found.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(wanted[path].shape)}")
+    problems = [f"missing {path}" for path in leaves if path not in stored]
+    problems += [f"surplus {path}" for path in stored if path not in leaves]
+    for path in leaves.keys() & stored.keys():
+        if stored[path].shape != leaves[path].shape or stored[path].stack != leaves[path].stack:
+            problems.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(leaves[path].shape)}")
     dtypes = {leaf.dtype for leaf in stored.values()}
     if len(dtypes) > 1 or not dtypes <= {"bfloat16", "float32"}:
-        found.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")
-    return sorted(found)
+        problems.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")
+    return sorted(problems)

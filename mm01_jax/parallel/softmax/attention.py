@@ -95,7 +95,7 @@ def _own_heads(x_BTKH: jax.Array, num_query_heads: int, rules: Rules) -> jax.Arr
     shards = math.prod(lax.axis_size(axis) for axis in rules.heads if axis not in rules.kv_heads)
     if shards == 1:
         return x_BTKH
-    held = x_BTKH.shape[2]
-    queries_per_key = num_query_heads * shards // held
+    num_key_heads = x_BTKH.shape[2]
+    queries_per_key = num_query_heads * shards // num_key_heads
     first = lax.axis_index(tuple(axis for axis in rules.heads if axis not in rules.kv_heads)) * num_query_heads
-    return lax.dynamic_slice_in_dim(x_BTKH, first // queries_per_key, max(1, held // shards), axis=2)
+    return lax.dynamic_slice_in_dim(x_BTKH, first // queries_per_key, max(1, num_key_heads // shards), axis=2)

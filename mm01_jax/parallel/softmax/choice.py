@@ -40,6 +40,6 @@ def costs(own: int, item: int, shards: int, remat: str) -> dict[Literal["gather"
 
 def choose(own: int, item: int, shards: int, remat: str) -> Literal["gather", "ring"]:
     """What sends least of those that hold at most `MOST_HELD`; the ring, which holds least, where none does."""
-    found = costs(own, item, shards, remat)
-    small = [name for name, cost in found.items() if cost.held <= MOST_HELD]
-    return min(small, key=lambda name: found[name].sent, default="ring")
+    cost_of = costs(own, item, shards, remat)
+    small = [name for name, cost in cost_of.items() if cost.held <= MOST_HELD]
+    return min(small, key=lambda name: cost_of[name].sent, default="ring")

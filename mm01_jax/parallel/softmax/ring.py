@@ -67,16 +67,16 @@ def _backward(axes, layout, residuals, d_out):
     def step(carry, passes):
         keys, key_tags, (d_query, d_keys) = carry
         arriving = _pass_on((keys, key_tags), axes)
-        here = (keys, StripeTags(*key_tags, place(passes)))
-        d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *here, whole, (d_query, d_keys))
+        tagged_keys = (keys, StripeTags(*key_tags, place(passes)))
+        d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *tagged_keys, whole, (d_query, d_keys))
         return (*arriving, (d_query, _pass_on(d_keys, axes))), None
 
     last = lax.axis_size(axes) - 1
     zeros = functools.partial(jnp.zeros_like, dtype=lse.dtype)
     start = (keys, tags, (zeros(query), jax.tree.map(zeros, keys)))
     (last_keys, key_tags, sums), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
-    here = (last_keys, StripeTags(*key_tags, place(last)))
-    d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *here, whole, sums)
+    tagged_keys = (last_keys, StripeTags(*key_tags, place(last)))
+    d_query, d_keys = add_gradients(query, StripeTags(*tags, place(0)), *tagged_keys, whole, sums)
     d_keys = _pass_on(d_keys, axes)  # one pass more brings them home
     return d_query.astype(query.dtype), Keys(*(x.astype(keys.key.dtype) for x in d_keys)), None
 
