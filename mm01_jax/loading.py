@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mm01_jax import sharding
-from mm01_jax.checkpoint import leaf_paths
+from mm01_jax.checkpoint import Checkpoint, leaf_paths, open_checkpoint
 from mm01_jax.config import Config, ConfigError, MeshConfig
 from mm01_jax.config.mesh import sharding_problems
 from mm01_jax.convert import table
-from mm01_jax.convert.sources import CheckpointSource, TorchSource, open_source, with_dtype
+from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
@@ -35,10 +35,10 @@ def load(path: str) -> Loaded:
 
     Raises: as `load_model`.
     """
-    source = CheckpointSource(path)
-    config = dataclasses.replace(source.config, mesh=_sized(source.config.mesh, jax.sharding.get_mesh()))
-    model = _from_source(source, jax.sharding.get_mesh(), config.compute.dtype)
-    return Loaded(model, open_tokenizer(config.data.tokenizer), config)
+    mesh = jax.sharding.get_mesh()
+    opened = open_checkpoint(path)
+    config = dataclasses.replace(opened.config, mesh=_sized(opened.config.mesh, mesh))
+    return Loaded(_restore(opened, mesh, config.compute.dtype), open_tokenizer(config.data.tokenizer), config)
 
 
 def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> TextModel | VLModel:
@@ -56,17 +56,25 @@ def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> T
     """
     if dtype not in (None, "bfloat16", "float32"):
         raise ValueError(f"dtype={dtype!r}; allowed: 'bfloat16', 'float32', None")
-    source = open_source(path)
+    mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    if is_checkpoint(path):
+        return _restore(open_checkpoint(path), mesh, dtype)
+    source = TorchSource(path)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
-    return _from_source(source, mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1]), dtype)
+    return _convert(source, mesh, dtype)
 
 
-def _from_source(source: TorchSource | CheckpointSource, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
+def _restore(opened: Checkpoint, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
+    """From our own format, whatever the mixers are: what conversion knows of them is not asked."""
+    config = with_dtype(opened.config, dtype) if dtype else opened.config
+    _check_mesh(config, mesh)
+    return opened.restore(abstract_model(config, mesh), cast=True)
+
+
+def _convert(source: TorchSource, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
     _check_mesh(source.config, mesh)
     abstract = abstract_model(with_dtype(source.config, dtype) if dtype else source.config, mesh)
-    if isinstance(source, CheckpointSource):
-        return source.checkpoint.restore(abstract, cast=True)
     chunks = {(tensor.leaf, tensor.index): tensor for tensor in source.tensors}
     stacks = {path: leaf.stack for path, leaf in table.leaves(source.tensors).items()}
     arrays = [

@@ -6,7 +6,7 @@ from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
 from mm01_jax.checkpoint.plain import check_keys, parse_object
-from mm01_jax.checkpoint.reader import Checkpoint, load_config, load_weights, open_checkpoint
+from mm01_jax.checkpoint.reader import Checkpoint, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
 from mm01_jax.checkpoint.writer import ArrayWriter
 
@@ -25,7 +25,6 @@ __all__ = [
     "check_keys",
     "leaf_paths",
     "leaf_stacks",
-    "load_config",
     "load_weights",
     "open_checkpoint",
     "parse_object",

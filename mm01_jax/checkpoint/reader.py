@@ -8,6 +8,7 @@ import numpy as np
 from mm01_jax.checkpoint import digest, disk_grid, manifest, plain, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
+from mm01_jax.config import Config, ConfigError, saved
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
@@ -37,9 +38,21 @@ class Checkpoint:
             raise CheckpointError(f"{path}: {error}") from None
 
     @property
-    def config(self) -> dict:
+    def config_object(self) -> dict:
         """The run's configuration as parsed JSON, its fields not yet checked."""
         return plain.parse_object(self.directory / manifest.CONFIG, self.config_json.encode())
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration, checked.
+
+        Raises:
+          CheckpointError: it is none, or one of another version.
+        """
+        try:
+            return saved.from_json(self.config_json)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.directory / manifest.CONFIG}: {error}") from None
 
     def read(self, path: str, index: tuple[int, ...] = ()) -> np.ndarray:
         """One logical chunk, of shape leaf.shape[leaf.stack:].
@@ -149,8 +162,3 @@ def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     if not directory.is_dir():
         return []
     return sorted((int(p.name), p) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
-
-
-def load_config(directory) -> dict:
-    """The configuration saved with a checkpoint, as parsed JSON."""
-    return open_checkpoint(directory).config

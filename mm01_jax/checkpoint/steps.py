@@ -209,7 +209,7 @@ def _name(step: int) -> str:
 
 
 def _meta(checkpoint: Checkpoint) -> dict:
-    return checkpoint.manifest.meta | {"config": checkpoint.config}
+    return checkpoint.manifest.meta | {"config": checkpoint.config_object}
 
 
 class _SnapshotHandler:

@@ -8,10 +8,11 @@ import dataclasses
 import math
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mm01_jax.config import Config, ConfigError, Problem, fields
+from mm01_jax.config import Config, ConfigError, MixerKind, Problem, fields
 from mm01_jax.config.mesh import CROSS_RULES, axis_problems, nearest_divisor
 
 INT32_MAX = 2**31 - 1  # steps, positions and token ids are int32 on device
@@ -147,8 +148,9 @@ def _top_k(config: Config) -> Iterator[Problem]:
 
 def _period(config: Config) -> Iterator[Problem]:
     if not config.model.period:
-        allowed = "at least one layer, 'lightning' or 'softmax'"
-        yield Problem(key="model.period", got=(), allowed=allowed, nearest="('lightning',)")
+        kinds = typing.get_args(MixerKind)
+        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}"
+        yield Problem(key="model.period", got=(), allowed=allowed, nearest=repr(kinds[:1]))
 
 
 def _dropless_bound(config: Config) -> Iterator[Problem]:

@@ -58,14 +58,18 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes which are never cut
+
+
 def _version_problems(plain: Any) -> list[Problem]:
     """0.1 had no section `compute`: its fields were among those of `model`."""
     model = plain.get("model") if isinstance(plain, dict) and "compute" not in plain else None
     moved = [name for name in fields.field_types(ComputeConfig) if isinstance(model, dict) and name in model]
     if not moved:
         return []
-    allowed = f"a config of 0.2, where the section compute has {', '.join(moved)}"
-    nearest = "this file with these keys moved from model to compute"
+    gone = [f"mesh.rules.{name}" for name in _GONE_RULES]
+    allowed = f"a config of 0.2, where the section compute has {', '.join(moved)}, and {', '.join(gone)} are gone"
+    nearest = "this file with the former moved from model to compute and the latter deleted"
     return [Problem(key="config", got="a file that mm01_jax 0.1 wrote", allowed=allowed, nearest=nearest)]
 
 
@@ -76,7 +80,7 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
     if not isinstance(plain, dict):
         yield Problem(key=where, got=plain, allowed=f"an object with the keys {', '.join(names)}", nearest="{...}")
         return
-    for name in plain.keys() - names.keys():
+    for name in (name for name in plain if name not in names):
         allowed = f"the fields of {where}: {', '.join(names)}"
         yield Problem(key=prefix + name, got=plain[name], allowed=allowed, nearest=fields.nearest_key(prefix + name))
     for name, annotation in names.items():

@@ -14,7 +14,7 @@ import numpy as np
 
 from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_keys, open_checkpoint
 from mm01_jax.checkpoint.plain import OBJECT, one_of
-from mm01_jax.config import Config, ConfigError, saved
+from mm01_jax.config import Config
 from mm01_jax.convert import axes, table
 from mm01_jax.convert.torch import structure
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
@@ -125,10 +125,7 @@ class CheckpointSource:
         self.checkpoint: Checkpoint = open_checkpoint(directory)
         self._check_finite = check_finite
         where = self.checkpoint.directory / "config.json"
-        try:
-            self.config: Config = saved.from_json(self.checkpoint.config_json)
-        except ConfigError as error:
-            raise CheckpointError(f"{where}: {error}") from None
+        self.config: Config = self.checkpoint.config
         structure.check_count(self.config, str(where))
         self.tensors = table.tensors(self.config.model, self.config.vision)
         problems = structure.leaf_problems(self.checkpoint.leaves, table.leaves(self.tensors))
@@ -198,10 +195,14 @@ def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:
 
 def open_source(directory, *, check_finite: bool = False) -> TorchSource | CheckpointSource:
     """The weights in a directory of either kind."""
+    kind = CheckpointSource if is_checkpoint(directory) else TorchSource
+    return kind(directory, check_finite=check_finite)
+
+
+def is_checkpoint(directory) -> bool:
+    """Whether a directory is of our own format: a conversion, a step, or a run."""
     directory = pathlib.Path(directory)
-    if (directory / "state").is_dir() or (directory / "checkpoints").is_dir():
-        return CheckpointSource(directory, check_finite=check_finite)
-    return TorchSource(directory, check_finite=check_finite)
+    return (directory / "state").is_dir() or (directory / "checkpoints").is_dir()
 
 
 def with_dtype(config: Config, dtype: str) -> Config:

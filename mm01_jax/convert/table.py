@@ -172,8 +172,17 @@ def _layer(layer: int, model: ModelConfig, sizes: Mapping[str, int]) -> Iterator
 
 
 def mixer(model: ModelConfig, layer: int) -> Mixer:
-    """What one layer is."""
-    return MIXERS[model.period[layer % len(model.period)]]
+    """What one layer is.
+
+    Raises:
+      ValueError: conversion has no row for layers of this kind.
+    """
+    kind = model.period[layer % len(model.period)]
+    if kind not in MIXERS:
+        raise ValueError(
+            f"layers of kind {kind!r} have no row in convert/table.py: conversion knows {', '.join(MIXERS)}"
+        )
+    return MIXERS[kind]
 
 
 def _vision(vision: VisionConfig, model: ModelConfig) -> Iterator[Tensor]:

@@ -53,10 +53,7 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
 
 def _check_same_model(config: Config, init_from: str, log: Log) -> None:
     opened = checkpoint.open_checkpoint(init_from)
-    try:
-        before = saved.from_json(opened.config_json)
-    except ConfigError as error:
-        raise checkpoint.CheckpointError(f"{opened.directory}/config.json: {error}") from None
+    before = opened.config
     problems = model_problems(before, config, f"--init_from={init_from}")
     if problems:
         raise ConfigError(problems)

@@ -146,7 +146,7 @@ def test_weights_alone_are_loaded_in_the_dtype_asked_for(run, mesh, states):
     model = checkpoint.load_weights(run, wanted)
     expected = jax.tree.map(lambda x, w: x.astype(w.dtype), states[2].model, wanted)
     assert bits(model) == bits(expected)
-    assert checkpoint.load_config(run) == META["config"]
+    assert json.loads(checkpoint.open_checkpoint(run).config_json) == META["config"]
 
 
 def test_a_failed_save_is_reported_once_and_earlier_steps_stay(run, states, monkeypatch):

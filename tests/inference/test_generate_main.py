@@ -7,7 +7,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from mm01_jax.convert import table
+from mm01_jax.convert.sources import open_source
 from mm01_jax.inference import __main__ as inference
+from mm01_jax.loading import load
 from tests import small
 from tests.train import cheap_run
 
@@ -87,3 +90,12 @@ def test_help_lists_the_flags_without_an_error():
     assert process.returncode == 0, process.stderr
     for flag in ("--checkpoint", "--prompt", "--temperature", "--top_p", "--seed"):
         assert flag in process.stdout
+
+
+def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, monkeypatch):
+    monkeypatch.setattr(table, "MIXERS", {})
+    with small.one_device():
+        loaded = load(str(checkpoint))
+    assert loaded.model.config == loaded.config.model
+    with pytest.raises(ValueError, match="layers of kind 'lightning' have no row in convert/table.py"):
+        open_source(checkpoint)

@@ -1,4 +1,7 @@
-"""A mixer that the project does not have, from a file of its own, enters by one line in the table and nothing else."""
+"""A mixer that the project does not have, from a file of its own, enters by one line in the table and nothing else.
+
+A run's config file names it too (`MixerKind`), and conversion wants its row: `test_the_three_places_…` compares them.
+"""
 
 import dataclasses
 import functools

@@ -79,7 +79,12 @@ def walk(
 def _mixer_layer(f: Forward, layer: int, h, w) -> tuple[np.ndarray, np.ndarray | None]:
     config = f.config
     x = f.rms_norm(h, w["input_norm"], config.norm_eps)
-    out, state, alpha, beta = _MIXERS[config.period[layer % len(config.period)]](f, layer, x, w)
+    kind = config.period[layer % len(config.period)]
+    if kind not in _MIXERS:
+        raise ValueError(
+            f"layers of kind {kind!r} have no formula in convert/certify/walk.py: {', '.join(_MIXERS)} have"
+        )
+    out, state, alpha, beta = _MIXERS[kind](f, layer, x, w)
     return f.residual(h, x, out, alpha, beta), state
 
 
