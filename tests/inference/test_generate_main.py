@@ -50,6 +50,15 @@ def test_the_command_prints_the_prompt_and_text_and_the_same_seed_prints_it_agai
     assert out.endswith("\n")
 
 
+def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, monkeypatch):
+    monkeypatch.setattr(table, "MIXERS", {})
+    with small.one_device():
+        loaded = load(str(checkpoint))
+    assert loaded.model.config == loaded.config.model
+    with pytest.raises(ValueError, match="layers of kind 'lightning' have no row in convert/table.py"):
+        open_source(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -90,12 +99,3 @@ def test_help_lists_the_flags_without_an_error():
     assert process.returncode == 0, process.stderr
     for flag in ("--checkpoint", "--prompt", "--temperature", "--top_p", "--seed"):
         assert flag in process.stdout
-
-
-def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, monkeypatch):
-    monkeypatch.setattr(table, "MIXERS", {})
-    with small.one_device():
-        loaded = load(str(checkpoint))
-    assert loaded.model.config == loaded.config.model
-    with pytest.raises(ValueError, match="layers of kind 'lightning' have no row in convert/table.py"):
-        open_source(checkpoint)
