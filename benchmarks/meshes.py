@@ -3,6 +3,7 @@
 python -m benchmarks.meshes [--only=PATTERN] [--json=benchmarks/results/meshes.json]
 """
 
+import argparse
 import sys
 
 from benchmarks.results import Report, add_json
@@ -17,8 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     report, good, device = Report(arguments.json, "benchmarks.meshes", argv), True, "16 CPU devices"
     from tests.parallel import every_mesh
 
+    try:
+        chosen = every_mesh.matching(arguments.only)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"--only: {error}")
     every_mesh.jax.config.update("jax_num_cpu_devices", 16)
-    for line in every_mesh.measure(arguments.only):
+    for line in every_mesh.measure(chosen):
         for kind in every_mesh.KINDS:
             report.add(f"{line.name}: {kind}", line.errors[kind], "of the largest entry", device=device)
         if line.seconds is not None:

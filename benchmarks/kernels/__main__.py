@@ -87,6 +87,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--generations", type=list_of("TPU generation", GENERATIONS), default=list(GENERATIONS))
     arguments = parser.parse_args(argv)
     arguments.operations = arguments.operations or list(OPERATIONS)
+    if not arguments.budget_seconds > 0:
+        parser.error(f"--budget-seconds={arguments.budget_seconds:g}; allowed: a number above 0")
     if arguments.compile_only_tpu and arguments.operations not in ([*OPERATIONS], ["lightning_attention"]):
         parser.error("--compile-only-tpu is for lightning_attention")
     for shape in arguments.shapes or ():

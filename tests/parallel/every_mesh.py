@@ -3,6 +3,7 @@
 python -m tests.parallel.every_mesh [--only=PATTERN]
 """
 
+import argparse
 import dataclasses
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import jax
 
 import tests.conftest  # noqa: F401
-from tests.command_line import Parser
+from tests.command_line import Parser, refusal
 from tests.parallel.mesh_model import VARIANT, evaluate, exact
 from tests.parallel.test_meshes import CASES, EPS, errors, errors_of_one_device, plain
 from tests.small import Variant
@@ -31,9 +32,23 @@ class Line(NamedTuple):
     within: bool = True
 
 
-def measure(only: str = "") -> Iterator[Line]:
+def matching(only: str) -> dict:
+    """The cases whose names match a pattern.
+
+    Raises:
+      argparse.ArgumentTypeError: none does, or it is no pattern.
+    """
+    try:
+        chosen = {name: case for name, case in CASES.items() if re.search(only, name)}
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{only!r} is no pattern: {error}") from None
+    if not chosen:
+        raise argparse.ArgumentTypeError(refusal("mesh", only, CASES))
+    return chosen
+
+
+def measure(chosen: dict) -> Iterator[Line]:
     """One device of each model first, then the meshes whose names match. 16 devices must be there."""
-    chosen = {name: case for name, case in CASES.items() if re.search(only, name)}
     for variant in {_alone(plain(variant)): plain(variant) for _, variant in chosen.values()}.values():
         yield Line(_alone(variant), errors_of_one_device(variant))
     for name, (mesh, variant) in chosen.items():
@@ -56,10 +71,10 @@ def _alone(variant: Variant) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("tests.parallel.every_mesh", __doc__)
-    parser.add_argument("--only", default="", metavar="PATTERN", help="these meshes")
-    only, good = parser.parse_args(argv).only, True
+    parser.add_argument("--only", default="", type=matching, metavar="PATTERN", help="these meshes")
+    chosen, good = parser.parse_args(argv).only, True
     jax.config.update("jax_num_cpu_devices", 16)
-    for line in measure(only):
+    for line in measure(chosen):
         numbers = " ".join(f"{kind} {line.errors[kind]:.1e}" for kind in KINDS)
         print(f"{line.name}: {numbers}{'' if line.within else ' OUTSIDE'}", flush=True)
         good &= line.within
