@@ -65,6 +65,7 @@ class LayerStack(nnx.Module):
         y, stats = self.experts(x, tokens)
         return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
 
+    @jax.named_scope("norms")
     def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
         """alpha x + beta y, constrained to the layout of activations between sub-layers."""
         return sharding.constrain(alpha * x + beta * y, self.rules, "batch", "seq", "act_embed")
@@ -83,6 +84,7 @@ class TextModel(nnx.Module):
         self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
         self.config, self.compute, self.rules = config, compute, rules
 
+    @jax.named_scope("embed")
     def embed_tokens(self, tokens_BS: jax.Array) -> jax.Array:
         """int32 token ids (B, S) -> what the layers take in, (B, S, D) in the compute dtype."""
         table_VD = cast_and_gather(self.embed, jnp.dtype(self.compute.dtype), self.rules)
@@ -121,6 +123,7 @@ class TextModel(nnx.Module):
         stats = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *stats)
         return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), cache, stats
 
+    @jax.named_scope("head")
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
         """float32 logits (B, S, V); training uses the chunked loss instead and never holds them."""
         wide = np.promote_types(hidden_BSD.dtype, np.float32)

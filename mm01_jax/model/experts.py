@@ -33,6 +33,7 @@ class Experts(nnx.Module):
         self.down = param(rngs, (E, F, D), outward, xavier(F, D, gain), stack=stack, dtype=dtype)
         self.config, self.compute, self.rules = config, compute, rules
 
+    @jax.named_scope("experts")
     def __call__(self, x_BSD: jax.Array, tokens: Tokens) -> tuple[jax.Array, RouterStats]:
         """x (B, S, D) -> (y (B, S, D), router statistics over all tokens that are not padding)."""
         weights = (self.router, self.gate, self.up, self.down)

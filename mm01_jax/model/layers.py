@@ -106,6 +106,7 @@ def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype 
     return jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=out_dtype or x.dtype)
 
 
+@jax.named_scope("norms")
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> jax.Array:
     """weight * cast(x / sqrt(mean(x^2) + eps)) over the last `num_axes` dims; statistics in float32 (model.md A.2)."""
     axes = tuple(range(-num_axes, 0))

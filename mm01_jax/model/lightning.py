@@ -73,6 +73,7 @@ class Lightning(nnx.Module):
         y = jax.nn.sigmoid(einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))) * y
         return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
 
+    @jax.named_scope("lightning")
     def __call__(
         self, x_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
     ) -> tuple[jax.Array, StackCache | None]:

@@ -48,6 +48,7 @@ class Softmax(nnx.Module):
         self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
         self.config, self.compute, self.rules = config, compute, rules
 
+    @jax.named_scope("softmax")
     def __call__(
         self, x_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
     ) -> tuple[jax.Array, StackCache | None]:

@@ -31,6 +31,7 @@ def embed(tokens_BS: jax.Array, table_VD: jax.Array, *, rules: Rules) -> jax.Arr
     )
 
 
+@jax.named_scope("loss")
 def cross_entropy(
     hidden_BSD: jax.Array,
     head_DV: jax.Array,
@@ -128,6 +129,7 @@ def _chunked_backward(vocab_axes, residuals, d_total):
 _chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
+@jax.named_scope("head")
 def _einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
     """float32 out of the model's dtype."""
     wide = np.promote_types(left.dtype, np.float32)

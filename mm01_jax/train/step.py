@@ -78,13 +78,14 @@ def train_step(
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     loss, stats, gradients = _gradients(state.model, batch, config, objective)
-    norm = optax.tree.norm(gradients)
     overflow = jnp.sum(stats.overflow)
-    accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
-    model, opt_state = apply_gradients(optimizer, gradients, state.opt_state, state.model)
-    new = jax.tree.map(
-        lambda new, old: jnp.where(accepted, new, old), (model, opt_state), (state.model, state.opt_state)
-    )
+    with jax.named_scope("optimizer"):
+        norm = optax.tree.norm(gradients)
+        accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
+        model, opt_state = apply_gradients(optimizer, gradients, state.opt_state, state.model)
+        new = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old), (model, opt_state), (state.model, state.opt_state)
+        )
     assigned = jnp.maximum(stats.assigned.sum(-1, keepdims=True), 1.0)
     metrics = {
         "loss": loss,

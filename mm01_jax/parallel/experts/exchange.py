@@ -87,6 +87,7 @@ class Buffers:
         return -(-(rows + self.experts_per_shard * (self.multiple - 1)) // self.multiple) * self.multiple
 
 
+@jax.named_scope("exchange")
 def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
     """All experts being on this device: (y (T, D / shards of ffn), overflow int32)."""
     T, A = choice_TA.shape
@@ -121,6 +122,7 @@ def _spread(order, place, choice, sizes, shift, buffers: Buffers) -> tuple[jax.A
     return order.at[place_of_row].get(mode="fill", fill_value=none), row_of_assignment
 
 
+@jax.named_scope("exchange")
 def exchange_and_compute(
     x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules, *, transport: Transport
 ):

@@ -112,6 +112,7 @@ def _in_groups(tokens, ffn_weights, config: ModelConfig, compute: ComputeConfig,
     return jnp.concatenate([y for y, _ in parts]), sum(overflow for _, overflow in parts)
 
 
+@jax.named_scope("experts")
 def _expert_ffn(ffn_weights, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
     """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
     gate, up, down = ffn_weights

@@ -17,6 +17,7 @@ from mm01_jax.parallel.sequence_layout import held_here
 from pallas_kernels.precision import matmul_precision
 
 
+@jax.named_scope("route")
 def route(
     x_TD: jax.Array, router_DE: jax.Array, num_assigned: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -53,6 +54,7 @@ def expert_capacity(
     return math.ceil(config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts)
 
 
+@jax.named_scope("route")
 def keep_first(
     choice_TA: jax.Array,
     shape: tuple[int, int],

@@ -34,6 +34,7 @@ def objective(
     return loss + share * (routers + config.z_loss_coef * z), (loss, stats)
 
 
+@jax.named_scope("loss")
 def balance_loss(stats: RouterStats, form: str) -> jax.Array:
     """The router balance loss in the form named ("paper", "transformers", "none"); float32 scalar."""
     if form == "none":
