@@ -11,7 +11,7 @@ from absl import flags
 
 from mm01_jax import command, sharding
 from mm01_jax.config import MeshConfig
-from mm01_jax.inference.generate import generate
+from mm01_jax.inference.decoding import generate
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.loading import load
 

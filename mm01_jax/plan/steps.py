@@ -1,11 +1,11 @@
 """The steps that are planned, as functions and the shapes they are called with: the very ones that run.
 
     train     one optimiser step on a global batch (train/step.py)
-    prefill   one chunk of a prompt into the cache (generate.py)
-    decode    one token for every row (generate.py)
+    prefill   one chunk of a prompt into the cache (inference/decoding.py)
+    decode    one token for every row (inference/decoding.py)
 
 For prefill and decode `train.batch_size` is the number of rows, `train.sequence_length` the length of their cache, and
-weights are stored in the compute dtype, as generate.py loads them.
+weights are stored in the compute dtype, as inference loads them.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 from mm01_jax import sharding
 from mm01_jax.config import Config
 from mm01_jax.data.batch import Batch
-from mm01_jax.inference.generate import PREFILL_CHUNK, decode_step, prefill
+from mm01_jax.inference.decoding import PREFILL_CHUNK, decode_step, prefill
 from mm01_jax.model.abstract import abstract, abstract_model
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.mixers import cache_specs, empty_cache

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import Rules
-from mm01_jax.inference import generate as generation
+from mm01_jax.inference import decoding
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model.mixers import empty_cache
 from tests import small
@@ -23,10 +23,10 @@ NEVER = 319  # as a stop token: no row stops
 @pytest.fixture(scope="module", autouse=True)
 def mesh():
     with small.one_device(), pytest.MonkeyPatch.context() as patch:
-        prefill, block = generation.prefill.__wrapped__, generation.decode_block.__wrapped__
+        prefill, block = decoding.prefill.__wrapped__, decoding.decode_block.__wrapped__
         static = ("sampling", "stop", "count")
-        patch.setattr(generation, "prefill", small.unoptimised(prefill, donate_argnums=1))
-        patch.setattr(generation, "decode_block", small.unoptimised(block, static_argnames=static, donate_argnums=1))
+        patch.setattr(decoding, "prefill", small.unoptimised(prefill, donate_argnums=1))
+        patch.setattr(decoding, "decode_block", small.unoptimised(block, static_argnames=static, donate_argnums=1))
         yield
 
 
@@ -37,7 +37,7 @@ def model():
 
 def text(prompts, *, max_tokens=17, sampling=GREEDY, seed=0, stop=NEVER, vocab_size=VOCAB, weights=None) -> np.ndarray:
     """All new tokens (B, n)."""
-    blocks = generation.generate(
+    blocks = decoding.generate(
         model() if weights is None else weights,
         prompts,
         max_tokens=max_tokens,
@@ -88,12 +88,12 @@ def test_a_ragged_batch_gives_each_prompt_its_text_alone():
 
 
 def test_a_prompt_of_many_chunks_equals_one_chunk(monkeypatch):
-    monkeypatch.setattr(generation, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 4)
     np.testing.assert_array_equal(text(PROMPTS), greedy())
 
 
 def test_max_tokens_is_kept_at_and_around_the_decode_block(monkeypatch):
-    monkeypatch.setattr(generation, "DECODE_BLOCK", 4)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 4)
     for count in (1, 6):
         np.testing.assert_array_equal(text(PROMPTS, max_tokens=count), greedy()[:, :count])
 
@@ -109,7 +109,7 @@ def test_a_stopped_row_says_stop_from_then_on_and_others_go_on():
 
 
 def test_generation_ends_when_every_row_has_stopped(monkeypatch):
-    monkeypatch.setattr(generation, "DECODE_BLOCK", 4)
+    monkeypatch.setattr(decoding, "DECODE_BLOCK", 4)
     stop = int(greedy()[0, 2])
     assert text(PROMPTS[:1], stop=stop).shape[1] == 5  # the first token and one block
 
@@ -165,7 +165,7 @@ def compiled_step():
     variant = small.variant(num_periods=3, period=("lightning", "lightning", "softmax"))
     weights = small.model(variant)
     cache = jax.jit(lambda: empty_cache(*variant, Rules(), 2, 4096))()
-    step = jax.jit(generation.decode_step, donate_argnums=1)
+    step = jax.jit(decoding.decode_step, donate_argnums=1)
     token, active = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.bool_)
     analysis = step.lower(weights, cache, token, active).compile().memory_analysis()
     return analysis, sum(x.nbytes for x in jax.tree.leaves(cache)), cache.stacks[1][0].nbytes // 3
