@@ -14,6 +14,11 @@ from types import ModuleType
 
 import jax
 
+# Parts of Pallas add values to jax's tracing context when they are imported, and then every function that was jitted
+# before traces and compiles again. Kernels are imported while one is traced, so those parts must be there already: a
+# training step compiled twice (jax 0.11 and 0.12; tests/kernels/test_dispatch.py).
+import jax.experimental.pallas.fuser  # noqa: F401
+
 _log = logging.getLogger("pallas_kernels")
 
 

@@ -1,6 +1,7 @@
 """Choosing an implementation: a name is obeyed or refused, a choice of ours is logged once with its reasons."""
 
 import logging
+import subprocess
 import sys
 import types
 
@@ -11,6 +12,15 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import api, lightning_attention, lightning_attention_step
+
+IMPORTED_LATE = """
+import importlib, pathlib, jax, pallas_kernels.dispatch
+traced = jax.jit(lambda x: print("traced") or x + 1)
+traced(1)
+for file in pathlib.Path(pallas_kernels.__path__[0]).glob("*/*.py"):
+    importlib.import_module(f"pallas_kernels.{file.parent.name}.{file.stem}")
+traced(2)
+"""
 
 
 @pytest.fixture
@@ -54,6 +64,11 @@ def test_choose_none_fits_gives_every_reason(operation):
     without_last = dispatch.Operation("operation", dict(list(operation.modules.items())[:2]))
     with pytest.raises(dispatch.Unsupported, match="first: it never can; second: odd"):
         dispatch.choose(without_last, None, 3)
+
+
+def test_importing_every_kernel_makes_no_function_trace_again():
+    done = subprocess.run([sys.executable, "-c", IMPORTED_LATE], capture_output=True, text=True, check=True)
+    assert done.stdout == "traced\n"
 
 
 @pytest.mark.parametrize(("kind", "platform"), [("TPU v5", "tpu"), ("NVIDIA H100 80GB HBM3", "gpu"), ("cpu", "cpu")])
