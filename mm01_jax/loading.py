@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from mm01_jax import sharding
 from mm01_jax.checkpoint import Checkpoint, leaf_paths, open_checkpoint
 from mm01_jax.config import Config, ConfigError, MeshConfig
+from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import sharding_problems
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
@@ -93,7 +94,7 @@ def _check_mesh(config: Config, mesh: Mesh) -> None:
     """Raises ValueError, by name, where a dim of the text model does not divide over the mesh."""
     placed = dataclasses.replace(config, mesh=_sized(config.mesh, mesh))
     # Its batch and length are a training run's, of which a converted config has placeholders.
-    problems = [p for p in sharding_problems(placed) if p.key.startswith("model.")]
+    problems = named_once(placed, lambda other: [p for p in sharding_problems(other) if p.key.startswith("model.")])
     if problems:
         raise ConfigError(problems)
 

@@ -1,6 +1,6 @@
 """The configuration of a run: what its values are, which are allowed, how they are read and saved. Imports no jax."""
 
-from mm01_jax.config.problem import ConfigError, Problem
+from mm01_jax.config.problem import Change, ConfigError, Problem
 from mm01_jax.config.schema import (
     MESH_AXES,
     ComputeConfig,
@@ -19,6 +19,7 @@ from mm01_jax.config.schema import (
 
 __all__ = [
     "MESH_AXES",
+    "Change",
     "ComputeConfig",
     "Config",
     "ConfigError",

@@ -74,7 +74,8 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
             run_config = _assign(run_config, assignment)
         except ConfigError as error:
             problems += error.problems
-    problems += rules.problems(run_config)
+    unread = [key for problem in problems for key in (problem.key, problem.nearest) if key in fields.leaf_types()]
+    problems += rules.problems(run_config, unread)
     if problems:
         raise ConfigError(problems)
     return run_config

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
-from mm01_jax.config import MESH_AXES, Config, MeshConfig, Problem, fields
+from mm01_jax.config import MESH_AXES, Change, Config, MeshConfig, Problem, fields
 
 # Logical axis -> the field that is its dimension. `batch` is apart: it also divides into microbatches.
 _DIMS = {
@@ -113,9 +113,16 @@ def _used_twice(config: Config) -> Iterator[Problem]:
     for first, second in itertools.combinations(fields.field_types(type(rules)), 2):
         taken, axes = getattr(rules, first), getattr(rules, second)
         if set(taken) & set(axes) and may_meet(first, second):
-            allowed = f"other axes than mesh.rules.{first}={taken!r}: one array may have both"
-            nearest = repr(tuple(axis for axis in axes if axis not in taken))
-            yield Problem(key=f"mesh.rules.{second}", got=axes, allowed=allowed, nearest=nearest)
+            changes = [
+                Change(
+                    key=f"mesh.rules.{name}",
+                    value=tuple(axis for axis in old if axis not in other),
+                    allowed=f"as one array may have both, other axes than mesh.rules.{beside}={other!r}",
+                )
+                for name, old, beside, other in ((second, axes, first, taken), (first, taken, second, axes))
+            ]
+            key, nearest, allowed = changes[0].key, repr(changes[0].value), changes[0].allowed
+            yield Problem(key=key, got=axes, allowed=allowed, nearest=nearest, changes=tuple(changes))
 
 
 def _dim_rule(name: str, dim_key: str) -> Callable[[Config], Iterator[Problem]]:
@@ -127,7 +134,8 @@ def _dim_rule(name: str, dim_key: str) -> Callable[[Config], Iterator[Problem]]:
                 key=dim_key,
                 got=dim,
                 allowed=f"a multiple of {_product(axes)}",
-                nearest=" or ".join([_multiple(dim, parts), *_smaller_axis(dim, axes)]),
+                nearest=" or ".join([str(_multiple(dim, parts)), *_smaller_axis(dim, axes)]),
+                changes=(Change(key=dim_key, value=_multiple(dim, parts), allowed=""), *_cuts(axes, dim, dim_key)),
             )
 
     return rule
@@ -140,18 +148,20 @@ def _stripes_rule(config: Config) -> Iterator[Problem]:
     if config.compute.sequence_layout == "zigzag" and parts > 2 and length % parts:
         allowed = f"a multiple of {parts}, two stripes for each shard of {_product(axes)}"
         nearest = f"{_multiple(length, parts)} or compute.sequence_layout='contiguous'"
-        yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest)
+        changes = tuple(_cuts(axes, length // 2, "half of train.sequence_length")) if length % 2 == 0 else ()
+        yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest, changes=changes)
 
 
 def _batch_rule(config: Config) -> Iterator[Problem]:
-    axes, microbatches = _axes(config, "batch"), config.train.num_microbatches
-    parts = config.mesh.shards("batch") * microbatches
+    axes = [*_axes(config, "batch"), ("train.num_microbatches", config.train.num_microbatches)]
+    parts = math.prod(size for _, size in axes)
     sizes = [("train.batch_size", config.train.batch_size)]
     sizes += [("train.batch_ramp", size) for _, size in config.train.batch_ramp]
     for key, size in sizes:
         if size % parts:
-            allowed = f"batch sizes that are multiples of {_product([*axes, ('train.num_microbatches', microbatches)])}"
-            yield Problem(key=key, got=size, allowed=allowed, nearest=_multiple(size, parts))
+            allowed = f"batch sizes that are multiples of {_product(axes)}"
+            nearest, changes = str(_multiple(size, parts)), tuple(_cuts(axes, size, key))
+            yield Problem(key=key, got=size, allowed=allowed, nearest=nearest, changes=changes)
 
 
 def _expert_rule(config: Config) -> Iterator[Problem]:
@@ -182,11 +192,21 @@ def _axes(config: Config, name: str) -> list[tuple[str, int]]:
 def _product(axes: list[tuple[str, int]]) -> str:
     axes = [(axis, size) for axis, size in axes if size > 1]
     text = " * ".join(f"{axis}={size}" for axis, size in axes)
-    return text if len(axes) == 1 else f"{math.prod(size for _, size in axes)} ({text})"
+    return text if len(axes) <= 1 else f"{math.prod(size for _, size in axes)} ({text})"
 
 
-def _multiple(number: int, parts: int) -> str:
-    return str(max(parts, round(number / parts) * parts))
+def _multiple(number: int, parts: int) -> int:
+    return max(parts, round(number / parts) * parts)
+
+
+def _cuts(axes: list[tuple[str, int]], number: int, name: str) -> Iterator[Change]:
+    """The nearest six other sizes of each axis, but for 1, that divide a number."""
+    for axis, size in axes:
+        others = _product([other for other in axes if other[0] != axis])
+        allowed = f"a divisor of {name}={number}" + (f" beside {others}" if others else "")
+        near = sorted(divisors(number)[1:], key=lambda divisor: (abs(divisor - size), divisor))
+        if size > 1:
+            yield from (Change(key=axis, value=divisor, allowed=allowed) for divisor in near[:6])
 
 
 def _smaller_axis(dim: int, axes: list[tuple[str, int]]) -> list[str]:

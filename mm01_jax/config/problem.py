@@ -5,13 +5,32 @@ from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Change:
+    """Another value that mends a problem by itself, and what the problem asks of the value at that key."""
+
+    key: str
+    value: object
+    allowed: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with what a person typed: the key, its value, what is allowed, the nearest valid choice."""
+    """One thing wrong with what a person typed: the key, its value, what is allowed, the nearest valid choice.
+
+    changes: what else would mend it, by which problems of one cause are known (`causes.py`).
+    """
 
     key: str
     got: object
     allowed: str
     nearest: str | None
+    changes: tuple[Change, ...] = ()
+
+    def asked_of(self, key: str) -> tuple[str, ...]:
+        """What the value at a key must be for this problem to be gone; nothing where it does not depend on it."""
+        if key == self.key:
+            return (self.allowed,)
+        return tuple(change.allowed for change in self.changes if change.key == key)[:1]
 
     def __str__(self) -> str:
         try:

@@ -9,10 +9,11 @@ import math
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mm01_jax.config import Config, ConfigError, MixerKind, Problem, fields
+from mm01_jax.config import Change, Config, ConfigError, MixerKind, Problem, fields
+from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import CROSS_RULES, axis_problems, nearest_divisor
 
 INT32_MAX = 2**31 - 1  # steps, positions and token ids are int32 on device
@@ -69,8 +70,12 @@ def check(config: Config) -> Config:
     return config
 
 
-def problems(config: Config) -> list[Problem]:
-    """Every problem of a config; a rule about several values is judged when each of them is right by itself."""
+def problems(config: Config, unread: Iterable[str] = ()) -> list[Problem]:
+    """Every problem of a config, each cause once (`causes`).
+
+    A rule about several values is judged when each of them is right by itself, and none is among the keys `unread`,
+    whose values could not be read.
+    """
     if type(config) is not Config:
         return [Problem(key="config", got=config, allowed="a Config", nearest="get_config() returns Config(...)")]
     broken = list(fields.type_problems(config))
@@ -82,11 +87,9 @@ def problems(config: Config) -> list[Problem]:
             broken += _text_problems(key, value)
             if key.startswith("mesh.rules."):
                 broken += axis_problems(key, value)
-    wrong = {problem.key for problem in broken}
-    for keys, rule in (*_CROSS_RULES, *CROSS_RULES):
-        if not any(_concerned(key, wrong) for key in keys):
-            broken += rule(config)
-    return broken
+    wrong = {problem.key for problem in broken} | set(unread)
+    right = [rule for keys, rule in (*_CROSS_RULES, *CROSS_RULES) if not any(_concerned(key, wrong) for key in keys)]
+    return broken + named_once(config, lambda other: [problem for rule in right for problem in rule(other)])
 
 
 def _concerned(key: str, wrong: set[str]) -> bool:
@@ -125,8 +128,13 @@ def _heads(config: Config) -> Iterator[Problem]:
     heads, kv_heads = config.model.num_heads, config.model.num_kv_heads
     if heads % kv_heads:
         allowed = f"a divisor of model.num_heads={heads}"
-        nearest = nearest_divisor(heads, kv_heads)
-        yield Problem(key="model.num_kv_heads", got=kv_heads, allowed=allowed, nearest=str(nearest))
+        nearest = str(nearest_divisor(heads, kv_heads))
+        multiples = (max(1, heads // kv_heads) * kv_heads, (heads // kv_heads + 1) * kv_heads)
+        changes = (
+            Change(key="model.num_heads", value=n, allowed=f"a multiple of model.num_kv_heads={kv_heads}")
+            for n in multiples
+        )
+        yield Problem(key="model.num_kv_heads", got=kv_heads, allowed=allowed, nearest=nearest, changes=tuple(changes))
 
 
 def _rotary_dim(config: Config) -> Iterator[Problem]:
@@ -143,7 +151,10 @@ def _top_k(config: Config) -> Iterator[Problem]:
     experts, chosen = config.model.num_experts, config.model.num_experts_per_token
     if chosen > experts:
         allowed = f"at most model.num_experts={experts}"
-        yield Problem(key="model.num_experts_per_token", got=chosen, allowed=allowed, nearest=str(experts))
+        change = Change(key="model.num_experts", value=chosen, allowed=f"at least model.num_experts_per_token={chosen}")
+        yield Problem(
+            key="model.num_experts_per_token", got=chosen, allowed=allowed, nearest=str(experts), changes=(change,)
+        )
 
 
 def _period(config: Config) -> Iterator[Problem]:

@@ -38,6 +38,8 @@ def from_json(text: str) -> Config:
             [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
         ) from None
     problems = _version_problems(plain) or list(_shape_problems(plain, Config, ""))
+    meant = {problem.nearest for problem in problems}  # a mistyped key is not missing as well
+    problems = [problem for problem in problems if problem.got is not _ABSENT or problem.key not in meant]
     if problems:
         raise ConfigError(problems)
     return rules.check(_build(plain, Config))
@@ -58,6 +60,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+_ABSENT = "nothing"
 _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes which are never cut
 
 
@@ -86,9 +89,8 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
     for name, annotation in names.items():
         annotation = _present(annotation, plain.get(name))
         if name not in plain:
-            near = fields.nearest_name(name, plain.keys() - names.keys())
-            nearest = f"the key {prefix}{near}, mistyped" if near else f"{prefix}{name} = ..."
-            yield Problem(key=prefix + name, got="nothing", allowed="every field of a config", nearest=nearest)
+            nearest = f"{prefix}{name} = ..."
+            yield Problem(key=prefix + name, got=_ABSENT, allowed="every field of a config", nearest=nearest)
         elif dataclasses.is_dataclass(annotation):
             yield from _shape_problems(plain[name], annotation, f"{prefix}{name}.")
         else:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, fields
+from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import mesh_problems, nearest_meshes, sharding_problems
 from mm01_jax.plan.targets import Target
 
@@ -20,12 +21,14 @@ def valid(kind: str, config: Config, target: Target) -> list[MeshConfig]:
 
 def problems(kind: str, config: Config, target: Target) -> list[Problem]:
     """Why the config's own mesh is none of them; empty when it is."""
-    problems = sharding_problems(config) + _misplaced(kind, config.mesh, target)
+    problems = named_once(config, sharding_problems) + _misplaced(kind, config.mesh, target)
     if wrong_product := mesh_problems(config, target.chips):
-        nearest = " or ".join(_as_flag(mesh) for mesh in valid(kind, config, target)[:3])
+        near = valid(kind, config, target)[:3]
+        nearest = " or ".join(map(_as_flag, near))
         nearest = nearest or f"none: no mesh of {target.chips} chips divides this model and batch"
         allowed = f"a product of {target.chips}, the chips of {target.name}"
-        problems.append(Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest))
+        product = Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest)
+        return [product] if near else [*problems, product]  # another mesh has none of the other problems
     return problems
 
 

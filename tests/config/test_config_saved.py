@@ -101,14 +101,16 @@ def test_repeated_key_is_refused_by_name():
     assert "steps: got [100, 200]; allowed: each key once" in _refusal(text)
 
 
-def test_unknown_and_missing_keys_are_all_named_with_their_nearest():
+def test_unknown_and_missing_keys_are_all_named_and_a_mistyped_one_is_not_missing_as_well():
     plain = json.loads(saved.to_json(wrong_base.get_config()))
     plain["train"]["stpes"] = plain["train"].pop("steps")
     plain["model"]["heads"] = 4
+    del plain["data"]["seed"]
     message = _refusal(json.dumps(plain))
     assert "train.stpes: got 100" in message and "nearest: train.steps" in message
-    assert "train.steps: got 'nothing'" in message and "train.stpes, mistyped" in message
     assert "model.heads: got 4" in message
+    assert "data.seed: got 'nothing'" in message and "nearest: data.seed = ..." in message
+    assert message.startswith("refused for 3 problems")
 
 
 @pytest.mark.parametrize(

@@ -173,10 +173,10 @@ BY_HAND = (
     typed("optimizer.schedule.final=1e-3", "0.00013", got="0.001"),
     typed("train.batch_ramp=((40,16),(20,32))", "((20, 16), (40, 32))", got="((40, 16), (20, 32))"),
     # The mesh.
-    typed("mesh.tensor=3", "mesh.tensor=2", got="mesh.tensor=3"),
-    typed("mesh.data=3", "9", key="train.batch_size", got="mesh.data=3"),
+    typed("mesh.tensor=3", "2"),
+    typed("mesh.data=3", "2"),
     typed("mesh.rules.ffn=['tensr']", "('tensor',)", got="tensr"),
-    typed("mesh.rules.embed=('tensor',)", "()", key="mesh.rules.heads", got="('tensor',)"),
+    typed("mesh.rules.embed=('tensor',)", "()"),
     on_devices(8, "mesh.data=4", got="data=4", nearest="--config.mesh.data=8"),
     on_devices(6, "mesh.data=4", got="data=4", nearest="none of the meshes of 6 devices"),
     # Files.

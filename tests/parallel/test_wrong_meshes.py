@@ -13,7 +13,7 @@ from mm01_jax.config.rules import check
 
 # tiny: 8 rows of 256 tokens, width 128, 4 heads, 2 key heads, 4 experts of width 256, 320 words
 WRONG = {
-    "heads not divisible": ({"mesh.tensor": 3}, "model.num_heads", "mesh.tensor=2"),
+    "heads not divisible": ({"mesh.tensor": 3}, "mesh.tensor", "2"),
     "key heads not divisible": ({"mesh.tensor": 4}, "model.num_kv_heads", "mesh.tensor=2"),
     "sequence not divisible": ({"mesh.sequence": 3}, "train.sequence_length", "129 or mesh.sequence=2"),
     "stripes not divisible": (
@@ -21,15 +21,15 @@ WRONG = {
         "train.sequence_length",
         "128 or compute.sequence_layout='contiguous'",
     ),
-    "experts not divisible": ({"mesh.expert": 8}, "model.num_experts", "mesh.expert=4"),
-    "rows not divisible": ({"mesh.data": 3}, "train.batch_size", "3"),
+    "experts not divisible": ({"mesh.expert": 8}, "mesh.expert", "4"),
+    "rows not divisible": ({"mesh.data": 3, "mesh.rules.embed": ()}, "train.batch_size", "3"),
     "width of results not divisible": (
         {"model.embed_dim": 129, "mesh.rules.ffn": ("tensor",), "mesh.tensor": 2},
         "model.embed_dim",
         "128",
     ),
     "axis unknown": ({"mesh.rules.seq": ("sequenc",)}, "mesh.rules.seq", "('sequence',)"),
-    "axis twice": ({"mesh.rules.seq": ("tensor",)}, "mesh.rules.heads", "()"),
+    "axis twice": ({"mesh.rules.seq": ("tensor",)}, "mesh.rules.seq", "()"),
     "experts over an axis that cuts no tokens": (
         {"mesh.rules.batch": ("data",), "mesh.expert": 2},
         "mesh.rules.expert",

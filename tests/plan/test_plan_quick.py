@@ -103,7 +103,7 @@ def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
         (["--target=v5e-8", "--mesh=datta=8"], "nearest: data=8"),
         (["--target=v5e-8", "--mesh=data=3"], "allowed: a product of 8, the chips of v5e-8; nearest: --mesh=data=4,"),
         (["--target=v5e-8", "--mesh=data=4,data=2"], "nearest: one data"),
-        (["--target=v5e-8", "--mesh=tensor=8"], "nearest: 8 or mesh.tensor=4"),
+        (["--target=v5e-8", "--mesh=tensor=8"], "mesh.tensor: got 8; allowed: a divisor of model.num_heads=4"),
         (["--target=v5e-4", "--mesh=sequence=4", "--step=decode"], "nearest: 1"),
         (["--target=v5e-4x2", "--mesh=expert=4,tensor=2"], "mesh.data: got 1; allowed: a multiple of the 2 slices"),
         (["--target=v5p:0x8x8"], "--target"),
