@@ -146,7 +146,7 @@ def trace(config: Config):
         placed = jax.tree.map(lambda x: x.sharding, state)
         where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         shape = (config.train.batch_size, config.train.sequence_length)
-        batch = Batch(*(jax.ShapeDtypeStruct(shape, x.dtype, sharding=where) for x in rows(config, 0, 1)))
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=where), rows(config, 0, 1))
         train = functools.partial(step.train_step, config=config)
         jitted = jax.jit(train, donate_argnums=0, out_shardings=(placed, None))
         initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)

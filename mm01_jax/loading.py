@@ -18,7 +18,7 @@ from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.vision import VLModel
+from mm01_jax.model.multimodal import VLModel
 
 
 class Loaded(NamedTuple):

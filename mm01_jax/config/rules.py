@@ -164,6 +164,28 @@ def _period(config: Config) -> Iterator[Problem]:
         yield Problem(key="model.period", got=(), allowed=allowed, nearest=repr(kinds[:1]))
 
 
+def _vision(config: Config) -> Iterator[Problem]:
+    vision, vocab_size = config.vision, config.model.vocab_size
+    if vision is None:
+        return
+    for key in ("embed_dim", "num_layers", "num_heads", "mlp_dim", "image_size", "patch_size"):
+        if getattr(vision, key) not in _WHOLE:
+            got = getattr(vision, key)
+            yield Problem(key=f"vision.{key}", got=got, allowed=f"a whole number {_WHOLE}", nearest="1")
+            return
+    for key, part in (("embed_dim", "num_heads"), ("image_size", "patch_size")):
+        whole, parts = getattr(vision, key), getattr(vision, part)
+        if whole % parts:
+            allowed = f"a divisor of vision.{key}={whole}"
+            yield Problem(key=f"vision.{part}", got=parts, allowed=allowed, nearest=str(nearest_divisor(whole, parts)))
+    if not vision.grids or any(count < 1 for grid in vision.grids for count in grid):
+        allowed = "(columns, rows) of tiles, each at least 1"
+        yield Problem(key="vision.grids", got=vision.grids, allowed=allowed, nearest="((1, 1),)")
+    if not 0 <= vision.image_token < vocab_size:
+        allowed = f"0 to {vocab_size - 1} (model.vocab_size={vocab_size})"
+        yield Problem(key="vision.image_token", got=vision.image_token, allowed=allowed, nearest=str(vocab_size - 1))
+
+
 def _dropless_bound(config: Config) -> Iterator[Problem]:
     if config.model.routing == "capacity" and config.compute.dropless_bound is not None:
         bound = config.compute.dropless_bound
@@ -239,6 +261,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("model.rotary_dim", "model.head_dim"), _rotary_dim),
     (("model.num_experts", "model.num_experts_per_token"), _top_k),
     (("model.period",), _period),
+    (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound"), _dropless_bound),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),

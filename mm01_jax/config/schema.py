@@ -80,7 +80,7 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Shape of the vision transformer of MiniMax-VL-01; the projector behind it has the text model's width."""
+    """How MiniMax-VL-01 sees: the vision transformer, whose projector has the text model's width, and its tiles."""
 
     embed_dim: int
     num_layers: int
@@ -89,6 +89,13 @@ class VisionConfig:
     image_size: int  # pixels along a side of a tile
     patch_size: int
     norm_eps: float = 1e-5
+    # What an image may be cut into: (columns, rows) of tiles, in the order that decides between equals.
+    grids: tuple[tuple[int, int], ...] = tuple(
+        (columns, rows)
+        for columns, most_rows in ((1, 6), (2, 6), (3, 6), (4, 4), (5, 3), (6, 3))
+        for rows in range(1, most_rows + 1)
+    )
+    image_token: int = 200_025  # the id of `<image>`, which stands at every token that an image takes
 
     @property
     def num_patches(self) -> int:

@@ -13,6 +13,8 @@ class Batch(NamedTuple):
 
     tokens: (B, S) int32. targets: (B, S) int32, the token after each. positions: (B, S) int32, in the document.
     segments: (B, S) int32 segment ids, < 0 is padding. weights: (B, S) float32 of the targets, 0 where there is none.
+    With images, else None. tiles: (B, T, 3, side, side) float32, normalised pixels of each row's tiles, padded to T.
+    image_index: (B, S) int32 index table (data/image_grid.py) into the features of the same row's tiles.
     """
 
     tokens: Array
@@ -20,3 +22,5 @@ class Batch(NamedTuple):
     positions: Array
     segments: Array
     weights: Array
+    tiles: Array | None = None
+    image_index: Array | None = None

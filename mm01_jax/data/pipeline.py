@@ -107,10 +107,19 @@ def to_global(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: in
 
     `order` (S,) is the position that stands at each place of the arrays (`parallel/sequence_layout.py`).
     """
-    shape = (batch_size, len(order))
-    return Batch(*(jax.make_array_from_process_local_data(sharding, array[:, order], shape) for array in batch))
+
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
+
+    return _each(place, batch, order)
 
 
 def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> Batch:
     """Global arrays from whole batches that every process holds alike: each gives its devices their part."""
-    return Batch(*(jax.make_array_from_callback(array.shape, sharding, array[:, order].__getitem__) for array in batch))
+    return _each(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), batch, order)
+
+
+def _each(place: Callable[[np.ndarray], jax.Array], batch: Batch, order: np.ndarray) -> Batch:
+    """Every array that is there, placed; what has a token axis in `order` first (tiles have none)."""
+    arrays = {name: array for name, array in batch._asdict().items() if array is not None}
+    return Batch(**{name: place(array if name == "tiles" else array[:, order]) for name, array in arrays.items()})

@@ -6,16 +6,18 @@ import jax.numpy as jnp
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import cast_and_gather
+from mm01_jax.model.multimodal import VLModel, embeddings
 from mm01_jax.parallel.vocabulary import cross_entropy
 
 
-def score(model: TextModel, batch: Batch, *, chunk: int) -> tuple[jax.Array, jax.Array]:
+def score(model: TextModel | VLModel, batch: Batch, *, chunk: int) -> tuple[jax.Array, jax.Array]:
     """(weighted sum of cross-entropies in nats, sum of weights) of a batch, float32; `chunk` as in `token_loss`."""
-    hidden, _, _ = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+    x = embeddings(model, batch.tokens, batch.tiles, batch.image_index)
+    hidden, _, _ = model.forward(x, batch.positions, batch.segments)
     return token_loss(model, hidden, batch, chunk), jnp.sum(batch.weights)
 
 
-def token_loss(model: TextModel, hidden_BSD: jax.Array, batch: Batch, chunk: int) -> jax.Array:
+def token_loss(model: TextModel | VLModel, hidden_BSD: jax.Array, batch: Batch, chunk: int) -> jax.Array:
     """Weighted sum of cross-entropies of a batch, float32 nats.
 
     chunk: tokens of one device whose float32 logits exist at a time.

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
-from mm01_jax.model.vision import VLModel
+from mm01_jax.model.multimodal import VLModel, build
 
 
 def abstract[Tree](make: Callable[[], Tree], place: Callable[[Tree], Any]) -> Tree:
@@ -22,11 +22,4 @@ def abstract[Tree](make: Callable[[], Tree], place: Callable[[Tree], Any]) -> Tr
 def abstract_model(config: Config, mesh: Mesh | AbstractMesh) -> TextModel | VLModel:
     """The model of `config` on a mesh, with its vision tower where it has one."""
     rules = config.mesh.rules
-
-    def make() -> TextModel | VLModel:
-        rngs = nnx.Rngs(params=0)
-        if config.vision is None:
-            return TextModel(config.model, config.compute, rules, rngs=rngs)
-        return VLModel(config.model, config.compute, rules, config.vision, rngs=rngs)
-
-    return abstract(make, lambda model: shardings(model, mesh, rules))
+    return abstract(lambda: build(config, rngs=nnx.Rngs(params=0)), lambda model: shardings(model, mesh, rules))

@@ -1,20 +1,27 @@
-"""The weights of MiniMax-VL-01 beside the text model (paper 5; docs/model.md B.3, C.2).
+"""What MiniMax-VL-01 sees with: the vision transformer and the projector into the text model's width (paper 5;
+docs/model.md B.3, C.2).
 
-Vision transformer, projector, newline: names, shapes and axes only, so that checkpoints carry the weights; the forward
-comes with the vision work.
-The tower is a pre-norm ViT: (row, column, channel) patches, a class token, learned positions, `num_layers` blocks
-stacked along one leading axis, biases everywhere but in the patch embedding. Vision width is W, its head dim is W/N.
+    x = norm([class, W_patch tile] + positions);  per block  x += Attention(norm(x)),  x += W_down gelu(W_up norm(x))
+    features = W_second gelu(W_first x)          of the patches' x: the class token is dropped, no norm follows
+
+LayerNorms in float32, gelu the exact one (erf), biases everywhere but in W_patch. Attention sees one tile alone and all
+of it. Letters: B rows, T tiles of a row, P patches and the class token, W width, N heads, H = W / N, F mlp width.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
-from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import Initializer, ones, param, xavier
+from mm01_jax.model.layers import Initializer, cast_and_gather, einsum, ones, param, xavier
+from mm01_jax.parallel.tiles import tile_attention
 
 CHANNELS = 3
+_TILES = ("batch", "seq")  # logical axes of (rows, tiles of a row)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -23,15 +30,43 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array
     return jnp.zeros(shape, dtype)
 
 
-class Blocks(nnx.Module):
-    """All transformer blocks of the tower, stacked (layers, ...)."""
+def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """gain * (x - mean) / sqrt(var + eps) + bias over the last dim, all of it in float32."""
+    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + eps)
+    lead = (1,) * (x.ndim - 1)
+    gain, bias = (weight.astype(wide.dtype).reshape(*lead, -1) for weight in (gain, bias))
+    return (normed * gain + bias).astype(x.dtype)
 
-    def __init__(self, vision: VisionConfig, *, rngs: nnx.Rngs, dtype: str):
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) with erf, in float32."""
+    return jax.nn.gelu(x.astype(np.promote_types(x.dtype, np.float32)), approximate=False).astype(x.dtype)
+
+
+def linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param, rules: Rules) -> jax.Array:
+    """x W + b in x's dtype."""
+    out = einsum(equation, x, cast_and_gather(weight, x.dtype, rules))
+    b = cast_and_gather(bias, x.dtype, rules)
+    return out + b.reshape((1,) * (out.ndim - b.ndim) + b.shape)
+
+
+def _saved(remat: str):
+    """What the backward pass finds of a block: with "full" its input alone, else every product with a weight."""
+    policies = jax.checkpoint_policies
+    return policies.nothing_saveable if remat == "full" else policies.dots_with_no_batch_dims_saveable
+
+
+class Blocks(nnx.Module):
+    """All transformer blocks of the tower, stacked (layers, ...); one block when sliced."""
+
+    def __init__(self, vision: VisionConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs):
         W, N, F, n = vision.embed_dim, vision.num_heads, vision.mlp_dim, vision.num_layers
         H = W // N
 
         def weight(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-            return param(rngs, (n, *shape), ("layer", *axes), init, dtype=dtype)
+            return param(rngs, (n, *shape), ("layer", *axes), init, dtype=compute.param_dtype)
 
         heads = ("heads", "head_dim")
         self.mixer_norm = weight((W,), ("act_embed",), ones)
@@ -50,43 +85,88 @@ class Blocks(nnx.Module):
         self.up_bias = weight((F,), ("ffn",), zeros)
         self.down = weight((F, W), ("ffn", "embed"), xavier(F, W))
         self.down_bias = weight((W,), ("act_embed",), zeros)
+        self.config, self.rules = vision, rules
+
+    def __call__(self, x_BTPW: jax.Array) -> jax.Array:
+        """One block of x (B, T, P, W)."""
+        rules, eps = self.rules, self.config.norm_eps
+        y = layer_norm(x_BTPW, self.mixer_norm[...], self.mixer_norm_bias[...], eps)
+        project = functools.partial(linear, "btpw,wnh->btpnh", y, rules=rules)
+        query, key, value = (
+            project(weight, bias)
+            for weight, bias in (
+                (self.query, self.query_bias),
+                (self.key, self.key_bias),
+                (self.value, self.value_bias),
+            )
+        )
+        y = tile_attention(query, key, value, rules=rules)
+        x = self._add(x_BTPW, linear("btpnh,nhw->btpw", y, self.out, self.out_bias, rules))
+        y = layer_norm(x, self.mlp_norm[...], self.mlp_norm_bias[...], eps)
+        y = gelu(linear("btpw,wf->btpf", y, self.up, self.up_bias, rules))
+        return self._add(x, linear("btpf,fw->btpw", y, self.down, self.down_bias, rules))
+
+    def _add(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return sharding.constrain(x + y, self.rules, *_TILES, None, "act_embed")
 
 
 class VisionTower(nnx.Module):
-    """Patches (row, column, channel, W), class token (W,), positions (P + 1, W), input norm, blocks."""
+    """Patches (row, column, channel, W), class token (W,), positions (P, W), input norm, blocks."""
 
-    def __init__(self, vision: VisionConfig, *, rngs: nnx.Rngs, dtype: str):
-        W, p = vision.embed_dim, vision.patch_size
+    def __init__(self, vision: VisionConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs):
+        W, p, dtype = vision.embed_dim, vision.patch_size, compute.param_dtype
         fan_in = p * p * CHANNELS
         self.patches = param(rngs, (p, p, CHANNELS, W), (None, None, None, "embed"), xavier(fan_in, W), dtype=dtype)
-        self.class_token = param(rngs, (W,), ("act_embed",), zeros, dtype=dtype)
+        self.class_token = param(rngs, (W,), ("act_embed",), xavier(W, W), dtype=dtype)
         self.positions = param(
             rngs, (vision.num_patches + 1, W), ("patch", "embed"), xavier(vision.num_patches + 1, W), dtype=dtype
         )
         self.input_norm = param(rngs, (W,), ("act_embed",), ones, dtype=dtype)
         self.input_norm_bias = param(rngs, (W,), ("act_embed",), zeros, dtype=dtype)
-        self.blocks = Blocks(vision, rngs=rngs, dtype=dtype)
+        self.blocks = Blocks(vision, compute, rules, rngs=rngs)
+        self.config, self.compute, self.rules = vision, compute, rules
+
+    def __call__(self, tiles_BTCYX: jax.Array) -> jax.Array:
+        """float32 pixels (B, T, 3, side, side), normalised -> the last block's (B, T, P, W), class token first."""
+        dtype = jnp.dtype(self.compute.dtype)
+        weight = cast_and_gather(self.patches, dtype, self.rules)
+        x = einsum("btpw,wv->btpv", self._cut(tiles_BTCYX.astype(dtype)), weight.reshape(-1, weight.shape[-1]))
+        first = jnp.broadcast_to(self.class_token[...].astype(dtype), (*x.shape[:2], 1, x.shape[-1]))
+        positions = cast_and_gather(self.positions, dtype, self.rules)
+        x = jnp.concatenate([first, x], axis=2) + positions[None, None]
+        x = layer_norm(x, self.input_norm[...], self.input_norm_bias[...], self.config.norm_eps)
+        x = sharding.constrain(x, self.rules, *_TILES, None, "act_embed")
+
+        def step(x: jax.Array, block: Blocks) -> tuple[jax.Array, None]:
+            return block(x), None
+
+        if self.compute.remat != "none":
+            step = jax.checkpoint(step, policy=_saved(self.compute.remat), prevent_cse=False)
+        return jax.lax.scan(step, x, self.blocks)[0]
+
+    def _cut(self, tiles_BTCYX: jax.Array) -> jax.Array:
+        """Tiles -> (B, T, patches, patch row * patch column * channel), patches row by row."""
+        B, T, C, side, _ = tiles_BTCYX.shape
+        p = self.config.patch_size
+        cut = tiles_BTCYX.reshape(B, T, C, side // p, p, side // p, p)
+        return cut.transpose(0, 1, 3, 5, 4, 6, 2).reshape(B, T, (side // p) ** 2, p * p * C)
 
 
 class Projector(nnx.Module):
-    """Two linear maps from vision width W to the text model's width D; GELU between them."""
+    """Two linear maps from vision width W to the text model's width D; gelu between them."""
 
-    def __init__(self, vision: VisionConfig, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str):
-        W, D = vision.embed_dim, config.embed_dim
+    def __init__(
+        self, vision: VisionConfig, config: ModelConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs
+    ):
+        W, D, dtype = vision.embed_dim, config.embed_dim, compute.param_dtype
         self.first = param(rngs, (W, D), ("embed", "ffn"), xavier(W, D), dtype=dtype)
         self.first_bias = param(rngs, (D,), ("ffn",), zeros, dtype=dtype)
         self.second = param(rngs, (D, D), ("ffn", "embed"), xavier(D, D), dtype=dtype)
         self.second_bias = param(rngs, (D,), ("act_embed",), zeros, dtype=dtype)
+        self.rules = rules
 
-
-class VLModel(nnx.Module):
-    """MiniMax-VL-01's weights: the text model, the tower, the projector, the vector that ends a row of patches."""
-
-    def __init__(
-        self, config: ModelConfig, compute: ComputeConfig, rules: Rules, vision: VisionConfig, *, rngs: nnx.Rngs
-    ):
-        dtype = compute.param_dtype
-        self.text = TextModel(config, compute, rules, rngs=rngs)
-        self.vision = VisionTower(vision, rngs=rngs, dtype=dtype)
-        self.projector = Projector(vision, config, rngs=rngs, dtype=dtype)
-        self.image_newline = param(rngs, (config.embed_dim,), ("act_embed",), zeros, dtype=dtype)
+    def __call__(self, x_BTPW: jax.Array) -> jax.Array:
+        """(B, T, P, W) -> (B, T, P, D)."""
+        y = gelu(linear("btpw,wd->btpd", x_BTPW, self.first, self.first_bias, self.rules))
+        y = linear("btpd,de->btpe", y, self.second, self.second_bias, self.rules)
+        return sharding.constrain(y, self.rules, *_TILES, None, "act_embed")

@@ -16,6 +16,7 @@ from mm01_jax.data.batch import Batch
 from mm01_jax.model.abstract import abstract
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
+from mm01_jax.model.multimodal import VLModel, build
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.train.objectives import pretrain
 from mm01_jax.train.optimizer import apply_gradients, learning_rate, make_optimizer, steps_taken
@@ -41,17 +42,16 @@ class TrainState:
     """Everything a step reads and replaces. `step` counts steps taken, refused ones included."""
 
     step: jax.Array
-    model: TextModel
+    model: TextModel | VLModel
     opt_state: Any
 
 
 def init_state(config: Config, key: jax.Array) -> TrainState:
     """A fresh state; call under jit with `state_shardings` as out_shardings, or under eval_shape."""
-    model = TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(key))
-    return state_of(config, model)
+    return state_of(config, build(config, rngs=nnx.Rngs(key)))
 
 
-def state_of(config: Config, model: TextModel) -> TrainState:
+def state_of(config: Config, model: TextModel | VLModel) -> TrainState:
     """A state at step 0 around given weights."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))

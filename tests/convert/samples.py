@@ -65,6 +65,8 @@ def settings(dialect: str, config: ReferenceConfig = CONFIG, dtype: str = "bfloa
             "model_type": "minimax_vl_01",
             "text_config": text,
             "vision_config": VISION,
+            "image_token_index": 31,
+            "image_grid_pinpoints": [[28, 28], [28, 56], [56, 28]],
             "projector_hidden_act": "gelu",
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "default",

@@ -14,7 +14,7 @@ from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.convert import axes, table
 from mm01_jax.convert.torch.dialects import DIALECTS
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.vision import VLModel
+from mm01_jax.model.multimodal import VLModel
 from tests.convert import samples
 from tests.model.jax_model import model_config
 from tests.reference import leaves as reference

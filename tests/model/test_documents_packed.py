@@ -67,7 +67,7 @@ def assert_packed_equals_one_by_one(seed: int):
         (places,) = np.nonzero(documents[row] == document)
         alone = jax.tree.map(lambda x: np.zeros((2, S), x.dtype), batch)
         alone.segments[...] = -1
-        for array, whole in zip(alone, batch, strict=True):
+        for array, whole in zip(*map(jax.tree.leaves, (alone, batch)), strict=True):
             array[0, : len(places)] = whole[row, places]
         part, logits_alone = differentiated()(weights(), alone)
         total = {path: total[path] + x for path, x in leaf_arrays(part).items()}

@@ -87,7 +87,7 @@ def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> E
         model = _model(variant, mesh.rules, devices, widths)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
         order = sequence_layout.order(LENGTH, mesh, variant.compute.sequence_layout)
-        arrays = Batch(*(put(array[:, order]) for array in batch()))
+        arrays = jax.tree.map(lambda array: put(array[:, order]), batch())
         (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(

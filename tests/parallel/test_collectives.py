@@ -4,7 +4,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -33,8 +32,8 @@ def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") 
         placed = shardings(empty, devices, mesh.rules)
         model = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), empty, placed)
         where = sharding.named(devices, mesh.rules, "batch", "seq")
-        dtypes = [jnp.float32 if name == "weights" else jnp.int32 for name in Batch._fields]
-        batch = Batch(*(jax.ShapeDtypeStruct((ROWS, LENGTH), dtype, sharding=where) for dtype in dtypes))
+        ids, weights = (jax.ShapeDtypeStruct((ROWS, LENGTH), dtype, sharding=where) for dtype in ("int32", "float32"))
+        batch = Batch(tokens=ids, targets=ids, positions=ids, segments=ids, weights=weights)
         step = jax.jit(
             jax.grad(lambda model, batch: total_loss(model, batch, logits=False)[0]),
             out_shardings=placed,

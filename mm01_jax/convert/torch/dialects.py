@@ -48,11 +48,9 @@ _COMMON = {
 }
 _VL_TOP = {
     "ignore_index": -100,
-    "image_token_index": 200025,
     "projector_hidden_act": "gelu",
     "vision_feature_layer": -1,
     "vision_feature_select_strategy": "default",
-    "image_seq_length": 576,
     "tie_word_embeddings": False,
 }
 VISION_CONSTANTS = {
@@ -64,11 +62,6 @@ VISION_CONSTANTS = {
     "initializer_range": 0.02,
     "vocab_size": 32000,
 }
-GRID_PINPOINTS = [
-    [336 * width, 336 * height]
-    for width, tallest in ((1, 6), (2, 6), (3, 6), (4, 4), (5, 3), (6, 3))
-    for height in range(1, tallest + 1)
-]
 
 
 def _auto_map(module: str, config: str, model: str, auto: str = "AutoModelForCausalLM") -> dict[str, str]:
@@ -102,7 +95,6 @@ DIALECTS = {
         architecture="MiniMaxVL01ForConditionalGeneration",
         constants=_VL_TOP
         | {
-            "image_grid_pinpoints": GRID_PINPOINTS,
             "auto_map": _auto_map("minimax_vl_01", "MiniMaxVL01Config", "MiniMaxVL01ForConditionalGeneration"),
         },
         vision=True,

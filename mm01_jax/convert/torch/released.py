@@ -44,7 +44,8 @@ def config_json(config: Config, dialect: Dialect, dtype: str, carried: dict[str,
         **text,
     }
     vision = _carry(VISION_CONSTANTS, carried.get("vision_config", {}), same) | _vision(config.vision, config.model)
-    return top | _carry(dialect.constants, carried, same) | {"text_config": text, "vision_config": vision}
+    sections = {"text_config": text, "vision_config": vision}
+    return top | _carry(dialect.constants, carried, same) | _images(config.vision) | sections
 
 
 def _carry(constants: dict[str, Any], carried: dict[str, Any], same: bool) -> dict[str, Any]:
@@ -70,6 +71,16 @@ def _text(model: ModelConfig, native: bool, constants: dict[str, Any]) -> dict[s
 def _vision(vision: VisionConfig, model: ModelConfig) -> dict[str, Any]:
     fields = {name: getattr(vision, ours) for ours, (_, name) in VISION_FIELDS.items()}
     return fields | {"model_type": "clip_vision_model", "projection_dim": model.embed_dim}
+
+
+def _images(vision: VisionConfig) -> dict[str, Any]:
+    """How images enter the text, at the top of config.json."""
+    pinpoints = [[columns * vision.image_size, rows * vision.image_size] for columns, rows in vision.grids]
+    return {
+        "image_grid_pinpoints": pinpoints,
+        "image_seq_length": vision.num_patches,
+        "image_token_index": vision.image_token,
+    }
 
 
 def model_card(config: Config, dialect: Dialect, num_tensors: int, nbytes: int, dtype: str) -> str:

@@ -57,6 +57,7 @@ _VL_FIXED = {
     "projector_hidden_act": ("gelu",),
     "vision_feature_layer": (-1,),
     "vision_feature_select_strategy": ("default",),
+    "process_image_mode": (None, "anyres"),
     "vision_config.hidden_act": ("gelu",),
     "vision_config.num_channels": (3,),
 }
@@ -224,7 +225,21 @@ def _vision(plain: dict, problems: list[str]) -> VisionConfig | None:
     if values["embed_dim"] % values["num_heads"] or values["image_size"] % values["patch_size"]:
         problems.append("vision_config: hidden_size over num_attention_heads or image_size over patch_size is no whole")
         return None
-    return VisionConfig(**values)
+    token = _number((int, "image_token_index"), _field(plain, ["image_token_index"], problems), problems)
+    grids = _grids(plain.get("image_grid_pinpoints"), values["image_size"], problems)
+    return None if grids is None or token is None else VisionConfig(**values, grids=grids, image_token=token)
+
+
+def _grids(pinpoints: Any, side: int, problems: list[str]) -> tuple[tuple[int, int], ...] | None:
+    """(columns, rows) of tiles of every resolution in `image_grid_pinpoints`, whose pairs are (width, height)."""
+    pairs = pinpoints if isinstance(pinpoints, list) and pinpoints else [None]
+    for pair in pairs:
+        sizes = pair if isinstance(pair, list) and len(pair) == 2 else [None]
+        if any(type(size) is not int or size < side or size % side for size in sizes):
+            got = "is missing" if pinpoints is None else f"has {str(pair)[:40]}"
+            problems.append(f"image_grid_pinpoints {got}; allowed: pairs [width, height] of multiples of {side}")
+            return None
+    return tuple((width // side, height // side) for width, height in pairs)
 
 
 def native_problems(num_heads: int) -> list[str]:

@@ -15,11 +15,12 @@ from mm01_jax.config import TrainConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.inference.scoring import token_loss
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.multimodal import VLModel, embeddings
 from mm01_jax.parallel.experts.layer import RouterStats
 
 
 def objective(
-    model: TextModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
+    model: TextModel | VLModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
 ) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
     """The summand of one microbatch: (objective, (its part of the mean cross-entropy in nats, router statistics)).
 
@@ -27,7 +28,8 @@ def objective(
       total_weight: float32, sum of target weights of the whole global step.
       share: 1 / number of microbatches; router losses are means over microbatches.
     """
-    hidden, _, stats = model.forward(model.embed_tokens(batch.tokens), batch.positions, batch.segments)
+    x = embeddings(model, batch.tokens, batch.tiles, batch.image_index)
+    hidden, _, stats = model.forward(x, batch.positions, batch.segments)
     loss = token_loss(model, hidden, batch, config.loss_chunk) / total_weight
     routers = config.balance_coef * balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
