@@ -13,7 +13,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.12",
-    packages=find_packages(include=["mm01_jax", "mm01_jax.*", "pallas_kernels", "pallas_kernels.*", "configs"]),
+    # The configs of a checkout's top folder are part of the package when it is installed (config/command_line.py).
+    packages=[*find_packages(include=["mm01_jax*", "pallas_kernels*"]), "mm01_jax.configs"],
+    package_dir={"mm01_jax.configs": "configs"},
+    package_data={"mm01_jax": ["py.typed", "*.pyi"]},
     install_requires=[
         "jax>=0.11.2",
         "flax>=0.12.9",
@@ -47,5 +50,13 @@ setup(
             "tokenizers>=0.23",
         ],
     },
-    entry_points={"console_scripts": ["mm01-convert=mm01_jax.convert.__main__:main"]},
+    entry_points={
+        "console_scripts": [
+            "mm01-train=mm01_jax.train.__main__:main",
+            "mm01-generate=mm01_jax.inference.__main__:main",
+            "mm01-eval=mm01_jax.evals.__main__:main",
+            "mm01-convert=mm01_jax.convert.__main__:main",
+            "mm01-plan=mm01_jax.plan.__main__:main",
+        ]
+    },
 )

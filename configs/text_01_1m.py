@@ -6,8 +6,9 @@ its 1 M extension (table 6): 26 B.
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, MeshConfig, OptimizerConfig, Rules, ScheduleConfig, TrainConfig
+
+from . import text_01
 
 
 def get_config() -> Config:

@@ -6,8 +6,9 @@ heads on eight tensor shards.
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, MeshConfig, OptimizerConfig, TrainConfig
+
+from . import text_01
 
 
 def get_config() -> Config:

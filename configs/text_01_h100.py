@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, MeshConfig, Rules
+
+from . import text_01
 
 
 def get_config() -> Config:

@@ -7,8 +7,9 @@ paper's shares of tokens. The paper names no capacity factor, no clipping and no
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, MeshConfig, OptimizerConfig, Rules, ScheduleConfig, TrainConfig
+
+from . import text_01
 
 _ROW = 8192
 # (tokens seen, tokens a batch from there on)

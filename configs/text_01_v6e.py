@@ -6,8 +6,9 @@ experts are stored in parts. `data` spans the slices.
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, MeshConfig, Rules
+
+from . import text_01
 
 
 def get_config() -> Config:

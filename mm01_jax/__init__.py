@@ -1,0 +1,40 @@
+"""MiniMax-01 in JAX: the names that programs build on. Importing this imports no jax; a name brings what it needs."""
+
+import importlib
+import sys
+
+
+# Name -> the module that has it. `__init__.pyi` says the same to type checkers.
+_PLACES = {
+    "Config": "config",
+    "ConfigError": "config",
+    "Loaded": "loading",
+    "MeshConfig": "config",
+    "Sampling": "inference.sampling",
+    "TextModel": "model.decoder",
+    "generate": "inference.decoding",
+    "load": "loading",
+    "load_config": "config.command_line",
+    "make_mesh": "sharding",
+}
+__all__ = [*_PLACES]
+
+
+def __getattr__(name: str):
+    if name not in _PLACES:
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(sorted(_PLACES))}"
+        )
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
+
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m`: most of ours are no programs
+    from mm01_jax.command import refuse_what_is_no_command
+
+    refuse_what_is_no_command(sys.orig_argv)

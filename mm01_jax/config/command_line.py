@@ -1,70 +1,43 @@
-"""From a command line to a checked Config.
+"""From what a person names to a checked Config.
 
-    python train_main.py --config=configs/tiny.py --config.train.steps=10
+    mm01-train --config=tiny --config.train.steps=10
 
-`--config` names a Python file with `get_config() -> Config` (it is run: use your own files only) or a saved config in
-JSON (data, never run). `--config.KEY=VALUE` replaces one leaf, read by the leaf's declared type. Everything wrong is
-reported at once, before jax is imported.
+`--config` names a shipped config (`tiny`), a Python file with `get_config() -> Config` (it is run: use your own files
+only; `from . import other` takes a file beside it) or a saved config in JSON (data, never run). `--config.KEY=VALUE`
+replaces one leaf, read by the leaf's declared type. Everything wrong is reported at once, before jax is imported.
 
-The flags are absl's. The overrides are read here and not by `ml_collections.config_flags` (1.1.0): it assigns to its
-config's fields, which frozen dataclasses refuse, raises a TypeError on a Literal, stops at the first mistake, and knows
-no near name for a dataclass.
+The overrides are read here and not by `ml_collections.config_flags` (1.1.0): it assigns to its config's fields, which
+frozen dataclasses refuse, raises a TypeError on a Literal, stops at the first mistake, and knows no near name for a
+dataclass.
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from absl import flags
 
 from mm01_jax import config
 from mm01_jax.config import Config, ConfigError, Problem, fields, rules, saved
 
 _EXAMPLE = "configs/tiny.py"
+_FOLDER = "folder_of_the_config_file"
+ALLOWED = "a shipped config's name, a .py file with get_config, or a saved config in .json"
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses a command line into absl's flags; returns its overrides, `--config.` taken off: ["train.steps=10"].
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a shipped name or a file with overrides ("train.steps=10") applied, checked.
 
-    Raises ConfigError on an unknown or ill-valued flag and on an argument that is no flag.
+    Raises:
+      ConfigError: with everything that is wrong.
     """
-    override = re.compile(r"--?config\.(.*)", re.DOTALL)
-    rest = [argument for argument in argv if not override.fullmatch(argument)]
-    if "--help" in rest:
-        print(sys.modules["__main__"].__doc__, flags.FLAGS.main_module_help(), sep="\n")
-        raise SystemExit(0)
-    try:
-        surplus = flags.FLAGS(rest)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = [*flags.FLAGS, *(f"config.{key}" for key in fields.leaf_types())]
-        near = fields.nearest_name(error.flagname, known)
-        raise _refused(f"--{error.flagname}", error.flagvalue, "a flag (see --help)", f"--{near or 'config'}") from None
-    except flags.Error as error:
-        raise _refused("command line", rest[1:], str(error), "see --help") from None
-    if surplus:
-        raise _refused("command line", surplus[0], "flags, written --name=value", f"--config={surplus[0]}")
-    return [match[1] for match in map(override.fullmatch, argv) if match]
-
-
-def require_flag(name: str, value: str | None, allowed: str, example: str) -> None:
-    """Raises ConfigError when a flag that the program needs was not given."""
-    if not value:
-        raise _refused(f"--{name}", value, allowed, example)
-
-
-def _refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
-    return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
-
-
-def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a file with overrides ("train.steps=10") applied, checked; else ConfigError with every problem."""
-    run_config = read_file(path)
+    run_config = read_file(name)
     sections = [p for p in fields.type_problems(run_config) if p.key not in fields.leaf_types()]
     if sections:
         raise ConfigError(sections)
@@ -81,37 +54,51 @@ def load(path: str | None, overrides: Sequence[str] = ()) -> Config:
     return run_config
 
 
-def read_file(path: str | None) -> Config:
-    """The config of a .py or .json file; that of a .py file is not checked yet."""
-    allowed = "a .py file with get_config, or a saved config in .json"
-    if path is None:
-        raise _refused("--config", path, allowed, f"--config={_EXAMPLE}")
-    file = pathlib.Path(path)
+def _refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
+    return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
+
+
+def shipped() -> dict[str, pathlib.Path]:
+    """Name -> file of every config that comes with the library."""
+    package = pathlib.Path(config.__file__).parents[1]
+    folder = package / "configs"  # of an installed wheel
+    if not folder.is_dir():
+        folder = package.parent / "configs"  # of a checkout
+    return {file.stem: file for file in sorted(folder.glob("[a-z]*.py"))}
+
+
+def read_file(path: str) -> Config:
+    """The config of a shipped name, or of a .py or .json file; that of a .py file is not checked yet."""
+    file = shipped().get(path) or pathlib.Path(path)
+    if not file.is_file() and file.parent.name == "configs":
+        file = shipped().get(file.stem, file)  # `configs/tiny.py` as in a checkout, typed elsewhere
     if file.suffix not in (".py", ".json") or not file.is_file():
-        raise _refused("--config", path, f"{allowed}, that exists", _nearest_file(file))
+        raise _refused("--config", path, f"{ALLOWED}, that exists", _nearest(file))
     if file.suffix == ".py":
         return _run_file(file)
     try:
         return saved.from_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise _refused("--config", path, f"{allowed}, that can be read ({error})", _EXAMPLE) from None
+        raise _refused("--config", path, f"{ALLOWED}, that can be read ({error})", _EXAMPLE) from None
 
 
-def _nearest_file(file: pathlib.Path) -> str:
-    folders = [folder for folder in (file.parent, pathlib.Path("configs")) if folder.is_dir()]
-    known = [str(other) for folder in folders for other in sorted(folder.iterdir()) if other.suffix in (".py", ".json")]
-    known = [name for name in known if not name.endswith("__init__.py")]
-    by_stem = {pathlib.Path(name).stem: name for name in reversed(known)}
-    return by_stem.get(fields.nearest_name(file.stem, by_stem), _EXAMPLE)
+def _nearest(file: pathlib.Path) -> str:
+    """A file beside it or a shipped name, the first the most like it."""
+    names = {name: name for name in shipped()}
+    if file.parent.is_dir():
+        beside = sorted(other for other in file.parent.iterdir() if other.suffix in (".py", ".json"))
+        names |= {other.stem: str(other) for other in beside if other.name != "__init__.py"}
+    return names.get(fields.nearest_name(file.stem, names), "tiny")
 
 
 def _run_file(file: pathlib.Path) -> Config:
     """Calls get_config of a Python file; what goes wrong inside is the file's, told with its line."""
-    spec = importlib.util.spec_from_file_location("config_file", file)
+    spec = importlib.util.spec_from_file_location(f"{_FOLDER}.{file.stem}", file)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        run_config = module.get_config()
+        with _beside(file):
+            spec.loader.exec_module(module)
+            run_config = module.get_config()
     except ConfigError:
         raise
     except Exception as error:
@@ -119,6 +106,24 @@ def _run_file(file: pathlib.Path) -> Config:
     if type(run_config) is not Config:
         raise _refused(f"get_config() of {file}", run_config, "a mm01_jax.config.Config", f"see {_EXAMPLE}")
     return run_config
+
+
+@contextlib.contextmanager
+def _beside(file: pathlib.Path) -> Iterator[None]:
+    """A context in which `from . import other` of the file takes what lies beside it."""
+
+    def take() -> dict[str, types.ModuleType]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if f"{name}.".startswith(f"{_FOLDER}.")}
+
+    outer = take()  # of a file that loads another config
+    folder = types.ModuleType(_FOLDER)
+    folder.__path__ = [str(file.parent)]
+    sys.modules[_FOLDER] = folder
+    try:
+        yield
+    finally:
+        take()
+        sys.modules.update(outer)
 
 
 def _file_error(file: pathlib.Path, error: Exception) -> ConfigError:

@@ -43,15 +43,17 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Everything wrong with a config and the flags that made it, one line each."""
+    """Everything wrong with a config and the flags that made it, one line each; one problem is one line in all."""
 
     exit_code = 2
     MOST_LINES = 20
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
+        if len(self.problems) == 1:
+            super().__init__(f"refused: {self.problems[0]}")
+            return
         lines = [f"  {problem}" for problem in self.problems[: self.MOST_LINES]]
         if len(self.problems) > self.MOST_LINES:
             lines.append(f"  and {len(self.problems) - self.MOST_LINES} more")
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"refused for {count}:", *lines]))
+        super().__init__("\n".join([f"refused for {len(self.problems)} problems:", *lines]))

@@ -37,13 +37,13 @@ def _with(**changes: object):
     ],
 )
 def test_override_is_read_by_the_type_of_its_field(override, value):
-    found = fields.get(command_line.load(BASE, [override]), override.partition("=")[0])
+    found = fields.get(command_line.load_config(BASE, [override]), override.partition("=")[0])
     assert found == value
     assert type(found) is type(value)
 
 
 def test_last_of_two_overrides_of_one_field_wins():
-    assert command_line.load(BASE, ["train.seed=1", "train.seed=2"]).train.seed == 2
+    assert command_line.load_config(BASE, ["train.seed=1", "train.seed=2"]).train.seed == 2
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_mesh_with_the_devices_has_no_problem_and_any_other_names_a_mesh_that_ha
     assert not mesh_problems(_with(mesh__sequence=num_devices), num_devices)
     (problem,) = mesh_problems(_with(mesh__sequence=32), num_devices)
     overrides = problem.nearest.split(" or ")[0].replace("--config.", "").split(" ")
-    near = command_line.load(BASE, ["mesh.sequence=32", *overrides])
+    near = command_line.load_config(BASE, ["mesh.sequence=32", *overrides])
     assert not mesh_problems(near, num_devices)
 
 
@@ -154,7 +154,7 @@ def test_differences_name_key_old_and_new():
 def test_config_file_that_fails_is_told_with_its_line(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config():\n    x = 1\n    return undefined_name\n")
     with pytest.raises(ConfigError, match=r"mine\.py, line 3: got \"NameError"):
-        command_line.load(str(tmp_path / "mine.py"))
+        command_line.load_config(str(tmp_path / "mine.py"))
     (tmp_path / "mine.py").write_text("def get_config(:\n")
     with pytest.raises(ConfigError, match="SyntaxError"):
-        command_line.load(str(tmp_path / "mine.py"))
+        command_line.load_config(str(tmp_path / "mine.py"))

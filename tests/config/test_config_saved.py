@@ -18,7 +18,7 @@ GOLDEN = ROOT / "tests/golden/configs"
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_through_json_is_equal_and_its_text_too(name):
-    config = command_line.load(f"{ROOT}/configs/{name}.py")
+    config = command_line.load_config(f"{ROOT}/configs/{name}.py")
     text = saved.to_json(config)
     back = saved.from_json(text)
     assert back == config
@@ -28,7 +28,7 @@ def test_config_through_json_is_equal_and_its_text_too(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_is_the_golden_text(name):
-    text = saved.to_json(command_line.load(f"{ROOT}/configs/{name}.py"))
+    text = saved.to_json(command_line.load_config(f"{ROOT}/configs/{name}.py"))
     refresh = f"python train_main.py --config=configs/{name}.py --dry_run > tests/golden/configs/{name}.json"
     assert text == (GOLDEN / f"{name}.json").read_text(), f"configs/{name}.py changed; when that is meant: {refresh}"
 
@@ -45,10 +45,10 @@ def test_whole_number_in_a_field_of_numbers_gives_the_same_text():
 
 
 def test_saved_json_is_a_config_file_too(tmp_path):
-    config = command_line.load(f"{ROOT}/configs/tiny.py", ["train.steps=7"])
+    config = command_line.load_config(f"{ROOT}/configs/tiny.py", ["train.steps=7"])
     (tmp_path / "config.json").write_text(saved.to_json(config))
-    assert command_line.load(str(tmp_path / "config.json")) == config
-    longer = command_line.load(str(tmp_path / "config.json"), ["train.steps=9"])
+    assert command_line.load_config(str(tmp_path / "config.json")) == config
+    longer = command_line.load_config(str(tmp_path / "config.json"), ["train.steps=9"])
     assert longer == fields.replace(config, "train.steps", 9)
 
 

@@ -37,7 +37,7 @@ _SECTIONS = {
 
 @functools.cache
 def _shipped() -> tuple[Config, ...]:
-    return tuple(command_line.load(str(path)) for path in sorted(ROOT.glob("configs/[a-z]*.py")))
+    return tuple(command_line.load_config(str(path)) for path in sorted(ROOT.glob("configs/[a-z]*.py")))
 
 
 def _usual(key: str) -> Any:
