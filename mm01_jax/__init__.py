@@ -3,7 +3,6 @@
 import importlib
 import sys
 
-
 # Name -> the module that has it. `__init__.pyi` says the same to type checkers.
 _PLACES = {
     "Config": "config",
@@ -31,7 +30,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted(__all__)
 
 
 if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m`: most of ours are no programs

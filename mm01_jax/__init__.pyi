@@ -8,4 +8,3 @@ from mm01_jax.loading import Loaded as Loaded
 from mm01_jax.loading import load as load
 from mm01_jax.model.decoder import TextModel as TextModel
 from mm01_jax.sharding import make_mesh as make_mesh
-

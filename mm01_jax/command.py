@@ -74,7 +74,7 @@ def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) 
         return function(argv) or 0
     except Help as text:
         print(text)
-        return 0
+    return 0
 
 
 def _drop_stdout() -> None:

@@ -58,11 +58,11 @@ def test_train_main_refuses_a_typo_within_two_seconds_with_exit_code_2_and_no_tr
         (["--cofig=configs/tiny.py"], "nearest: --config"),
         (["--config=configs/tiny.py", "--confg.train.steps=3"], "nearest: --config.train.steps"),
         (["--config=configs/tinny.py"], "nearest: configs/tiny.py"),
-        (["--config=tiny"], "nearest: configs/tiny.py"),
+        (["--config=tinny"], "nearest: tiny"),
         (["configs/tiny.py"], "nearest: --config=configs/tiny.py"),
-        (["--config=configs/tiny.py"], "nearest: --workdir=runs/tiny"),
-        ([], "nearest: --config=configs/tiny.py"),
-        (["--config=configs/tiny.py", "--dry_run=perhaps"], "--dry_run=perhaps"),
+        (["--config=tiny"], "nearest: --workdir=runs/tiny"),
+        ([], "nearest: --config=tiny"),
+        (["--config=configs/tiny.py", "--dry_run=perhaps"], "--dry-run: got 'perhaps'; allowed: true or false"),
     ],
 )
 def test_train_main_refuses_a_wrong_command_line_with_exit_code_2(arguments, expected):

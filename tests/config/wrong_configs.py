@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mm01_jax.config import MESH_AXES, Config, ConfigError, fields, rules
-from mm01_jax.config.command_line import load
+from mm01_jax.config.command_line import load_config
 from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.config.saved import from_json, to_json
 from tests.command_line import Parser, whole
@@ -66,7 +66,7 @@ def typed(text: str, nearest: str | None = None, *, key: str | None = None, got:
     first_key, _, first_value = overrides[0].partition("=")
     return Wrong(
         title=text,
-        make=lambda: load(str(ROOT / BASE), overrides),
+        make=lambda: load_config(str(ROOT / BASE), overrides),
         key=key or first_key,
         got=first_value if got is None else got,
         nearest=nearest,
@@ -83,7 +83,7 @@ def in_file(code: str, key: str, got: str, nearest: str) -> Wrong:
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder, "wrong.py")
             file.write_text("\n".join(lines))
-            return load(str(file))
+            return load_config(str(file))
 
     return Wrong(title=f"file: {code}", make=make, key=key, got=got, nearest=nearest)
 
@@ -103,7 +103,7 @@ def on_devices(num_devices: int, *overrides: str, got: str, nearest: str) -> Wro
     """A config that is right by itself, on a machine with another number of devices."""
 
     def make() -> Config:
-        config = load(str(ROOT / BASE), overrides)
+        config = load_config(str(ROOT / BASE), overrides)
         if found := mesh_problems(config, num_devices):
             raise ConfigError(found)
         return config
@@ -113,7 +113,7 @@ def on_devices(num_devices: int, *overrides: str, got: str, nearest: str) -> Wro
 
 
 def base() -> Config:
-    return load(str(ROOT / BASE))
+    return load_config(str(ROOT / BASE))
 
 
 BY_HAND = (

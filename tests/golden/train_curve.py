@@ -17,6 +17,7 @@ import numpy as np
 from mm01_jax.config import Config
 from mm01_jax.train import step
 from tests import small
+from tests.command_line import Parser
 
 STEPS = 20
 SEGMENTS = [[0] * 20 + [1] * 12, [0] * 31 + [-1], [3] * 5 + [4] * 27, [-1] * 10 + [1] * 22]
@@ -49,7 +50,8 @@ def curve(perturb: float = 0.0) -> dict[str, list]:
     return found
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    Parser("tests.golden.train_curve", __doc__).parse_args(argv)
     with small.one_device():
         golden, moved = curve(), curve(perturb=2.0**-22)
     moves = {name: np.abs(np.subtract(golden[name], moved[name])).max() for name in golden}

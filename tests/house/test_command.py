@@ -1,6 +1,5 @@
 """Every command ends in one way: the table of exit codes, the words that repeat it, and what each error gives."""
 
-import ast
 import os
 import re
 import subprocess
@@ -8,20 +7,16 @@ import sys
 
 import pytest
 
-from mm01_jax import command
+from mm01_jax import arguments, command
 from mm01_jax.checkpoint import CheckpointError, Locked, NoValidCheckpoint, SaveFailed
 from mm01_jax.config import ConfigError, Problem
 from mm01_jax.data.text import DataError
 from mm01_jax.train.loop import NonFinite
 from mm01_jax.train.preemption import Preempted
 from tests.house.checkout import ROOT
+from tests.house.commands import COMMANDS, USES
 
 TABLE = {int(code): words for code, words in re.findall(r"^    (\d+) +(.+)$", command.__doc__, re.MULTILINE)}
-ROOMS = ("inference", "evals", "plan", "convert")
-HELP = {
-    path: ast.get_docstring(ast.parse((ROOT / path).read_text()))
-    for path in ("train_main.py", *(f"mm01_jax/{room}/__main__.py" for room in ROOMS))
-}
 ERRORS = {
     ConfigError([Problem(key="a", got=1, allowed="2", nearest=None)]): 2,
     Locked("taken"): 2,
@@ -45,12 +40,12 @@ def codes_said(text: str) -> dict[int, str]:
 def test_the_readme_repeats_the_table_of_training():
     said = codes_said((ROOT / "README.md").read_text())
     assert said == {code: TABLE[code] for code in (0, 2, 3, 4, 74, 75, 130)}
-    assert codes_said(HELP["train_main.py"]) == said
+    assert codes_said(arguments.text(COMMANDS["mm01-train"])) == said
 
 
-@pytest.mark.parametrize("path", HELP)
-def test_every_help_text_says_codes_of_the_table_in_its_words(path):
-    said = codes_said(HELP[path])
+@pytest.mark.parametrize(("name", "task"), USES)
+def test_every_help_text_says_codes_of_the_table_in_its_words(name, task):
+    said = codes_said(arguments.text(COMMANDS[name], task))
     assert {0, 2, 130} <= said.keys()
     for code, words in said.items():
         assert words.startswith(TABLE[code]), f"{code}: {words!r} against {TABLE[code]!r}"
@@ -91,17 +86,38 @@ def test_interrupted_is_said_in_the_command_s_words(capsys):
     assert capsys.readouterr().err == "interrupted\nmm01: stopped; go on\n"
 
 
-@pytest.mark.parametrize("path", ["train_main.py", "mm01_jax/plan/__main__.py", "mm01_jax/convert/__main__.py"])
-def test_help_shows_them(path):
-    name = ["train_main.py"] if "/" not in path else ["-m", path.removesuffix("/__main__.py").replace("/", ".")]
-    shown = subprocess.run([sys.executable, *name, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    assert codes_said(shown.stdout).keys() == codes_said(HELP[path]).keys()
+SHELL = """
+import os, signal, sys
+sys.path[:0] = [{stand_in!r}]
+from mm01_jax.inference.__main__ import main
+sys.exit(main({argv}))
+"""
+
+
+@pytest.mark.parametrize("then", ["", "raise ImportError('half of a module')"], ids=["raised", "made another error"])
+def test_interrupted_while_jax_is_imported_is_interrupted_in_one_line(tmp_path, then):
+    stop = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
+    (tmp_path / "jax.py").write_text(f"{stop}except KeyboardInterrupt:\n    {then or 'raise'}\n")
+    code = SHELL.format(stand_in=str(tmp_path), argv=["--checkpoint=x", "--prompt=y"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "mm01-generate: interrupted\n")
+
+
+def test_help_to_a_full_disk_or_a_reader_that_has_gone_is_no_success():
+    code = SHELL.format(stand_in="", argv=["--help"])
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 2 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 CHATTER = """
 import sys
-from mm01_jax import command
+from mm01_jax import arguments, command
 def talk(argv):
     for number in range(100_000):
         print(number)

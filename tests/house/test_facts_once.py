@@ -117,7 +117,7 @@ def test_errors_become_exit_codes_in_one_place():
 
     assert places(catches_and_returns_a_number) == set()
     assert places(reads_exit_code) == {"mm01_jax/command.py"}
-    commands = {path for path in sources() if path.endswith("__main__.py")} | {"train_main.py"}
+    commands = {path for path in sources() if path.endswith("__main__.py")}
     assert len(commands) == 5 and places(runs_a_command) == commands
 
 

@@ -9,7 +9,7 @@ from tests.house.checkout import ROOT, files, imports, inside, modules, tree
 # From the ground up. A room imports what lies below it; a module belongs to the longest name that fits.
 LEVELS = (
     ("pallas_kernels", "mm01_jax.config", "mm01_jax.chips", "mm01_jax.command", "mm01_jax.progress"),
-    ("mm01_jax.sharding",),
+    ("mm01_jax.sharding", "mm01_jax.arguments"),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),
     ("mm01_jax.checkpoint", "mm01_jax.data"),
@@ -50,15 +50,7 @@ OUTSIDE = {
     "tokenizers": ("mm01_jax.data",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
-    "absl.flags": (
-        "mm01_jax.config",
-        "mm01_jax.command",
-        "train_main",
-        "mm01_jax.inference",
-        "mm01_jax.plan",
-        "mm01_jax.evals",
-        "mm01_jax.convert",
-    ),
+    "absl": ("mm01_jax.arguments", "mm01_jax.command"),
 }
 
 NEVER_IMPORTED = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "torch", "jax._src")

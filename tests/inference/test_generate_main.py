@@ -1,11 +1,6 @@
 """The generate command: what it prints and how it refuses."""
 
-import subprocess
-import sys
-
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import open_source
@@ -25,18 +20,9 @@ def checkpoint(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(autouse=True)
-def flags_defined_once(monkeypatch):
-    if "prompt" not in flags.FLAGS:
-        inference._define_flags()
-    monkeypatch.setattr(inference, "_define_flags", lambda: None)
-
-
 def command(capsys, *arguments: str) -> tuple[int, str, str]:
     """(exit code, stdout, stderr)."""
-    with flagsaver.flagsaver():
-        code = inference.main(["generate", *arguments])
-    return code, *capsys.readouterr()
+    return inference.main(arguments), *capsys.readouterr()
 
 
 def test_the_command_prints_the_prompt_and_text_and_the_same_seed_prints_it_again(checkpoint, capsys):
@@ -62,17 +48,20 @@ def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((), "--checkpoint is missing"),
-        (("--checkpoint=runs/tiny",), "--prompt is missing"),
-        (("--checkpoint=runs/tiny", "--prompt="), "--prompt is missing or empty"),
-        (("--checkpoint=runs/tiny", "--prompt=def", "main"), "'main' is no flag"),
-        (("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=0"), "max_tokens"),
-        (("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=many"), "max_tokens"),
+        ((), "nearest: --checkpoint=runs/tiny"),
+        (("--checkpoint=runs/tiny",), "nearest: --prompt='def '"),
+        (("--checkpoint=runs/tiny", "--prompt="), "--prompt: got ''"),
+        (("--checkpoint=runs/tiny", "--prompt=def", "main"), "command line: got 'main'; allowed: flags"),
+        (
+            ("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=0"),
+            "--max-tokens: got '0'; allowed: a whole number >= 1",
+        ),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=many"), "nearest: --max-tokens=256"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--seed=-1"), "seed"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--top_k=-1"), "top_k=-1"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--top_p=0"), "top_p=0"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--temperature=nan"), "temperature=nan"),
-        (("--checkpoint=runs/tiny", "--prompt=x", "--temprature=1"), "temprature"),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--temprature=1"), "nearest: --temperature"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_by_name(capsys, arguments, named):
@@ -85,17 +74,8 @@ def test_wrong_flags_are_refused_in_one_line_by_name(capsys, arguments, named):
 def test_a_missing_or_damaged_checkpoint_is_refused_by_its_place(checkpoint, tmp_path, capsys):
     code, out, err = command(capsys, f"--checkpoint={tmp_path}", "--prompt=x")
     assert (code, out) == (3, "")
-    assert err == f"{tmp_path}: no checkpoint here\n"
+    assert err == f"mm01-generate: {tmp_path}: no checkpoint here\n"
     cheap_run.damage(checkpoint, 1, leaf="model.embed")
     code, out, err = command(capsys, f"--checkpoint={checkpoint}", "--prompt=x")
     assert (code, out) == (3, "")
     assert "embed" in err
-
-
-def test_help_lists_the_flags_without_an_error():
-    process = subprocess.run(
-        [sys.executable, "-m", "mm01_jax.inference", "--help"], capture_output=True, text=True, timeout=120
-    )
-    assert process.returncode == 0, process.stderr
-    for flag in ("--checkpoint", "--prompt", "--temperature", "--top_p", "--seed"):
-        assert flag in process.stdout
