@@ -63,6 +63,14 @@ class Flag(NamedTuple):
             define(self.name, self.default, self.words, flag_values=values)
 
 
+CONFIG = Flag(
+    "config",
+    "the name of a shipped config, a .py file with get_config, or a saved config in .json",
+    example="tiny",
+    required=True,
+)
+
+
 class Task(NamedTuple):
     """The first word of a command that takes one: what it does, its flags, the function that does it."""
 
@@ -199,13 +207,6 @@ def _example(flag: Flag) -> str:
     return str(flag.default if flag.default is not None else flag.example).lower()
 
 
-def config_flag() -> Flag:
-    """--config, with the names that come with the library."""
-    names = ", ".join(command_line.shipped())
-    words = f"{names}; or a .py file with get_config; or a saved config in .json"
-    return Flag("config", words, example="tiny", required=True)
-
-
 def missing(name: str, allowed: str, example: str) -> ConfigError:
     """Of a flag that only some uses need."""
     return _refused(f"--{name}", "nothing", allowed, example)
@@ -229,6 +230,8 @@ def text(program: Command, task: str | None = None) -> str:
         paragraphs.append("\n".join(["Tasks (each has its own flags: TASK --help):", *_tasks(program)]))
     if shown := list(_lines(program, task)):
         paragraphs.append("\n".join(["Flags (- and _ are alike, each is given once):", *shown]))
+    if program.takes_overrides:
+        paragraphs.append(f"Shipped configs: {', '.join(command_line.shipped())}.")
     return "\n\n".join([*paragraphs, exit_codes])
 
 

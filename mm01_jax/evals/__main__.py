@@ -29,7 +29,7 @@ TASKS = {
         (
             Flag(
                 "source",
-                "text to score instead of the run's held-out split: .txt, .jsonl, .arrayrecord",
+                "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord",
                 example="FILE",
             ),
         ),

@@ -40,7 +40,7 @@ COMMAND = arguments.Command(
     name="mm01-plan",
     doc=__doc__,
     flags=(
-        arguments.config_flag(),
+        arguments.CONFIG,
         Flag(
             "target",
             "a machine to plan for: a TPU slice (v5p-1024, v6e-256, v6e-256x2) or GPUs (h100-512)",

@@ -20,7 +20,7 @@ COMMAND = arguments.Command(
     name="mm01-train",
     doc=__doc__,
     flags=(
-        arguments.config_flag(),
+        arguments.CONFIG,
         Flag("workdir", "the run's folder: checkpoints, metrics, config; an old run resumes", example="DIR"),
         Flag("init_from", "a run or checkpoint whose weights a new run starts from", example="DIR"),
         Flag("dry_run", "check the config, print it whole, stop", bool, default=False),

@@ -14,7 +14,7 @@ from mm01_jax.config import ConfigError, command_line
 from mm01_jax.convert import to_torch
 from mm01_jax.convert.torch.dialects import DIALECTS
 from tests.house.checkout import ROOT
-from tests.house.commands import COMMANDS, MAINS, MODULES, USES
+from tests.house.commands import COMMANDS, MAINS, MODULES, USES, page
 
 MADE = Command(
     name="mm01-made",
@@ -136,6 +136,11 @@ def test_what_mm01_convert_says_before_it_imports_anything_is_what_conversion_kn
     flags = {flag.name: flag for flag in arguments.flags_of(COMMANDS["mm01-convert"], "to-torch")}
     assert flags["dialect"].kind == tuple(DIALECTS)
     assert flags["shard_gb"].default == to_torch.SHARD_BYTES / 1e9
+
+
+def test_the_page_of_commands_is_what_they_are():
+    made = "\n".join(page()) + "\n"
+    assert (ROOT / "docs/commands.md").read_text() == made, "python -m tests.house.commands > docs/commands.md"
 
 
 STARTED = """

@@ -15,8 +15,8 @@ from mm01_jax.train.loop import NonFinite
 from mm01_jax.train.preemption import Preempted
 from tests.house.checkout import ROOT
 from tests.house.commands import COMMANDS, USES
+from tests.house.commands import EXIT_CODES as TABLE
 
-TABLE = {int(code): words for code, words in re.findall(r"^    (\d+) +(.+)$", command.__doc__, re.MULTILINE)}
 ERRORS = {
     ConfigError([Problem(key="a", got=1, allowed="2", nearest=None)]): 2,
     Locked("taken"): 2,
