@@ -231,7 +231,7 @@ def text(program: Command, task: str | None = None) -> str:
     if shown := list(_lines(program, task)):
         paragraphs.append("\n".join(["Flags (- and _ are alike, each is given once):", *shown]))
     if program.takes_overrides:
-        paragraphs.append(f"Shipped configs: {', '.join(command_line.shipped())}.")
+        paragraphs.append(textwrap.fill(f"Shipped configs: {', '.join(command_line.shipped())}.", _WIDTH))
     return "\n\n".join([*paragraphs, exit_codes])
 
 
