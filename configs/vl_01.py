@@ -7,8 +7,9 @@ at which learning rate.
 
 import dataclasses
 
-from configs import text_01
 from mm01_jax.config import Config, VisionConfig
+
+from . import text_01
 
 
 def get_config() -> Config:

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from configs import tiny
 from mm01_jax.config import Config, VisionConfig
+
+from . import tiny
 
 
 def get_config() -> Config:
