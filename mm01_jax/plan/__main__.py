@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from mm01_jax import arguments, command
 from mm01_jax.arguments import Flag
-from mm01_jax.config import Config, ConfigError, Problem, command_line
+from mm01_jax.config import Config, ConfigError, Problem, command_line, mesh_sizes
 from mm01_jax.plan import meshes, targets
 
 KINDS = ("train", "prefill", "decode")
@@ -43,7 +43,7 @@ COMMAND = arguments.Command(
         arguments.CONFIG,
         Flag(
             "target",
-            "a machine to plan for: a TPU slice (v5p-1024, v6e-256, v6e-256x2) or GPUs (h100-512)",
+            "a machine to plan for: a TPU slice (v5p-1024, v6e-256, v6e-256x2) or GPUs (h100-512, h200-16)",
             example="v5p-1024",
             required=True,
         ),
@@ -70,7 +70,7 @@ def _main(argv: Sequence[str]) -> int:
     if problems := _file_problems(given):
         raise ConfigError(problems)
     if given.mesh is not None:
-        config = dataclasses.replace(config, mesh=meshes.parse(given.mesh, config))
+        config = dataclasses.replace(config, mesh=mesh_sizes.parse(given.mesh, config.mesh))
         if problems := meshes.problems(given.step, config, target):
             raise ConfigError(problems)
     return _plan(given, config, target)

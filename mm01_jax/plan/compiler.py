@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import re
 import resource
+import string
 import time
 from collections.abc import Sequence
 
@@ -15,8 +16,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from mm01_jax.plan.steps import Step
 from mm01_jax.plan.targets import Target
 
-# What XLA has to know of an H100 SXM (NVIDIA's data sheet; compute capability 9.0 with its own instructions).
-_H100 = """
+# What XLA has to know of an H100 or H200 SXM, one processor with two memories (NVIDIA's data sheets; compute capability
+# 9.0 with its own instructions).
+_HOPPER = string.Template("""
 gpu_device_info {
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -31,17 +33,19 @@ gpu_device_info {
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
+  memory_bandwidth: $speed
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
-  device_memory_size: 84942979072
+  device_memory_size: $memory
   cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 patch: 0 }
 runtime_version { major: 12 minor: 8 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+device_description_str: "$name"
+""")
+# Bytes/s of the memory, the name by which the driver knows the device.
+_GPUS = {"h100": (3352320000000, "NVIDIA H100 80GB HBM3"), "h200": (4800000000000, "NVIDIA H200")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +78,14 @@ def devices(target: Target) -> Sequence[jax.Device]:
     if target.platform == "tpu":
         slices = {"num_slices": target.slices} if target.slices > 1 else {}
         return topologies.get_topology_desc(platform="tpu", topology_name=target.topology, **slices).devices
-    options = {"target_config": _H100, "topology": target.topology}
-    return topologies.get_topology_desc(platform="cuda", topology_name="h100", **options).devices
+    options = {"target_config": gpu_config(target), "topology": target.topology}
+    return topologies.get_topology_desc(platform="cuda", topology_name=target.generation, **options).devices
+
+
+def gpu_config(target: Target) -> str:
+    """What XLA has to know of the GPUs of a target, as the text of its GpuTargetConfigProto."""
+    speed, name = _GPUS[target.generation]
+    return _HOPPER.substitute(speed=speed, memory=target.chip.hbm, name=name)
 
 
 def compile_step(step: Step) -> Compiled:

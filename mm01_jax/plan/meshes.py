@@ -2,12 +2,10 @@
 out. Imports no jax.
 """
 
-import dataclasses
-import re
-
-from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, fields
+from mm01_jax.config import Config, MeshConfig, Problem
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import mesh_problems, nearest_meshes, sharding_problems
+from mm01_jax.config.mesh_sizes import as_text
 from mm01_jax.plan.targets import Target
 
 _ALL = 100_000
@@ -24,7 +22,7 @@ def problems(kind: str, config: Config, target: Target) -> list[Problem]:
     problems = named_once(config, sharding_problems) + _misplaced(kind, config.mesh, target)
     if wrong_product := mesh_problems(config, target.chips):
         near = valid(kind, config, target)[:3]
-        nearest = " or ".join(map(_as_flag, near))
+        nearest = " or ".join(f"--mesh={as_text(mesh)}" for mesh in near)
         nearest = nearest or f"none: no mesh of {target.chips} chips divides this model and batch"
         allowed = f"a product of {target.chips}, the chips of {target.name}"
         product = Problem(key="mesh", got=wrong_product[0].got, allowed=allowed, nearest=nearest)
@@ -42,27 +40,3 @@ def _misplaced(kind: str, mesh: MeshConfig, target: Target) -> list[Problem]:
         nearest = str(max(1, round(mesh.data / target.slices)) * target.slices)
         problems.append(Problem(key="mesh.data", got=mesh.data, allowed=allowed, nearest=nearest))
     return problems
-
-
-def parse(text: str, config: Config) -> MeshConfig:
-    """The mesh of `data=8,expert=16,tensor=4` with the config's rules; axes not named have size 1."""
-    sizes, seen = dict.fromkeys(MESH_AXES, 1), set()
-    for part in text.split(","):
-        match = re.fullmatch(r"(\w+)=([1-9]\d*)", part)
-        if not match or match[1] not in sizes:
-            near = fields.nearest_name(part.partition("=")[0], list(sizes)) or "data"
-            raise _refused(part, f"AXIS=SIZE, of the axes {', '.join(sizes)}", f"{near}=8")
-        if match[1] in seen:
-            raise _refused(text, "every axis once", f"one {match[1]}")
-        seen.add(match[1])
-        sizes[match[1]] = int(match[2])
-    return dataclasses.replace(config.mesh, **sizes)
-
-
-def _as_flag(mesh: MeshConfig) -> str:
-    sizes = ((axis, getattr(mesh, axis)) for axis in MESH_AXES)
-    return "--mesh=" + (",".join(f"{axis}={size}" for axis, size in sizes if size > 1) or "data=1")
-
-
-def _refused(got: str, allowed: str, nearest: str) -> ConfigError:
-    return ConfigError([Problem(key="--mesh", got=got, allowed=allowed, nearest=nearest)])

@@ -4,7 +4,7 @@ v5p-1024     Google's name: v4 and v5p count cores, two a chip, so this is 512 c
 v6e-256      v5e and v6e count chips
 v6e-256x2    two such slices, joined by the data-centre network
 v5p:4x4x8    a torus by its shape, for generations and sizes without a name here
-h100-512     GPUs, eight a host
+h100-512     GPUs, eight a host; h200-16 too
 """
 
 import dataclasses
@@ -44,6 +44,8 @@ CHIPS = {
     "v5p": _chip("v5p", hbm=int(95.73 * GIB), hbm_speed=2.765e12, link_speed=180e9, network_speed=6.25e9),
     "v6e": _chip("v6e", hbm=int(31.24 * GIB), hbm_speed=1.64e12, link_speed=180e9, network_speed=12.5e9),
     "h100": _chip("h100", hbm=84_942_979_072, hbm_speed=3.352e12, link_speed=450e9, network_speed=50e9),
+    # The data sheet's 141 GB are GiB, of which the driver gives out 139.
+    "h200": _chip("h200", hbm=139 * GIB, hbm_speed=4.8e12, link_speed=450e9, network_speed=50e9),
 }
 
 _TORUS = {
@@ -63,7 +65,8 @@ _TORUS = {
 _PLANE = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 # Generation -> (cores that a name counts for one chip, chips -> shape).
 _TPUS = {"v4": (2, _TORUS), "v5p": (2, _TORUS), "v5e": (1, _PLANE), "v6e": (1, _PLANE)}
-_GPUS = tuple(2**n for n in range(14))
+_GPUS = ("h100", "h200")
+_GPU_COUNTS = tuple(2**n for n in range(14))
 _GPUS_OF_A_HOST = 8
 _MOST_SLICES = 64
 
@@ -86,9 +89,9 @@ class Target:
 
 def parse(name: str) -> Target:
     """The target of a name; ConfigError with the nearest name when there is none."""
-    if match := re.fullmatch(r"h100-(\d+)", name):
-        if int(match[1]) in _GPUS:
-            return _gpus(name, int(match[1]))
+    if match := re.fullmatch(rf"({'|'.join(_GPUS)})-(\d+)", name):
+        if int(match[2]) in _GPU_COUNTS:
+            return _gpus(name, match[1], int(match[2]))
     elif match := re.fullmatch(r"(v\w+)-(\d+)(?:x(\d+))?", name):
         generation, size, slices = match[1], int(match[2]), int(match[3] or 1)
         cores, shapes = _TPUS.get(generation, (1, {}))
@@ -101,7 +104,7 @@ def parse(name: str) -> Target:
             Problem(
                 key="--target",
                 got=name,
-                allowed="a TPU slice (v4- or v5p-CORES, v5e- or v6e-CHIPS; x2 after it: two), v5p:XxYxZ, or h100-GPUS",
+                allowed="a TPU slice (v4- or v5p-CORES, v5e- or v6e-CHIPS; x2 after it: two), v5p:XxYxZ, h100-, h200-N",
                 nearest=_nearest(name),
             )
         ]
@@ -114,15 +117,16 @@ def _tpus(name: str, generation: str, shape: str, slices: int) -> Target:
     return Target(name=name, platform="tpu", topology=f"{generation}:{shape}", chips=chips, slices=slices, chip=chip)
 
 
-def _gpus(name: str, chips: int) -> Target:
+def _gpus(name: str, generation: str, chips: int) -> Target:
     hosts, each = max(1, chips // _GPUS_OF_A_HOST), min(chips, _GPUS_OF_A_HOST)
-    return Target(name=name, platform="cuda", topology=f"1x{hosts}x{each}", chips=chips, slices=1, chip=CHIPS["h100"])
+    chip = CHIPS[generation]
+    return Target(name=name, platform="cuda", topology=f"1x{hosts}x{each}", chips=chips, slices=1, chip=chip)
 
 
 def names() -> list[str]:
     """Every name of one slice."""
     tpus = [f"{kind}-{chips * cores}" for kind, (cores, shapes) in _TPUS.items() for chips in shapes]
-    return [*tpus, *(f"h100-{count}" for count in _GPUS)]
+    return [*tpus, *(f"{kind}-{count}" for kind in _GPUS for count in _GPU_COUNTS)]
 
 
 def _nearest(name: str) -> str | None:

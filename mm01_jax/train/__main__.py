@@ -41,7 +41,8 @@ def _train(argv: Sequence[str]) -> None:
         return
     if not given.workdir:
         raise arguments.missing("workdir", "a folder for this run", f"--workdir=runs/{config.name}")
-    from mm01_jax.train import cluster, loop  # only now: importing jax takes longer than refusing a config may
+    from mm01_jax import cluster
+    from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
 
     cluster.join()
     loop.run(config, given.workdir, given.init_from)

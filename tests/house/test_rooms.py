@@ -8,7 +8,14 @@ from tests.house.checkout import ROOT, files, imports, inside, modules, tree
 
 # From the ground up. A room imports what lies below it; a module belongs to the longest name that fits.
 LEVELS = (
-    ("pallas_kernels", "mm01_jax.config", "mm01_jax.chips", "mm01_jax.command", "mm01_jax.progress"),
+    (
+        "pallas_kernels",
+        "mm01_jax.config",
+        "mm01_jax.chips",
+        "mm01_jax.command",
+        "mm01_jax.progress",
+        "mm01_jax.cluster",
+    ),
     ("mm01_jax.sharding", "mm01_jax.arguments"),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),

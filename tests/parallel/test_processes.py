@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = """
 import dataclasses, functools, sys
 import jax
-from mm01_jax.train import cluster
+from mm01_jax import cluster
 joined = cluster.join()
 import numpy as np
 from configs import tiny
