@@ -1,0 +1,82 @@
+"""Programs are compiled once for all runs: jax's persistent compilation cache, in the user's cache folder.
+
+jax makes the keys. Its key of a CPU program does not say which instructions the CPU has, so the folder's name does: a
+home may be shared by machines of several kinds.
+"""
+
+import hashlib
+import importlib.util
+import os
+import pathlib
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+MOST_BYTES = 2 * 2**30  # then the least recently used go
+LEAST_SECONDS = 0.05  # what compiles faster is not worth a file
+_HALF_WRITTEN_AFTER = 60.0  # seconds
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+def use(log: Callable[[str], None] = _to_stderr) -> None:
+    """Lets this process's programs come from the cache and go into it; call it before the first is compiled.
+
+    Whoever has set a cache of their own (JAX_COMPILATION_CACHE_DIR), or none (JAX_ENABLE_COMPILATION_CACHE=0), keeps
+    that. Where the folder cannot be written there is no cache, which is said.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    bounded = importlib.util.find_spec("filelock") is not None  # without it jax has no bound and no lock
+    try:
+        folder = default_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if bounded:
+            drop_half_written(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home
+        log(f"no compile cache, every start compiles anew: {error}")
+        return
+    settings = {"jax_compilation_cache_max_size": MOST_BYTES} if bounded else {}
+    settings |= {
+        "jax_persistent_cache_min_compile_time_secs": LEAST_SECONDS,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_compilation_cache_dir": str(folder),
+    }
+    for name, value in settings.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+
+
+def default_folder() -> pathlib.Path:
+    """$XDG_CACHE_HOME, or ~/.cache, /mm01_jax/compiled-CPU. RuntimeError without a home."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    root = pathlib.Path(named) if os.path.isabs(named) else pathlib.Path.home() / ".cache"
+    return root / "mm01_jax" / f"compiled-{_processor()}"
+
+
+def _processor() -> str:
+    """A name for CPUs that run each other's programs: a hash of what Linux says of their instructions."""
+    info = pathlib.Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    first = re.findall(r"(?m)^(?:model name|flags|Features|CPU part)\s*:.*$", text.split("\n\n")[0])
+    return hashlib.sha256("\n".join([platform.machine(), *first]).encode()).hexdigest()[:12]
+
+
+def drop_half_written(folder: pathlib.Path) -> None:
+    """Deletes entries whose writer was killed: jax would complain of them at every start, and never write them again.
+
+    A bounded cache's entry gets a second file, its last use, after the first is whole.
+    """
+    for entry in folder.glob("*-cache"):
+        whole = entry.with_name(entry.name.removesuffix("-cache") + "-atime").exists()
+        if not whole and time.time() - entry.stat().st_mtime > _HALF_WRITTEN_AFTER:
+            entry.unlink(missing_ok=True)
