@@ -26,6 +26,7 @@ setup(
         "numpy>=2.0",
         "absl-py>=2.1",
         "safetensors>=0.8",
+        "filelock>=3.12",  # guards the compile cache that processes share
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -38,11 +39,10 @@ setup(
         "plots": ["matplotlib>=3.9"],
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
-        # libtpu compiles for TPUs on a machine without one; filelock guards the compile cache that workers share.
+        # libtpu compiles for TPUs on a machine without one.
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.7",
-            "filelock>=3.12",
             "hypothesis>=6",
             "ruff>=0.8",
             "libtpu",

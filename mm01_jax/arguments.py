@@ -69,6 +69,7 @@ CONFIG = Flag(
     example="tiny",
     required=True,
 )
+COMPILE_CACHE = Flag("compile_cache", "keep compiled programs in the user's cache folder, for next time", bool, True)
 
 
 class Task(NamedTuple):

@@ -14,7 +14,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
 
 _SOURCE = Flag("source", "a directory with a checkpoint", example="DIR", required=True)
@@ -40,6 +40,8 @@ def _convert(argv: Sequence[str]) -> int | None:
 
     # Conversion needs no accelerator, and must not take one from a training run beside it.
     jax.config.update("jax_platforms", "cpu")
+    if given.compile_cache:
+        compile_cache.use()
     return COMMAND.tasks[given.task].run(given)
 
 
@@ -108,6 +110,7 @@ def _ids(path: str):
 COMMAND = arguments.Command(
     name="mm01-convert",
     doc=__doc__,
+    flags=(arguments.COMPILE_CACHE,),
     tasks={
         "from-torch": Task(
             "a PyTorch directory into our format", (_SOURCE, _TARGET, _DTYPE, _CHECK_FINITE, _DRY_RUN), _from_torch

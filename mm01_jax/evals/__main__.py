@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
 
 
@@ -46,6 +46,7 @@ COMMAND = arguments.Command(
             example="runs/tiny",
             required=True,
         ),
+        arguments.COMPILE_CACHE,
     ),
     tasks=TASKS,
 )
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
+    if given.compile_cache:
+        compile_cache.use()
     import jax
 
     from mm01_jax import sharding

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
 
 COMMAND = arguments.Command(
@@ -31,6 +31,7 @@ COMMAND = arguments.Command(
         Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0),
         Flag("top_p", "choose among the most likely tokens that hold this probability", float, default=1.0),
         Flag("seed", "the same seed gives the same text", int, default=0, least=0, most=2**31 - 1),
+        arguments.COMPILE_CACHE,
     ),
 )
 
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _generate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
+    if given.compile_cache:
+        compile_cache.use()
     import jax
 
     from mm01_jax import sharding

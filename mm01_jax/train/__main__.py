@@ -12,7 +12,7 @@ last step could not be saved, 75 preempted after saving, 130 interrupted.
 import sys
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
 from mm01_jax.config import command_line, saved
 
@@ -24,6 +24,7 @@ COMMAND = arguments.Command(
         Flag("workdir", "the run's folder: checkpoints, metrics, config; an old run resumes", example="DIR"),
         Flag("init_from", "a run or checkpoint whose weights a new run starts from", example="DIR"),
         Flag("dry_run", "check the config, print it whole, stop", bool, default=False),
+        arguments.COMPILE_CACHE,
     ),
     takes_overrides=True,
 )
@@ -44,6 +45,8 @@ def _train(argv: Sequence[str]) -> None:
     from mm01_jax import cluster
     from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
 
+    if given.compile_cache:
+        compile_cache.use()
     cluster.join()
     loop.run(config, given.workdir, given.init_from)
 
