@@ -69,7 +69,12 @@ CONFIG = Flag(
     example="tiny",
     required=True,
 )
-COMPILE_CACHE = Flag("compile_cache", "keep compiled programs in the user's cache folder, for next time", bool, True)
+COMPILE_CACHE = Flag(
+    "compile_cache",
+    "keep compiled programs in the user's cache folder for next time; --nocompile-cache: neither read nor write it",
+    bool,
+    default=True,
+)
 
 
 class Task(NamedTuple):
