@@ -7,6 +7,7 @@ times has as many rows. A file is a JSON list with one row on each line.
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import importlib.metadata
 import json
 import pathlib
@@ -25,6 +26,7 @@ class Row:
 
     floor: the least that `value` could be on this device, in the same unit. peer: whose number it is, None for ours.
     commit: of the code that was measured; None where nobody wrote it down, "+" behind it where files had changes.
+    date: year-month-day of the run, or of that commit where the run's was not written down.
     """
 
     what: str
@@ -36,6 +38,7 @@ class Row:
     versions: dict[str, str]
     commit: str | None
     command: str
+    date: str | None = None
 
     def __post_init__(self):
         if ": " not in self.what:
@@ -112,6 +115,7 @@ class Report:
         self.rows: list[Row] = []
         self.label = f", {label}" if label else ""
         self._origin = {"versions": versions(*packages), "commit": commit(), "command": self.command}
+        self._origin["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
 
     def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None) -> Row:
         """One more row of this run."""
