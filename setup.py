@@ -37,6 +37,7 @@ setup(
         "tokenizers": ["tokenizers>=0.23"],
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
+        "vision": ["pillow>=11"],
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
         # libtpu compiles for TPUs on a machine without one.
@@ -48,6 +49,10 @@ setup(
             "libtpu",
             "matplotlib>=3.9",
             "tokenizers>=0.23",
+            # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
+            "pillow==13.0.0",
+            "scikit-image>=0.25",
+            "scikit-learn>=1.6",
         ],
     },
     entry_points={

@@ -19,6 +19,6 @@ def get_config() -> Config:
             image_size=28,
             patch_size=7,  # 16 patches of a tile
             grids=((1, 1), (1, 2), (2, 1)),
-            image_token=257,  # behind the bytes and the end of a document
+            image_token=255,  # of data.tokenizer='bytes': a byte that UTF-8 never has
         ),
     )

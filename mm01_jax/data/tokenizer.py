@@ -23,21 +23,31 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes | str) -> np.ndarray:
         """int32 ids of a text (UTF-8 when bytes), without any special token."""
 
+    def special(self, name: str) -> int:
+        """The id of a token that no text has, such as `<image>`; ValueError where there is none of that name."""
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """The text of ids; what is no text (the end of a document, half a character) is shown, not raised."""
 
 
 class BytesTokenizer:
-    """Ids 0..255 are the bytes of UTF-8, 256 ends a document."""
+    """Ids 0..255 are the bytes of UTF-8, 256 ends a document.
+
+    Three bytes that UTF-8 never has stand for the special tokens of a conversation.
+    """
 
     name = "bytes"
     vocab_size = 257
     end_of_document = 256
     fingerprint = "bytes-257"
+    specials = {"<beginning_of_sentence>": 0xFD, "<end_of_sentence>": 0xFE, "<image>": 0xFF}
 
     def encode(self, text: bytes | str) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def special(self, name: str) -> int:
+        return _known(name, self.specials.get(name), self.name)
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Ids of 256 and above (a vocabulary is often rounded up) have no text and are left out."""
@@ -82,8 +92,17 @@ class FileTokenizer:
         text = text.decode() if isinstance(text, bytes) else text
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def special(self, name: str) -> int:
+        return _known(name, self._tokenizer.token_to_id(name), self.name)
+
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _known(special: str, token: int | None, tokenizer: str) -> int:
+    if token is None:
+        raise ValueError(f"data.tokenizer={tokenizer!r} has no token {special}, which conversations need.")
+    return token
 
 
 def open_tokenizer(name: str) -> Tokenizer:

@@ -55,6 +55,7 @@ OUTSIDE = {
     "grain": ("mm01_jax.data",),
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
+    "PIL": ("mm01_jax.data",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),

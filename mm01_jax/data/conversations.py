@@ -1,0 +1,119 @@
+"""Conversations as token ids: the official template, and which tokens are the answers (docs/model.md B.5).
+
+    <beginning_of_sentence>user name=user\\n{text}<end_of_sentence>\\n
+    <beginning_of_sentence>ai name=assistant\\n{answer}<end_of_sentence>\\n
+
+An answer is the assistant's text and the <end_of_sentence> behind it: what a model has to say by itself. `<image>` in a
+text stands for the next image. Roles and their headers are `HEADERS`.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mm01_jax.data.tokenizer import Tokenizer
+
+BEGIN, END, IMAGE = "<beginning_of_sentence>", "<end_of_sentence>", "<image>"
+HEADERS = {
+    "system": "system ai_setting=assistant\n",
+    "user": "user name=user\n",
+    "assistant": "ai name=assistant\n",
+    "function": "system function_response=functions\n",
+}
+
+
+class Rendered(NamedTuple):
+    """ids: (T,) int32. answer: (T,) bool, tokens that the assistant said."""
+
+    ids: np.ndarray
+    answer: np.ndarray
+
+
+def check_messages(messages: Any) -> None:
+    """ValueError says what is wrong with a conversation: a list of {"role": ..., "content": ...}."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages is no list of at least one message")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") not in HEADERS:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise ValueError(f"message {number} has role {role!r}; allowed are {', '.join(HEADERS)}")
+        text_of(message)
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a message, `<image>` where an image stands; its content is a text or a list of parts.
+
+    Raises:
+      ValueError: content of another form.
+    """
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise ValueError(
+            f"a message of {message['role']!r} has content {content!r}; allowed are text or a list of parts"
+        )
+    return "".join(map(_part, parts))
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image":
+        return IMAGE
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    raise ValueError(
+        f'a part of a message is {part!r}; allowed are {{"type": "text", "text": ...}}, {{"type": "image"}}'
+    )
+
+
+def count_images(messages: Sequence[dict[str, Any]]) -> int:
+    """How many `<image>` marks a conversation has."""
+    return sum(text_of(message).count(IMAGE) for message in messages)
+
+
+def render(
+    messages: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    image_tokens: Sequence[int] = (),
+    *,
+    generate: bool = False,
+) -> Rendered:
+    """A conversation's tokens.
+
+    Args:
+      image_tokens: of each image in order, how many tokens it takes.
+      generate: end with the header of an answer that is to come.
+
+    Raises:
+      ValueError: more or fewer `<image>` marks than images; a tokenizer without the template's tokens.
+    """
+    marks = count_images(messages)
+    if marks != len(image_tokens):
+        raise ValueError(
+            f"{marks} {IMAGE} marks in the text and {len(image_tokens)} images; allowed is one mark an image"
+        )
+    begin, end = (np.array([tokenizer.special(name)], np.int32) for name in (BEGIN, END))
+    newline, waiting = tokenizer.encode("\n"), list(image_tokens)
+    pieces: list[tuple[np.ndarray, bool]] = []
+    for message in messages:
+        said = message["role"] == "assistant"
+        body = encode(text_of(message), tokenizer, [waiting.pop(0) for _ in range(text_of(message).count(IMAGE))])
+        header = tokenizer.encode(HEADERS[message["role"]])
+        pieces += [(begin, False), (header, False), (body, said), (end, said), (newline, False)]
+    if generate:
+        pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
+    ids = np.concatenate([ids for ids, _ in pieces])
+    return Rendered(ids, np.concatenate([np.full(len(ids), said) for ids, said in pieces]))
+
+
+def encode(text: str, tokenizer: Tokenizer, image_tokens: Sequence[int] = ()) -> np.ndarray:
+    """int32 ids of a text; the n-th `<image>` in it becomes `image_tokens[n]` tokens of that name."""
+    pieces, left = [], list(image_tokens)
+    for piece in re.split(f"({IMAGE})", text):
+        if piece == IMAGE:
+            pieces.append(np.full(left.pop(0), tokenizer.special(IMAGE), np.int32))
+        elif piece:
+            pieces.append(tokenizer.encode(piece))
+    return np.concatenate([np.zeros(0, np.int32), *pieces])

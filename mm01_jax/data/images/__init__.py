@@ -1,0 +1,1 @@
+"""Images into tiles: `opening` refuses what is no sound image, `processor` makes the pixels that the tower sees."""

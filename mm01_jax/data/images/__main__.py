@@ -1,0 +1,79 @@
+"""What MiniMax-VL-01 makes of images: python -m mm01_jax.data.images --describe a.png b.jpg --json
+
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mm01_jax import command
+from mm01_jax.config import VisionConfig, command_line
+from mm01_jax.data.images.opening import EXIF_ORIENTATION, decode, open_image
+from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
+
+_CONFIG = "configs/vl_01.py"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return command.run(_run, argv, name="mm01_jax.data.images")
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    words, exit_codes = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m mm01_jax.data.images", description=words, epilog=exit_codes)
+    parser.add_argument("--describe", nargs="+", required=True, metavar="FILE", help="images, each described")
+    parser.add_argument("--json", action="store_true", help="a JSON list instead of a line each")
+    parser.add_argument("--config", default=_CONFIG, help="whose tiles; default %(default)s")
+    arguments = parser.parse_args(argv)
+    vision = command_line.load(arguments.config).vision
+    if vision is None:
+        raise ValueError(f"--config={arguments.config} has no vision; one that has is {_CONFIG}")
+    found = [describe(path, vision) for path in arguments.describe]
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(map(_line, found)))
+
+
+def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
+    """Sizes in pixels and tokens, and the SHA-256 of each tile, thumbnail first: as bytes, and as float32 pixels."""
+    with open_image(path) as image:
+        layout, side = layout_of(image.size, vision, path), vision.image_size
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+        tiles = make_tiles(decode(image, path), vision, path)
+        width, height, mode = *image.size, image.mode
+    found = {
+        "name": path,
+        "W": width,
+        "H": height,
+        "mode": mode,
+        "best_wh": [count * side for count in layout.grid],
+        "tiles": layout.num_tiles,
+        "map_hw": list(reversed(layout.map_size)),
+        "tokens": layout.num_tokens,
+        "u8_sha256": _digests(tiles),
+        "f32_sha256": _digests(normalise(tiles)),
+    }
+    return found if orientation in (None, 1) else found | {"exif_orientation_ignored": orientation}
+
+
+def _digests(tiles: np.ndarray) -> list[str]:
+    return [hashlib.sha256(np.ascontiguousarray(tile).tobytes()).hexdigest() for tile in tiles]
+
+
+def _line(found: dict[str, Any]) -> str:
+    (across, down), (rows, columns) = found["best_wh"], found["map_hw"]
+    line = (
+        f"{found['name']}: {found['W']} x {found['H']} {found['mode']}, canvas {across} x {down}, "
+        f"{found['tiles']} tiles, map {columns} x {rows}, {found['tokens']:,} tokens"
+    )
+    orientation = found.get("exif_orientation_ignored")
+    return line if orientation is None else f"{line}; its EXIF orientation {orientation} is ignored"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Pixels are the released processor's to the last bit, and an independent NumPy bicubic's."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm01_jax.data.images.__main__ import describe, main
+from mm01_jax.data.images.opening import ImageError
+from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
+from tests.data import image_samples
+from tests.reference import bicubic
+from tests.slow import slow_but
+
+RECORDS = image_samples.records()
+SMALL = [name for name, record in RECORDS.items() if record["W"] * record["H"] < 350_000 and record.get("tiles", 0) < 8]
+
+
+def digests(tiles) -> list[str]:
+    return [hashlib.sha256(np.ascontiguousarray(tile).tobytes()).hexdigest() for tile in tiles]
+
+
+@pytest.mark.parametrize("name", slow_but(SMALL, RECORDS))
+def test_tiles_and_pixels_equal_the_released_processor_s(name):
+    record = RECORDS[name]
+    image = image_samples.make(record)
+    if "error" in record:
+        with pytest.raises(ImageError, match=f"{name}: .* shrinks to nothing"):
+            make_tiles(image, image_samples.VISION, name)
+        return
+    tiles = make_tiles(image, image_samples.VISION, name)
+    assert digests(tiles) == record["u8_sha256"]
+    assert digests(normalise(tiles)) == record["f32_sha256"]
+
+
+@pytest.mark.parametrize("name", [name for name, record in RECORDS.items() if "error" not in record])
+def test_resolution_tiles_map_and_tokens_equal_the_released_processor_s(name):
+    record = RECORDS[name]
+    layout = layout_of((record["W"], record["H"]), image_samples.VISION, name)
+    assert [336 * count for count in layout.grid] == record["best_wh"]
+    assert layout.num_tiles == record["tiles"]
+    assert list(layout.map_size) == record["map_hw"][::-1]
+    assert layout.num_tokens == record["tokens"]
+
+
+def random_sizes(count: int) -> list[tuple[int, int, int, int]]:
+    sizes = np.random.default_rng(0).integers(1, 400, size=(count, 4))
+    return [(480, 640, 336, 336), (640, 480, 336, 336), *map(tuple, sizes.tolist())]
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+def test_pillow_resizes_as_the_numpy_reference_rows_or_columns_first(count):
+    random, firsts = np.random.default_rng(1), set()
+    for width, height, new_width, new_height in random_sizes(count):
+        pixels = random.integers(0, 256, size=(height, width, 3)).astype(np.uint8)
+        resized = Image.fromarray(pixels).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        equal = [np.array_equal(resized, one) for one in bicubic.resize(pixels, new_width, new_height)]
+        assert any(equal), (width, height, new_width, new_height)
+        firsts.add(tuple(equal))
+    assert {(True, False), (False, True)} <= firsts  # this Pillow's choice: some images one way, some the other
+
+
+def reference_tiles(image: np.ndarray, side: int, grid: tuple[int, int], first: int) -> np.ndarray:
+    """Thumbnail and tiles of an RGB image by the reference; `first` is the order of its two passes."""
+    height, width = image.shape[:2]
+    across, down = grid[0] * side, grid[1] * side
+    wide = width / height > across / down
+    new_width, new_height = (across, int(across * height / width)) if wide else (int(down * width / height), down)
+    canvas = np.zeros((down, across, 3), np.uint8)
+    top, left = (down - new_height) // 2, (across - new_width) // 2
+    canvas[top : top + new_height, left : left + new_width] = bicubic.resize(image, new_width, new_height)[first]
+    cut = [canvas[y : y + side, x : x + side] for y in range(0, down, side) for x in range(0, across, side)]
+    return np.stack([bicubic.resize(image, side, side)[first], *cut])
+
+
+@pytest.mark.parametrize("name", ["synth_640x480", "synth_101x103", "photo_chelsea"])
+def test_wide_images_are_cut_as_the_numpy_reference_cuts_them(name):
+    image = np.asarray(image_samples.make(RECORDS[name]))
+    tiles = make_tiles(Image.fromarray(image), image_samples.VISION, name)
+    grid = [pixels // 336 for pixels in RECORDS[name]["best_wh"]]
+    equal = [np.array_equal(tiles, reference_tiles(image, 336, grid, first)) for first in (0, 1)]
+    assert any(equal)
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    exact = ((tiles / 255.0 - mean) / std).transpose(0, 3, 1, 2)
+    # Two roundings to float32 of numbers below 2.7, and those of mean and std.
+    np.testing.assert_allclose(normalise(tiles), exact, rtol=0, atol=4 * 2.7 * 2.0**-24)
+
+
+def test_describe_prints_what_the_fixture_has(tmp_path, capsys):
+    record = RECORDS["synth_336x337"]
+    path = tmp_path / "a.png"
+    image_samples.make(record).save(path)
+    assert main(["--describe", str(path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {"name": str(path)} | {key: record[key] for key in found if key != "name"}
+    assert main(["--describe", str(path), str(path)]) == 0
+    line = f"{path}: 336 x 337 RGB, canvas 336 x 672, 3 tiles, map 24 x 26, 1,226 tokens\n"
+    assert capsys.readouterr().out.count("\n") == 2, line
+
+
+def test_exif_orientation_is_ignored_as_the_released_processor_does_and_said(tmp_path):
+    image = image_samples.make(RECORDS["synth_101x103"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    found = describe(str(tmp_path / "turned.png"), image_samples.VISION)
+    assert found["u8_sha256"] == RECORDS["synth_101x103"]["u8_sha256"]
+    assert found["exif_orientation_ignored"] == 6
