@@ -96,8 +96,17 @@ def test_describe_prints_what_the_fixture_has(tmp_path, capsys):
     (found,) = json.loads(capsys.readouterr().out)
     assert found == {"name": str(path)} | {key: record[key] for key in found if key != "name"}
     assert main(["--describe", str(path), str(path)]) == 0
-    line = f"{path}: 336 x 337 RGB, canvas 336 x 672, 3 tiles, map 24 x 26, 1,226 tokens\n"
-    assert capsys.readouterr().out.count("\n") == 2, line
+    line = f"{path}: 336 x 337 RGB, canvas 336 x 672, 3 tiles, map 24 x 24, 1,176 tokens\n"
+    assert capsys.readouterr().out == 2 * line
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"), [([], "not said"), (["--describe"], "not said"), (["--describ", "a"], "nearest: --describe")]
+)
+def test_describe_says_in_a_line_what_was_typed_wrong(argv, says, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
 
 
 def test_exif_orientation_is_ignored_as_the_released_processor_does_and_said(tmp_path):

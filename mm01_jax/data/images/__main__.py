@@ -1,9 +1,11 @@
-"""What MiniMax-VL-01 makes of images: python -m mm01_jax.data.images --describe a.png b.jpg --json
+"""What MiniMax-VL-01 makes of images: their tiles, map and tokens, and what each tile's pixels hash to.
+
+  python -m mm01_jax.data.images --describe a.png b.jpg
+  python -m mm01_jax.data.images --describe a.png --json
 
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -12,31 +14,38 @@ from typing import Any
 
 import numpy as np
 
-from mm01_jax import command
+from mm01_jax import arguments, command
+from mm01_jax.arguments import Flag
 from mm01_jax.config import VisionConfig, command_line
 from mm01_jax.data.images.opening import EXIF_ORIENTATION, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 
-_CONFIG = "configs/vl_01.py"
+COMMAND = arguments.Command(
+    name="mm01_jax.data.images",
+    doc=__doc__,
+    flags=(
+        Flag("describe", "describe each of the files that are named", bool),
+        Flag("json", "a JSON list instead of a line each", bool),
+        Flag("config", "whose tiles", default="vl_01", example="vl_tiny"),
+    ),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    return command.run(_run, argv, name="mm01_jax.data.images")
+    return command.run(_run, argv, name=COMMAND.name)
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    words, exit_codes = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m mm01_jax.data.images", description=words, epilog=exit_codes)
-    parser.add_argument("--describe", nargs="+", required=True, metavar="FILE", help="images, each described")
-    parser.add_argument("--json", action="store_true", help="a JSON list instead of a line each")
-    parser.add_argument("--config", default=_CONFIG, help="whose tiles; default %(default)s")
-    arguments = parser.parse_args(argv)
-    vision = command_line.load(arguments.config).vision
+def _run(argv: Sequence[str]) -> None:
+    files = [argument for argument in argv if not argument.startswith("-")]
+    given = arguments.read(COMMAND, [argument for argument in argv if argument.startswith("-")])
+    if not given.describe or not files:
+        raise ValueError("what is to be described is not said; e.g. --describe a.png b.jpg")
+    vision = command_line.load_config(given.config).vision
     if vision is None:
-        raise ValueError(f"--config={arguments.config} has no vision; one that has is {_CONFIG}")
-    found = [describe(path, vision) for path in arguments.describe]
-    print(json.dumps(found, indent=1) if arguments.json else "\n".join(map(_line, found)))
+        raise ValueError(f"--config={given.config} has no vision; one that has is vl_01")
+    found = [describe(path, vision) for path in files]
+    print(json.dumps(found, indent=1) if given.json else "\n".join(map(_line, found)))
 
 
 def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
