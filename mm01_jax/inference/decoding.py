@@ -6,6 +6,7 @@ a cache, which is allocated once and donated from call to call.
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,43 @@ from mm01_jax.inference.sampling import Sampling, sample
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import empty_cache
+from mm01_jax.model.multimodal import VLModel
 
 PREFILL_CHUNK = 512
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
 
 
+class Images(NamedTuple):
+    """What the image tokens of prompts show.
+
+    tiles: (B, T, 3, side, side) float32, the normalised tiles of each prompt's images, padded to T. index: one index
+    table (data/image_grid.py) as long as its prompt for each.
+    """
+
+    tiles: np.ndarray
+    index: Sequence[np.ndarray]
+
+
 @functools.partial(jax.jit, donate_argnums=1)
 def prefill(
-    model: TextModel, cache: DecodeCache, tokens_BS: jax.Array, count_B: jax.Array
+    model: TextModel | VLModel,
+    cache: DecodeCache,
+    tokens_BS: jax.Array,
+    count_B: jax.Array,
+    features_BTPD: jax.Array | None = None,
+    index_BS: jax.Array | None = None,
 ) -> tuple[jax.Array, DecodeCache]:
     """Takes in the first `count_B` tokens of each row; the rest of the row is padding.
 
+    Args:
+      features_BTPD, index_BS: of a VLModel's images (`VLModel.features`, `VLModel.place`); None where there are none.
     Returns:
       (hidden (B, D) of each row's last token here, the cache). Rows with count 0 change nothing.
     """
-    index_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None, :], tokens_BS.shape)
-    segments = jnp.where(index_BS < count_B[:, None], 0, -1)
-    hidden, cache, _ = model.forward(model.embed_tokens(tokens_BS), cache.lengths[:, None] + index_BS, segments, cache)
+    at_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None, :], tokens_BS.shape)
+    segments = jnp.where(at_BS < count_B[:, None], 0, -1)
+    x = model.embed_tokens(tokens_BS) if features_BTPD is None else model.place(tokens_BS, features_BTPD, index_BS)
+    hidden, cache, _ = model.forward(x, cache.lengths[:, None] + at_BS, segments, cache)
     last = jnp.maximum(count_B - 1, 0)[:, None, None]
     return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache
 
@@ -66,9 +87,10 @@ def decode_block(model, cache, token_B, done_B, key, allowed_V, *, sampling: Sam
 
 
 def generate(
-    model: TextModel,
+    model: TextModel | VLModel,
     prompts: Sequence[np.ndarray],
     *,
+    images: Images | None = None,
     max_tokens: int,
     sampling: Sampling,
     key: jax.Array,
@@ -79,16 +101,18 @@ def generate(
 
     Args:
       prompts: one int array of at least one token per row; lengths may differ.
+      images: of a VLModel's prompts, in which each image's token stands as often as the image takes tokens.
       vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen.
 
     Raises:
-      ValueError: an empty prompt, an id outside the vocabulary, max_tokens below 1.
+      ValueError: an empty prompt, an id outside the vocabulary, max_tokens below 1, an index table of another length.
     """
     _check(model, prompts, max_tokens)
+    _check_images(model, prompts, images)
     lengths = np.array([len(p) for p in prompts], np.int32)
     size = int(lengths.max()) + max_tokens
     cache = jax.jit(lambda: empty_cache(model.config, model.compute, model.rules, len(prompts), size))()
-    hidden, cache = _prefill_all(model, cache, prompts, lengths)
+    hidden, cache = _prefill_all(model, cache, prompts, lengths, images)
     allowed = jnp.any(model.embed[...] != 0, axis=1) & (jnp.arange(model.config.vocab_size) < vocab_size)
     first, *keys = jax.random.split(key, 1 + -(-max_tokens // DECODE_BLOCK))
     logits = jax.jit(lambda model, h: model.logits(h[:, None])[:, 0])(model, hidden)
@@ -105,21 +129,45 @@ def generate(
         yield np.asarray(tokens)
 
 
-def _prefill_all(model, cache, prompts, lengths):
-    """(hidden (B, D) of each prompt's last token, the cache), chunk by chunk; short rows wait as padding."""
+def _prefill_all(model, cache, prompts, lengths, images: Images | None):
+    """(hidden (B, D) of each prompt's last token, the cache), chunk by chunk; short rows wait as padding.
+
+    The tower runs once, before the first chunk.
+    """
+    features = None if images is None else jax.jit(lambda model, tiles: model.features(tiles))(model, images.tiles)
     chunk = min(PREFILL_CHUNK, 1 << (int(lengths.max()) - 1).bit_length())
     hidden = None
     for start in range(0, int(lengths.max()), chunk):
-        tokens = np.zeros((len(prompts), chunk), np.int32)
         count = np.clip(lengths - start, 0, chunk)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : count[row]] = prompt[start : start + chunk]
-        chunk_hidden, cache = prefill(model, cache, jnp.asarray(tokens), jnp.asarray(count))
+        tokens = jnp.asarray(_chunk(prompts, start, chunk, padding=0))
+        placed = () if images is None else (features, jnp.asarray(_chunk(images.index, start, chunk, padding=-1)))
+        chunk_hidden, cache = prefill(model, cache, tokens, jnp.asarray(count), *placed)
         hidden = chunk_hidden if hidden is None else jnp.where((count > 0)[:, None], chunk_hidden, hidden)
     return hidden, cache
 
 
-def _check(model: TextModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
+def _chunk(rows: Sequence[np.ndarray], start: int, length: int, padding: int) -> np.ndarray:
+    """(B, length) int32 of rows from `start` on."""
+    out = np.full((len(rows), length), padding, np.int32)
+    for row, values in zip(out, rows, strict=True):
+        part = values[start : start + length]
+        row[: len(part)] = part
+    return out
+
+
+def _check_images(model: TextModel | VLModel, prompts: Sequence[np.ndarray], images: Images | None) -> None:
+    if images is None:
+        return
+    if not isinstance(model, VLModel):
+        raise ValueError("images were given to a model without a vision tower; it takes text alone")
+    lengths = [[len(row) for row in rows] for rows in (prompts, images.index)]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"index tables of {lengths[1]} tokens for prompts of {lengths[0]}; each has its prompt's length"
+        )
+
+
+def _check(model: TextModel | VLModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1")
     for row, prompt in enumerate(prompts):
