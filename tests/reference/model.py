@@ -54,11 +54,13 @@ def residual(h_BSD, x_BSD, out_BSD, alpha: float, beta: float):
     return alpha * x_BSD + beta * out_BSD
 
 
-def forward(config, weights, tokens_BS, *, segments_BS=None, positions_BS=None, cache=None) -> Result:
+def forward(
+    config, weights, tokens_BS, *, segments_BS=None, positions_BS=None, cache=None, embeddings_BSD=None
+) -> Result:
     """Logits (B, S, V) of `tokens_BS`, continuing from `cache`.
 
     `segments_BS` marks packed documents (a change starts one, negative is padding; default one document);
-    positions default to counting in each document, on from the cache.
+    positions default to counting in each document, on from the cache. `embeddings_BSD` in place of the tokens' own.
     """
     cache = empty_cache(config, len(tokens_BS)) if cache is None else cache
     documents_BS = docs.document_numbers(np.zeros_like(tokens_BS) if segments_BS is None else segments_BS)
@@ -67,7 +69,7 @@ def forward(config, weights, tokens_BS, *, segments_BS=None, positions_BS=None, 
     place = (documents_BS, documents_BT, counted_BS if positions_BS is None else positions_BS)
     w = {name: np.asarray(weight, np.result_type(weight, np.float64)) for name, weight in weights.items()}
 
-    h_BSD = w["model.embed_tokens.weight"][tokens_BS]
+    h_BSD = w["model.embed_tokens.weight"][tokens_BS] if embeddings_BSD is None else embeddings_BSD
     layers, heads, routings = [], [], []
     for layer, past in enumerate(cache.layers):
         h_BSD, left, mixed = mixer_layer(config, layer, w, h_BSD, place, past)
