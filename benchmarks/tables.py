@@ -18,7 +18,8 @@ of the pattern and quantities of the subject; also, of the quantity "forward": "
 share of the floor that was reached), "forward @jla" (a peer's), "forward jla/ours", and "device", "jax version",
 "command". A cell with a name that this subject lacks stays empty; a name that all subjects lack is an error.
 
-`<!-- table of docs/plans/*.json -->` is made by benchmarks/plans.py.
+`<!-- table of docs/plans/*.json -->` is made by benchmarks/plans.py, `<!-- table of benchmarks/results` with lines
+`fact: ...`, a line for each, by benchmarks/facts.py.
 """
 
 import pathlib
@@ -27,7 +28,7 @@ import string
 import subprocess
 import sys
 
-from benchmarks import plans, results
+from benchmarks import facts, plans, results
 from tests.command_line import Parser, list_of
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -57,6 +58,8 @@ def made(source: str, description: str) -> str:
     """The lines of one table, each with its end."""
     if "*" in source:
         return plans.table(sorted(ROOT.glob(source)))
+    if not source.endswith(".json"):
+        return facts.table(ROOT / source, description)
     subjects = by_subject(results.read(ROOT / source))
     lines, pattern = [], ""
     for line in filter(None, map(str.strip, description.splitlines())):
