@@ -66,9 +66,17 @@ def decode_step(
     return model.logits(hidden)[:, 0], cache
 
 
+@functools.partial(jax.jit, static_argnames=("sampling", "stop", "vocab_size"))
+def first_token(model: TextModel, hidden_BD: jax.Array, key, *, sampling: Sampling, stop: int, vocab_size: int):
+    """(token (B,) after the prompts, whether it is `stop` (B,), ids that may be chosen (V,))."""
+    allowed_V = jnp.any(model.embed[...] != 0, axis=1) & (jnp.arange(model.config.vocab_size) < vocab_size)
+    token_B = sample(model.logits(hidden_BD[:, None])[:, 0], key, allowed_V, sampling)
+    return token_B, token_B == stop, allowed_V
+
+
 @functools.partial(jax.jit, static_argnames=("sampling", "stop", "count"), donate_argnums=1)
 def decode_block(model, cache, token_B, done_B, key, allowed_V, *, sampling: Sampling, stop: int, count: int):
-    """Decodes up to `count` tokens a row on the device.
+    """Decodes `count` tokens a row on the device.
 
     Args:
       token_B: the last token of each row, not yet in the cache. done_B: rows that have stopped.
@@ -113,20 +121,18 @@ def generate(
     size = int(lengths.max()) + max_tokens
     cache = jax.jit(lambda: empty_cache(model.config, model.compute, model.rules, len(prompts), size))()
     hidden, cache = _prefill_all(model, cache, prompts, lengths, images)
-    allowed = jnp.any(model.embed[...] != 0, axis=1) & (jnp.arange(model.config.vocab_size) < vocab_size)
     first, *keys = jax.random.split(key, 1 + -(-max_tokens // DECODE_BLOCK))
-    logits = jax.jit(lambda model, h: model.logits(h[:, None])[:, 0])(model, hidden)
-    token = jax.jit(sample, static_argnames="sampling")(logits, first, allowed, sampling=sampling)
-    done = token == stop
+    token, done, allowed = first_token(model, hidden, first, sampling=sampling, stop=stop, vocab_size=vocab_size)
     yield np.asarray(token)[:, None]
     left = max_tokens - 1
     for block_key in keys:
-        if left <= 0 or bool(done.all()):
+        if left <= 0 or np.asarray(done).all():
             return
-        block = functools.partial(decode_block, sampling=sampling, stop=stop, count=min(DECODE_BLOCK, left))
+        # The last block is whole too, and cut here: one of its own length would be a program more.
+        block = functools.partial(decode_block, sampling=sampling, stop=stop, count=DECODE_BLOCK)
         tokens, (cache, token, done) = block(model, cache, token, done, block_key, allowed)
-        left -= tokens.shape[1]
-        yield np.asarray(tokens)
+        yield np.asarray(tokens)[:, :left]
+        left -= DECODE_BLOCK
 
 
 def _prefill_all(model, cache, prompts, lengths, images: Images | None):
