@@ -8,7 +8,8 @@ import statistics
 import time
 import traceback
 
-from mm01_jax.config import MESH_AXES, Config
+from mm01_jax.config import MESH_AXES, Config, ConfigError
+from mm01_jax.config.mesh import sharding_problems
 
 SHAPES = ("bench_1b", "text_01_period", "tiny")
 ROWS = 4  # of one GPU
@@ -80,6 +81,8 @@ def _work(case: Case, steps: int, pipe) -> None:
     from mm01_jax.parallel.overlap import compiler_options
 
     config = config_of(case)
+    if problems := sharding_problems(config):
+        raise ConfigError(problems)
     began = time.monotonic()
     if case.scaling == "bound":
         narrow, wide = (mesh.first_losses(config, dtype, steps + 1) for dtype in ("bfloat16", "float32"))
