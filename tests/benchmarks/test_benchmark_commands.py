@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+FROM_RESULTS = ("benchmarks.tables", "benchmarks.picture")  # these measure nothing
 DRILLS = ("tests/config/wrong_configs.py", "tests/checkpoint/memory.py", "tests/parallel/every_mesh.py")
 
 
@@ -58,7 +59,7 @@ def test_every_bench_and_drill_refuses_an_unknown_flag_in_one_line():
 def test_every_bench_takes_a_file_for_its_rows_and_refuses_one_that_is_none(tmp_path):
     (tmp_path / "other.json").write_text("{}}")
     for module in commands():
-        if module.startswith("benchmarks.") and module != "benchmarks.tables":
+        if module.startswith("benchmarks.") and module not in FROM_RESULTS:
             for file, refusal in (("missing/rows.json", "no directory"), ("other.json", "holds no rows")):
                 code, _, err = said(module, f"--json={tmp_path / file}")
                 assert (code, err.count("\n")) == (2, 1) and refusal in err, (module, err)
