@@ -67,10 +67,12 @@ def _near(config: Config, judge: Judge, broken: list[Problem]) -> Iterator[Chang
 
 
 def _joined(texts: Iterable[str]) -> str:
-    """Several demands as one: the words that all begin with are said once, the first six of many named."""
+    """Several demands as one: the words that all begin or end with are said once, the first six of many named."""
     texts = list(dict.fromkeys(texts))
     more = [f"{len(texts) - 6} more"] if len(texts) > 6 else []
-    shared = os.path.commonprefix(texts).rpartition(" ")[0]
-    if shared.count(" ") < 2 or len(texts) == 1:
+    first = os.path.commonprefix(texts).rpartition(" ")[0]
+    if first.count(" ") < 2 or len(texts) == 1:
         return " and ".join(texts[:6] + more)
-    return f"{shared} " + ", ".join([text[len(shared) + 1 :] for text in texts[:6]] + more)
+    (last,) = ends if len(ends := {text.partition(" beside ")[2] for text in texts}) == 1 else ("",)
+    named = [text[len(first) + 1 :].removesuffix(f" beside {last}") for text in texts[:6]]
+    return f"{first} {', '.join(named + more)}" + (f", beside {last}" if last else "")
