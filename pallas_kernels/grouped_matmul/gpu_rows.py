@@ -1,4 +1,7 @@
-"""Rows times their expert's matrix on Hopper: an item is TILE rows of one expert by some columns of its matrix."""
+"""Rows times their expert's matrix on Hopper: an item is TILE rows of one expert by some columns of its matrix.
+
+With several pairs of rows and matrices their products are summed where they are accumulated.
+"""
 
 import functools
 from typing import NamedTuple
@@ -28,8 +31,8 @@ class _Inputs(NamedTuple):
     """What the programs read."""
 
     experts: jax.Ref  # int32 (R / TILE,), the expert of each tile of rows
-    weights: jax.Ref  # bfloat16 (E, D, F), or (E, F, D)
-    x: jax.Ref  # bfloat16 (R, D)
+    weights: list[jax.Ref]  # bfloat16 (E, D, F), or (E, F, D), of each pair
+    x: list[jax.Ref]  # bfloat16 (R, D), of each pair
 
 
 def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transposed: bool) -> jax.Array:
@@ -37,6 +40,12 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
 
     experts: int32 (R / TILE,), whose matrix each tile meets; of expert E, which is none, the result is 0.
     """
+    return multiply_sum([(x_RD, weights)], experts, transposed=transposed)
+
+
+def multiply_sum(pairs: list[tuple[jax.Array, jax.Array]], experts: jax.Array, *, transposed: bool) -> jax.Array:
+    """The same summed over pairs (x, weights) of equal shapes, accumulated in float32 and rounded once."""
+    x_RD, weights = pairs[0]
     R, F = x_RD.shape[0], weights.shape[1 if transposed else 2]
     width = gpu_tiles.width_of(F)
     plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width, transposed=transposed)
@@ -48,13 +57,14 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
         width=width,
         items=plan.items,
     )
-    with declared.flops(2 * R * x_RD.shape[1] * F):
-        (out,) = kernel(_Inputs(experts, weights, x_RD))
+    inputs = _Inputs(experts, weights=[w for _, w in pairs], x=[x for x, _ in pairs])
+    with declared.flops(2 * R * x_RD.shape[1] * F * len(pairs)):
+        (out,) = kernel(inputs)
     return vary_alike(x_RD, out)[1]
 
 
 def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch):
-    width = plan.width
+    width, depth_steps = plan.width, inputs.x[0].shape[1] // DEPTH
 
     def place(index):
         """(first row, first column, expert); neighbours in time have the same rows."""
@@ -64,18 +74,27 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch)
 
     def steps_of(index):
         _, _, expert = place(index)
-        return jnp.where(expert < inputs.weights.shape[0], jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
+        steps = jnp.int32(depth_steps * len(inputs.x))
+        return jnp.where(expert < inputs.weights[0].shape[0], steps, jnp.int32(0))
 
     def load(index, done, steps):
         row, column, expert = place(index)
 
-        def fill(step, slot):
+        def fill_from(pair, step, slot):
             full, depth, columns = scratch.full.at[slot], pl.ds(step * DEPTH, DEPTH), pl.ds(column, width)
             for half in range(2):
-                rows = inputs.x.at[pl.ds(row + half * HALF, HALF), depth]
+                rows = inputs.x[pair].at[pl.ds(row + half * HALF, HALF), depth]
                 plgpu.copy_gmem_to_smem(rows, scratch.left.at[slot, half], full)
             block = (expert, columns, depth) if plan.transposed else (expert, depth, columns)
-            plgpu.copy_gmem_to_smem(inputs.weights.at[block], scratch.right.at[slot], full)
+            plgpu.copy_gmem_to_smem(inputs.weights[pair].at[block], scratch.right.at[slot], full)
+
+        def fill(step, slot):
+            if len(inputs.x) == 1:
+                return fill_from(0, step, slot)
+            for pair in range(len(inputs.x)):
+                first = pair * depth_steps
+                is_of_pair = (step >= first) & (step < first + depth_steps)
+                pl.when(is_of_pair)(functools.partial(fill_from, pair, step - first, slot))
 
         gpu_tiles.stream(done, steps, scratch.free, fill)
 

@@ -57,9 +57,14 @@ def kernel(program, out_type, left: tuple[int, int], right: tuple[int, int], wid
         right=tile(STAGES, *right),
         staged=tile(2, HALF, width),
     )
+    return launch(program, [out_type], scratch, items)
+
+
+def launch(program, out_types, scratch, items: int):
+    """The kernel of program(inputs, *outs, scratch): two warpgroups that compute and one that loads."""
     return plgpu.kernel(
         program,
-        out_type=[out_type],
+        out_type=out_types,
         scratch_types=[scratch],
         grid=(min(items, MULTIPROCESSORS),),
         grid_names=("program",),

@@ -14,7 +14,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.experts import layer, router
 from mm01_jax.parallel.experts.layer import expert_layer
 from mm01_jax.parallel.experts.rows import move_rows, permutation_by
-from pallas_kernels.grouped_matmul import grouped_matmul
+from pallas_kernels.expert_ffn import expert_ffn
 from tests.parallel.mesh_model import MODEL
 from tests.reference.experts import within_capacity
 from tests.slow import slow_but
@@ -172,10 +172,10 @@ def test_experts_whose_rows_are_filled_up_to_a_multiple_give_the_same(mesh, monk
 
         def rows(*arguments, multiple, **rest):
             asked.append(multiple)
-            return grouped_matmul(*arguments, multiple=multiple, **rest)
+            return expert_ffn(*arguments, multiple=multiple, **rest)
 
         monkeypatch.setattr(layer, "row_multiple", lambda *_: multiple)
-        monkeypatch.setattr(layer, "grouped_matmul", rows)
+        monkeypatch.setattr(layer, "expert_ffn", rows)
         with on(mesh):
             results = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, weights)
         assert set(asked) == {multiple}

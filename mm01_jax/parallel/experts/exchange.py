@@ -98,8 +98,14 @@ def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers:
         assignment_of_row, row_of_assignment = _spread(
             assignment_of_row, row_of_assignment, choice_TA.reshape(-1), sizes, shift, buffers
         )
+    weight_R = None
+    if buffers.multiple > 1:
+        # The Hopper kernel multiplies by the router's weight where it makes an expert's hidden rows: the gradient then
+        # needs no output row, so a forward pass that is computed again for it stops before the last product.
+        weight_R = move_rows(weight_TA.reshape(-1, 1), assignment_of_row, row_of_assignment[:, None])[:, 0]
+        weight_TA = None
     rows = move_rows(x_TD, assignment_of_row // A, row_of_assignment.reshape(T, A))
-    out = apply_experts(rows, filled_sizes, buffers)
+    out = apply_experts(rows, filled_sizes, buffers, weight_R)
     out_TAD = move_rows(out, row_of_assignment, assignment_of_row[:, None]).reshape(T, A, -1)
     y_TD = _combine(out_TAD, weight_TA)
     if rules.ffn:
@@ -128,7 +134,7 @@ def exchange_and_compute(
 ):
     """The round trip over `expert` by a transport: (y (T, D / shards of ffn), overflow int32).
 
-    apply_experts(rows sorted by expert, each expert's number of them, buffers) -> rows.
+    apply_experts(rows sorted by expert, each expert's number of them, buffers, each row's weight or None) -> rows.
     """
     T, A = choice_TA.shape
     chosen = count(choice_TA.reshape(-1), buffers.shards * buffers.experts_per_shard)
@@ -152,9 +158,10 @@ def exchange_and_compute(
     return _combine(out_TAD, weight_TA), unsent + beyond_bound
 
 
-def _combine(out_TAD: jax.Array, weight_TA: jax.Array) -> jax.Array:
-    wide = out_TAD.astype(np.promote_types(out_TAD.dtype, weight_TA.dtype))
-    return jnp.sum(wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
+def _combine(out_TAD: jax.Array, weight_TA: jax.Array | None) -> jax.Array:
+    """The sum of a token's outputs by its weights; None where the outputs have them."""
+    wide = out_TAD.astype(np.promote_types(out_TAD.dtype, np.float32))
+    return jnp.sum(wide if weight_TA is None else wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
 
 
 def _slice(x_TD: jax.Array, axes: tuple[str, ...]) -> jax.Array:
@@ -197,7 +204,7 @@ def _compute_received(received, arriving, apply_experts, buffers: Buffers):
     filled_sizes, shift = _filled_sizes(per_expert, buffers)
     slot_of_row, row_of_slot = _rows_by_expert(arriving, shift, buffers)
     rows = move_rows(received.reshape(-1, received.shape[-1]), slot_of_row, row_of_slot[:, None])
-    out = move_rows(apply_experts(rows, filled_sizes, buffers), row_of_slot, slot_of_row[:, None])
+    out = move_rows(apply_experts(rows, filled_sizes, buffers, None), row_of_slot, slot_of_row[:, None])
     return out.reshape(received.shape), jnp.sum(jnp.maximum(per_expert - buffers.per_expert, 0))
 
 

@@ -22,7 +22,8 @@ from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.experts import router
 from mm01_jax.parallel.experts.exchange import Buffers, compute_without_exchange, exchange_and_compute
 from mm01_jax.parallel.experts.transports import TRANSPORTS
-from pallas_kernels.grouped_matmul import grouped_matmul, row_multiple
+from pallas_kernels.expert_ffn import expert_ffn
+from pallas_kernels.grouped_matmul import row_multiple
 from pallas_kernels.varying import vary_over
 
 
@@ -113,9 +114,8 @@ def _in_groups(tokens, ffn_weights, config: ModelConfig, compute: ComputeConfig,
 
 
 @jax.named_scope("experts")
-def _expert_ffn(ffn_weights, rows_RD, sizes_E, buffers: Buffers) -> jax.Array:
+def _expert_ffn(ffn_weights, rows_RD, sizes_E, buffers: Buffers, weight_R: jax.Array | None) -> jax.Array:
     """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
-    gate, up, down = ffn_weights
-    multiply = functools.partial(grouped_matmul, capacity=buffers.per_expert, multiple=buffers.multiple)
-    hidden = jax.nn.silu(multiply(rows_RD, gate, sizes_E)) * multiply(rows_RD, up, sizes_E)
-    return multiply(hidden, down, sizes_E)
+    return expert_ffn(
+        rows_RD, tuple(ffn_weights), sizes_E, weight_R, capacity=buffers.per_expert, multiple=buffers.multiple
+    )
