@@ -30,7 +30,7 @@ def attend(query, key, value, query_tags: Tags, key_tags: Tags, dtype):
     S = query.shape[1]
     query, key, value = (filled_up(x, TILE) for x in (query, key, value))
     queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
-    spans = jnp.stack(key_spans(queries, TILE, keys, gpu_forward.KEYS))
+    spans = key_spans(queries, TILE, keys, gpu_forward.KEYS)
     out, lse = gpu_forward.attend(query, key, value, queries, keys, spans, dtype)
     return out[:, :S], jnp.swapaxes(lse, 1, 2)[:, :S]
 
@@ -43,7 +43,7 @@ def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, 
     arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), *per_query)
     queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
     block = gpu_backward.BLOCK
-    spans = jnp.stack(key_spans(queries, TILE, keys, block)), jnp.stack(query_spans(queries, block, keys, TILE))
+    spans = key_spans(queries, TILE, keys, block), query_spans(queries, block, keys, TILE)
     dq = gpu_backward.query_gradient(arrays, queries, keys, spans[0], dtype)
     dk, dv = gpu_backward.key_gradients(arrays, queries, keys, spans[1], dtype)
     return dq[:, :S], dk[:, :T], dv[:, :T]

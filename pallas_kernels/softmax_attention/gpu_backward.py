@@ -19,6 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
 from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, HALF, TILE
+from pallas_kernels.softmax_attention.masking import Spans, longest_first
 from pallas_kernels.varying import vary_alike
 
 BLOCK = 64  # tokens streamed past at a time
@@ -34,6 +35,7 @@ class _Inputs(NamedTuple):
     delta: jax.Ref  # float32 (B, N, S), sum over H of d * out
     k: jax.Ref  # bfloat16 (B, T, K, H)
     lse: jax.Ref  # float32 (B, N, S)
+    order: jax.Ref  # int32 (B * tiles of the own side,), `masking.longest_first`
     streamed_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, S) or (B, T)
     own_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, T) or (B, S)
     q: jax.Ref  # bfloat16 (B, S, N, H)
@@ -62,13 +64,13 @@ class _Scratch(NamedTuple):
     v: jax.Ref  # bfloat16 (..., H), of the keys' side
 
 
-def key_gradients(arrays, query_tags, key_tags, spans, out_dtype):
+def key_gradients(arrays, query_tags, key_tags, spans: Spans, out_dtype):
     """(dK, dV), (B, T, K, H) in `out_dtype`.
 
     Args:
       arrays: query, key, value, d_out as in the forward pass; lse and delta = sum over H of d_out * out, (B, N, S)
         float32. Lengths, padding and tags as in the forward pass.
-      spans: int32 (4, B, T / TILE), `masking.query_spans` in blocks of BLOCK.
+      spans: `masking.query_spans` in blocks of BLOCK.
     """
     query, key, *_ = arrays
     (B, T, K, H), N = key.shape, query.shape[2]
@@ -77,7 +79,7 @@ def key_gradients(arrays, query_tags, key_tags, spans, out_dtype):
         functools.partial(_key_program, N // K),
         [vary(key.shape, out_dtype)] * 2,
         _scratch(H, queries=(STAGES, BLOCK), keys=(2, HALF), own_copies=4, streamed_copies=6),
-        grid=(K, T // TILE, B),
+        grid=(K, T // TILE * B),
     )
     inputs = _inputs(arrays, key_tags, query_tags, spans)
     with declared.flops(4 * 2 * B * N * query.shape[1] * T * H):
@@ -85,8 +87,8 @@ def key_gradients(arrays, query_tags, key_tags, spans, out_dtype):
     return vary_alike(query, *gradients)[1:]
 
 
-def query_gradient(arrays, query_tags, key_tags, spans, out_dtype):
-    """dQ, (B, S, N, H) in `out_dtype`. spans: int32 (4, B, S / TILE), `masking.key_spans` in blocks of BLOCK."""
+def query_gradient(arrays, query_tags, key_tags, spans: Spans, out_dtype):
+    """dQ, (B, S, N, H) in `out_dtype`. spans: `masking.key_spans` in blocks of BLOCK."""
     query, key, *_ = arrays
     B, S, N, H = query.shape
     vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
@@ -94,7 +96,7 @@ def query_gradient(arrays, query_tags, key_tags, spans, out_dtype):
         functools.partial(_query_program, N // key.shape[2]),
         [vary(query.shape, out_dtype)],
         _scratch(H, queries=(2, HALF), keys=(STAGES, BLOCK), own_copies=6, streamed_copies=4),
-        grid=(N, S // TILE, B),
+        grid=(N, S // TILE * B),
     )
     inputs = _inputs(arrays, query_tags, key_tags, spans)
     with declared.flops(3 * 2 * B * N * S * key.shape[1] * H):
@@ -128,18 +130,18 @@ def _kernel(program, out_type, scratch: _Scratch, *, grid):
         out_type=out_type,
         scratch_types=[scratch],
         grid=grid,
-        grid_names=("head", "tile", "batch"),
+        grid_names=("head", "item"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
 
 
-def _inputs(arrays, own_tags, streamed_tags, spans) -> _Inputs:
+def _inputs(arrays, own_tags, streamed_tags, spans: Spans) -> _Inputs:
     q, k, v, d, lse, delta = arrays
-    return _Inputs(
-        d=d, delta=delta, k=k, lse=lse, streamed_tags=streamed_tags, own_tags=own_tags, q=q, spans=spans, v=v
-    )
+    tags = {"streamed_tags": streamed_tags, "own_tags": own_tags}
+    order, table = longest_first(spans), jnp.stack(spans)
+    return _Inputs(d=d, delta=delta, k=k, lse=lse, order=order, q=q, spans=table, v=v, **tags)
 
 
 def _visible(smem: _Scratch, warpgroup, slot, *, keys_down: bool):
@@ -169,7 +171,7 @@ def _load_own(inputs: _Inputs, smem: _Scratch, warpgroup, copies, b, own):
 
 
 def _key_program(heads: int, inputs: _Inputs, dk_gmem, dv_gmem, smem: _Scratch):
-    b, kv_head, t = lax.axis_index("batch"), lax.axis_index("head"), lax.axis_index("tile")  # the first keys first
+    kv_head, (b, t) = lax.axis_index("head"), blocks.place(inputs.order, inputs.spans.shape[2])
     span = blocks.Span.of(inputs.spans, b, t)
     H = inputs.k.shape[3]
     scale = 1 / math.sqrt(H)
@@ -222,8 +224,7 @@ def _key_program(heads: int, inputs: _Inputs, dk_gmem, dv_gmem, smem: _Scratch):
 
 
 def _query_program(heads: int, inputs: _Inputs, dq_gmem, smem: _Scratch):
-    b, n, tiles = lax.axis_index("batch"), lax.axis_index("head"), inputs.spans.shape[2]
-    t = tiles - 1 - lax.axis_index("tile")
+    n, (b, t) = lax.axis_index("head"), blocks.place(inputs.order, inputs.spans.shape[2])
     span = blocks.Span.of(inputs.spans, b, t)
     kv_head = lax.div(n, jnp.int32(heads))
     H = inputs.q.shape[3]

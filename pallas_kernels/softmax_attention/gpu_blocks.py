@@ -42,6 +42,13 @@ def compute_and_load(compute, load):
         load()
 
 
+def place(order_gmem, tiles: int):
+    """(row, tile) of this program, which is the grid's "item": programs start in the order of the grid."""
+    # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
+    item = order_gmem[lax.axis_index("item")] + jnp.int32(0)
+    return lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles))
+
+
 class Span(NamedTuple):
     """`masking.Spans` of one program."""
 

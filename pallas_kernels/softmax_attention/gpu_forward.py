@@ -18,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
 from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, DOWN, HALF, LOW, TILE
+from pallas_kernels.softmax_attention.masking import Spans, longest_first
 from pallas_kernels.varying import vary_alike
 
 KEYS = 128  # of a block
@@ -29,6 +30,7 @@ class _Inputs(NamedTuple):
 
     k: jax.Ref  # bfloat16 (B, T, K, H)
     key_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, T)
+    order: jax.Ref  # int32 (B * S / TILE,), `masking.longest_first`
     query_tags: tuple[jax.Ref, jax.Ref]  # positions and document ids, int32 (B, S)
     q: jax.Ref  # bfloat16 (B, S, N, H)
     spans: jax.Ref  # int32 (4, B, S / TILE), `masking.key_spans`
@@ -55,12 +57,12 @@ class _Scratch(NamedTuple):
     v_full: jax.Ref  # barriers (STAGES,): the slot's values have arrived
 
 
-def attend(query, key, value, query_tags, key_tags, spans, out_dtype):
+def attend(query, key, value, query_tags, key_tags, spans: Spans, out_dtype):
     """S a multiple of TILE, T of KEYS; padding has document id -1 among queries, -2 among keys.
 
     Args:
       query_tags, key_tags: (positions, document ids), int32 (B, S), (B, T).
-      spans: int32 (4, B, S / TILE), `masking.key_spans` in blocks of KEYS.
+      spans: `masking.key_spans` in blocks of KEYS.
 
     Returns:
       (out (B, S, N, H) in `out_dtype`, lse (B, N, S) float32: the logsumexp; the smallest finite float32 for queries
@@ -72,13 +74,16 @@ def attend(query, key, value, query_tags, key_tags, spans, out_dtype):
         _program,
         out_type=[vary((B, S, N, H), out_dtype), vary((B, N, S), jnp.float32)],
         scratch_types=[_scratch(H)],
-        grid=(N, S // TILE, B),
-        grid_names=("head", "tile", "batch"),
+        grid=(N, S // TILE * B),
+        grid_names=("head", "item"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
-    inputs = _Inputs(k=key, key_tags=key_tags, query_tags=query_tags, q=query, spans=spans, v=value)
+    order, table = longest_first(spans), jnp.stack(spans)
+    inputs = _Inputs(
+        k=key, key_tags=key_tags, order=order, query_tags=query_tags, q=query, spans=table, v=value
+    )
     with declared.flops(2 * 2 * B * N * S * key.shape[1] * H):
         out, lse = kernel(inputs)
     return vary_alike(query, out, lse)[1:]
@@ -103,8 +108,7 @@ def _scratch(H: int) -> _Scratch:
 
 
 def _program(inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
-    b, n, tiles = lax.axis_index("batch"), lax.axis_index("head"), inputs.spans.shape[2]
-    t = tiles - 1 - lax.axis_index("tile")  # the last queries have the most keys: their programs start first
+    n, (b, t) = lax.axis_index("head"), blocks.place(inputs.order, inputs.spans.shape[2])
     span = blocks.Span.of(inputs.spans, b, t)
     kv_head = lax.div(n, jnp.int32(inputs.q.shape[2] // inputs.k.shape[2]))
 

@@ -71,6 +71,14 @@ class Spans(NamedTuple):
     end: jax.Array
 
 
+def longest_first(spans: Spans) -> jax.Array:
+    """int32 (B * blocks,): all blocks of all rows, numbered row by row, those with the most blocks to see first."""
+    steps = (spans.end - spans.first).reshape(-1)
+    # lax.sort, not argsort, whose indices are typed as equal on all devices inside a checked shard_map.
+    index = jnp.arange(steps.size, dtype=jnp.int32) + 0 * steps
+    return jax.lax.sort((-steps, index), num_keys=1)[1]
+
+
 class _Extent(NamedTuple):
     """Smallest and largest position and document of each block's tokens that are not padding; is any token padding."""
 
