@@ -89,14 +89,13 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch)
             plgpu.copy_gmem_to_smem(inputs.weights[pair].at[block], scratch.right.at[slot], full)
 
         def fill(step, slot):
-            if len(inputs.x) == 1:
-                return fill_from(0, step, slot)
             for pair in range(len(inputs.x)):
                 first = pair * depth_steps
                 is_of_pair = (step >= first) & (step < first + depth_steps)
                 pl.when(is_of_pair)(functools.partial(fill_from, pair, step - first, slot))
 
-        gpu_tiles.stream(done, steps, scratch.free, fill)
+        alone = functools.partial(fill_from, 0)
+        gpu_tiles.stream(done, steps, scratch.free, alone if len(inputs.x) == 1 else fill)
 
     def compute(warpgroup, index, done, steps):
         row, column, _ = place(index)

@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 HALF = 64  # tokens of a warpgroup: the height of a wgmma
 TILE = 2 * HALF  # tokens of a program
 LOADER = 2  # number of the warpgroup that loads
+MULTIPROCESSORS = 132  # of an H100 or H200 SXM
 COMPUTE_REGISTERS, LOADER_REGISTERS = 240, 24  # a multiprocessor has 512 for the threads of one number
 DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
 LOW = -1e30  # below every logit; twice it is hidden
@@ -42,11 +43,30 @@ def compute_and_load(compute, load):
         load()
 
 
-def place(order_gmem, tiles: int):
-    """(row, tile) of this program, which is the grid's "item": programs start in the order of the grid."""
+def place(order_gmem, item, tiles: int):
+    """(row, tile) of an item of `masking.longest_first`."""
     # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
-    item = order_gmem[lax.axis_index("item")] + jnp.int32(0)
-    return lax.div(item, jnp.int32(tiles)), lax.rem(item, jnp.int32(tiles))
+    place = order_gmem[item] + jnp.int32(0)
+    return lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
+
+
+def each_item(items: int, programs: int, steps_of, body):
+    """body(number, item, done) for every item of this program, its `number`-th, after `done` steps of those before.
+
+    Items come in order of their length, so the programs take them there and back: the first of one round is the last of
+    the next, and all end at about the same time.
+    """
+    program, whole_rounds = lax.axis_index("program"), items // programs
+    backwards = programs - 1 - program
+    place_in_last = backwards if whole_rounds % 2 else program
+    count = whole_rounds + jnp.where(place_in_last < items % programs, 1, 0)
+
+    def one(number, done):
+        item = number * programs + jnp.where(lax.rem(number, jnp.int32(2)) == 1, backwards, program)
+        body(number, item, done)
+        return done + steps_of(item)
+
+    lax.fori_loop(0, count, one, jnp.int32(0))
 
 
 class Span(NamedTuple):
@@ -67,25 +87,30 @@ class Span(NamedTuple):
     def steps(self):
         return self.end - self.first
 
-    def walk(self, step, carry):
-        """carry = step(block, carry, masked) over the blocks in order."""
+    def walk(self, step, carry, between=lambda: None):
+        """carry = step(block, carry, masked) over the blocks in order; between() on the way."""
         for low, high, masked in (
             (self.first, self.clear, True),
             (self.clear, self.clear_end, False),
             (self.clear_end, self.end, True),
         ):
             carry = lax.fori_loop(low, high, functools.partial(step, masked=masked), carry)
+            if not masked:
+                between()
         return carry
 
 
-def stream(steps, stages: int, free, fill):
-    """Keeps a ring of slots full: fill(step, slot) for every step, once the computing warpgroups have left the slot."""
+def stream(steps, stages: int, free, fill, done=0):
+    """Keeps a ring of slots full: fill(step, slot) for every step, once the computing warpgroups have left the slot.
+
+    done: steps of the ring before these.
+    """
 
     @pl.loop(0, steps)
     def _(step):
-        slot = lax.rem(step, jnp.int32(stages))
+        slot = lax.rem(done + step, jnp.int32(stages))
 
-        @pl.when(step >= stages)
+        @pl.when(done + step >= stages)
         def _():
             for barrier in free:
                 plgpu.barrier_wait(barrier.at[slot])

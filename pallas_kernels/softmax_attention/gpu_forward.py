@@ -1,4 +1,7 @@
-"""Softmax attention on Hopper, forward: 128 queries of one head a program, keys and values streamed past them.
+"""Softmax attention on Hopper, forward: 128 queries of one head an item, keys and values streamed past them.
+
+A program takes its items one after the other: the loader streams over an item's end into the next one, so that short
+documents cost no start of a program each.
 
 The softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867), as in FlashAttention: a row's largest logit so
 far and its sum, both rescaled when a larger one comes. The two warpgroups take turns, as in FlashAttention-3 (arXiv
@@ -23,6 +26,7 @@ from pallas_kernels.varying import vary_alike
 
 KEYS = 128  # of a block
 STAGES = 2
+QUERIES = 2  # items whose queries are there
 
 
 class _Inputs(NamedTuple):
@@ -39,17 +43,18 @@ class _Inputs(NamedTuple):
 
 class _Scratch(NamedTuple):
     """A program's shared memory, in the order it lies there. A slot of the ring has a block of keys, their tags and
-    values; each of the two warpgroups has its queries.
+    values; each of the two warpgroups has the queries of this item and of the next, QUERIES in all.
     """
 
     k: jax.Ref  # bfloat16 (STAGES, KEYS, H)
     k_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's keys and their tags
     k_full: jax.Ref  # barriers (STAGES,): the slot's keys, positions and document ids have arrived
     lse: jax.Ref  # float32 (2, HALF): of each warpgroup's queries, on its way out
-    query_tags: jax.Ref  # int32 (2, 2, HALF): of each warpgroup's queries the positions, the document ids
+    query_tags: jax.Ref  # int32 (QUERIES, 2, 2, HALF): of each warpgroup's queries the positions, the document ids
     key_positions: jax.Ref  # int32 (STAGES, KEYS)
-    q: jax.Ref  # bfloat16 (2, HALF, H): each warpgroup's queries, later its result on its way out
-    q_full: jax.Ref  # barriers (2,): each warpgroup's queries, positions and document ids have arrived
+    q: jax.Ref  # bfloat16 (QUERIES, 2, HALF, H): each warpgroup's queries, later its result on its way out
+    q_free: jax.Ref  # barriers (QUERIES,): both warpgroups' results have left
+    q_full: jax.Ref  # barriers (QUERIES,): both warpgroups' queries, positions and document ids have arrived
     key_documents: jax.Ref  # int32 (STAGES, KEYS)
     turn: jax.Ref  # barrier: both warpgroups have come to where one passes the matrix unit on
     v: jax.Ref  # bfloat16 (STAGES, KEYS, H)
@@ -70,20 +75,20 @@ def attend(query, key, value, query_tags, key_tags, spans: Spans, out_dtype):
     """
     B, S, N, H = query.shape
     vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
+    items = N * B * (S // TILE)
+    programs = min(items, blocks.MULTIPROCESSORS)
     kernel = plgpu.kernel(
-        _program,
+        functools.partial(_program, items, programs),
         out_type=[vary((B, S, N, H), out_dtype), vary((B, N, S), jnp.float32)],
         scratch_types=[_scratch(H)],
-        grid=(N, S // TILE * B),
-        grid_names=("head", "item"),
+        grid=(programs,),
+        grid_names=("program",),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     order, table = longest_first(spans), jnp.stack(spans)
-    inputs = _Inputs(
-        k=key, key_tags=key_tags, order=order, query_tags=query_tags, q=query, spans=table, v=value
-    )
+    inputs = _Inputs(k=key, key_tags=key_tags, order=order, query_tags=query_tags, q=query, spans=table, v=value)
     with declared.flops(2 * 2 * B * N * S * key.shape[1] * H):
         out, lse = kernel(inputs)
     return vary_alike(query, out, lse)[1:]
@@ -95,10 +100,11 @@ def _scratch(H: int) -> _Scratch:
         k_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
         k_full=plgpu.Barrier(num_arrivals=3, num_barriers=STAGES),
         lse=plgpu.SMEM((2, HALF), jnp.float32),
-        query_tags=plgpu.SMEM((2, 2, HALF), jnp.int32),
+        query_tags=plgpu.SMEM((QUERIES, 2, 2, HALF), jnp.int32),
         key_positions=plgpu.SMEM((STAGES, KEYS), jnp.int32),
-        q=blocks.tile(2, HALF, H),
-        q_full=plgpu.Barrier(num_arrivals=3, num_barriers=2),
+        q=blocks.tile(QUERIES, 2, HALF, H),
+        q_free=plgpu.Barrier(num_arrivals=2, num_barriers=QUERIES),
+        q_full=plgpu.Barrier(num_arrivals=6, num_barriers=QUERIES),
         key_documents=plgpu.SMEM((STAGES, KEYS), jnp.int32),
         turn=plgpu.Barrier(num_arrivals=2),
         v=blocks.tile(STAGES, KEYS, H),
@@ -107,33 +113,72 @@ def _scratch(H: int) -> _Scratch:
     )
 
 
-def _program(inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
-    n, (b, t) = lax.axis_index("head"), blocks.place(inputs.order, inputs.spans.shape[2])
-    span = blocks.Span.of(inputs.spans, b, t)
-    kv_head = lax.div(n, jnp.int32(inputs.q.shape[2] // inputs.k.shape[2]))
+class _Item(NamedTuple):
+    """What a program has to do with 128 queries of one head, and where in its work that stands."""
 
-    def load():
+    b: jax.Array
+    n: jax.Array
+    t: jax.Array  # the tile of queries
+    span: blocks.Span
+    number: jax.Array  # of this program's items
+    done: jax.Array  # blocks of the items before
+
+    @property
+    def queries(self):
+        return [pl.ds(self.t * TILE + half * HALF, HALF) for half in range(2)]
+
+
+def _program(items: int, programs: int, inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
+    heads, kv_heads, tiles = inputs.q.shape[2], inputs.k.shape[2], inputs.spans.shape[2]
+
+    def item_of(index, number=0, done=0) -> _Item:
+        """Items beside each other are heads of the same queries: what they read is in L2."""
+        b, t = blocks.place(inputs.order, lax.div(index, jnp.int32(heads)), tiles)
+        return _Item(b, lax.rem(index, jnp.int32(heads)), t, blocks.Span.of(inputs.spans, b, t), number, done)
+
+    def each(body):
+        def steps_of(index):
+            return item_of(index).span.steps
+
+        blocks.each_item(items, programs, steps_of, lambda number, index, done: body(item_of(index, number, done)))
+
+    def load_item(item: _Item):
+        buffer = lax.rem(item.number, jnp.int32(QUERIES))
+
+        @pl.when(item.number >= QUERIES)
+        def _():
+            plgpu.barrier_wait(smem.q_free.at[buffer])
+
+        full = smem.q_full.at[buffer]
+        for half, queries in enumerate(item.queries):
+            plgpu.copy_gmem_to_smem(inputs.q.at[item.b, queries, item.n], smem.q.at[buffer, half], full)
+            for i in range(2):
+                tags = inputs.query_tags[i].at[item.b, queries]
+                plgpu.copy_gmem_to_smem(tags, smem.query_tags.at[buffer, half, i], full)
+        kv_head = lax.div(item.n, jnp.int32(heads // kv_heads))
+
         def fill(step, slot):
-            keys = pl.ds((span.first + step) * KEYS, KEYS)
+            keys = pl.ds((item.span.first + step) * KEYS, KEYS)
             k_full, v_full = smem.k_full.at[slot], smem.v_full.at[slot]
             for array, target in zip(inputs.key_tags, (smem.key_positions, smem.key_documents), strict=True):
-                plgpu.copy_gmem_to_smem(array.at[b, keys], target.at[slot], k_full)
-            plgpu.copy_gmem_to_smem(inputs.k.at[b, keys, kv_head], smem.k.at[slot], k_full)
-            plgpu.copy_gmem_to_smem(inputs.v.at[b, keys, kv_head], smem.v.at[slot], v_full)
+                plgpu.copy_gmem_to_smem(array.at[item.b, keys], target.at[slot], k_full)
+            plgpu.copy_gmem_to_smem(inputs.k.at[item.b, keys, kv_head], smem.k.at[slot], k_full)
+            plgpu.copy_gmem_to_smem(inputs.v.at[item.b, keys, kv_head], smem.v.at[slot], v_full)
 
-        blocks.stream(span.steps, STAGES, (smem.k_free, smem.v_free), fill)
+        blocks.stream(item.span.steps, STAGES, (smem.k_free, smem.v_free), fill, item.done)
 
-    blocks.compute_and_load(functools.partial(_compute, inputs, out_gmem, lse_gmem, smem, (b, n, t), span), load)
+    def compute(warpgroup):
+        each(functools.partial(_compute, out_gmem, lse_gmem, smem, warpgroup))
+        plgpu.wait_smem_to_gmem(0)
+
+    blocks.compute_and_load(compute, lambda: each(load_item))
 
 
-def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
-    b, n, t = place
-    queries = pl.ds(t * TILE + warpgroup * HALF, HALF)
-    q, own_tags, full = smem.q.at[warpgroup], smem.query_tags.at[warpgroup], smem.q_full.at[warpgroup]
-    plgpu.copy_gmem_to_smem(inputs.q.at[b, queries, n], q, full)
-    for i in range(2):
-        plgpu.copy_gmem_to_smem(inputs.query_tags[i].at[b, queries], own_tags.at[i], full)
-    plgpu.barrier_wait(full)
+def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: _Item):
+    buffer, span = lax.rem(item.number, jnp.int32(QUERIES)), item.span
+    queries = pl.ds(item.t * TILE + warpgroup * HALF, HALF)
+    q, own_tags = smem.q.at[buffer, warpgroup], smem.query_tags.at[buffer, warpgroup]
+    plgpu.barrier_wait(smem.q_full.at[buffer])
     H = q.shape[1]
     scale = math.log2(math.e) / math.sqrt(H)
 
@@ -143,7 +188,7 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
 
     def step(block, carry, *, masked: bool):
         out, peak, total = carry
-        slot = lax.rem(block - span.first, jnp.int32(STAGES))
+        slot = lax.rem(item.done + block - span.first, jnp.int32(STAGES))
         plgpu.barrier_wait(smem.k_full.at[slot])
         (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=pass_on)
         logits = logits * scale
@@ -169,15 +214,22 @@ def _compute(inputs, out_gmem, lse_gmem, smem, place, span, warpgroup):
         plgpu.barrier_arrive(smem.v_free.at[slot])
         return out, new_peak, total
 
+    def let_next_in():
+        """Once the result of the item before has left its queries' place, which those of the next one take."""
+
+        @pl.when(item.number > 0)
+        def _():
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            plgpu.barrier_arrive(smem.q_free.at[1 - buffer])
+
     peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
     pl.when(warpgroup == 1)(pass_on)
-    out, peak, total = span.walk(step, (blocks.zeros(HALF, H), peak, blocks.zeros(HALF)))
+    out, peak, total = span.walk(step, (blocks.zeros(HALF, H), peak, blocks.zeros(HALF)), let_next_in)
     pl.when(warpgroup == 0)(pass_on)
     sees_any = total > 0
     total = jnp.where(sees_any, total, jnp.float32(1))
     least = jnp.float32(jnp.finfo(jnp.float32).min)
     smem.lse.at[warpgroup][...] = jnp.where(sees_any, (peak + jnp.log2(total)) * math.log(2), least)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_gmem.at[b, n, queries])
-    blocks.leave(out / blocks.down(total, H), out_gmem.at[b, queries, n], q)
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_gmem.at[item.b, item.n, queries])
+    blocks.leave(out / blocks.down(total, H), out_gmem.at[item.b, queries, item.n], q)

@@ -30,6 +30,7 @@ def interpreted(monkeypatch):
         return total + jnp.dot(left.astype(jnp.float32), right[...].astype(jnp.float32))
 
     monkeypatch.setattr(gpu_blocks, "add_product", add_product)
+    monkeypatch.setattr(gpu_blocks, "MULTIPROCESSORS", 3)  # a program has several items
     with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(ABSTRACT((1,), ("chip",))):
         yield
 
