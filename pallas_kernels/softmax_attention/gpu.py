@@ -1,9 +1,11 @@
-"""Softmax attention for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16: `gpu_forward`, `gpu_backward`."""
+"""Softmax attention for NVIDIA Hopper (Pallas Mosaic GPU: TMA and wgmma), bfloat16: `gpu_forward`, and what
+`gpu_backward` names.
+"""
 
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.softmax_attention import gpu_backward, gpu_forward
+from pallas_kernels.softmax_attention import gpu_backward, gpu_forward, gpu_key_gradients, gpu_query_gradient
 from pallas_kernels.softmax_attention.gpu_blocks import TILE
 from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up, key_spans, query_spans
 
@@ -44,6 +46,6 @@ def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, 
     queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
     block = gpu_backward.BLOCK
     spans = key_spans(queries, TILE, keys, block), query_spans(queries, block, keys, TILE)
-    dq = gpu_backward.query_gradient(arrays, queries, keys, spans[0], dtype)
-    dk, dv = gpu_backward.key_gradients(arrays, queries, keys, spans[1], dtype)
+    dq = gpu_query_gradient.query_gradient(arrays, queries, keys, spans[0], dtype)
+    dk, dv = gpu_key_gradients.key_gradients(arrays, queries, keys, spans[1], dtype)
     return dq[:, :S], dk[:, :T], dv[:, :T]

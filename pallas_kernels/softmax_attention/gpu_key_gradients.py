@@ -1,0 +1,109 @@
+"""The gradients of keys and values on Hopper: 128 keys of one head an item, the queries of all heads that read them
+streamed past.
+
+The logits stand with keys down, so that P' and dS' are left operands as they are. An item is long, and has a program of
+its own: the chip then gives each to a multiprocessor as one is free.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import declared
+from pallas_kernels.softmax_attention import gpu_backward as backward
+from pallas_kernels.softmax_attention import gpu_blocks as blocks
+from pallas_kernels.softmax_attention.gpu_backward import BLOCK, STAGES
+from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, HALF, TILE
+from pallas_kernels.softmax_attention.masking import Spans
+from pallas_kernels.varying import vary_alike
+
+
+def key_gradients(arrays, query_tags, key_tags, spans: Spans, out_dtype):
+    """(dK, dV), (B, T, K, H) in `out_dtype`.
+
+    Args:
+      arrays: query, key, value, d_out as in the forward pass; lse and delta = sum over H of d_out * out, (B, N, S)
+        float32. Lengths, padding and tags as in the forward pass.
+      spans: `masking.query_spans` in blocks of BLOCK.
+    """
+    query, key, *_ = arrays
+    (B, T, K, H), N = key.shape, query.shape[2]
+    vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
+    items = K * B * (T // TILE)
+    kernel = backward.kernel_of(
+        functools.partial(_key_program, items, N // K),
+        [vary(key.shape, out_dtype)] * 2,
+        backward.scratch_of(H, queries=(STAGES, BLOCK), keys=(1, 2, HALF), own_copies=2 * 4, streamed_copies=6),
+        programs=items,
+    )
+    inputs = backward.inputs_of(arrays, key_tags, query_tags, spans)
+    with declared.flops(4 * 2 * B * N * query.shape[1] * T * H):
+        gradients = kernel(inputs)
+    return vary_alike(query, *gradients)[1:]
+
+
+def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gmem, smem: backward.Scratch):
+    H = inputs.k.shape[3]
+    scale = 1 / math.sqrt(H)
+
+    def each(body):
+        backward.each_item(inputs, items, items, inputs.k.shape[2], lambda span: span.steps * heads, body)
+
+    def load_item(item: backward.Item):
+        b, span = item.b, item.span
+        backward.load_own(
+            inputs,
+            smem,
+            item,
+            lambda own: [(x.at[b, own, item.head], y) for x, y in ((inputs.k, smem.k), (inputs.v, smem.v))],
+        )
+
+        def fill(step, slot):
+            n = item.head * heads + lax.div(step, span.steps)
+            tokens = pl.ds((span.first + lax.rem(step, span.steps)) * BLOCK, BLOCK)
+            backward.load_streamed_tags(inputs, smem, b, tokens, slot)
+            full = smem.full.at[slot]
+            for array, target in ((inputs.q, smem.q), (inputs.d, smem.d)):
+                plgpu.copy_gmem_to_smem(array.at[b, tokens, n], target.at[slot], full)
+            for array, target in ((inputs.lse, smem.lse), (inputs.delta, smem.delta)):
+                plgpu.copy_gmem_to_smem(array.at[b, n, tokens], target.at[slot], full)
+
+        blocks.stream(span.steps * heads, STAGES, (smem.free,), fill, item.done)
+
+    def compute_item(warpgroup, item: backward.Item):
+        span, buffer, own = item.span, item.buffer(smem), item.own(warpgroup)
+        plgpu.barrier_wait(smem.own_full.at[buffer])
+        k, v, own_tags = (x.at[buffer, warpgroup] for x in (smem.k, smem.v, smem.own_tags))
+
+        def step(head, block, carry, *, masked: bool):
+            dk, dv = carry
+            slot = lax.rem(item.done + head * span.steps + block - span.first, jnp.int32(STAGES))
+            plgpu.barrier_wait(smem.full.at[slot])
+            q, d = smem.q.at[slot], smem.d.at[slot]
+            lse, delta = (plgpu.load(x.at[slot], layout=ACROSS) for x in (smem.lse, smem.delta))
+            logits, d_weights = blocks.products((k, q.transpose((1, 0))), (v, d.transpose((1, 0))))
+            logits = logits * (scale * math.log2(math.e)) - blocks.across(lse * math.log2(math.e), HALF)
+            if masked:
+                visible = backward.visible(smem, own_tags, slot, keys_down=True)
+                logits = jnp.where(visible, logits, jnp.float32(blocks.LOW))
+            weights = jnp.exp2(logits)
+            dv = blocks.add_product(dv, weights.astype(jnp.bfloat16), d)
+            d_logits = weights * (d_weights - blocks.across(delta, HALF))
+            dk = blocks.add_product(dk, d_logits.astype(jnp.bfloat16), q)
+            plgpu.barrier_arrive(smem.free.at[slot])
+            return dk, dv
+
+        def one_head(head, carry):
+            return span.walk(functools.partial(step, head), carry)
+
+        dk, dv = lax.fori_loop(0, heads, one_head, (blocks.zeros(HALF, H), blocks.zeros(HALF, H)))
+        blocks.leave(dk * scale, dk_gmem.at[item.b, own, item.head], k)
+        blocks.leave(dv, dv_gmem.at[item.b, own, item.head], v)
+        plgpu.wait_smem_to_gmem(0)
+
+    blocks.compute_and_load(lambda warpgroup: each(functools.partial(compute_item, warpgroup)), lambda: each(load_item))
