@@ -18,7 +18,12 @@ from benchmarks.kernels.measured import Measured, report_rows, text
 from benchmarks.results import Report, add_json, device
 from tests.command_line import Parser, list_of, one_of
 
-OPERATIONS = {"lightning_attention": "lightning", "softmax_attention": "softmax", "grouped_matmul": "grouped"}
+OPERATIONS = {
+    "lightning_attention": "lightning",
+    "softmax_attention": "softmax",
+    "grouped_matmul": "grouped",
+    "expert_ffn": "expert_ffn",
+}
 COPY_BYTES = {"gpu": 2**30, "tpu": 2**30, "cpu": 2**26}
 PACKAGES = ("libtpu", "jax-cuda13-plugin", "jla", "fla-core", "torch")  # compilers and peers
 GENERATIONS = ("v5e", "v5p", "v6e")

@@ -90,6 +90,7 @@ CASES = {
     "lightning_attention": {case.name: case for case in _LIGHTNING},
     "softmax_attention": {case.name: case for case in _SOFTMAX},
     "grouped_matmul": {case.name: case for case in _GROUPED},
+    "expert_ffn": {case.name: case for case in _GROUPED},
 }
 
 
