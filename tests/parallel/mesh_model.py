@@ -1,4 +1,7 @@
-"""One small model evaluated on any mesh: logits, loss, router statistics and every weight's gradient."""
+"""One small model evaluated on any mesh: logits, loss, router statistics and every weight's gradient.
+
+With a `vision` it is a VL model, and tokens of every row are patches of the row's tiles and newlines.
+"""
 
 import dataclasses
 import functools
@@ -9,10 +12,11 @@ import numpy as np
 from flax import nnx
 
 from mm01_jax import sharding
-from mm01_jax.config import MeshConfig, ModelConfig, Rules
+from mm01_jax.config import MeshConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import cast_and_gather, shardings
+from mm01_jax.model.multimodal import VLModel, embeddings
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests.model.jax_model import compiled, float64_operations, leaf_path
@@ -37,7 +41,7 @@ MODEL = ModelConfig(
 )
 VARIANT = Variant(MODEL)
 BALANCE, Z = 3.0, 0.1  # every term of the loss moves the router's gradient visibly
-ROWS, LENGTH = 8, 32
+ROWS, LENGTH, TILES = 8, 32, 4
 # Documents as (id, tokens); id -1 is padding. Shards of a sequence axis of 2, 4, 8 begin at multiples of 16, 8, 4.
 DOCUMENTS = (
     ((0, 32),),  # one document over every shard
@@ -75,7 +79,18 @@ def batch() -> Batch:
     return Batch(tokens=tokens, targets=targets, positions=positions, segments=segments, weights=weights)
 
 
-def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> Evaluation:
+def batch_with_images(vision: VisionConfig) -> Batch:
+    """The same rows, two of five tokens of which are patches of the row's tiles or newlines."""
+    rng, text = np.random.default_rng(8), batch()
+    tiles = rng.standard_normal((ROWS, TILES, 3, vision.image_size, vision.image_size)).astype(np.float32)
+    index = rng.integers(0, 1 + TILES * vision.num_patches, size=text.tokens.shape)
+    index = np.where(rng.random(index.shape) < 0.4, index, -1).astype(np.int32)
+    return text._replace(tiles=tiles, image_index=index)
+
+
+def evaluate(
+    mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0, vision: VisionConfig | None = None
+) -> Evaluation:
     """One forward and backward on the first devices of this process.
 
     `widths` permutes the model width and the experts' width, weights and gradients alike: the same function, its sums
@@ -84,10 +99,12 @@ def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> E
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
-        model = _model(variant, mesh.rules, devices, widths)
+        model = _model(variant, mesh.rules, devices, widths, vision)
         put = functools.partial(jax.device_put, device=sharding.named(devices, mesh.rules, "batch", "seq"))
         order = sequence_layout.order(LENGTH, mesh, variant.compute.sequence_layout)
-        arrays = jax.tree.map(lambda array: put(array[:, order]), batch())
+        arrays = batch() if vision is None else batch_with_images(vision)
+        tiles = None if vision is None else put(arrays.tiles)
+        arrays = jax.tree.map(lambda array: put(array[:, order]), arrays._replace(tiles=None))._replace(tiles=tiles)
         (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(
@@ -99,15 +116,16 @@ def evaluate(mesh: MeshConfig, variant: Variant = VARIANT, widths: int = 0) -> E
 
 
 @functools.cache
-def exact(variant: Variant = VARIANT) -> Evaluation:
+def exact(variant: Variant = VARIANT, vision: VisionConfig | None = None) -> Evaluation:
     """The same in float64 on one device, kernel operations replaced by their definitions."""
     with float64_operations():
-        return evaluate(MeshConfig(), variant.replace(dtype="float64", param_dtype="float64"))
+        return evaluate(MeshConfig(), variant.replace(dtype="float64", param_dtype="float64"), vision=vision)
 
 
-def total_loss(model: TextModel, arrays: Batch, logits: bool = True):
+def total_loss(model: TextModel | VLModel, arrays: Batch, logits: bool = True):
     """(loss, (logits or None, router statistics)); the loss has every term that training has."""
-    hidden, _, stats = model.forward(model.embed_tokens(arrays.tokens), arrays.positions, arrays.segments)
+    x = embeddings(model, arrays.tokens, arrays.tiles, arrays.image_index)
+    hidden, _, stats = model.forward(x, arrays.positions, arrays.segments)
     head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays.weights.astype(hidden.dtype)
     total = cross_entropy(hidden, head, arrays.targets, weights, chunk=16, rules=model.rules)
     tokens_L = stats.tokens.astype(hidden.dtype)
@@ -131,10 +149,15 @@ def _permuted(value: np.ndarray, weight: nnx.Variable, order: int, *, back: bool
     return value
 
 
-def _model(variant: Variant, rules: Rules, devices, order: int) -> TextModel:
+def _model(variant: Variant, rules: Rules, devices, order: int, vision: VisionConfig | None) -> TextModel | VLModel:
     """The model with the same weights whatever the mesh and dtype: NumPy's, rounded to float32."""
     rng = np.random.default_rng(3)
-    empty = jax.eval_shape(lambda: TextModel(*variant, rules, rngs=nnx.Rngs(params=0)))
+
+    def make() -> TextModel | VLModel:
+        rngs = nnx.Rngs(params=0)
+        return TextModel(*variant, rules, rngs=rngs) if vision is None else VLModel(*variant, rules, vision, rngs=rngs)
+
+    empty = jax.eval_shape(make)
 
     def fill(path, weight: nnx.Variable, place: nnx.Variable) -> nnx.Variable:
         shape = weight.shape
