@@ -17,10 +17,16 @@ def score(model: TextModel | VLModel, batch: Batch, *, chunk: int) -> tuple[jax.
     return token_loss(model, hidden, batch, chunk), jnp.sum(batch.weights)
 
 
-def token_loss(model: TextModel | VLModel, hidden_BSD: jax.Array, batch: Batch, chunk: int) -> jax.Array:
-    """Weighted sum of cross-entropies of a batch, float32 nats.
+def token_loss(
+    model: TextModel | VLModel,
+    hidden_BSD: jax.Array,
+    batch: Batch,
+    chunk: int,
+    total_weight: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Weighted sum of cross-entropies of a batch over `total_weight`, float32 nats.
 
     chunk: tokens of one device whose float32 logits exist at a time.
     """
     head = cast_and_gather(model.head, hidden_BSD.dtype, model.rules)
-    return cross_entropy(hidden_BSD, head, batch.targets, batch.weights, chunk=chunk, rules=model.rules)
+    return cross_entropy(hidden_BSD, head, batch.targets, batch.weights, total_weight, chunk=chunk, rules=model.rules)

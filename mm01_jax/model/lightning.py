@@ -20,6 +20,7 @@ from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.lightning import lightning_attention, lightning_attention_step
+from pallas_kernels.kept import MIXED, PROJECTED, keep
 
 
 def slopes(num_heads: int, num_layers: int) -> np.ndarray:
@@ -63,14 +64,16 @@ class Lightning(nnx.Module):
 
     def project(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v (B, S, N, H): SiLU on all three."""
-        qkv = jax.nn.silu(einsum("bsd,dnch->bsnch", x_BSD, cast_and_gather(self.qkv, x_BSD.dtype, self.rules)))
+        qkv = einsum("bsd,dnch->bsnch", x_BSD, cast_and_gather(self.qkv, x_BSD.dtype, self.rules))
+        qkv = jax.nn.silu(keep(qkv, PROJECTED))
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
 
     def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
         """Norm over all heads, output gate, output projection."""
         dtype = x_BSD.dtype
         y = rms_norm(out_BSNH, self.norm[...].astype(dtype), self.config.lightning_norm_eps, num_axes=2)
-        y = jax.nn.sigmoid(einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))) * y
+        gate = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))
+        y = jax.nn.sigmoid(keep(gate, PROJECTED)) * y
         return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
 
     @jax.named_scope("lightning")
@@ -84,6 +87,7 @@ class Lightning(nnx.Module):
             out, state = lightning_attention_step(*arguments, rules=self.rules)
         else:
             out, state = lightning_attention(*arguments, rules=self.rules, layout=tokens.layout)
+            out = keep(out, MIXED)
         return self.finish(x_BSD, out), None if cache is None else cache.put(state)
 
     @staticmethod

@@ -12,6 +12,7 @@ from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, param, rope, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
+from pallas_kernels.kept import PROJECTED, keep
 
 
 class KeysValues(NamedTuple):
@@ -57,6 +58,7 @@ class Softmax(nnx.Module):
         query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, rules))
         key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, rules))
         value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, rules))
+        query, key, value = (keep(x, PROJECTED) for x in (query, key, value))
         query = rope(query, tokens.positions_BS, config.rotary_dim, config.rope_theta)
         key = rope(key, tokens.positions_BS, config.rotary_dim, config.rope_theta)
         tags = (tokens.positions_BS, tokens.documents_BS)

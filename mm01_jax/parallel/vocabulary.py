@@ -1,7 +1,8 @@
 """The two ends of the model on a mesh: embedding lookup and cross-entropy with the vocabulary over `tensor`.
 
 Neither end ever holds (batch, sequence, vocabulary): the lookup masks ids outside its shard, the loss walks the
-tokens in chunks and recomputes their logits in the backward pass.
+tokens in chunks. Where its gradient is wanted it is formed beside it, from the same logits, and scaled by what comes
+back in the backward pass: three products a chunk, none of them twice.
 """
 
 import functools
@@ -37,19 +38,25 @@ def cross_entropy(
     head_DV: jax.Array,
     targets_BS: jax.Array,
     weights_BS: jax.Array,
+    total_weight: jax.Array | float = 1.0,
     *,
     chunk: int,
     rules: Rules,
 ) -> jax.Array:
-    """Sum over tokens of weight * -log softmax(hidden head)[target], float32 scalar, equal on every device.
+    """Sum over tokens of weight * -log softmax(hidden head)[target] / total_weight, float32 scalar, equal everywhere.
 
     Args:
+      total_weight: float32 scalar, which gets no gradient. With it the loss is a mean whose cotangent is 1, and the
+        gradient is rounded to the model's dtype once.
       chunk: tokens of one device whose float32 logits exist at a time.
     """
-    tokens = sharding.spec(rules, "batch", "seq")
-    in_specs = (sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, None, "vocab"), tokens, tokens)
+    tokens, head = sharding.spec(rules, "batch", "seq"), sharding.spec(rules, None, "vocab")
+    in_specs = (sharding.spec(rules, "batch", "seq", None), head, tokens, tokens, jax.P())
     local = functools.partial(_local_cross_entropy, chunk=chunk, rules=rules)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=jax.P())(hidden_BSD, head_DV, targets_BS, weights_BS)
+    total_weight = jnp.asarray(total_weight, weights_BS.dtype)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=jax.P())(
+        hidden_BSD, head_DV, targets_BS, weights_BS, total_weight
+    )
 
 
 def _local_index(ids: jax.Array, size: int, vocab_axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
@@ -60,7 +67,7 @@ def _local_index(ids: jax.Array, size: int, vocab_axes: tuple[str, ...]) -> tupl
     return jnp.where(present, index, 0), present
 
 
-def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules: Rules):
+def _local_cross_entropy(hidden, head_DV, targets, weights, total_weight, *, chunk: int, rules: Rules):
     count = hidden.shape[0] * hidden.shape[1]
     chunk = min(chunk, count)
     padded = -(-count // chunk) * chunk
@@ -73,63 +80,71 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, *, chunk: int, rules
     # Made to vary here: else every chunk would sum its gradient of the head over all chips.
     token_axes = (*rules.batch, *rules.seq)
     head_DV = vary_over(head_DV, token_axes)
-    total = _chunked_cross_entropy(rules.vocab, split(hidden), head_DV, split(targets), split(weights))
-    return lax.psum(total, token_axes)
+    scale = vary_over(1.0 / total_weight, token_axes)
+    tokens = (split(hidden), split(targets), split(weights))
+    return lax.psum(_chunked_cross_entropy(rules.vocab, tokens, head_DV, scale), token_axes) / total_weight
 
 
 # Its gradient by hand: that of the logits is one pass over them and leaves in the model's dtype, and the chunks'
 # gradients of the head add up in float32.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_cross_entropy(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
-    """Sum over G chunks of C tokens of weight * -log softmax(hidden head)[target]."""
-    return _chunked_forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC)[0]
+def _chunked_cross_entropy(vocab_axes, tokens, head_DV, scale):
+    """Sum over G chunks of C tokens of weight * -log softmax(hidden head)[target].
+
+    tokens: hidden (G, C, D), targets and weights (G, C). scale: the cotangent that is expected, by which the gradients
+    are scaled before they are rounded.
+    """
+    return jnp.sum(lax.map(lambda chunk: _chunk_loss(vocab_axes, chunk, head_DV)[0], tokens))
 
 
-def _chunked_forward(vocab_axes, hidden_GCD, head_DV, targets_GC, weights_GC):
-    def one_chunk(xs):
-        hidden_CD, target_C, weight_C = xs
-        logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
-        index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
-        picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
-        peak = jnp.max(logits, axis=-1)
-        if vocab_axes:
-            peak = lax.pmax(peak, vocab_axes)
-        total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
-        if vocab_axes:
-            total, picked = lax.psum((total, picked), vocab_axes)
-        lse = peak + jnp.log(total)
-        return jnp.sum(weight_C * (lse - picked)), lse - picked, lse
-
-    losses, loss_GC, lse_GC = lax.map(one_chunk, (hidden_GCD, targets_GC, weights_GC))
-    return jnp.sum(losses), (hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC)
+def _chunk_loss(vocab_axes, chunk, head_DV):
+    """(sum of weight * loss, loss (C,), its logits (C, V) and their logsumexp (C,)) of one chunk."""
+    hidden_CD, target_C, weight_C = chunk
+    logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
+    index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
+    picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
+    peak = jnp.max(logits, axis=-1)
+    if vocab_axes:
+        peak = lax.pmax(peak, vocab_axes)
+    total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
+    if vocab_axes:
+        total, picked = lax.psum((total, picked), vocab_axes)
+    lse = peak + jnp.log(total)
+    return jnp.sum(weight_C * (lse - picked)), lse - picked, logits, lse
 
 
-def _chunked_backward(vocab_axes, residuals, d_total):
-    hidden_GCD, head_DV, targets_GC, weights_GC, loss_GC, lse_GC = residuals
-
-    def one_chunk(d_head, xs):
-        hidden_CD, target_C, weight_C, lse_C = xs
-        logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
+def _chunked_forward(vocab_axes, tokens, head_DV, scale):
+    def one_chunk(d_head, chunk):
+        hidden_CD, target_C, weight_C = chunk
+        loss, loss_C, logits, lse_C = _chunk_loss(vocab_axes, chunk, head_DV)
         index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
         column = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         target = present[:, None] & (column == index[:, None])
         probability = jnp.exp(logits - lse_C[:, None])
-        d_logits = (probability - target.astype(logits.dtype)) * (weight_C * d_total)[:, None]
+        d_logits = (probability - target.astype(logits.dtype)) * (weight_C * scale)[:, None]
         d_logits = d_logits.astype(hidden_CD.dtype)
         d_hidden = _einsum("cv,dv->cd", d_logits, head_DV)
         if vocab_axes:
             d_hidden = lax.psum(d_hidden, vocab_axes)
-        return d_head + _einsum("cd,cv->dv", hidden_CD, d_logits), d_hidden.astype(hidden_CD.dtype)
+        d_head = d_head + _einsum("cd,cv->dv", hidden_CD, d_logits)
+        return d_head, (loss, loss_C, d_hidden.astype(hidden_CD.dtype))
 
     start = jnp.zeros_like(head_DV, np.promote_types(head_DV.dtype, np.float32))
-    d_head, d_hidden = lax.scan(one_chunk, start, (hidden_GCD, targets_GC, weights_GC, lse_GC))
-    return d_hidden, d_head.astype(head_DV.dtype), None, (d_total * loss_GC).astype(weights_GC.dtype)
+    d_head, (losses, loss_GC, d_hidden) = lax.scan(one_chunk, start, tokens)
+    return jnp.sum(losses), (d_hidden, d_head.astype(head_DV.dtype), loss_GC, scale)
+
+
+def _chunked_backward(vocab_axes, residuals, d_total):
+    del vocab_axes
+    d_hidden, d_head, loss_GC, scale = residuals
+    relative = d_total / scale  # 1 where the cotangent is the expected one
+    d_hidden, d_head = ((relative * x.astype(relative.dtype)).astype(x.dtype) for x in (d_hidden, d_head))
+    return (d_hidden, None, (d_total * loss_GC).astype(scale.dtype)), d_head, None
 
 
 _chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
-@jax.named_scope("head")
 def _einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
     """float32 out of the model's dtype."""
     wide = np.promote_types(left.dtype, np.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pallas_kernels.expert_ffn import gpu_up
 from pallas_kernels.grouped_matmul import gpu as grouped
 from pallas_kernels.grouped_matmul import gpu_rows, gpu_tiles, gpu_weights
+from pallas_kernels.kept import EXPANDED, keep
 
 
 def unsupported(x_RD, weights, group_sizes_E, weight_R, capacity, multiple) -> str | None:
@@ -39,6 +40,7 @@ def _forward(x_RD, weights, group_sizes_E, weight_R):
     gate, up, down = weights
     experts = gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0])
     hidden, *products = gpu_up.gated(x_RD, gate, up, weight_R, experts, keeps=True)
+    products = [keep(x, EXPANDED) for x in products]
     y_RD = gpu_rows.multiply(hidden, down, experts, transposed=False)
     return y_RD, (x_RD, weights, group_sizes_E, weight_R, products)
 

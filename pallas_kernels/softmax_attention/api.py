@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import declared, dispatch
+from pallas_kernels.kept import MIXED, keep
 from pallas_kernels.softmax_attention.masking import Tags
 from pallas_kernels.varying import vary_alike
 
@@ -63,6 +64,8 @@ def _forward(name, query, key, value, query_tags, key_tags):
     arrays = query, key, value, query_tags, key_tags
     with _causal(query, key):
         out, lse = OPERATION.module(name).attend(*arrays, query.dtype)
+    # Named here: these are what the rule keeps, and a name behind the call would be of a copy.
+    out, lse = keep(out, MIXED), keep(lse, MIXED)
     return out, (arrays, out, lse)
 
 

@@ -38,7 +38,7 @@ def sent(sender: int):
 def test_exchange_picture_shows_the_slots_of_two_senders():
     for sender in range(2):
         tokens = drawn("token ")[sender]
-        order, _ = permutation_by(jnp.asarray(numbers(drawn("choice")[sender]), jnp.int32))
+        order, _ = permutation_by(jnp.asarray(numbers(drawn("choice")[sender]), jnp.int32), 4)
         assert [tokens[i] for i in order] == drawn("sorted by expert")[sender]
         _, assignment_of_slot, slot_of_assignment = sent(sender)
         assert inside(assignment_of_slot, 5) == numbers(drawn("assignment of each slot")[sender], 5)

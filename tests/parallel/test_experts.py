@@ -190,7 +190,7 @@ def test_moved_rows_and_their_gradient_are_those_of_indexing():
     rng = np.random.default_rng(5)
     T, D = 12, 3
     choice = rng.integers(0, 5, size=(T, 2)).astype(np.int32)
-    order, place = permutation_by(jnp.asarray(choice.reshape(-1)))
+    order, place = permutation_by(jnp.asarray(choice.reshape(-1)), 5)
     np.testing.assert_array_equal(order, np.argsort(choice.reshape(-1), kind="stable"))
     buffer = 18  # the last rows do not fit
     x, d = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, D), (buffer, D)))

@@ -36,6 +36,7 @@ from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.parallel.experts.router import count, expert_capacity
 from mm01_jax.parallel.experts.rows import in_block, move_rows, permutation_by
 from mm01_jax.parallel.experts.transports import Transport
+from pallas_kernels.kept import RETURNED, ROUTED, keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +92,14 @@ class Buffers:
 def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
     """All experts being on this device: (y (T, D / shards of ffn), overflow int32)."""
     T, A = choice_TA.shape
-    assignment_of_row, row_of_assignment = permutation_by(choice_TA.reshape(-1))
+    assignment_of_row, row_of_assignment = permutation_by(choice_TA.reshape(-1), buffers.experts_per_shard + 1)
     sizes = count(choice_TA.reshape(-1), buffers.experts_per_shard)
     filled_sizes, shift = _filled_sizes(sizes, buffers)
     if buffers.multiple > 1:
         assignment_of_row, row_of_assignment = _spread(
             assignment_of_row, row_of_assignment, choice_TA.reshape(-1), sizes, shift, buffers
         )
+    assignment_of_row, row_of_assignment = keep(assignment_of_row, ROUTED), keep(row_of_assignment, ROUTED)
     weight_R = None
     if buffers.multiple > 1:
         # The Hopper kernel multiplies by the router's weight where it makes an expert's hidden rows: the gradient then
@@ -141,7 +143,7 @@ def exchange_and_compute(
     chosen = chosen.reshape(
         buffers.shards, buffers.experts_per_shard
     )  # assignments of this device to every shard's experts
-    assignment_of_slot, slot_of_assignment = _send_slots(choice_TA, chosen, buffers)
+    assignment_of_slot, slot_of_assignment = (keep(x, ROUTED) for x in _send_slots(choice_TA, chosen, buffers))
     slots = move_rows(_slice(x_TD, rules.ffn), assignment_of_slot // A, slot_of_assignment)
     arriving = _arriving(lax.all_to_all(chosen, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
     num_sent = jnp.minimum(chosen.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, later back from it
@@ -160,6 +162,8 @@ def exchange_and_compute(
 
 def _combine(out_TAD: jax.Array, weight_TA: jax.Array | None) -> jax.Array:
     """The sum of a token's outputs by its weights; None where the outputs have them."""
+    if weight_TA is not None:
+        out_TAD = keep(out_TAD, RETURNED)  # the gradient of the weights reads it
     wide = out_TAD.astype(np.promote_types(out_TAD.dtype, np.float32))
     return jnp.sum(wide if weight_TA is None else wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
 
@@ -178,7 +182,8 @@ def _send_slots(choice_TA: jax.Array, chosen: jax.Array, buffers: Buffers) -> tu
     chosen: (shards, experts_per_shard), assignments to every shard's experts.
     """
     T, A = choice_TA.shape
-    order, place = permutation_by(choice_TA.reshape(-1))  # sorted by expert, so by shard: a shard's stand together
+    # Sorted by expert, so by shard: a shard's stand together.
+    order, place = permutation_by(choice_TA.reshape(-1), chosen.size + 1)
     to_shard = chosen.sum(axis=1, dtype=jnp.int32)
     first_place = jnp.cumsum(to_shard) - to_shard
     slot_in_part = jnp.arange(buffers.send, dtype=jnp.int32)

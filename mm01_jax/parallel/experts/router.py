@@ -14,6 +14,7 @@ from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here
+from pallas_kernels.kept import ROUTED, keep
 from pallas_kernels.precision import matmul_precision
 
 
@@ -28,9 +29,10 @@ def route(
     wide = np.promote_types(x_TD.dtype, np.float32)
     precision = matmul_precision(x_TD.dtype)
     logits = jnp.einsum("td,de->te", x_TD, router_DE, precision=precision, preferred_element_type=wide)
+    logits = keep(logits, ROUTED)
     lse = jax.nn.logsumexp(logits, axis=-1)
     probability = jnp.exp(logits - lse[:, None])
-    _, choice = lax.top_k(lax.stop_gradient(probability), num_assigned)
+    choice = keep(lax.top_k(lax.stop_gradient(probability), num_assigned)[1], ROUTED)
     # Chosen by comparison, not by index: the transpose is a product, where an index's would be a scatter-add.
     chosen = jax.nn.one_hot(choice, router_DE.shape[1], dtype=jnp.bool_)
     top = jnp.sum(jnp.where(chosen, probability[:, None, :], 0.0), axis=-1)

@@ -13,6 +13,7 @@ from jax import lax
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
+from pallas_kernels.kept import MIXED, keep
 from pallas_kernels.softmax_attention import delta, tied
 from pallas_kernels.varying import vary_alike
 
@@ -49,7 +50,7 @@ def _attention(query, keys: Keys, tags: _Tags):
 def _forward(query, keys: Keys, tags: _Tags):
     own, other = tied(query, tags)
     out, lse = attend_visible(query, own, keys, other, nothing_yet(query))
-    out = out.astype(query.dtype)
+    out, lse = keep(out.astype(query.dtype), MIXED), keep(lse, MIXED)
     return out, (query, keys, tags, out, lse)
 
 

@@ -14,6 +14,7 @@ from jax import lax
 from mm01_jax.config import SequenceLayout
 from mm01_jax.parallel.sequence_layout import held
 from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
+from pallas_kernels.kept import MIXED, keep
 from pallas_kernels.softmax_attention import delta, tied
 from pallas_kernels.varying import vary_alike
 
@@ -54,7 +55,7 @@ def _forward(axes, layout, query, keys: Keys, untied):
     start = (keys, tags, nothing_yet(query))
     (last_keys, key_tags, so_far), _ = lax.scan(step, start, jnp.arange(last, dtype=jnp.int32))
     out, lse = attend_visible(query, StripeTags(*tags, place(0)), last_keys, StripeTags(*key_tags, place(last)), so_far)
-    out = out.astype(query.dtype)
+    out, lse = keep(out.astype(query.dtype), MIXED), keep(lse, MIXED)
     return out, (query, keys, untied, out, lse)
 
 

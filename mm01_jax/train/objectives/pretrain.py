@@ -30,7 +30,7 @@ def objective(
     """
     x = embeddings(model, batch.tokens, batch.tiles, batch.image_index)
     hidden, _, stats = model.forward(x, batch.positions, batch.segments)
-    loss = token_loss(model, hidden, batch, config.loss_chunk) / total_weight
+    loss = token_loss(model, hidden, batch, config.loss_chunk, total_weight)
     routers = config.balance_coef * balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
     return loss + share * (routers + config.z_loss_coef * z), (loss, stats)
