@@ -1,111 +1,235 @@
 """A model from any kind of directory on any mesh: each host reads what its devices hold, and little else."""
 
 import dataclasses
+import functools
 import itertools
+import pathlib
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from mm01_jax import sharding
-from mm01_jax.checkpoint import Checkpoint, leaf_paths, open_checkpoint
-from mm01_jax.config import Config, ConfigError, MeshConfig
+from mm01_jax.checkpoint import Checkpoint, CheckpointError, leaf_paths, leaf_stacks, open_checkpoint, place
+from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
-from mm01_jax.config.mesh import sharding_problems
-from mm01_jax.convert import table
+from mm01_jax.config.mesh import weight_problems
+from mm01_jax.convert import parallel, table
+from mm01_jax.convert.progress import Progress
 from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
-from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
+from mm01_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+from mm01_jax.plan import automatic
+
+DTYPES = ("bfloat16", "float32")
 
 
 class Loaded(NamedTuple):
-    """A trained model, its tokenizer, and the config that was saved with it, on the mesh it is on."""
+    """A trained model on its mesh, its tokenizer, and its config: as saved, with the mesh, dtype and tokenizer in use."""
 
-    model: TextModel
+    model: TextModel | VLModel
     tokenizer: Tokenizer
     config: Config
 
 
-def load(path: str) -> Loaded:
-    """The text model of one of our checkpoints in its compute dtype on one device.
+def load(
+    path,
+    mesh: Mesh | MeshConfig | str | None = None,
+    dtype: str | None = None,
+    *,
+    tokenizer: str | None = None,
+    allow_nonfinite: bool = False,
+) -> Loaded:
+    """The model, tokenizer and config in `path`: a run, one of its steps, a conversion, or a PyTorch directory.
 
-    Call under `jax.set_mesh` of a mesh whose axes all have size 1.
-
-    Raises: as `load_model`.
-    """
-    mesh = jax.sharding.get_mesh()
-    opened = open_checkpoint(path)
-    config = dataclasses.replace(opened.config, mesh=_sized(opened.config.mesh, mesh))
-    return Loaded(_restore(opened, mesh, config.compute.dtype), open_tokenizer(config.data.tokenizer), config)
-
-
-def load_model(path, *, mesh: Mesh | None = None, dtype: str | None = None) -> TextModel | VLModel:
-    """The model in `path`: a PyTorch directory of any dialect, or a checkpoint of ours (its newest sound step).
-
-    A VL-01 directory gives the whole parameter tree; its `text` is the text model.
+    Config, tokenizer, mesh and weights are checked before any program of the model is made. Of several processes all
+    call it, and each reads what its devices hold.
 
     Args:
-      mesh: axes data, expert, tensor, sequence (`sharding.make_mesh`); None is the first device alone.
-      dtype: "bfloat16" or "float32", of weights and computation; None keeps the weights' own.
+      mesh: axes data, expert, tensor, sequence: a jax mesh, sizes ("data=2,tensor=4"), "auto" (plan/automatic.py), or
+        None for one device.
+      dtype: "bfloat16" or "float32", of weights and computation; None is what the run computes in.
+      tokenizer: "bytes" or the path of a tokenizer.json; None is the checkpoint's own: `tokenizer.json` beside the
+        weights, else what its config names.
+      allow_nonfinite: take weights with NaN and infinity, too.
 
     Raises:
-      CheckpointError: the directory is damaged, or its config and tensors contradict each other.
-      ValueError: a mesh axis does not divide a dim of the model.
+      CheckpointError: there is nothing to load, it is damaged, or weights are not finite; names file and tensor.
+      ConfigError: the mesh is none, not of these devices, or an axis does not divide a dim of the model.
+      ValueError: a dtype or tokenizer that is none, or more ids than the model has.
     """
-    if dtype not in (None, "bfloat16", "float32"):
-        raise ValueError(f"dtype={dtype!r}; allowed: 'bfloat16', 'float32', None")
-    mesh = mesh or sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    if is_checkpoint(path):
-        return _restore(open_checkpoint(path), mesh, dtype)
-    source = TorchSource(path)
+    opened = _open(path, dtype, of_computation=True)
+    words = _tokenizer(pathlib.Path(path), opened.config, tokenizer)
+    config = fields.replace(opened.config, "data.tokenizer", words.name)
+    model, config = _onto(opened._replace(config=config), mesh, allow_nonfinite)
+    return Loaded(model, words, config)
+
+
+def load_model(
+    path, *, mesh: Mesh | MeshConfig | str | None = None, dtype: str | None = None, allow_nonfinite: bool = False
+) -> TextModel | VLModel:
+    """The model alone, for what needs no text: `load` without a tokenizer, and None keeps the weights' own dtype."""
+    return _onto(_open(path, dtype, of_computation=False), mesh, allow_nonfinite)[0]
+
+
+class _Opened(NamedTuple):
+    """A directory whose structure has been read; `config` has the dtype that is asked for."""
+
+    path: str
+    source: Checkpoint | TorchSource
+    config: Config
+
+
+def _open(path, dtype: str | None, *, of_computation: bool) -> _Opened:
+    if dtype not in (None, *DTYPES):
+        near = fields.nearest_name(str(dtype), DTYPES) or DTYPES[0]
+        raise ConfigError([Problem(key="dtype", got=dtype, allowed=f"{', '.join(DTYPES)} or None", nearest=near)])
+    root = pathlib.Path(path)
+    if is_checkpoint(root):
+        checkpoint = open_checkpoint(root)
+        config = checkpoint.config
+        dtype = dtype or (config.compute.dtype if of_computation else None)
+        return _Opened(str(path), checkpoint, with_dtype(config, dtype) if dtype else config)
+    if root.is_dir() and not (root / "config.json").exists() and not any(root.glob("*.safetensors")):
+        raise CheckpointError(f"{path}: no checkpoint here")
+    source = TorchSource(root)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
-    return _convert(source, mesh, dtype)
+    return _Opened(str(path), source, with_dtype(source.config, dtype) if dtype else source.config)
 
 
-def _restore(opened: Checkpoint, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
-    """From our own format, whatever the mixers are: what conversion knows of them is not asked."""
-    config = with_dtype(opened.config, dtype) if dtype else opened.config
-    _check_mesh(config, mesh)
-    return opened.restore(abstract_model(config, mesh), cast=True)
+def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLModel, Config]:
+    # A training step with rows beyond its bound refuses itself; an answer is not refused, so nothing bounds it.
+    config = fields.replace(opened.config, "compute.dropless_bound", None)
+    config, placed = _on_mesh(config, mesh)
+    abstract = abstract_model(config, placed)
+    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    progress = Progress(nbytes // jax.process_count(), f"loading {opened.path}")
+    count = progress.add if jax.process_index() == 0 else lambda nbytes: None
+    if isinstance(opened.source, Checkpoint):
+        # From our own format, whatever the mixers are: what conversion knows of them is not asked.
+        model = opened.source.restore(abstract, cast=True, count=count)
+    else:
+        model = _convert(opened.source, abstract, count)
+    if not allow_nonfinite:
+        _check_finite(opened.path, model, placed)
+    return model, config
 
 
-def _convert(source: TorchSource, mesh: Mesh, dtype: str | None) -> TextModel | VLModel:
-    _check_mesh(source.config, mesh)
-    abstract = abstract_model(with_dtype(source.config, dtype) if dtype else source.config, mesh)
-    chunks = {(tensor.leaf, tensor.index): tensor for tensor in source.tensors}
+# The mesh.
+
+
+def _on_mesh(config: Config, mesh: Mesh | MeshConfig | str | None) -> tuple[Config, Mesh]:
+    """The config with the sizes of the mesh in it, and the mesh.
+
+    Raises:
+      ConfigError: no such mesh of these devices, or a dim of the model does not divide over it.
+    """
+    sizes = _sizes(config, mesh)
+    config = dataclasses.replace(config, mesh=sizes)
+    problems = []
+    if not isinstance(mesh, Mesh):
+        problems = mesh_sizes.device_problems(sizes, jax.device_count(), jax.process_count(), key="mesh")
+    if problems := problems or named_once(config, weight_problems):
+        raise ConfigError(problems)
+    if isinstance(mesh, Mesh):
+        return config, mesh
+    return config, sharding.make_mesh(sizes, jax.devices()[: sizes.size(MESH_AXES)])
+
+
+def _sizes(config: Config, mesh: Mesh | MeshConfig | str | None) -> MeshConfig:
+    """What was asked for, with the rules of `config` where it has none of its own."""
+    if isinstance(mesh, MeshConfig):
+        return mesh if mesh.rules != Rules() else dataclasses.replace(mesh, rules=config.mesh.rules)
+    if mesh is None:
+        return dataclasses.replace(config.mesh, **dict.fromkeys(MESH_AXES, 1))
+    if isinstance(mesh, str):
+        if mesh == mesh_sizes.AUTO:
+            return automatic.choose(config, jax.devices())
+        return mesh_sizes.parse(mesh, config.mesh, key="mesh", auto=True)
+    if not isinstance(mesh, Mesh) or mesh.axis_names != MESH_AXES:
+        allowed = f"a jax mesh with the axes {', '.join(MESH_AXES)}, a MeshConfig, text or None"
+        nearest = "'auto'"
+        raise ConfigError([Problem(key="mesh", got=mesh, allowed=allowed, nearest=nearest)])
+    return dataclasses.replace(config.mesh, **mesh.shape)
+
+
+# The tokenizer.
+
+
+def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokenizer:
+    name = asked or config.data.tokenizer
+    beside = root / TOKENIZER_FILE
+    if not asked and beside.is_file():
+        name = str(beside)
+    elif not asked and name != "bytes" and not pathlib.Path(name).is_file():
+        raise ValueError(
+            f"{root}: no {TOKENIZER_FILE} beside the weights, and data.tokenizer={name!r} is no file here: put the "
+            "tokenizer of the model there"
+        )
+    words = open_tokenizer(name)
+    if words.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"tokenizer {words.name!r} has ids up to {words.vocab_size - 1}; allowed: below "
+            f"model.vocab_size={config.model.vocab_size} of {root}, so it is another model's"
+        )
+    return words
+
+
+# Weights out of a PyTorch directory.
+
+
+def _convert(source: TorchSource, abstract, count) -> TextModel | VLModel:
+    chunks: dict[str, dict[tuple, table.Tensor]] = {}
+    for tensor in source.tensors:
+        chunks.setdefault(tensor.leaf, {})[tensor.index] = tensor
     stacks = {path: leaf.stack for path, leaf in table.leaves(source.tensors).items()}
     arrays = [
-        _array(source, {index: t for (leaf, index), t in chunks.items() if leaf == path}, stacks[path], shape)
+        place(shape, functools.partial(_read, source, chunks[path], stacks[path], shape.dtype, count))
         for path, shape in zip(leaf_paths(abstract), jax.tree.leaves(abstract), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
-def _sized(config: MeshConfig, mesh: Mesh) -> MeshConfig:
-    """The rules of `config` on the sizes of `mesh`."""
-    return dataclasses.replace(config, **mesh.shape)
+def _read(source: TorchSource, chunks: dict[tuple, table.Tensor], stack: int, dtype, count, box) -> np.ndarray:
+    """A box of a leaf, chunk by chunk."""
+    out = np.empty([s.stop - s.start for s in box], dtype)
+
+    def one(index: tuple[int, ...]) -> None:
+        part = out[tuple(i - s.start for i, s in zip(index, box, strict=False))]
+        part[...] = source.read_box(chunks[index], box[stack:])
+        count(part.nbytes)
+
+    indices = list(itertools.product(*(range(s.start, s.stop) for s in box[:stack])))
+    parallel.for_each(indices, lambda index: out.nbytes // len(indices), one)
+    return out
 
 
-def _check_mesh(config: Config, mesh: Mesh) -> None:
-    """Raises ValueError, by name, where a dim of the text model does not divide over the mesh."""
-    placed = dataclasses.replace(config, mesh=_sized(config.mesh, mesh))
-    # Its batch and length are a training run's, of which a converted config has placeholders.
-    problems = named_once(placed, lambda other: [p for p in sharding_problems(other) if p.key.startswith("model.")])
-    if problems:
-        raise ConfigError(problems)
+# Values.
 
 
-def _array(source: TorchSource, chunks: dict[tuple, table.Tensor], stack: int, like: jax.ShapeDtypeStruct):
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, like.shape, strict=True))
-        out = np.empty([s.stop - s.start for s in bounds], like.dtype)
-        for at in itertools.product(*(range(s.start, s.stop) for s in bounds[:stack])):
-            place = tuple(i - s.start for i, s in zip(at, bounds, strict=False))
-            out[place] = source.read_box(chunks[at], bounds[stack:]).astype(like.dtype)
-        return out
+def _check_finite(path: str, model, mesh: Mesh) -> None:
+    """Raises CheckpointError that names every leaf, and its chunk, with a value that is not finite."""
+    stacks = tuple(leaf_stacks(model))
+    with jax.set_mesh(mesh):
+        finite = jax.device_get(_finite(jax.tree.leaves(model), stacks=stacks))
+    bad = [
+        f"{leaf} {list(map(int, index))}" if len(index) else leaf
+        for leaf, whole in zip(leaf_paths(model), finite, strict=True)
+        for index in np.argwhere(~whole)
+    ]
+    if bad:
+        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+        what = f"weights that are not finite: {', '.join(bad[:8])}{more}"
+        raise CheckpointError(f"{path}: {what}; allow_nonfinite takes them as they are")
 
-    return jax.make_array_from_callback(like.shape, like.sharding, read)
+
+@functools.partial(jax.jit, static_argnames="stacks")
+def _finite(leaves, *, stacks: tuple[int, ...]):
+    """Of each leaf and stack index: whether all values are finite; equal on every device."""
+    found = [jnp.isfinite(x).all(axis=tuple(range(stack, x.ndim))) for x, stack in zip(leaves, stacks, strict=True)]
+    return [jax.lax.with_sharding_constraint(x, jax.P()) for x in found]

@@ -6,6 +6,7 @@ collective of its own is a `shard_map` in `mm01_jax/parallel` (docs/architecture
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,6 +84,19 @@ def constrain(x: jax.Array, rules: Rules, *logical: str | None) -> jax.Array:
 def named(mesh: Mesh, rules: Rules, *logical: str | None) -> NamedSharding:
     """The NamedSharding of an array with these logical axes on `mesh`."""
     return NamedSharding(mesh, spec(rules, *logical))
+
+
+def mesh_of(tree: Any) -> Mesh:
+    """The mesh that the arrays of a tree lie on; of arrays on one device a mesh of it alone."""
+    placed = jax.tree.leaves(tree)[0].sharding
+    if isinstance(placed, NamedSharding):
+        return placed.mesh
+    return make_mesh(MeshConfig(), list(placed.device_set))
+
+
+def put(array: np.ndarray, rules: Rules, *logical: str | None) -> jax.Array:
+    """An array on the mesh in force, of which every process holds the whole and gives its devices their part."""
+    return jax.make_array_from_callback(array.shape, named(jax.sharding.get_mesh(), rules, *logical), array.__getitem__)
 
 
 def gathered(rules: Rules) -> Rules:

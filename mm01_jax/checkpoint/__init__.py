@@ -5,6 +5,7 @@ from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, Other
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
+from mm01_jax.checkpoint.placement import place
 from mm01_jax.checkpoint.plain import check_keys, parse_object
 from mm01_jax.checkpoint.reader import Checkpoint, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
@@ -28,5 +29,6 @@ __all__ = [
     "load_weights",
     "open_checkpoint",
     "parse_object",
+    "place",
     "read_manifest",
 ]

@@ -1,6 +1,7 @@
 """Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from mm01_jax.checkpoint import digest, disk_grid, manifest, plain, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
+from mm01_jax.checkpoint.placement import place
 from mm01_jax.config import Config, ConfigError, saved
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
@@ -67,10 +69,12 @@ class Checkpoint:
             raise CheckpointError(self._mismatch(path, [index]))
         return chunk
 
-    def restore(self, abstract, *, cast: bool = False):
+    def restore(self, abstract, *, cast: bool = False, count: Callable[[int], None] = lambda nbytes: None):
         """A tree like `abstract` (ShapeDtypeStructs with shardings) with the stored arrays, verified on their devices.
 
-        With `cast` the arrays are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
+        Args:
+          cast: the arrays are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
+          count: told the bytes of every part that was read.
 
         Raises:
           ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
@@ -81,7 +85,7 @@ class Checkpoint:
         leaves, arrays, lanes, failure = self.leaves, {}, {}, None
         try:
             for path, leaf in abstract_leaves.items():
-                arrays[path] = self._load(self.prefix + path, leaf)
+                arrays[path] = self._load(self.prefix + path, leaf, count)
                 lanes[path] = digest.array_digest(arrays[path], leaves[path].stack)
                 arrays[path] = arrays[path].astype(leaf.dtype)
         except CheckpointError as error:
@@ -104,18 +108,15 @@ class Checkpoint:
         if problems:
             raise ValueError(f"{self.directory} does not fit the model: " + "; ".join(sorted(problems)))
 
-    def _load(self, path: str, want: jax.ShapeDtypeStruct) -> jax.Array:
-        sharding = want.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    def _load(self, path: str, want: jax.ShapeDtypeStruct, count: Callable[[int], None]) -> jax.Array:
         stored = StoredArray(self.directory, path, self.manifest.leaves[path])
-        shards, read = [], {}
-        for device, index in sharding.addressable_devices_indices_map(want.shape).items():
-            bounds = tuple(slice(*s.indices(n)[:2]) for s, n in zip(index, want.shape, strict=True))
-            key = tuple((s.start, s.stop) for s in bounds)
-            if key not in read:
-                read = {key: stored.read(bounds)}  # one shard at a time in host memory, kept for the next replica
-            # may_alias=False: a buffer that NumPy owns could not be donated to the first step.
-            shards.append(jax.device_put(read[key], device, may_alias=False))
-        return jax.make_array_from_single_device_arrays(want.shape, sharding, shards)
+
+        def read(box):
+            part = stored.read(box)
+            count(part.nbytes)
+            return part
+
+        return place(want, read)
 
     def _mismatch(self, path: str, chunks: list[tuple[int, ...]]) -> str:
         leaf = self.manifest.leaves[path]

@@ -52,12 +52,15 @@ def mesh_problems(config: Config, num_devices: int) -> list[Problem]:
 
 def nearest_meshes(config: Config, num_devices: int, most: int = 3) -> list[MeshConfig]:
     """The valid meshes of so many devices, the most like the config's own first."""
-    candidates = []
-    for factors in _factorizations(num_devices, len(MESH_AXES)):
-        mesh = dataclasses.replace(config.mesh, **dict(zip(MESH_AXES, factors, strict=True)))
-        if not sharding_problems(dataclasses.replace(config, mesh=mesh)):
-            candidates.append(mesh)
+    meshes = every_mesh(num_devices, config.mesh)
+    candidates = [mesh for mesh in meshes if not sharding_problems(dataclasses.replace(config, mesh=mesh))]
     return sorted(candidates, key=lambda mesh: _distance(mesh, config.mesh))[:most]
+
+
+def every_mesh(num_devices: int, base: MeshConfig) -> Iterator[MeshConfig]:
+    """All ways to lay so many devices over the four axes, with the rules of `base`."""
+    for factors in _factorizations(num_devices, len(MESH_AXES)):
+        yield dataclasses.replace(base, **dict(zip(MESH_AXES, factors, strict=True)))
 
 
 def _factorizations(number: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -93,6 +96,13 @@ def nearest_divisor(number: int, value: int) -> int:
 def sharding_problems(config: Config) -> list[Problem]:
     """Every dimension that its mesh axes do not divide, and every mesh axis used twice by one array."""
     return [problem for _, rule in CROSS_RULES for problem in rule(config)]
+
+
+def weight_problems(config: Config) -> list[Problem]:
+    """Those of them that stand against the weights on their mesh, whatever rows come: of inference, which has none of
+    a training run's batches.
+    """
+    return [problem for problem in sharding_problems(config) if not problem.key.startswith("train.")]
 
 
 def axis_problems(key: str, axes: tuple[str, ...]) -> Iterator[Problem]:

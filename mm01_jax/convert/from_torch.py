@@ -14,7 +14,7 @@ import numpy as np
 
 from mm01_jax.checkpoint import ArrayWriter, CheckpointError
 from mm01_jax.config import saved
-from mm01_jax.convert import parallel, table
+from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import TorchSource, with_dtype
 from mm01_jax.convert.torch import decay
@@ -61,6 +61,7 @@ def from_torch(
         progress = Progress(plan.bytes_in, "from-torch")
         convert = functools.partial(_convert, torch, writer, target_dtype, progress)
         parallel.for_each(torch.tensors, functools.partial(_nbytes, torch), convert)
+        companions.copy(torch.directory, _partial(target))
         origin = {"dialect": torch.dialect.name, "dtype": torch.dtype, "config": torch.plain}
         writer.finish(saved.to_json(with_dtype(torch.config, target_dtype)), {"source": origin})
     (target / _ORIGIN).unlink()

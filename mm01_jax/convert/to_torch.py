@@ -14,9 +14,9 @@ import numpy as np
 import safetensors
 
 from mm01_jax.checkpoint import CheckpointError, RunLock
-from mm01_jax.convert import axes, parallel, table
+from mm01_jax.convert import axes, companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
-from mm01_jax.convert.sources import CheckpointSource, with_dtype, write_json
+from mm01_jax.convert.sources import CheckpointSource, write_json
 from mm01_jax.convert.torch import decay, files, released
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 from mm01_jax.convert.torch.shard import ShardFile
@@ -79,9 +79,10 @@ def to_torch(
         _check_plan(partial, checkpoint, settings, shards)
         progress = Progress(nbytes, "to-torch")
         sha256s = _write_shards(_Export(checkpoint, chosen, target_dtype, partial, progress), shards)
-        config = with_dtype(checkpoint.config, target_dtype)
         _write_small_files(partial, settings, shards, sha256s)
-        (partial / "README.md").write_text(released.model_card(config, chosen, len(items), nbytes, target_dtype))
+        (partial / "README.md").write_text(released.model_card(checkpoint.config, chosen, len(items), nbytes, target_dtype))
+        if missing := _export_tokenizer(checkpoint, partial):
+            log(missing)
         _give_final_name(partial, target)
     finally:
         lock.close()
@@ -229,6 +230,11 @@ def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha2
     written = files.TensorFiles(partial)  # the last word on what lies here is the reader's
     listed = {"files": written.small_sha256s(), "headers": written.header_sha256s, "tensors": sha256s}
     write_json(partial / files.SHA256S, listed)
+
+
+def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path) -> str | None:
+    named = checkpoint.config.data.tokenizer if checkpoint.origin is None else None  # a conversion's is a placeholder
+    return companions.export(checkpoint.directory, partial, named)
 
 
 def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:

@@ -2,12 +2,14 @@
 
 import difflib
 import hashlib
+import json
 import os
 import pathlib
 from typing import Protocol
 
 import numpy as np
 
+TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
 END_NAMES = ("<|endoftext|>", "<end_of_document>", "<end_of_sentence>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
@@ -105,6 +107,34 @@ def _known(special: str, token: int | None, tokenizer: str) -> int:
     return token
 
 
+def bytes_json() -> dict:
+    """BytesTokenizer as a tokenizer.json, for other programs: a vocabulary of single bytes without merges.
+
+    The library writes a byte as a printable character: itself where it is one in Latin-1, else the next from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    vocabulary = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
+    end = {"id": BytesTokenizer.end_of_document, "content": END_NAMES[0], "special": True}
+    end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    pieces = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    return {
+        "version": "1.0",
+        "added_tokens": [end],
+        "pre_tokenizer": pieces,
+        "decoder": pieces,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+
+
+def _is_bytes(path: str) -> bool:
+    """Whether a file is the tokenizer.json that an export of a byte-level model has: it needs no library to be read."""
+    try:
+        return json.loads(pathlib.Path(path).read_bytes()) == bytes_json()
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
 def open_tokenizer(name: str) -> Tokenizer:
     """`bytes`, or a path to a tokenizer.json; ValueError for anything else."""
     if name == "bytes":
@@ -113,4 +143,4 @@ def open_tokenizer(name: str) -> Tokenizer:
         near = difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")
-    return FileTokenizer(name)
+    return BytesTokenizer() if _is_bytes(name) else FileTokenizer(name)

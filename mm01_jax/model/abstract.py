@@ -23,3 +23,8 @@ def abstract_model(config: Config, mesh: Mesh | AbstractMesh) -> TextModel | VLM
     """The model of `config` on a mesh, with its vision tower where it has one."""
     rules = config.mesh.rules
     return abstract(lambda: build(config, rngs=nnx.Rngs(params=0)), lambda model: shardings(model, mesh, rules))
+
+
+def abstract_weights(config: Config) -> TextModel | VLModel:
+    """The same on no mesh: shapes, dtypes and logical axes."""
+    return jax.eval_shape(lambda: build(config, rngs=nnx.Rngs(params=0)))
