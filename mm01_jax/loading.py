@@ -26,10 +26,11 @@ from mm01_jax.model.multimodal import VLModel
 from mm01_jax.plan import automatic
 
 DTYPES = ("bfloat16", "float32")
+SHOWN_BYTES = 2**30  # from here on loading takes long enough to say how far it is
 
 
 class Loaded(NamedTuple):
-    """A trained model on its mesh, its tokenizer, and its config: as saved, with the mesh, dtype and tokenizer in use."""
+    """A model on its mesh, its tokenizer, and its config: as saved, with the mesh, dtype and tokenizer in use."""
 
     model: TextModel | VLModel
     tokenizer: Tokenizer
@@ -109,7 +110,8 @@ def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLM
     abstract = abstract_model(config, placed)
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     progress = Progress(nbytes // jax.process_count(), f"loading {opened.path}")
-    count = progress.add if jax.process_index() == 0 else lambda nbytes: None
+    shown = nbytes >= SHOWN_BYTES and jax.process_index() == 0
+    count = progress.add if shown else lambda nbytes: None
     if isinstance(opened.source, Checkpoint):
         # From our own format, whatever the mixers are: what conversion knows of them is not asked.
         model = opened.source.restore(abstract, cast=True, count=count)

@@ -1,4 +1,4 @@
-"""An array on its devices, from a source that gives any box of it: of a whole leaf no host ever holds more than it must.
+"""An array on its devices, from a source that gives any box of it; no host holds a leaf whole on its way.
 
 Each distinct part that this process's devices hold is read once, whatever the mesh, and handed to every device that
 has it; host memory holds the part being read and the one before, which may still be on its way.

@@ -80,7 +80,8 @@ def to_torch(
         progress = Progress(nbytes, "to-torch")
         sha256s = _write_shards(_Export(checkpoint, chosen, target_dtype, partial, progress), shards)
         _write_small_files(partial, settings, shards, sha256s)
-        (partial / "README.md").write_text(released.model_card(checkpoint.config, chosen, len(items), nbytes, target_dtype))
+        card = released.model_card(checkpoint.config, chosen, len(items), nbytes, target_dtype)
+        (partial / "README.md").write_text(card)
         if missing := _export_tokenizer(checkpoint, partial):
             log(missing)
         _give_final_name(partial, target)

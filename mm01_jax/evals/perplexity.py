@@ -1,7 +1,6 @@
 """How well a model predicts held-out text, beside what counting achieves on the same targets."""
 
 import dataclasses
-import functools
 import math
 from typing import NamedTuple
 
@@ -9,15 +8,17 @@ import jax
 import numpy as np
 
 from mm01_jax import sharding
-from mm01_jax.config import Config
+from mm01_jax.config import Config, MeshConfig
 from mm01_jax.data import pipeline
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.entropy import entropy
-from mm01_jax.data.packing import PackedRows
+from mm01_jax.data.packing import PackedRows, Rows
 from mm01_jax.inference import scoring
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.progress import Progress
+
+TOKENS = 2**16  # of a batch on one device, at most
 
 
 class Perplexity(NamedTuple):
@@ -38,32 +39,55 @@ class Perplexity(NamedTuple):
 
 
 def perplexity(model: TextModel, config: Config, source: str | None = None) -> Perplexity:
-    """Scores every held-out row of the run's own data, or all of `source`.
+    """Scores every held-out row of the run's own data, or all of `source`, on the mesh that the model lies on.
+
+    Every process of the mesh calls it alike; rows of padding fill up the last batch.
 
     Args:
-      config: of the run that the model is from, on the current mesh.
+      config: of the run that the model is from.
 
     Raises:
-      ValueError: the run held nothing out and no source is named.
+      ValueError: the run held nothing out and no source is named; its rows cannot be cut over `sequence`.
       DataError: the text is damaged.
     """
+    mesh, length = sharding.mesh_of(model), config.train.sequence_length
+    sizes = MeshConfig(**mesh.shape, rules=model.rules)
+    order = sequence_layout.order(length, sizes, model.compute.sequence_layout)
+    rows, targets_per_byte = _rows(config, source)
+    size = _batch_size(config, sizes)
+    batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
+    placed = sharding.named(mesh, model.rules, "batch", "seq")
+    progress, total = Progress(0, len(batches)) if jax.process_index() == 0 else None, np.zeros(2)
+    for number, batch in enumerate(batches, 1):
+        with jax.set_mesh(mesh):
+            scored = _score(model, pipeline.whole_to_global(batch, placed, order), chunk=config.train.loss_chunk)
+        total += jax.device_get(scored)
+        if progress:
+            progress.show(number, f"loss {total[0] / max(total[1], 1.0):.4f}")
+    counted, loss = entropy(batches), total[0] / total[1]
+    bits_per_byte = loss / math.log(2) * targets_per_byte
+    return Perplexity(loss, bits_per_byte, counted.unigram, counted.bigram, counted.num_targets)
+
+
+_score = jax.jit(scoring.score, static_argnames="chunk")
+
+
+def _rows(config: Config, source: str | None) -> tuple[Rows, float]:
+    """(what is scored, targets a byte of it)."""
+    data, length = config.data, config.train.sequence_length
     if source is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source, held_out=0.0))
-    dataset = open_dataset(config.data, config.train.sequence_length, config.model.vocab_size)
+        data = dataclasses.replace(data, source=source, held_out=0.0)
+    dataset = open_dataset(data, length, config.model.vocab_size)
     rows = dataset.held_out
     if source is not None:
-        rows = PackedRows(dataset.train.documents, config.train.sequence_length, config.data.seed, epochs=1)
+        rows = PackedRows(dataset.train.documents, length, data.seed, epochs=1)
     if rows is None:
         raise ValueError("data.held_out=0: this run kept no text for evaluation; name some with --source")
-    size = config.train.batch_size
-    batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
-    score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
-    placed = sharding.named(jax.sharding.get_mesh(), config.mesh.rules, "batch", "seq")
-    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
-    progress, total = Progress(0, len(batches)), np.zeros(2)
-    for number, batch in enumerate(batches, 1):
-        total += jax.device_get(score(model, pipeline.whole_to_global(batch, placed, order)))
-        progress.show(number, f"loss {total[0] / max(total[1], 1.0):.4f}")
-    counted, loss = entropy(batches), total[0] / total[1]
-    bits_per_byte = loss / math.log(2) * dataset.targets_per_byte
-    return Perplexity(loss, bits_per_byte, counted.unigram, counted.bigram, counted.num_targets)
+    return rows, dataset.targets_per_byte
+
+
+def _batch_size(config: Config, mesh: MeshConfig) -> int:
+    """Rows of a batch: a multiple of the shards of `batch`; each at most as many as in training and as TOKENS allow."""
+    shards = mesh.shards("batch")
+    of_training = -(-config.train.batch_size // shards)
+    return shards * max(1, min(of_training, TOKENS * mesh.shards("seq") // config.train.sequence_length))

@@ -5,6 +5,7 @@ a cache, which is allocated once and donated from call to call.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mm01_jax import sharding
+from mm01_jax.inference import views
 from mm01_jax.inference.sampling import Sampling, sample
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.mixers import empty_cache
+from mm01_jax.model.mixers import constrain_cache, empty_cache
 from mm01_jax.model.multimodal import VLModel
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 512  # tokens of a row on one shard of the sequence
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
+_CACHE_STEP = 256
 
 
 class Images(NamedTuple):
@@ -54,44 +58,59 @@ def prefill(
     x = model.embed_tokens(tokens_BS) if features_BTPD is None else model.place(tokens_BS, features_BTPD, index_BS)
     hidden, cache, _ = model.forward(x, cache.lengths[:, None] + at_BS, segments, cache)
     last = jnp.maximum(count_B - 1, 0)[:, None, None]
-    return jnp.take_along_axis(hidden, last, axis=1)[:, 0], cache
+    hidden = sharding.constrain(jnp.take_along_axis(hidden, last, axis=1)[:, 0], model.rules, "batch", None)
+    return hidden, constrain_cache(cache, model.config, model.rules)
 
 
 def decode_step(
-    model: TextModel, cache: DecodeCache, token_B: jax.Array, active_B: jax.Array
+    model: TextModel | VLModel, cache: DecodeCache, token_B: jax.Array, active_B: jax.Array
 ) -> tuple[jax.Array, DecodeCache]:
     """One token a row -> (float32 logits (B, V), the cache). Rows that are not active keep their cache."""
     segments = jnp.where(active_B, 0, -1)[:, None]
     hidden, cache, _ = model.forward(model.embed_tokens(token_B[:, None]), cache.lengths[:, None], segments, cache)
-    return model.logits(hidden)[:, 0], cache
+    return model.logits(hidden)[:, 0], constrain_cache(cache, model.config, model.rules)
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "stop", "vocab_size"))
-def first_token(model: TextModel, hidden_BD: jax.Array, key, *, sampling: Sampling, stop: int, vocab_size: int):
-    """(token (B,) after the prompts, whether it is `stop` (B,), ids that may be chosen (V,))."""
-    allowed_V = jnp.any(model.embed[...] != 0, axis=1) & (jnp.arange(model.config.vocab_size) < vocab_size)
-    token_B = sample(model.logits(hidden_BD[:, None])[:, 0], key, allowed_V, sampling)
-    return token_B, token_B == stop, allowed_V
-
-
-@functools.partial(jax.jit, static_argnames=("sampling", "stop", "count"), donate_argnums=1)
-def decode_block(model, cache, token_B, done_B, key, allowed_V, *, sampling: Sampling, stop: int, count: int):
-    """Decodes `count` tokens a row on the device.
+@functools.partial(jax.jit, static_argnames=("sampling", "count"), donate_argnums=1)
+def decode_block(model, cache, token_B, done_B, key, first, allowed_V, stop, *, sampling: Sampling, count: int):
+    """Decodes `count` tokens a row on the device; a row's n-th new token draws with `key` and n, whatever the block.
 
     Args:
       token_B: the last token of each row, not yet in the cache. done_B: rows that have stopped.
+      first: which new token of a row this block begins with. stop: the id that ends a row, -1 for none.
     Returns:
-      (tokens (B, count), stop where a row had stopped; the carry for the next block).
+      (tokens (B, count), stop where a row had stopped; the cache, and token and done for the next block).
     """
 
-    def step(carry, key):
+    def step(carry, n):
         cache, token, done = carry
         logits, cache = decode_step(model, cache, token, ~done)
-        token = jnp.where(done, stop, sample(logits, key, allowed_V, sampling))
+        token = jnp.where(done, stop, sample(logits, jax.random.fold_in(key, n), allowed_V, sampling))
         return (cache, token, done | (token == stop)), token
 
-    (cache, token, done), tokens = jax.lax.scan(step, (cache, token_B, done_B), jax.random.split(key, count))
-    return tokens.T, (cache, token, done)
+    carry, tokens = jax.lax.scan(step, (cache, token_B, done_B), first + jnp.arange(count, dtype=jnp.int32))
+    cache, token, done = carry
+    return _everywhere(tokens.T), cache, _everywhere(token), _everywhere(done)
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "vocab_size"))
+def first_token(model, hidden_BD, key, *, sampling: Sampling, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """(the first new token of each row (B,), the ids (V,) that may be chosen), from what prefill returned."""
+    trained = jnp.any(model.embed[...] != 0, axis=1)
+    allowed = _everywhere(trained & (jnp.arange(trained.shape[0]) < vocab_size))
+    logits = model.logits(sharding.constrain(hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
+    return _everywhere(sample(logits, jax.random.fold_in(key, 0), allowed, sampling)), allowed
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    """Whole on every device, so that each process can read it."""
+    return jax.lax.with_sharding_constraint(x, jax.P())
+
+
+_new_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
+_cache_as = jax.jit(constrain_cache, static_argnums=(1, 2))
+_features = jax.jit(lambda model, tiles: model.features(tiles))
+_latest = jax.jit(lambda count_B, new_BD, old_BD: jnp.where((count_B > 0)[:, None], new_BD, old_BD))
 
 
 def generate(
@@ -99,63 +118,119 @@ def generate(
     prompts: Sequence[np.ndarray],
     *,
     images: Images | None = None,
-    max_tokens: int,
-    sampling: Sampling,
-    key: jax.Array,
-    stop: int,
-    vocab_size: int,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    key: jax.Array | None = None,
+    stop: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yields blocks (B, n) of new token ids, `stop` after a row's end; at most `max_tokens` a row.
+
+    It runs on the mesh that the model lies on: rows over `data` and `expert` (rows without a prompt fill them up),
+    heads over `tensor`, positions of a prompt over `sequence`. Every process of the mesh calls it alike, and gets all
+    rows. Experts never drop a token here (`views.answering`).
 
     Args:
       prompts: one int array of at least one token per row; lengths may differ.
       images: of a VLModel's prompts, in which each image's token stands as often as the image takes tokens.
-      vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen.
+      sampling: None is `Sampling()`. key: None is the key of seed 0.
+      stop: the id that ends a text; None: none does.
+      vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen. None: all of the model's.
 
     Raises:
-      ValueError: an empty prompt, an id outside the vocabulary, max_tokens below 1, an index table of another length.
+      ValueError: no prompt or an empty one, an id outside the vocabulary, max_tokens below 1, an index table of another
+        length.
     """
     _check(model, prompts, max_tokens)
     _check_images(model, prompts, images)
-    lengths = np.array([len(p) for p in prompts], np.int32)
-    size = int(lengths.max()) + max_tokens
-    cache = jax.jit(lambda: empty_cache(model.config, model.compute, model.rules, len(prompts), size))()
-    hidden, cache = _prefill_all(model, cache, prompts, lengths, images)
-    first, *keys = jax.random.split(key, 1 + -(-max_tokens // DECODE_BLOCK))
-    token, done, allowed = first_token(model, hidden, first, sampling=sampling, stop=stop, vocab_size=vocab_size)
-    yield np.asarray(token)[:, None]
-    left = max_tokens - 1
-    for block_key in keys:
-        if left <= 0 or np.asarray(done).all():
-            return
-        # The last block is whole too, and cut here: one of its own length would be a program more.
-        block = functools.partial(decode_block, sampling=sampling, stop=stop, count=DECODE_BLOCK)
-        tokens, (cache, token, done) = block(model, cache, token, done, block_key, allowed)
-        yield np.asarray(tokens)[:, :left]
-        left -= DECODE_BLOCK
+    key = jax.random.key(0) if key is None else key
+    choice = (sampling or Sampling(), key, -1 if stop is None else stop, vocab_size or model.config.vocab_size)
+    return _blocks(views.answering(model), prompts, images, max_tokens, choice)
 
 
-def _prefill_all(model, cache, prompts, lengths, images: Images | None):
+def _blocks(model, prompts, images: Images | None, max_tokens: int, choice) -> Iterator[np.ndarray]:
+    """The mesh is in force while the device is asked for something, not while a block is with the caller."""
+    sampling, key, stop, vocab_size = choice
+    mesh = sharding.mesh_of(model)
+    decoder = views.decoding(model, mesh)
+    num_rows = _multiple(len(prompts), mesh, decoder.rules.batch)
+    lengths = np.array([len(p) for p in prompts] + [0] * (num_rows - len(prompts)), np.int32)
+    with jax.set_mesh(mesh):
+        hidden, cache = _prefill_all(model, prompts, lengths, images, int(lengths.max()) + max_tokens)
+        if decoder is not model:
+            cache = _cache_as(cache, decoder.config, decoder.rules)
+        token, allowed = first_token(decoder, hidden, key, sampling=sampling, vocab_size=vocab_size)
+        tokens = np.asarray(token)[:, None]
+        done_rows = (tokens[:, 0] == stop) | (lengths == 0)
+        done = sharding.put(done_rows, decoder.rules, None)
+    written = 1
+    yield tokens[: len(prompts)]
+    while written < max_tokens and not done_rows.all():
+        with jax.set_mesh(mesh):
+            tokens, cache, token, done = decode_block(
+                decoder,
+                cache,
+                token,
+                done,
+                key,
+                np.int32(written),
+                allowed,
+                np.int32(stop),
+                sampling=sampling,
+                count=DECODE_BLOCK,
+            )
+            tokens, done_rows = np.asarray(tokens), np.asarray(done)
+        yield tokens[: len(prompts), : max_tokens - written]
+        written += DECODE_BLOCK
+
+
+def _prefill_all(model, prompts, lengths: np.ndarray, images: Images | None, max_length: int):
     """(hidden (B, D) of each prompt's last token, the cache), chunk by chunk; short rows wait as padding.
 
     The tower runs once, before the first chunk.
     """
-    features = None if images is None else jax.jit(lambda model, tiles: model.features(tiles))(model, images.tiles)
-    chunk = min(PREFILL_CHUNK, 1 << (int(lengths.max()) - 1).bit_length())
+    mesh, rules = jax.sharding.get_mesh(), model.rules
+    cache = _new_cache(model.config, model.compute, rules, len(lengths), _bucket(max_length))
+    shards, longest = _multiple(1, mesh, rules.seq), int(lengths.max())
+    features = None
+    if images is not None:
+        features = _features(model, sharding.put(_fill_up(images.tiles, len(lengths), shards), rules, "batch", "seq"))
+    chunk = _multiple(min(PREFILL_CHUNK * shards, 1 << (longest - 1).bit_length()), mesh, rules.seq)
     hidden = None
-    for start in range(0, int(lengths.max()), chunk):
-        count = np.clip(lengths - start, 0, chunk)
-        tokens = jnp.asarray(_chunk(prompts, start, chunk, padding=0))
-        placed = () if images is None else (features, jnp.asarray(_chunk(images.index, start, chunk, padding=-1)))
-        chunk_hidden, cache = prefill(model, cache, tokens, jnp.asarray(count), *placed)
-        hidden = chunk_hidden if hidden is None else jnp.where((count > 0)[:, None], chunk_hidden, hidden)
+    for start in range(0, longest, chunk):
+        count = sharding.put(np.clip(lengths - start, 0, chunk).astype(np.int32), rules, "batch")
+        rows = [(prompts, 0)] if images is None else [(prompts, 0), (images.index, -1)]
+        tokens, *index = (
+            sharding.put(_chunk(ids, len(lengths), start, chunk, padding), rules, "batch", "seq")
+            for ids, padding in rows
+        )
+        placed = () if images is None else (features, *index)
+        chunk_hidden, cache = prefill(model, cache, tokens, count, *placed)
+        hidden = chunk_hidden if hidden is None else _latest(count, chunk_hidden, hidden)
     return hidden, cache
 
 
-def _chunk(rows: Sequence[np.ndarray], start: int, length: int, padding: int) -> np.ndarray:
-    """(B, length) int32 of rows from `start` on."""
-    out = np.full((len(rows), length), padding, np.int32)
-    for row, values in zip(out, rows, strict=True):
+def _multiple(count: int, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> int:
+    """The first multiple of the shards of these axes that is not below `count`."""
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    return -(-count // shards) * shards
+
+
+def _bucket(length: int) -> int:
+    """Lengths of a cache, few enough that texts of like lengths share a program."""
+    return -(-length // _CACHE_STEP) * _CACHE_STEP if length > _CACHE_STEP else 1 << (length - 1).bit_length()
+
+
+def _fill_up(tiles: np.ndarray, num_rows: int, shards: int) -> np.ndarray:
+    """Tiles (B, T, ...) with empty ones behind, up to the rows and a multiple of the sequence shards."""
+    B, T = tiles.shape[:2]
+    return np.pad(tiles, [(0, num_rows - B), (0, -T % shards)] + [(0, 0)] * (tiles.ndim - 2))
+
+
+def _chunk(rows: Sequence[np.ndarray], num_rows: int, start: int, length: int, padding: int) -> np.ndarray:
+    """(num_rows, length) int32 of rows from `start` on."""
+    out = np.full((num_rows, length), padding, np.int32)
+    for row, values in zip(out, rows, strict=False):
         part = values[start : start + length]
         row[: len(part)] = part
     return out
@@ -176,6 +251,8 @@ def _check_images(model: TextModel | VLModel, prompts: Sequence[np.ndarray], ima
 def _check(model: TextModel | VLModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+    if not len(prompts):
+        raise ValueError("no prompt; at least one is needed")
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {row} is empty; at least one token is needed")

@@ -68,7 +68,11 @@ def empty_cache(
         MIXERS[kind].empty_cache(config, compute, (config.num_periods, count), batch_size, max_length)
         for kind, count in config.stacks
     )
-    cache = DecodeCache(stacks, jnp.zeros((batch_size,), jnp.int32))
+    return constrain_cache(DecodeCache(stacks, jnp.zeros((batch_size,), jnp.int32)), config, rules)
+
+
+def constrain_cache(cache: DecodeCache, config: ModelConfig, rules: Rules) -> DecodeCache:
+    """States the sharding of a cache, so that what a step returns lies as what it was given."""
     return jax.tree.map(jax.lax.with_sharding_constraint, cache, cache_specs(config, rules))
 
 

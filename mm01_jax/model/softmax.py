@@ -65,6 +65,7 @@ class Softmax(nnx.Module):
         if cache is None:
             out = self_attention(query, key, value, tags, compute=self.compute, rules=rules, layout=tokens.layout)
         else:
+            key, value = (sharding.constrain(x, rules, "batch", None, "kv_heads", None) for x in (key, value))
             cache = _write(cache, key, value, tokens)
             key, value, key_tags = _read(cache)
             out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)

@@ -50,8 +50,9 @@ def choose(config: Config, devices: Sequence[jax.Device], memory: float | None =
     best = min(meshes, key=lambda mesh: (sizes[mesh] > _OF_MEMORY * memory, *_order(mesh, devices)))
     if sizes[best] > _OF_MEMORY * memory:
         least = min(sizes.values())
-        allowed = f"weights of at most {_OF_MEMORY * memory / GB:.1f} GB a device; here {least / GB:.1f} GB at the least"
-        nearest = f"{math.ceil(count * least / (_OF_MEMORY * memory))} devices or more"
+        room = _OF_MEMORY * memory
+        allowed = f"weights of at most {room / GB:.1f} GB a device; here they take {least / GB:.1f} GB at the least"
+        nearest = f"{math.ceil(count * least / room)} devices or more"
         raise ConfigError([Problem(key="mesh", got=AUTO, allowed=allowed, nearest=nearest)])
     return best
 
@@ -59,9 +60,9 @@ def choose(config: Config, devices: Sequence[jax.Device], memory: float | None =
 def _candidates(config: Config, devices: Sequence[jax.Device]) -> Iterator[MeshConfig]:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     for mesh in every_mesh(len(devices), config.mesh):
-        if mesh.sequence == 1 and mesh.data % slices == 0:
-            if not weight_problems(dataclasses.replace(config, mesh=mesh)):
-                yield mesh
+        usable = mesh.sequence == 1 and mesh.data % slices == 0
+        if usable and not weight_problems(dataclasses.replace(config, mesh=mesh)):
+            yield mesh
 
 
 def _order(mesh: MeshConfig, devices: Sequence[jax.Device]) -> tuple:

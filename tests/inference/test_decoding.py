@@ -24,7 +24,7 @@ NEVER = 319  # as a stop token: no row stops
 def mesh():
     with small.one_device(), pytest.MonkeyPatch.context() as patch:
         prefill, block = decoding.prefill.__wrapped__, decoding.decode_block.__wrapped__
-        static = ("sampling", "stop", "count")
+        static = ("sampling", "count")
         patch.setattr(decoding, "prefill", small.unoptimised(prefill, donate_argnums=1))
         patch.setattr(decoding, "decode_block", small.unoptimised(block, static_argnames=static, donate_argnums=1))
         yield

@@ -5,7 +5,6 @@ them over `sequence` costs little until rows are very long; the ring never holds
 (`choice.py`). The mask is made from positions and documents of whole rows, never from a place inside a shard.
 """
 
-import functools
 import math
 
 import jax
@@ -17,6 +16,7 @@ from mm01_jax.parallel.softmax.choice import choose
 from mm01_jax.parallel.softmax.gathered import gathered_attention
 from mm01_jax.parallel.softmax.ring import ring_attention
 from pallas_kernels.softmax_attention import softmax_attention as kernel
+from pallas_kernels.varying import vary_alike
 
 
 def self_attention(
@@ -59,17 +59,19 @@ def cached_attention(
     key_tags: tuple[jax.Array, jax.Array],
     rules: Rules,
 ) -> jax.Array:
-    """The same over the keys and values (B, T, K, H) of a cache, with tags of (B, S) and (B, T)."""
+    """The same over the keys and values (B, T, K, H) of a cache, with tags of (B, S) and (B, T).
+
+    A cache lies whole on every shard of the sequence; queries are cut over it.
+    """
 
     def local(query, key, value, query_tags, key_tags):
         key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
-        if axes := _cut(rules):
-            gather = functools.partial(lax.all_gather, axis_name=axes, axis=1, tiled=True)
-            key, value, *key_tags = map(gather, (key, value, *key_tags))
-        return kernel(query, key, value, query_tags=query_tags, key_tags=tuple(key_tags))
+        query, key, value, *tags = vary_alike(query, key, value, *query_tags, *key_tags)
+        return kernel(query, key, value, query_tags=tuple(tags[:2]), key_tags=tuple(tags[2:]))
 
-    tags, queries, keys = _specs(rules)
-    in_specs = (queries, keys, keys, (tags, tags), (tags, tags))
+    tags, queries, _ = _specs(rules)
+    keys, key_tag = sharding.spec(rules, "batch", None, "kv_heads", None), sharding.spec(rules, "batch", None)
+    in_specs = (queries, keys, keys, (tags, tags), (key_tag, key_tag))
     return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_tags, key_tags)
 
 
