@@ -82,8 +82,7 @@ def to_torch(
         _write_small_files(partial, settings, shards, sha256s)
         card = released.model_card(checkpoint.config, chosen, len(items), nbytes, target_dtype)
         (partial / "README.md").write_text(card)
-        if missing := _export_tokenizer(checkpoint, partial):
-            log(missing)
+        _export_tokenizer(checkpoint, partial, log)
         _give_final_name(partial, target)
     finally:
         lock.close()
@@ -233,9 +232,10 @@ def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha2
     write_json(partial / files.SHA256S, listed)
 
 
-def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path) -> str | None:
+def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path, log: Callable[[str], None]) -> None:
     named = checkpoint.config.data.tokenizer if checkpoint.origin is None else None  # a conversion's is a placeholder
-    return companions.export(checkpoint.directory, partial, named)
+    if missing := companions.export(checkpoint.directory, partial, named):
+        log(missing)
 
 
 def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:

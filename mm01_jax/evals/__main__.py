@@ -60,14 +60,9 @@ def _evaluate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     if given.compile_cache:
         compile_cache.use()
-    import jax
-
-    from mm01_jax import sharding
-    from mm01_jax.config import MeshConfig
     from mm01_jax.loading import load
 
-    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        found = TASKS[given.task].run(load(given.checkpoint), given)
+    found = TASKS[given.task].run(load(given.checkpoint), given)
     print(f"\n{found}")
 
 

@@ -44,15 +44,9 @@ def _generate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     if given.compile_cache:
         compile_cache.use()
-    import jax
-
-    from mm01_jax import sharding
-    from mm01_jax.config import MeshConfig
     from mm01_jax.inference.sampling import Sampling
 
-    sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
-    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        _print_text(given, sampling)
+    _print_text(given, Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p))
 
 
 def _print_text(given: types.SimpleNamespace, sampling) -> None:

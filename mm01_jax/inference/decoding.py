@@ -71,26 +71,46 @@ def decode_step(
     return model.logits(hidden)[:, 0], constrain_cache(cache, model.config, model.rules)
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "count"), donate_argnums=1)
-def decode_block(model, cache, token_B, done_B, key, first, allowed_V, stop, *, sampling: Sampling, count: int):
-    """Decodes `count` tokens a row on the device; a row's n-th new token draws with `key` and n, whatever the block.
+class Answers(NamedTuple):
+    """Where decoding is.
 
-    Args:
-      token_B: the last token of each row, not yet in the cache. done_B: rows that have stopped.
-      first: which new token of a row this block begins with. stop: the id that ends a row, -1 for none.
-    Returns:
-      (tokens (B, count), stop where a row had stopped; the cache, and token and done for the next block).
+    cache: without token_B (B,), the last token of each row. done_B: rows that have stopped. count: int32, new tokens
+    that each row has, token_B among them.
     """
 
-    def step(carry, n):
-        cache, token, done = carry
-        logits, cache = decode_step(model, cache, token, ~done)
-        token = jnp.where(done, stop, sample(logits, jax.random.fold_in(key, n), allowed_V, sampling))
-        return (cache, token, done | (token == stop)), token
+    cache: DecodeCache
+    token_B: jax.Array
+    done_B: jax.Array
+    count: jax.Array
 
-    carry, tokens = jax.lax.scan(step, (cache, token_B, done_B), first + jnp.arange(count, dtype=jnp.int32))
-    cache, token, done = carry
-    return _everywhere(tokens.T), cache, _everywhere(token), _everywhere(done)
+
+class Draw(NamedTuple):
+    """What a token is drawn with, beside its logits: a row's n-th new token with `key` and n, whatever the block.
+
+    allowed_V: ids that may be chosen. stop: the id that ends a row, -1 for none.
+    """
+
+    key: jax.Array
+    allowed_V: jax.Array
+    stop: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "count"), donate_argnums=1)
+def decode_block(
+    model, answers: Answers, draw: Draw, *, sampling: Sampling, count: int
+) -> tuple[jax.Array, jax.Array, Answers]:
+    """Decodes `count` tokens a row: (tokens (B, count), `stop` where a row had stopped; done_B; the answers so far)."""
+
+    def step(answers: Answers, _):
+        cache, token, done, n = answers
+        logits, cache = decode_step(model, cache, token, ~done)
+        token = sample(logits, jax.random.fold_in(draw.key, n), draw.allowed_V, sampling)
+        token = jnp.where(done, draw.stop, token)
+        return Answers(cache, token, done | (token == draw.stop), n + 1), token
+
+    answers, tokens = jax.lax.scan(step, answers, length=count)
+    small = _everywhere(answers[1:])
+    return _everywhere(tokens.T), small[1], Answers(answers.cache, *small)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "vocab_size"))
@@ -102,9 +122,9 @@ def first_token(model, hidden_BD, key, *, sampling: Sampling, vocab_size: int) -
     return _everywhere(sample(logits, jax.random.fold_in(key, 0), allowed, sampling)), allowed
 
 
-def _everywhere(x: jax.Array) -> jax.Array:
-    """Whole on every device, so that each process can read it."""
-    return jax.lax.with_sharding_constraint(x, jax.P())
+def _everywhere[Tree](tree: Tree) -> Tree:
+    """Arrays whole on every device, so that each process can read them."""
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P()), tree)
 
 
 _new_cache = jax.jit(empty_cache, static_argnums=(0, 1, 2, 3, 4))
@@ -160,27 +180,17 @@ def _blocks(model, prompts, images: Images | None, max_tokens: int, choice) -> I
         if decoder is not model:
             cache = _cache_as(cache, decoder.config, decoder.rules)
         token, allowed = first_token(decoder, hidden, key, sampling=sampling, vocab_size=vocab_size)
-        tokens = np.asarray(token)[:, None]
-        done_rows = (tokens[:, 0] == stop) | (lengths == 0)
-        done = sharding.put(done_rows, decoder.rules, None)
+        tokens = np.array(token)[:, None]
+        done = (tokens[:, 0] == stop) | (lengths == 0)
+        small = (sharding.put(x, decoder.rules, *[None] * x.ndim) for x in (done, np.ones((), np.int32)))
+        answers, draw = Answers(cache, token, *small), Draw(key, allowed, np.int32(stop))
     written = 1
     yield tokens[: len(prompts)]
-    while written < max_tokens and not done_rows.all():
+    while written < max_tokens and not done.all():
         with jax.set_mesh(mesh):
-            tokens, cache, token, done = decode_block(
-                decoder,
-                cache,
-                token,
-                done,
-                key,
-                np.int32(written),
-                allowed,
-                np.int32(stop),
-                sampling=sampling,
-                count=DECODE_BLOCK,
-            )
-            tokens, done_rows = np.asarray(tokens), np.asarray(done)
-        yield tokens[: len(prompts), : max_tokens - written]
+            tokens, done, answers = decode_block(decoder, answers, draw, sampling=sampling, count=DECODE_BLOCK)
+            tokens, done = np.asarray(tokens), np.asarray(done)
+        yield tokens[: len(prompts), : max_tokens - written]  # the last block is whole, too, and cut here
         written += DECODE_BLOCK
 
 

@@ -32,10 +32,10 @@ def decoding[Model: TextModel | VLModel](model: Model, mesh: jax.sharding.Mesh) 
 
 
 def _told[Model: TextModel | VLModel](model: Model, **settings) -> Model:
-    """A copy of the modules, around the same arrays, with other settings wherever they have them."""
+    """A copy of the modules, around the same arrays, with other settings wherever they have such."""
     copy = jax.tree.map(lambda array: array, model)
     for _, module in nnx.iter_modules(copy):
         for name, value in settings.items():
-            if name in vars(module):
+            if isinstance(vars(module).get(name), type(value)):
                 setattr(module, name, value)
     return copy

@@ -120,7 +120,7 @@ def test_prefill_in_chunks_leaves_the_original_s_states_and_decodes_its_greedy_t
 
 
 def test_generation_with_images_gives_the_original_s_greedy_tokens(monkeypatch):
-    static = ("sampling", "stop", "count")
+    static = ("sampling", "count")
     block = unoptimised(decoding.decode_block.__wrapped__, static_argnames=static, donate_argnums=1)
     monkeypatch.setattr(decoding, "decode_block", block)
     monkeypatch.setattr(decoding, "prefill", unoptimised(decoding.prefill.__wrapped__, donate_argnums=1))
