@@ -17,6 +17,8 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.tensorboard",
+    "train.profile",
     "data.prefetch",
     "compute.",
     "mesh.",

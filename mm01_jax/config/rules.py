@@ -255,6 +255,15 @@ def _ramp(config: Config) -> Iterator[Problem]:
             yield Problem(key="train.batch_ramp", got=ramp, allowed=allowed, nearest=nearest)
 
 
+def _profile(config: Config) -> Iterator[Problem]:
+    profile, steps = config.train.profile, config.train.steps
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", profile or "0:0")
+    if profile is not None and not (match and 1 <= int(match[1]) < int(match[2]) <= steps + 1):
+        allowed = f"START:STOP with 1 <= START < STOP <= {steps + 1}; STOP is not traced"
+        first = min(max(int(match[1]), 1), steps) if match else 1
+        yield Problem(key="train.profile", got=profile, allowed=allowed, nearest=f"{first}:{first + 1}")
+
+
 _SCHEDULE = "optimizer.schedule"
 _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]], ...] = (
     (("model.num_heads", "model.num_kv_heads"), _heads),
@@ -269,4 +278,5 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     ((_SCHEDULE, "train.steps"), _schedule_order),
     ((_SCHEDULE,), _schedule_rates),
     (("train.batch_size", "train.batch_ramp"), _ramp),
+    (("train.profile", "train.steps"), _profile),
 )

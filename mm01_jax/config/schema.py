@@ -202,6 +202,13 @@ class TrainConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 3
     log_every: int = 1
+    tensorboard: bool = True  # written where the extra is installed
+    profile: str | None = None  # "START:STOP": a trace of these steps, STOP not among them, as in Python
+
+    @property
+    def profile_steps(self) -> range:
+        """The steps that are traced, counted from 1."""
+        return range(*map(int, self.profile.split(":"))) if self.profile else range(0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from mm01_jax.progress import Progress
 from mm01_jax.train import report, step
 from mm01_jax.train.metrics import MetricsLog, read_metrics
 from mm01_jax.train.preemption import Preempted, Preemption
+from mm01_jax.train.profiling import StepProfile
 from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
 
 
@@ -91,7 +92,10 @@ class _Loop:
         self.score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
         self.peak = peak_flops(mesh.devices.flat[0].device_kind)
         self.progress = Progress(self.step, config.train.steps)
-        self.metrics_log = MetricsLog(root, self.step) if jax.process_index() == 0 else None
+        self.profile = StepProfile(config.train.profile_steps, root / "profile", self.progress.log)
+        self.metrics_log = None
+        if jax.process_index() == 0:
+            self.metrics_log = MetricsLog(root, self.step, tensorboard=config.train.tensorboard)
 
     def train(self, log: Callable[[str], None]) -> None:
         """Everything from the first step to the last message."""
@@ -101,6 +105,7 @@ class _Loop:
             try:
                 self._steps(held_out, preemption)
             finally:
+                self.profile.close()
                 if self.metrics_log:
                     self.metrics_log.close()
         if jax.process_index() == 0:
@@ -110,8 +115,11 @@ class _Loop:
         train = self.config.train
         waiting = None  # the step whose metrics have not been fetched
         for row, batch in self._batches() if self.step < train.steps else ():
-            self.state, metrics = self.train_step(self.state, self._on_devices(batch, self.step))
+            batch = self._on_devices(batch, self.step)
+            self.profile.before(self.step + 1, self.state)
+            self.state, metrics = self.train_step(self.state, batch)
             self.step, self.row = self.step + 1, row
+            self.profile.after(self.step, self.state, lambda: self.train_step.lower(self.state, batch).compile())  # noqa: B023
             if waiting:
                 self._record(*waiting)
             waiting = (self.step, metrics)

@@ -6,15 +6,19 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 
 class MetricsLog:
     """Appends one JSON object a line to `workdir`/metrics.jsonl.
 
     Opening it drops the lines of steps after `resumed_step` and a line cut short by a kill, so that every step
     occurs once however often the run was interrupted.
+
+    tensorboard: writes files for TensorBoard too, where its extra is installed.
     """
 
-    def __init__(self, workdir: pathlib.Path, resumed_step: int):
+    def __init__(self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool):
         path = workdir / "metrics.jsonl"
         records = [record for record in read_metrics(workdir) if record["step"] <= resumed_step]
         temporary = path.with_suffix(".tmp")
@@ -22,19 +26,21 @@ class MetricsLog:
         os.replace(temporary, path)
         self._file = path.open("a")
         self._board = None
-        if importlib.util.find_spec("tensorboardX"):
+        if tensorboard and importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter
 
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """`record` has `step` and floats; lists go to the file only."""
+        """`record` has `step`, floats, and lists of floats; TensorBoard shows the latter's distribution."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in record.items():
-                if name != "step" and isinstance(value, float):
+                if isinstance(value, float):
                     self._board.add_scalar(name, value, record["step"])
+                elif isinstance(value, list):
+                    self._board.add_histogram(name, np.ravel(value), record["step"])
 
     def close(self) -> None:
         self._file.close()

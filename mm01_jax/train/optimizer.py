@@ -55,11 +55,11 @@ def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
 
 
 def apply_gradients(optimizer: optax.GradientTransformation, gradients: Any, opt_state: Any, model: Any):
-    """(new model, new opt_state)."""
+    """(new model, new opt_state, norm of all that is added to the weights, float32)."""
     # optax 0.2.8 raises Python floats to integer counters, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, opt_state, model)
-        return optax.apply_updates(model, updates), opt_state
+        return optax.apply_updates(model, updates), opt_state, optax.tree.norm(updates)
 
 
 def steps_taken(opt_state: Any) -> jax.Array:

@@ -27,8 +27,10 @@ class Objective(Protocol):
 
     def __call__(
         self, model: TextModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
-    ) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
-        """(what is minimised, (its part of the loss that is reported, router statistics)) of one microbatch.
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], RouterStats]]:
+        """(what is minimised, (metrics, which add up over microbatches; router statistics)) of one microbatch.
+
+        A metric named `loss` must be finite, or the step is refused.
 
         Args:
           total_weight: float32, sum of target weights of the whole global step.
@@ -73,23 +75,23 @@ def train_step(
     nor moments nor the schedule: `refused` is 1 and only `step` advances.
 
     Returns:
-      (new state, float32 metrics: loss (nats a target), grad_norm, learning_rate, refused, overflow,
-      dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load).
+      (new state, float32 metrics: the objective's, grad_norm, update_norm, learning_rate, refused, overflow,
+      dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load; docs/training.md).
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    loss, stats, gradients = _gradients(state.model, batch, config, objective)
+    losses, stats, gradients = _gradients(state.model, batch, config, objective)
     overflow = jnp.sum(stats.overflow)
     with jax.named_scope("optimizer"):
         norm = optax.tree.norm(gradients)
-        accepted = jnp.isfinite(loss) & jnp.isfinite(norm) & (overflow == 0)
-        model, opt_state = apply_gradients(optimizer, gradients, state.opt_state, state.model)
+        accepted = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm) & (overflow == 0)
+        model, opt_state, update_norm = apply_gradients(optimizer, gradients, state.opt_state, state.model)
         new = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old), (model, opt_state), (state.model, state.opt_state)
         )
     assigned = jnp.maximum(stats.assigned.sum(-1, keepdims=True), 1.0)
-    metrics = {
-        "loss": loss,
+    metrics = losses | {
         "grad_norm": norm,
+        "update_norm": jnp.where(accepted, update_norm, 0.0),
         "learning_rate": learning_rate(config.optimizer.schedule, config.train.steps)(steps_taken(state.opt_state)),
         "refused": 1.0 - accepted.astype(jnp.float32),
         "overflow": overflow,
@@ -100,15 +102,15 @@ def train_step(
 
 
 def _gradients(model: TextModel, batch: Batch, config: Config, objective: Objective):
-    """(reported loss, router statistics, gradients of the objective) of the whole global step."""
+    """(metrics of the objective, router statistics, gradients of the objective) of the whole global step."""
     count = config.train.num_microbatches
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
     gradient = jax.value_and_grad(
         functools.partial(objective, total_weight=total_weight, share=1.0 / count, config=config.train), has_aux=True
     )
     if count == 1:
-        (_, (loss, stats)), gradients = gradient(model, batch)
-        return loss, stats, gradients
+        (_, (losses, stats)), gradients = gradient(model, batch)
+        return losses, stats, gradients
 
     def split(x: jax.Array) -> jax.Array:
         # Rows i, i + count, ...: each device's own rows are dealt out, none moves.
@@ -116,10 +118,10 @@ def _gradients(model: TextModel, batch: Batch, config: Config, objective: Object
         return sharding.constrain(parts, model.rules, None, "batch", "seq")
 
     def add(total, part):
-        (_, loss_and_stats), gradients = gradient(model, part)
-        return jax.tree.map(jnp.add, total, (loss_and_stats, gradients)), None
+        (_, reported), gradients = gradient(model, part)
+        return jax.tree.map(jnp.add, total, (reported, gradients)), None
 
     shapes = jax.eval_shape(gradient, model, jax.tree.map(lambda x: split(x)[0], batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))
-    ((loss, stats), gradients), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
-    return loss, stats, gradients
+    ((losses, stats), gradients), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
+    return losses, stats, gradients

@@ -93,7 +93,7 @@ def test_learning_rate_decays_from_the_peak_without_a_step_down():
 
 
 def stepped(config: OptimizerConfig, gradient: float):
-    """(weights, optimiser state) after one step from weights of 2."""
+    """(weights, optimiser state, norm of the update) of one step from weights of 2."""
     weights = {"embed": jnp.full(4, 2.0), "final_norm": jnp.full(4, 2.0), "mixer": {"norm": jnp.full(4, 2.0)}}
     gradients = jax.tree.map(lambda x: jnp.full_like(x, gradient), weights)
     optimizer = make_optimizer(config, 10)
@@ -104,7 +104,8 @@ CONSTANT = ScheduleConfig(peak=0.5, warmup_steps=0)
 
 
 def test_weights_decay_and_norms_do_not():
-    weights, _ = stepped(OptimizerConfig(schedule=CONSTANT, weight_decay=0.1), 0.0)
+    weights, _, update_norm = stepped(OptimizerConfig(schedule=CONSTANT, weight_decay=0.1), 0.0)
+    np.testing.assert_allclose(update_norm, 0.5 * 0.1 * 2.0 * 4**0.5, rtol=1e-6)  # of the four weights that decay
     np.testing.assert_allclose(weights["embed"], 2.0 - 0.5 * 0.1 * 2.0, rtol=1e-6)
     np.testing.assert_array_equal(weights["final_norm"], np.float32(2))
     np.testing.assert_array_equal(weights["mixer"]["norm"], np.float32(2))
@@ -117,7 +118,7 @@ def test_the_optimiser_is_adam_with_the_config_s_constants():
     optimizer = make_optimizer(config, 10)
     state, want, mu, nu = optimizer.init(weights), 2.0, 0.0, 0.0
     for step in (1, 2):
-        weights, state = apply_gradients(optimizer, {"embed": jnp.full(4, 0.5)}, state, weights)
+        weights, state, _ = apply_gradients(optimizer, {"embed": jnp.full(4, 0.5)}, state, weights)
         mu, nu = 0.7 * mu + 0.3 * 0.5, 0.8 * nu + 0.2 * 0.25
         want -= 0.5 * (mu / (1 - 0.7**step) / (np.sqrt(nu / (1 - 0.8**step)) + 0.25) + 0.02 * want)
         np.testing.assert_allclose(weights["embed"], want, rtol=1e-6)
@@ -125,6 +126,6 @@ def test_the_optimiser_is_adam_with_the_config_s_constants():
 
 @pytest.mark.parametrize(("clip", "seen"), [(None, 100.0), (1.0, 1 / 12**0.5)])  # twelve equal gradients of norm 1
 def test_gradients_are_clipped_to_the_norm_or_not_at_all(clip, seen):
-    _, state = stepped(OptimizerConfig(schedule=CONSTANT, clip_norm=clip), 100.0)
+    _, state, _ = stepped(OptimizerConfig(schedule=CONSTANT, clip_norm=clip), 100.0)
     (second,) = [s.nu["embed"] for s in state if hasattr(s, "nu")]
     np.testing.assert_allclose(second, 0.05 * seen**2, rtol=1e-5)

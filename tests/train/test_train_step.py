@@ -67,6 +67,7 @@ def bits(tree) -> list[bytes]:
 
 def assert_refused(state: step.TrainState, new: step.TrainState, metrics) -> None:
     assert metrics["refused"] == 1.0
+    assert metrics["update_norm"] == 0.0
     assert int(new.step) == int(state.step) + 1
     assert bits((new.model, new.opt_state)) == bits((state.model, state.opt_state))
 
@@ -159,11 +160,17 @@ def test_router_losses_count_by_their_coefficients():
     def value(**train):
         config = small.replace(BASE, **{"train__balance_loss": "paper", **train})
         arguments = (start().model, BATCH, jnp.asarray(1.0), 1.0)
-        return float(jax.jit(functools.partial(pretrain.objective, config=config.train))(*arguments)[0])
+        found, (losses, _) = jax.jit(functools.partial(pretrain.objective, config=config.train))(*arguments)
+        return float(found), {name: float(value) for name, value in losses.items()}
 
-    none, one, four = value(train__balance_coef=0.0), value(train__balance_coef=1.0), value(train__balance_coef=4.0)
+    (none, _), (one, losses) = value(train__balance_coef=0.0), value(train__balance_coef=1.0)
+    four, z = value(train__balance_coef=4.0)[0], value(train__balance_coef=0.0, train__z_loss_coef=1.0)[0]
     assert one > none
     np.testing.assert_allclose((four - none) / (one - none), 4.0, rtol=1e-3)
+    # What is reported has no coefficients; a sum with the loss rounds off the last digits of the smaller one.
+    assert losses["loss"] == none
+    np.testing.assert_allclose(losses["balance_loss"], one - none, atol=2.0**-22 * one)
+    np.testing.assert_allclose(losses["z_loss"], z - none, atol=2.0**-22 * z)
 
 
 def test_one_batch_again_and_again_is_learned():
@@ -207,12 +214,13 @@ def test_the_objective_is_an_argument():
     loose = small.replace(BASE, optimizer__clip_norm=None)
 
     def doubled(*arguments, **options):
-        value, (loss, stats) = pretrain.objective(*arguments, **options)
-        return 2.0 * value, (loss + 1.0, stats)
+        value, (losses, stats) = pretrain.objective(*arguments, **options)
+        return 2.0 * value, ({"loss": losses["loss"] + 1.0, "twice": 2.0 * losses["loss"]}, stats)
 
     other = functools.partial(step.train_step, config=loose, objective=doubled)
     _, metrics = train_step(loose)(start(loose), BATCH)
     new, found = small.unoptimised(other, out_shardings=(placed(loose), None))(start(loose), BATCH)
     np.testing.assert_allclose(found["loss"], metrics["loss"] + 1.0, rtol=1e-6)
+    np.testing.assert_allclose(found["twice"], 2.0 * metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(found["grad_norm"], 2.0 * metrics["grad_norm"], rtol=1e-5)
     assert int(new.step) == 1

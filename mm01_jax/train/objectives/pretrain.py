@@ -21,8 +21,9 @@ from mm01_jax.parallel.experts.layer import RouterStats
 
 def objective(
     model: TextModel | VLModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
-) -> tuple[jax.Array, tuple[jax.Array, RouterStats]]:
-    """The summand of one microbatch: (objective, (its part of the mean cross-entropy in nats, router statistics)).
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], RouterStats]]:
+    """The summand of one microbatch: (objective, (loss (mean cross-entropy, nats a target), balance_loss and z_loss
+    without their coefficients; router statistics)).
 
     Args:
       total_weight: float32, sum of target weights of the whole global step.
@@ -31,9 +32,10 @@ def objective(
     x = embeddings(model, batch.tokens, batch.tiles, batch.image_index)
     hidden, _, stats = model.forward(x, batch.positions, batch.segments)
     loss = token_loss(model, hidden, batch, config.loss_chunk, total_weight)
-    routers = config.balance_coef * balance_loss(stats, config.balance_loss)
+    balance = balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
-    return loss + share * (routers + config.z_loss_coef * z), (loss, stats)
+    losses = {"loss": loss, "balance_loss": share * balance, "z_loss": share * z}
+    return loss + share * (config.balance_coef * balance + config.z_loss_coef * z), (losses, stats)
 
 
 @jax.named_scope("loss")
