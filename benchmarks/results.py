@@ -97,7 +97,8 @@ class Report:
 
     A file that is already there keeps its rows, so that one file can be made by several commands; every row says which.
     But of a subject that is measured again on a device all go: what stands in one line was seen in one run. A label is
-    added to every subject; packages are those whose versions count beside jax's, where they are installed.
+    added to every subject; packages are those whose versions count beside jax's, where they are installed;
+    root is the checkout that is measured.
     """
 
     def __init__(
@@ -108,13 +109,14 @@ class Report:
         *,
         label: str = "",
         packages: tuple[str, ...] = (),
+        root: pathlib.Path = ROOT,
     ):
         typed = shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
         self.path, self.command = path, re.sub(r" --json[= ]\S+", "", typed)
         self.before = read(path) if path and pathlib.Path(path).exists() else []
         self.rows: list[Row] = []
         self.label = f", {label}" if label else ""
-        self._origin = {"versions": versions(*packages), "commit": commit(), "command": self.command}
+        self._origin = {"versions": versions(*packages), "commit": commit(root), "command": self.command}
         self._origin["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
 
     def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None) -> Row:
@@ -147,11 +149,11 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """The commit that runs here; None outside a git repository."""
+def commit(root: pathlib.Path = ROOT) -> str | None:
+    """The commit of a checkout; None outside a git repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True)
+        found = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=root, capture_output=True, text=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=root, capture_output=True)
     except OSError:
         return None
     return found.stdout.strip() + "+" * (changed.returncode == 1) if found.returncode == 0 else None
