@@ -61,6 +61,8 @@ def _no_constant(name: str) -> None:
 
 
 _ABSENT = "nothing"
+# Fields that 0.2.0 had not. A config without them means their defaults, which are what it did.
+_SINCE_0_2_0 = ("train.tensorboard", "train.profile")
 _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes which are never cut
 
 
@@ -88,6 +90,8 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
         yield Problem(key=prefix + name, got=plain[name], allowed=allowed, nearest=fields.nearest_key(prefix + name))
     for name, annotation in names.items():
         annotation = _present(annotation, plain.get(name))
+        if name not in plain and prefix + name in _SINCE_0_2_0:
+            continue
         if name not in plain:
             nearest = f"{prefix}{name} = ..."
             yield Problem(key=prefix + name, got=_ABSENT, allowed="every field of a config", nearest=nearest)
@@ -106,6 +110,8 @@ def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
 def _build(plain: dict[str, Any], section: type) -> Any:
     read = {}
     for name, annotation in fields.field_types(section).items():
+        if name not in plain:
+            continue  # of _SINCE_0_2_0
         annotation = _present(annotation, plain[name])
         build = _build if dataclasses.is_dataclass(annotation) else fields.canonical
         read[name] = build(plain[name], annotation)

@@ -103,6 +103,17 @@ def test_mesh_with_the_devices_has_no_problem_and_any_other_names_a_mesh_that_ha
     assert not mesh_problems(near, num_devices)
 
 
+@pytest.mark.parametrize(
+    ("typed", "nearest"), [("10", "1:2"), ("30:20", "30:31"), ("0:3", "1:2"), ("90:200", "90:91"), ("a:b", "1:2")]
+)
+def test_steps_to_profile_lie_in_the_run(typed, nearest):
+    with pytest.raises(ConfigError) as refused:
+        command_line.load_config(BASE, [f"train.profile={typed}"])
+    (problem,) = refused.value.problems
+    assert (problem.key, problem.got, problem.nearest) == ("train.profile", typed, nearest)
+    assert command_line.load_config(BASE, [f"train.profile={nearest}"]).train.profile_steps
+
+
 LENGTHS_AND_INTERVALS = {
     "train.steps",
     "train.eval_every",
@@ -110,6 +121,8 @@ LENGTHS_AND_INTERVALS = {
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.profile",
+    "train.tensorboard",
     "data.prefetch",
 }
 
@@ -137,7 +150,9 @@ def test_weights_are_taken_by_a_config_of_the_same_model_whatever_else_differs(k
 def _other(config, key: str) -> object:
     """Another value of the type that is there."""
     value, kind = fields.get(config, key), fields.leaf_types()[key]
-    return next(v for v in ("other", ("other",), ((1, 2),), 5, 0.5, VISION) if v != value and _like(v, value, kind))
+    return next(
+        v for v in ("other", ("other",), ((1, 2),), 5, 0.5, VISION, False) if v != value and _like(v, value, kind)
+    )
 
 
 def _like(candidate: object, value: object, kind: object) -> bool:

@@ -89,6 +89,13 @@ def test_config_that_0_1_wrote_is_refused_by_one_problem_that_says_what_moved():
     assert saved.from_json(json.dumps(plain)) == saved.from_json(golden)
 
 
+def test_config_that_0_2_0_wrote_means_the_defaults_of_what_came_since():
+    plain = json.loads((GOLDEN / "tiny.json").read_text())
+    for name in ("tensorboard", "profile"):
+        del plain["train"][name]
+    assert saved.from_json(json.dumps(plain)) == saved.from_json((GOLDEN / "tiny.json").read_text())
+
+
 def test_train_main_refuses_a_config_that_0_1_wrote_with_exit_code_2():
     command = [sys.executable, "train_main.py", "--config=tests/fixtures/config_0_1.json", "--dry_run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -172,8 +172,6 @@ BY_HAND = (
     typed("optimizer.schedule.decay_start=59", "61", key="optimizer.schedule.decay_start"),
     typed("optimizer.schedule.final=1e-3", "0.00013", got="0.001"),
     typed("train.batch_ramp=((40,16),(20,32))", "((20, 16), (40, 32))", got="((40, 16), (20, 32))"),
-    typed("train.profile=10", "1:2"),
-    typed("train.profile=30:20", "30:31"),
     # The mesh.
     typed("mesh.tensor=3", "2"),
     typed("mesh.data=3", "2"),

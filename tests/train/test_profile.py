@@ -8,7 +8,7 @@ import pytest
 
 from mm01_jax import scopes
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics import MetricsLog, read_metrics
 from tests import small
 from tests.house.checkout import ROOT
 
@@ -92,3 +92,9 @@ def test_tensorboard_gets_scalars_and_the_expert_load(ran):
         raw = raw[16 + length :]
     assert tags["loss"] == [(step, "simple_value") for step in (1, 2, 3, 4)]
     assert tags["expert_load"] == [(step, "histo") for step in (1, 2, 3, 4)]
+
+
+def test_tensorboard_is_switched_off_by_the_config(tmp_path):
+    config = small.config(train__tensorboard=False)
+    MetricsLog(tmp_path, 0, tensorboard=config.train.tensorboard).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
