@@ -145,6 +145,7 @@ def _chunked_backward(vocab_axes, residuals, d_total):
 _chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
+@jax.named_scope("head")
 def _einsum(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
     """float32 out of the model's dtype."""
     wide = np.promote_types(left.dtype, np.float32)
