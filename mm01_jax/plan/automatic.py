@@ -47,7 +47,7 @@ def choose(config: Config, devices: Sequence[jax.Device], memory: float | None =
         raise ConfigError([Problem(key="mesh", got=AUTO, allowed=allowed, nearest="another number of devices")])
     weights = [(leaf.shape, leaf.get_metadata()["axes"], leaf.dtype.itemsize) for leaf in _leaves(config)]
     sizes = {mesh: _bytes(weights, mesh) for mesh in meshes}
-    best = min(meshes, key=lambda mesh: (sizes[mesh] > _OF_MEMORY * memory, *_order(mesh, devices)))
+    best = min(meshes, key=lambda mesh: (sizes[mesh] > _OF_MEMORY * memory, *_order(mesh, devices[:count])))
     if sizes[best] > _OF_MEMORY * memory:
         least = min(sizes.values())
         room = _OF_MEMORY * memory
