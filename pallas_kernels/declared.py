@@ -1,12 +1,14 @@
-"""What a kernel's products come to, said where it is called, for who counts a traced program (`mm01_jax.plan`).
+"""What a kernel's products come to, said where it is called.
 
-A kernel's loops may have lengths that are data, and a GPU kernel's jaxpr has no matmul in it. jax's own `cost_estimate`
-would be the place, but `plgpu.kernel` takes none before jax 0.12.
+XLA's scheduler is told by `pallas_call(cost_estimate=)` (TPU). Who counts a traced program (`mm01_jax.plan`) reads a
+scope: a kernel's loops may have lengths that are data, a GPU kernel's jaxpr has no matmul in it, and `plgpu.kernel`
+takes no estimate before jax 0.12.
 """
 
 import re
 
 import jax
+from jax.experimental import pallas as pl
 
 _SCOPE, _PART = re.compile(r"kernel_flops_(\d+)"), re.compile(r"kernel_percent_(\d+)")
 
@@ -14,6 +16,12 @@ _SCOPE, _PART = re.compile(r"kernel_flops_(\d+)"), re.compile(r"kernel_percent_(
 def flops(count: int) -> jax.named_scope:
     """A scope for the kernel's call, and nothing else in it."""
     return jax.named_scope(f"kernel_flops_{count}")
+
+
+def cost(flops: int, *arrays: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstimate:
+    """For the compiler: the kernel's products, and every array that it reads or writes once."""
+    moved = sum(array.size * array.dtype.itemsize for array in arrays)
+    return pl.CostEstimate(flops=flops, bytes_accessed=moved, transcendentals=0)
 
 
 def percent(share: int) -> jax.named_scope:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import declared
 from pallas_kernels.lightning_attention import ages, tiling
 from pallas_kernels.precision import matmul_precision
 
@@ -46,9 +47,11 @@ def _call(kernel, slope_N, lines, sequences, state_BNHH, tiles, *, outputs: int,
     state = pl.BlockSpec((None, None, H, H), lambda b, n, t, _: (b, n, 0, 0))
     lines_spec = pl.BlockSpec((None, ages.ROWS, block if packed else C), lines_index)
     varying = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type)
+    out_shape = [varying(x.shape, x.dtype)] * outputs + [varying(state_BNHH.shape, jnp.float32)]
+    products = 2 * x.size * (2 * outputs * C + (outputs + 1) * H)  # in a chunk, and with the state
     return pl.pallas_call(
         functools.partial(kernel, chunk=C, packed=packed, unroll=tiles.unroll),
-        out_shape=[varying(x.shape, x.dtype)] * outputs + [varying(state_BNHH.shape, jnp.float32)],
+        out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, N, blocks),
@@ -63,6 +66,7 @@ def _call(kernel, slope_N, lines, sequences, state_BNHH, tiles, *, outputs: int,
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
+        cost_estimate=declared.cost(products, lines, *sequences, state_BNHH, *out_shape),
         name=kernel.__name__.strip("_"),
     )(slope_N, lines, *sequences, state_BNHH)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import dispatch
+from pallas_kernels import declared, dispatch
 from pallas_kernels.lightning_attention import tiling
 
 
@@ -39,6 +39,7 @@ def tiled_step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B, tiles):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
+        cost_estimate=declared.cost(4 * state_BNHH.size, q_BNH, k_BNH, v_BNH, q_BNH, state_BNHH, state_BNHH),
         name="step",
     )(slope_N, active_B.astype(jnp.int32), q_BNH, k_BNH, v_BNH, state_BNHH)
 

@@ -50,6 +50,7 @@ def call(program, outputs, spans: Spans, inputs, specs, scratch, *, grid, name: 
             num_scalar_prefetch=1, grid=grid, in_specs=specs, out_specs=list(out_specs), scratch_shapes=scratch
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * len(grid)),
+        cost_estimate=declared.cost(flops, *inputs, *out_shape),
         name=name,
     )
     spans = jnp.stack(spans)

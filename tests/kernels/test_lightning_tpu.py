@@ -13,6 +13,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import use_abstract_mesh
 
+from mm01_jax.plan import traced_work
 from pallas_kernels.lightning_attention import lightning_attention_step, reference, tiling, tpu
 from tests.kernels import lightning_cases as cases
 from tests.kernels.test_lightning_xla import random_case
@@ -126,3 +127,26 @@ def test_lightning_tpu_unsupported_says_why():
     assert "head_dim must be 64, 128 or 256, got 32" in tpu.unsupported(*x[:6])
     with use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
         assert "not for a TPU" in tpu.unsupported(*x[:6])
+
+
+def test_what_the_kernels_tell_the_compiler_is_what_their_products_come_to():
+    shapes = [jax.ShapeDtypeStruct((2, 512, 4, 128), jnp.bfloat16)] * 3
+    state, slope = jax.ShapeDtypeStruct((2, 4, 128, 128), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
+
+    def both(q, k, v, slope, state):
+        out, last = tpu.forward(q, k, v, slope, state, None)
+        return tpu.backward(q, k, v, slope, state, None, out, last)
+
+    traced = jax.make_jaxpr(both)(*shapes, slope, state)
+    told = [eqn.params["cost_estimate"] for eqn in _equations(traced.jaxpr) if eqn.primitive.name == "pallas_call"]
+    assert len(told) == 3  # forward, the queries' gradient, the reverse pass
+    assert sum(cost.flops for cost in told) == traced_work.count(traced.jaxpr, {}).flops
+    once = 4 * shapes[0].size * 2 + 2 * state.size * 4  # q, k, v, out and both states
+    assert once < told[0].bytes_accessed < 1.01 * once
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in traced_work._inner(eqn) if eqn.primitive.name != "pallas_call" else ():
+            yield from _equations(inner)
