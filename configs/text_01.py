@@ -39,6 +39,7 @@ def get_config() -> Config:
             experts_alpha=deepnorm_alpha,
         ),
         compute=ComputeConfig(
+            remat="full",
             dropless_bound=2.0,  # the worst case would be 16 times the balanced load on every chip
             exchange_groups=2,  # half the buffers; the exchange of one runs beside the experts of the other
         ),

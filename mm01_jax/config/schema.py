@@ -65,7 +65,8 @@ class ComputeConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # of the weights that a training step holds
     # What a layer keeps for its backward pass: all, what `pallas_kernels/kept.py` names, products, or its input alone.
-    remat: Literal["none", "named", "dots", "full"] = "full"
+    # Auto is the most that the memory holds, settled before training (`model/remat.py`), else full.
+    remat: Literal["auto", "none", "named", "dots", "full"] = "auto"
     # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
     dropless_bound: float | None = None
     # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).

@@ -101,6 +101,11 @@ class Lightning(nnx.Module):
         return 4.0 * config.num_heads * config.head_dim**2
 
     @staticmethod
+    def kept(config: ModelConfig) -> int:
+        """q, k, v, gate; the output."""
+        return 5 * config.num_heads * config.head_dim
+
+    @staticmethod
     def empty_cache(
         config: ModelConfig, compute: ComputeConfig, stack: tuple[int, int], batch_size: int, max_length: int
     ) -> jax.Array:

@@ -47,6 +47,10 @@ class Mixer(Protocol):
         """Forward FLOPs of mixing one token that sees so many keys, projections aside."""
 
     @staticmethod
+    def kept(config: ModelConfig) -> int:
+        """Numbers in the compute dtype that a token's forward pass keeps by name (`pallas_kernels/kept.py`)."""
+
+    @staticmethod
     def empty_cache(
         config: ModelConfig, compute: ComputeConfig, stack: tuple[int, int], batch_size: int, max_length: int
     ) -> Any:

@@ -80,6 +80,11 @@ class Softmax(nnx.Module):
         return 4.0 * config.num_heads * config.head_dim * num_keys
 
     @staticmethod
+    def kept(config: ModelConfig) -> int:
+        """Query, key, value; the output. Its log-sum-exp is small."""
+        return 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
+
+    @staticmethod
     def empty_cache(
         config: ModelConfig, compute: ComputeConfig, stack: tuple[int, int], batch_size: int, max_length: int
     ) -> KeysValues:

@@ -1,8 +1,9 @@
 """Bytes on one chip, before any compilation: exact for what a step is given, an estimate for what it makes.
 
 The estimate of a training step: gradients as large as the parameters; the input of every layer, kept for the backward
-pass (remat "full"); of one layer its gathered weights, twice, because the next ones arrive while these are used, and
-the buffers of one group's experts, forward and backward.
+pass (remat "full"), and beside it what has a name (remat "named", and at least so much with "none"); of one layer its
+gathered weights, twice, because the next ones arrive while these are used, and the buffers of one group's experts,
+forward and backward.
 """
 
 import functools
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 
 from mm01_jax.config import Config
+from mm01_jax.model.remat import named_bytes
 from mm01_jax.parallel.experts.exchange import Buffers
 from mm01_jax.plan.steps import Step
 
@@ -49,6 +51,8 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
     if kind == "train":
         sizes["gradients"] = parameters
         sizes["layer inputs"] = model.num_layers * chip_tokens * width * item // config.mesh.shards("act_embed")
+        if compute.remat in ("named", "none"):
+            sizes["named values"] = named_bytes(config)
         sizes["loss"] = min(train.loss_chunk, chip_tokens) * model.vocab_size * 4 // config.mesh.shards("vocab")
     return sizes
 

@@ -11,6 +11,7 @@ from mm01_jax import sharding
 from mm01_jax.chips import CHIPS
 from mm01_jax.config import MESH_AXES, Config
 from mm01_jax.model.flops import mfu, train_flops_per_token
+from mm01_jax.model.remat import settle
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.plan import compiler, memory, roofline
 from mm01_jax.plan.hlo import collectives, traffic
@@ -90,6 +91,10 @@ def make_plan(kind: str, config: Config, target: Target, *, compile_it: bool) ->
     """
     with _mesh_in_force(config, target, compile_it=compile_it) as mesh:
         step = make_step(kind, config, mesh)
+        if kind == "train" and config.compute.remat == "auto":
+            remat = settle(config, step.arguments[0], target.chip.hbm)
+            config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, remat=remat))
+            step = make_step(kind, config, mesh)
         compiled = compiler.compile_step(step) if compile_it else None
         # Quick mode counts what it traced; the compiler's program has been traced already and the trace is cached.
         assumed = Assumed(_balanced_rows(config, step), _pairs_computed(kind, config))

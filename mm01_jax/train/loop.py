@@ -25,6 +25,7 @@ from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.inference import scoring
 from mm01_jax.model.flops import mfu, train_flops_per_token
+from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.progress import Progress
@@ -66,7 +67,8 @@ def run(config: Config, workdir: str, init_from: str | None = None, log: Callabl
         train = config.train
         dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=log)
         log(dataset.describe())
-        start = begin(with_exchange_settled(config, log), mesh, checkpoints, dataset, init_from, log)
+        settled = with_remat_settled(with_exchange_settled(config, log), step.abstract_state(config, mesh), log)
+        start = begin(settled, mesh, checkpoints, dataset, init_from, log)
         _Loop(config, root, checkpoints, dataset, start).train(log)
 
 

@@ -140,7 +140,7 @@ BY_HAND = (
     typed("model.rope_theta=big", "10000000.0"),
     typed("compute.dtype=bf16", "'bfloat16'"),
     typed("model.routing=droples", "'dropless'"),
-    typed("compute.remat=True", "'none'"),
+    typed("compute.remat=True", "'auto'"),
     typed("train.balance_loss=transformer", "'transformers'"),
     typed("model.period=lightning", "('lightning',)"),
     typed("model.period=('lightning','sofmax')", "('lightning', 'softmax')", got="sofmax"),

@@ -89,6 +89,10 @@ class Window(nnx.Module):
         return 4.0 * config.num_heads * config.head_dim * min(num_keys, WINDOW)
 
     @staticmethod
+    def kept(config):
+        return 4 * config.num_heads * config.head_dim
+
+    @staticmethod
     def empty_cache(config, compute, stack, batch_size, max_length):
         shape = (*stack, batch_size, max_length, config.num_heads, config.head_dim)
         return Keys(jnp.zeros(shape, compute.dtype), jnp.zeros(shape, compute.dtype))

@@ -31,7 +31,7 @@ def costs(own: int, item: int, shards: int, remat: str) -> dict[Literal["gather"
     own: bytes of the keys and values of one shard. item: bytes of one number of theirs.
     """
     wide = own * 4 // item
-    forward = (shards - 1) * own * (2 if remat == "full" else 1)
+    forward = (shards - 1) * own * (2 if remat in ("auto", "full") else 1)
     return {
         "gather": Cost(forward + (shards - 1) * own, shards * (own + wide)),
         "ring": Cost(forward + (shards - 1) * own + shards * wide, 2 * (own + wide)),
