@@ -1,0 +1,99 @@
+"""Renders a chat template: a program of its own, given a stranger's code (`data/templates.py` starts it).
+
+stdin has a JSON object: `template`; `variables`, of every rendering; `calls`, the variables of each; `limit`, the
+characters that any rendering may have; `seconds` of the processor and `bytes` of memory that all may take. stdout gets
+[{"text": ...} or {"error": ...}, ...], one a call. Nothing of ours is imported here.
+
+The template sees what it would in transformers: `messages`, `tools`, `add_generation_prompt`, `raise_exception`,
+`strftime_now`, `tojson`, `break` and `continue`, `generation` blocks. It can open no file and start no process.
+"""
+
+import datetime
+import json
+import sys
+
+import jinja2
+from jinja2 import nodes, sandbox
+from jinja2.ext import Extension
+
+
+class Generation(Extension):
+    """`{% generation %} ... {% endgeneration %}`, which say where an answer stands: what is between them."""
+
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(["name:endgeneration"], drop_needle=True)).set_lineno(line)
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """transformers' `tojson`: text as it stands, not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message) -> None:
+    raise jinja2.TemplateError(str(message))
+
+
+def environment() -> sandbox.ImmutableSandboxedEnvironment:
+    made = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    made.filters["tojson"] = _to_json
+    made.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    return made
+
+
+def render(template: jinja2.Template, variables: dict, limit: int) -> str:
+    pieces, size = [], 0
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise OverflowError(f"more than {limit:,} characters of text")
+    return "".join(pieces)
+
+
+def confine(seconds: int, memory: int) -> None:
+    """Bounds what this process may take; where the system knows no limits, who started it bounds its time."""
+    try:
+        import resource
+    except ImportError:
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = int(used.ru_utime + used.ru_stime) + seconds
+    limits = {"RLIMIT_CPU": until, "RLIMIT_AS": memory, "RLIMIT_NOFILE": 3, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    for name, value in limits.items():
+        if hasattr(resource, name):
+            try:
+                resource.setrlimit(getattr(resource, name), (value, value))
+            except (OSError, ValueError):  # a system that does not let this one be set
+                continue
+
+
+def answer(request: dict) -> list[dict[str, str]]:
+    made = environment()
+    try:  # what explains an error is imported by the first one, and later no file can be opened
+        made.from_string("{{ 0 | tojson }}{{ strftime_now('%Y') }}{{ x.y }}").render()
+    except jinja2.TemplateError:
+        confine(request["seconds"], request["bytes"])
+    try:
+        template = made.from_string(request["template"])
+    except jinja2.TemplateSyntaxError as error:
+        return [{"error": f"line {error.lineno}: {error.message}"}] * len(request["calls"])
+    return [one(template, request["variables"] | call, request) for call in request["calls"]]
+
+
+def one(template: jinja2.Template, variables: dict, request: dict) -> dict[str, str]:
+    said = len(json.dumps(variables, ensure_ascii=False))
+    try:
+        return {"text": render(template, variables, max(request["limit"], 4 * said))}
+    except MemoryError:
+        return {"error": f"more than {request['bytes']:,} bytes of memory"}
+    except Exception as error:  # whatever a stranger's code can raise is its answer
+        return {"error": str(error) or type(error).__name__}
+
+
+if __name__ == "__main__":
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)

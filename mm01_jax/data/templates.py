@@ -1,0 +1,215 @@
+"""Chat templates that come with a checkpoint: where they lie, and what they make of a conversation.
+
+A template is a stranger's program. It runs in jinja2's sandbox, in a process of its own (`template_process.py`) that
+can open no file and has bounded time, memory and output. The name of a special token in what a person wrote stays text.
+"""
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mm01_jax.data.conversations import Rendered, text_of
+from mm01_jax.data.tokenizer import Tokenizer
+
+Message = dict[str, Any]
+SECONDS = 5  # of the processor, for all renderings of one conversation
+MEMORY = 1 << 30
+CHARACTERS = 1 << 20  # that any rendering may have; a long conversation's may have four times its own
+_WALL_SECONDS = 120.0  # of a machine that is busy with other things
+_JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+_PRIVATE = range(0xE000, 0xF900)  # code points that Unicode leaves to programs
+_PROBE = "what a probe says"
+
+
+class Template(NamedTuple):
+    """source: jinja. name: of its file. tokens: what tokenizer_config.json calls bos_token, eos_token, ..."""
+
+    source: str
+    name: str
+    tokens: Mapping[str, str] = {}
+
+    def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
+        """int32 ids of a conversation and the header of the answer that is to come; errors as of `render`."""
+        (text,), mark = self._texts([(messages, True)], tokenizer, tools)
+        return _encode(text, [], tokenizer, mark).ids
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> Rendered:
+        """A conversation's tokens, those that the assistant said marked: from its header to its end token.
+
+        Raises:
+          ValueError: the template is wrong, refuses the conversation or runs too long; it changes an answer once it is
+            past, so that nobody can say which tokens the answer is.
+        """
+        said = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        calls = [(messages[: number + more], not more) for number in said for more in (0, 1)]
+        (whole, *parts), mark = self._texts([(messages, False), *calls], tokenizer, tools)
+        bounds = []
+        for before, after in zip(parts[::2], parts[1::2], strict=True):
+            if not (whole.startswith(after) and after.startswith(before)):
+                raise ValueError(f"{self.name}: the template changes an answer once it is past; its tokens are unknown")
+            ends = [match.end() for match in _specials(tokenizer).finditer(after, len(before))]
+            bounds.append((len(before), max(ends, default=len(after))))
+        return _encode(whole, bounds, tokenizer, mark)
+
+    def stop(self, tokenizer: Tokenizer) -> int | None:
+        """The special token that ends an answer; None where the template has none."""
+        user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}
+        (text,), _ = self._texts([([user, answer], False)], tokenizer, None)
+        found = _specials(tokenizer).search(text, text.rfind(_PROBE))
+        return tokenizer.special(found[0]) if found else None
+
+    def _texts(self, calls: Sequence[tuple[Sequence[Message], bool]], tokenizer: Tokenizer, tools):
+        """(the text of each (messages, whether an answer is to come), the mark inside persons' special tokens)."""
+        has_parts = any(isinstance(message.get("content"), list) for messages, _ in calls for message in messages)
+        forms = (_parts, _text) if has_parts else (_text, _parts)  # some templates know text alone, some parts alone
+        calls = [([{"role": "user", "content": _PROBE}], False), *calls]
+        mark = _unused(json.dumps([messages for messages, _ in calls], ensure_ascii=False))
+        inputs = [
+            {"messages": _marked(form(messages), tokenizer, mark), "tools": tools, "add_generation_prompt": generate}
+            for form in forms
+            for messages, generate in calls
+        ]
+        results = self._run(inputs)
+        for found in (results[: len(calls)], results[len(calls) :]):
+            if _PROBE in found[0].get("text", ""):
+                wrong = next((one["error"] for one in found if "error" in one), None)
+                if wrong is not None:
+                    raise self._refused(wrong)
+                return [one["text"] for one in found[1:]], mark
+        raise self._refused(results[0].get("error", "it leaves out what a message says"))
+
+    def _run(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """{"text": ...} or {"error": ...} of each rendering."""
+        if importlib.util.find_spec("jinja2") is None:
+            raise ValueError(f"{self.name}: a chat template needs jinja2: pip install 'mm01_jax[chat]'")
+        request = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
+        asked = json.dumps(request | {"seconds": SECONDS, "bytes": MEMORY, "limit": CHARACTERS}).encode()
+        shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("template_process.py"))]
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # and nothing of ours beside
+        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
+            stdin.write(asked)
+            stdin.seek(0)
+            pipes = {"stdin": stdin, "stdout": stdout, "stderr": subprocess.DEVNULL, "env": environment}
+            try:
+                code = subprocess.run(shell, timeout=_WALL_SECONDS, check=False, **pipes).returncode
+            except subprocess.TimeoutExpired:
+                code = -signal.SIGKILL
+            stdout.seek(0)
+            answered = stdout.read()
+        if code:
+            killed = code in (-signal.SIGXCPU, -signal.SIGKILL)
+            raise self._refused(f"it takes more than {SECONDS} s" if killed else f"its process ended with code {code}")
+        return json.loads(answered)
+
+    def _refused(self, why: str) -> ValueError:
+        why = " ".join(why.split())
+        return ValueError(f"{self.name}: chat template: {why if len(why) <= 200 else why[:197] + '...'}")
+
+
+def find(*folders: pathlib.Path) -> Template | None:
+    """The template of the first folder that has one, as the hub lays it out; None where none has.
+
+    Raises:
+      ValueError: a file that is no text or no JSON.
+    """
+    for folder in folders:
+        config = _config(folder / _CONFIG)
+        tokens = {key: value for key, value in map(_token, config.items()) if value}
+        if (folder / _JINJA).is_file():
+            return Template(_read(folder / _JINJA), str(folder / _JINJA), tokens)
+        source = config.get("chat_template")
+        if isinstance(source, list):  # several by name
+            named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
+            source = named.get("default", next(iter(named.values()), None))
+        if isinstance(source, str):
+            return Template(source, str(folder / _CONFIG), tokens)
+    return None
+
+
+def from_file(path: str) -> Template:
+    """The template of a .jinja file; ValueError where there is none."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: no such file; allowed: a .jinja file")
+    return Template(_read(pathlib.Path(path)), path)
+
+
+def _config(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(_read(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _token(entry: tuple[str, Any]) -> tuple[str, str | None]:
+    """A special token of tokenizer_config.json: text, or an object with its text in `content`."""
+    key, value = entry
+    value = value.get("content") if isinstance(value, dict) else value
+    return key, value if key.endswith("_token") and isinstance(value, str) else None
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _text(messages: Sequence[Message]) -> list[Message]:
+    """Every content as text, as most templates want it."""
+    return [m | {"content": text_of(m)} if isinstance(m.get("content"), list) else m for m in messages]
+
+
+def _parts(messages: Sequence[Message]) -> list[Message]:
+    """Every content as a list of parts, as those of models with images want it."""
+    in_parts = ({"type": "text", "text": m["content"]} if isinstance(m.get("content"), str) else None for m in messages)
+    return [m | {"content": [part]} if part else m for m, part in zip(messages, in_parts, strict=True)]
+
+
+def _specials(tokenizer: Tokenizer) -> re.Pattern:
+    """The tokenizer's special tokens in a text; of none, what never matches."""
+    names = sorted(tokenizer.specials, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def _unused(text: str) -> str:
+    return next(mark for mark in map(chr, _PRIVATE) if mark not in text)
+
+
+def _marked(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
+    """A message with a mark inside the name of every special token, so that it is none to `_encode`."""
+    split: Callable[[re.Match], str] = lambda match: match[0][:1] + mark + match[0][1:]  # noqa: E731
+    if isinstance(value, str):
+        return _specials(tokenizer).sub(split, value)
+    if isinstance(value, list | tuple):
+        return [_marked(one, tokenizer, mark) for one in value]
+    if isinstance(value, dict):
+        return {key: _marked(one, tokenizer, mark) for key, one in value.items()}
+    return value
+
+
+def _encode(text: str, bounds: Sequence[tuple[int, int]], tokenizer: Tokenizer, mark: str) -> Rendered:
+    """Ids of a text: special tokens as such, the rest as text, cut where an answer begins or ends."""
+    cuts = sorted({0, len(text), *(at for pair in bounds for at in pair)})
+    ids, said = [], []
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        is_answer = any(first <= start < last for first, last in bounds)
+        for piece in re.split(f"({_specials(tokenizer).pattern})", text[start:stop]):
+            if piece in tokenizer.specials:
+                ids.append(np.array([tokenizer.special(piece)], np.int32))
+            else:
+                ids.append(tokenizer.encode(piece.replace(mark, "")))
+            said.append(np.full(len(ids[-1]), is_answer))
+    return Rendered(np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0, bool), *said]))
