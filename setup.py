@@ -35,6 +35,7 @@ setup(
         "tpu-aot": ["libtpu"],
         "gpu-aot": ["jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"],
         "tokenizers": ["tokenizers>=0.23"],
+        "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
@@ -45,6 +46,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.7",
             "hypothesis>=6",
+            "jinja2>=3.1.6",
             "ruff>=0.8",
             "libtpu",
             "matplotlib>=3.9",

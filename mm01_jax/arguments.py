@@ -69,6 +69,12 @@ CONFIG = Flag(
     example="tiny",
     required=True,
 )
+CHECKPOINT = Flag(
+    "checkpoint",
+    "a run's work directory, one of its steps, or a conversion",
+    example="runs/tiny",
+    required=True,
+)
 COMPILE_CACHE = Flag(
     "compile_cache",
     "keep compiled programs in the user's cache folder for next time; --nocompile-cache: neither read nor write it",
@@ -123,7 +129,7 @@ def read(program: Command, argv: Sequence[str]) -> types.SimpleNamespace:
             one = flag.name
             accepted.append((flag, f"--{name}" if value is None else f"--{name}={value}", value))
         if one in seen:
-            raise _refused(typed, value, "once on a command line", f"one {typed}")
+            raise refused(typed, value, "once on a command line", f"one {typed}")
         seen.add(one)
     found = _values(program, list(known.values()), accepted)
     return types.SimpleNamespace(**found, task=task, overrides=overrides)
@@ -145,7 +151,7 @@ def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, 
                 value = next(rest, None)
                 if value is None or value.startswith("--"):
                     flag = every[name]
-                    raise _refused(typed, "no value", flag.allowed, f"{flag.typed}={flag.example}")
+                    raise refused(typed, "no value", flag.allowed, f"{flag.typed}={flag.example}")
             given.append((typed, name, value))
     return given, words
 
@@ -159,22 +165,20 @@ def _task(program: Command, words: list[str], help_asked: bool) -> str | None:
         if words:
             allowed = "flags, written --name=value; text with spaces in quotes"
             first = program.flags[0]
-            raise _refused(
-                "command line", words[0], allowed, f"{first.typed}={words[0]}" if first.kind is str else None
-            )
+            raise refused("command line", words[0], allowed, f"{first.typed}={words[0]}" if first.kind is str else None)
         return None
     if not words and help_asked:
         return None
     allowed, first = "one of " + ", ".join(program.tasks), next(iter(program.tasks))
     if not words:
-        raise _refused("task", "none", allowed, first)
+        raise refused("task", "none", allowed, first)
     task = next((name for name in program.tasks if name.replace("-", "_") == words[0].replace("-", "_")), None)
     if task is None:
-        raise _refused(
+        raise refused(
             "task", words[0], allowed, fields.nearest_name(words[0], program.tasks) or next(iter(program.tasks))
         )
     if words[1:]:
-        raise _refused("command line", words[1], f"one task, then flags, written --name=value (task: {task})", None)
+        raise refused("command line", words[1], f"one task, then flags, written --name=value (task: {task})", None)
     return task
 
 
@@ -184,7 +188,7 @@ def _known_flag(program: Command, task: str | None, known: Mapping[str, Flag], t
         keys = [f"{_OVERRIDE}{key}" for key in fields.leaf_types()] if program.takes_overrides else []
         near = fields.nearest_name(name, [*known, *keys])
         nearest = known[near].typed if near in known else f"--{near}" if near else "--help"
-        raise _refused(typed, value, f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)", nearest)
+        raise refused(typed, value, f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)", nearest)
     return flag
 
 
@@ -198,11 +202,11 @@ def _values(program: Command, known: Sequence[Flag], accepted) -> dict[str, Any]
             values([program.name, argument])
         except flags.Error:
             near = fields.nearest_name(str(value), flag.kind) if isinstance(flag.kind, tuple) else None
-            raise _refused(flag.typed, value, flag.allowed, near or f"{flag.typed}={_example(flag)}") from None
+            raise refused(flag.typed, value, flag.allowed, near or f"{flag.typed}={_example(flag)}") from None
     for flag in known:
         if flag.required and not values[flag.name].value:
             got = "nothing" if values[flag.name].value is None else values[flag.name].value
-            raise _refused(flag.typed, got, flag.words, f"{flag.typed}={flag.example}")
+            raise refused(flag.typed, got, flag.words, f"{flag.typed}={flag.example}")
     return {flag.name: values[flag.name].value for flag in known}
 
 
@@ -213,12 +217,8 @@ def _example(flag: Flag) -> str:
     return str(flag.default if flag.default is not None else flag.example).lower()
 
 
-def missing(name: str, allowed: str, example: str) -> ConfigError:
-    """Of a flag that only some uses need."""
-    return _refused(f"--{name}", "nothing", allowed, example)
-
-
-def _refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
+def refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
+    """The error of something typed, in the form that all have."""
     return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
 
 

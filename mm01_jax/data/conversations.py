@@ -7,6 +7,7 @@ An answer is the assistant's text and the <end_of_sentence> behind it: what a mo
 text stands for the next image. Roles and their headers are `HEADERS`.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ HEADERS = {
     "assistant": "ai name=assistant\n",
     "function": "system function_response=functions\n",
 }
+TOOL_HEADER = "system function_setting=functions\n"
 
 
 class Rendered(NamedTuple):
@@ -78,12 +80,14 @@ def render(
     tokenizer: Tokenizer,
     image_tokens: Sequence[int] = (),
     *,
+    tools: Sequence[Any] = (),
     generate: bool = False,
 ) -> Rendered:
     """A conversation's tokens.
 
     Args:
       image_tokens: of each image in order, how many tokens it takes.
+      tools: functions that the model may call, as JSON has them; they stand after all messages.
       generate: end with the header of an answer that is to come.
 
     Raises:
@@ -102,6 +106,9 @@ def render(
         body = encode(text_of(message), tokenizer, [waiting.pop(0) for _ in range(text_of(message).count(IMAGE))])
         header = tokenizer.encode(HEADERS[message["role"]])
         pieces += [(begin, False), (header, False), (body, said), (end, said), (newline, False)]
+    for tool in tools:
+        body = tokenizer.encode(TOOL_HEADER + json.dumps(tool, ensure_ascii=False))
+        pieces += [(begin, False), (body, False), (end, False), (newline, False)]
     if generate:
         pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
     ids = np.concatenate([ids for ids, _ in pieces])

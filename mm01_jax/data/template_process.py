@@ -63,7 +63,8 @@ def confine(seconds: int, memory: int) -> None:
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     until = int(used.ru_utime + used.ru_stime) + seconds
-    limits = {"RLIMIT_CPU": until, "RLIMIT_AS": memory, "RLIMIT_NOFILE": 3, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    limits = {"RLIMIT_CPU": until, "RLIMIT_AS": memory, "RLIMIT_FSIZE": memory}
+    limits |= {"RLIMIT_NOFILE": 3, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
     for name, value in limits.items():
         if hasattr(resource, name):
             try:

@@ -18,17 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm01_jax.data import conversations
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.tokenizer import Tokenizer
 
 Message = dict[str, Any]
-SECONDS = 5  # of the processor, for all renderings of one conversation
+SECONDS = 2  # of the processor, for all renderings of one conversation
 MEMORY = 1 << 30
 CHARACTERS = 1 << 20  # that any rendering may have; a long conversation's may have four times its own
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PRIVATE = range(0xE000, 0xF900)  # code points that Unicode leaves to programs
-_PROBE = "what a probe says"
+_PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of parts as Python does shows no newline
 
 
 class Template(NamedTuple):
@@ -108,12 +109,48 @@ class Template(NamedTuple):
             answered = stdout.read()
         if code:
             killed = code in (-signal.SIGXCPU, -signal.SIGKILL)
-            raise self._refused(f"it takes more than {SECONDS} s" if killed else f"its process ended with code {code}")
+            raise self._refused(f"it takes more than {SECONDS} s" if killed else f"out of memory, or ended ({code})")
         return json.loads(answered)
 
     def _refused(self, why: str) -> ValueError:
         why = " ".join(why.split())
         return ValueError(f"{self.name}: chat template: {why if len(why) <= 200 else why[:197] + '...'}")
+
+
+class Released:
+    """The template of MiniMax-01 (docs/model.md B.5), with the methods of `Template`."""
+
+    name = "minimax-01"
+
+    def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
+        conversations.check_messages(list(messages))
+        return conversations.render(messages, tokenizer, tools=tools or (), generate=True).ids
+
+    def render(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> Rendered:
+        conversations.check_messages(list(messages))
+        return conversations.render(messages, tokenizer, tools=tools or ())
+
+    def stop(self, tokenizer: Tokenizer) -> int:
+        return tokenizer.special(conversations.END)
+
+
+def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokenizer) -> Template | Released:
+    """The template to use: what is asked for, else the first folder's, else MiniMax-01's where the tokenizer is its.
+
+    Args:
+      asked: "minimax-01" or a .jinja file.
+
+    Raises:
+      ValueError: there is none, or none in the file.
+    """
+    if asked is not None:
+        return Released() if asked == Released.name else from_file(asked)
+    if found := find(*folders):
+        return found
+    if tokenizer.name != "bytes" and {conversations.BEGIN, conversations.END} <= set(tokenizer.specials):
+        return Released()
+    places = " or ".join(f"{folder / _JINJA}" for folder in folders)
+    raise ValueError(f"no chat template: no {places}; --template={Released.name} or --template=FILE.jinja gives one")
 
 
 def find(*folders: pathlib.Path) -> Template | None:
@@ -139,7 +176,7 @@ def find(*folders: pathlib.Path) -> Template | None:
 def from_file(path: str) -> Template:
     """The template of a .jinja file; ValueError where there is none."""
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: no such file; allowed: a .jinja file")
+        raise ValueError(f"--template={path}: no such file; allowed: {Released.name}, or a .jinja file")
     return Template(_read(pathlib.Path(path)), path)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     end_of_document: int
     fingerprint: str
+    specials: Mapping[str, int]  # tokens that no text has, by their names
 
     def encode(self, text: bytes | str) -> np.ndarray:
         """int32 ids of a text (UTF-8 when bytes), without any special token."""
@@ -81,6 +83,8 @@ class FileTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.end_of_document = self._find_end()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.specials = {token.content: number for number, token in added.items() if token.special}
 
     def _find_end(self) -> int:
         for name in END_NAMES:
@@ -95,7 +99,7 @@ class FileTokenizer:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def special(self, name: str) -> int:
-        return _known(name, self._tokenizer.token_to_id(name), self.name)
+        return _known(name, self.specials.get(name), self.name)
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -40,12 +40,7 @@ COMMAND = arguments.Command(
     name="mm01-eval",
     doc=__doc__,
     flags=(
-        Flag(
-            "checkpoint",
-            "a run's work directory, one of its steps, or a conversion",
-            example="runs/tiny",
-            required=True,
-        ),
+        arguments.CHECKPOINT,
         arguments.COMPILE_CACHE,
     ),
     tasks=TASKS,

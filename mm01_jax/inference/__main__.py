@@ -1,16 +1,20 @@
-"""mm01-generate: text from a checkpoint.
+"""mm01-generate: text from a checkpoint, after a prompt, after each prompt of a file, or in a conversation.
 
   mm01-generate --checkpoint=runs/tiny --prompt='def '
   mm01-generate --checkpoint=runs/tiny --prompt='def ' --temperature=0 --max-tokens=64
+  mm01-generate --checkpoint=runs/tiny --prompts=asked.jsonl --out=answered.jsonl --batch=16
+  mm01-generate --checkpoint=MiniMax-Text-01 --chat --mesh=auto
 
-`python -m mm01_jax.inference` is the same.
+A line of --prompts is {"prompt": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}; what else it has is
+kept beside the `text` and `finish` of the answer. --chat and messages use the template that lies with the checkpoint or
+its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. `python -m mm01_jax.inference` is the same.
 
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
 """
 
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
@@ -19,13 +23,14 @@ COMMAND = arguments.Command(
     name="mm01-generate",
     doc=__doc__,
     flags=(
-        Flag(
-            "checkpoint",
-            "a run's work directory, one of its steps, or a conversion",
-            example="runs/tiny",
-            required=True,
-        ),
-        Flag("prompt", "the text to go on from", example="'def '", required=True),
+        arguments.CHECKPOINT,
+        Flag("prompt", "the text to go on from", example="'def '"),
+        Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl"),
+        Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl"),
+        Flag("batch", "how many of --prompts are answered together", int, default=8, least=1),
+        Flag("chat", "a conversation: lines of a terminal, or of a pipe", bool, default=False),
+        Flag("system", "what a conversation begins with, before the first line of --chat"),
+        Flag("template", "how a conversation becomes text: minimax-01, or a .jinja file", example="NAME"),
         Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
         Flag("temperature", "0 is greedy", float, default=0.8),
         Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0),
@@ -42,40 +47,115 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _generate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
+    _check_uses(given)
     if given.compile_cache:
         compile_cache.use()
-    from mm01_jax.inference.sampling import Sampling
-
-    _print_text(given, Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p))
-
-
-def _print_text(given: types.SimpleNamespace, sampling) -> None:
-    """Prints the prompt, then the new text as it comes; bytes of an unfinished character wait for the next block."""
     import jax
-    import numpy as np
 
-    from mm01_jax.inference.decoding import generate
+    from mm01_jax import sharding
+    from mm01_jax.config import MeshConfig
+    from mm01_jax.inference.sampling import Sampling
+    from mm01_jax.inference.text import Settings
     from mm01_jax.loading import load
 
-    model, tokenizer, _ = load(given.checkpoint)
+    sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
+    settings = Settings(given.max_tokens, sampling, given.seed)
+    lines = _read_prompts(given) if given.prompts else []
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
+        loaded = load(given.checkpoint)
+        if given.chat:
+            _chat(given, loaded, settings)
+        elif given.prompts:
+            _answer_file(given, loaded, settings, lines)
+        else:
+            _print_text(given, loaded, settings)
+
+
+def _check_uses(given: types.SimpleNamespace) -> None:
+    """One of three uses, and no flag of another."""
+    uses = {"--prompt": given.prompt is not None, "--prompts": given.prompts is not None, "--chat": given.chat}
+    if given.prompt == "" or sum(uses.values()) != 1:
+        got = " and ".join(flag for flag, used in uses.items() if used)
+        got = "--prompt=''" if given.prompt == "" else got or "nothing"
+        raise arguments.refused("what to do", got, "one of --prompt=TEXT, --prompts=FILE, --chat", "--prompt='def '")
+    if (given.out is None) == uses["--prompts"]:
+        allowed = "a file for the answers to --prompts, and only to them"
+        raise arguments.refused("--out", given.out or "nothing", allowed, "--prompts=asked.jsonl --out=answered.jsonl")
+    for name, fits in (("system", given.chat), ("template", given.chat or uses["--prompts"])):
+        if getattr(given, name) is not None and not fits:
+            raise arguments.refused(f"--{name}", getattr(given, name), "a flag of a conversation", "--chat")
+
+
+def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
+    """Prints the prompt, then the new text as it comes."""
+    from mm01_jax.inference.text import stream
+
     print(given.prompt, end="", flush=True)
-    ids, text, shown = [], "", ""
-    blocks = generate(
-        model,
-        [tokenizer.encode(given.prompt)],
-        max_tokens=given.max_tokens,
-        sampling=sampling,
-        key=jax.random.key(given.seed),
-        stop=tokenizer.end_of_document,
-        vocab_size=tokenizer.vocab_size,
-    )
-    for block in blocks:
-        ids += [int(i) for i in block[0] if i != tokenizer.end_of_document]
-        text = tokenizer.decode(np.array(ids, np.int32))
-        stable = text.rstrip("\ufffd")
-        print(stable[len(shown) :], end="", flush=True)
-        shown = stable
-    print(text[len(shown) :])
+    for piece in stream(loaded.model, loaded.tokenizer, loaded.tokenizer.encode(given.prompt), settings):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _template(given: types.SimpleNamespace, loaded):
+    import pathlib
+
+    from mm01_jax.data import templates
+
+    folders = [pathlib.Path(given.checkpoint)]
+    if loaded.tokenizer.name != "bytes":
+        folders.append(pathlib.Path(loaded.tokenizer.name).parent)
+    return templates.choose(given.template, list(dict.fromkeys(folders)), loaded.tokenizer)
+
+
+def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
+    from mm01_jax.inference.chat import Chat
+    from mm01_jax.inference.text import stream
+
+    template = _template(given, loaded)
+    stop = template.stop(loaded.tokenizer)
+    Chat(
+        lambda messages: template.ids(messages, loaded.tokenizer),
+        lambda prompt: stream(loaded.model, loaded.tokenizer, prompt, settings, stop),
+        given.system,
+    ).run()
+
+
+def _read_prompts(given: types.SimpleNamespace) -> list[dict]:
+    from mm01_jax.inference import prompt_file
+
+    lines = prompt_file.read(given.prompts)
+    prompt_file.check_place(given.out, given.prompts)
+    return lines
+
+
+def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dict]) -> None:
+    """Answers every line, a batch at a time; says how far it is on stderr."""
+    from mm01_jax.inference import prompt_file
+    from mm01_jax.inference.text import answers
+    from mm01_jax.progress import Progress
+
+    in_conversation = any("messages" in fields for fields in lines)
+    template = _template(given, loaded) if in_conversation else None
+    stop = template.stop(loaded.tokenizer) if in_conversation else None
+
+    def ids(fields: dict):
+        if "messages" in fields:
+            return template.ids(fields["messages"], loaded.tokenizer, fields.get("tools"))
+        return loaded.tokenizer.encode(fields["prompt"])
+
+    prompts = [prompt_file.at_line(given.prompts, n, ids, fields) for n, fields in enumerate(lines, start=1)]
+    progress = Progress(0, len(lines), sys.stderr)
+
+    def answered() -> Iterator:
+        done = 0
+        for batch in prompt_file.batches(prompts, given.batch):
+            for answer in answers(loaded.model, loaded.tokenizer, batch, settings, stop)[: len(lines) - done]:
+                yield lines[done], answer
+                done += 1
+            progress.show(done, "prompts answered")
+
+    prompt_file.write(given.out, answered())
+    print(f"{given.out}: {len(lines)} answers")
 
 
 if __name__ == "__main__":

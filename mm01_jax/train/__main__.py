@@ -41,7 +41,7 @@ def _train(argv: Sequence[str]) -> None:
         print(saved.to_json(config), end="")
         return
     if not given.workdir:
-        raise arguments.missing("workdir", "a folder for this run", f"--workdir=runs/{config.name}")
+        raise arguments.refused("--workdir", "nothing", "a folder for this run", f"--workdir=runs/{config.name}")
     from mm01_jax import cluster
     from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
 

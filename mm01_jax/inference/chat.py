@@ -1,0 +1,99 @@
+"""A conversation in a terminal, or of the lines of a pipe.
+
+A line is what a person says; the answer comes as it is generated. Ctrl-C stops an answer, which stays as far as it
+came; Ctrl-D ends.
+"""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+import numpy as np
+
+WORDS = {"/reset": "forgets the conversation", "/exit": "ends, as Ctrl-D does", "/help": "says this"}
+
+# (ids of the prompt) -> pieces of the answer, and as the generator's value "stop" or "length".
+Stream = Callable[[np.ndarray], Iterator[str]]
+
+
+class Chat:
+    """One conversation.
+
+    Args:
+      ids: makes the prompt of the messages so far.
+      stream: says the answer to a prompt.
+    """
+
+    def __init__(self, ids: Callable[[Sequence[dict]], np.ndarray], stream: Stream, system: str | None = None):
+        self.ids, self.stream = ids, stream
+        self.beginning = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self.beginning)
+
+    def run(self, out: TextIO | None = None) -> None:
+        """Until the input ends. A terminal is asked for each line, a pipe is read."""
+        out = sys.stdout if out is None else out
+        terminal = sys.stdin.isatty()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is part of the conversation, no end of it
+        if terminal:
+            print("/help lists what is not said to the model; Ctrl-C stops an answer, Ctrl-D ends", file=out)
+        while True:
+            try:
+                line = input("> " if terminal else "")
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /exit ends)", file=out)
+                continue
+            except EOFError:
+                if terminal:
+                    print(file=out)
+                return
+            if line.strip() == "/exit":
+                return
+            self.take(line, out)
+
+    def take(self, line: str, out: TextIO) -> None:
+        """One line: a word of ours or what a person says."""
+        word = line.strip()
+        if not word:
+            return
+        if word == "/reset":
+            self.messages = list(self.beginning)
+        elif word == "/help":
+            print("\n".join(f"{name:8}{does}" for name, does in WORDS.items()), file=out)
+        elif word.startswith("/") and not word.startswith("//"):
+            near = difflib.get_close_matches(word, WORDS, n=1, cutoff=0.0)[0]
+            print(f"({word}: allowed: {', '.join(WORDS)}; nearest: {near}; //... says a line that starts so)", file=out)
+        else:
+            self._answer(word[1:] if word.startswith("//") else line, out)
+
+    def _answer(self, said: str, out: TextIO) -> None:
+        self.messages.append({"role": "user", "content": said})
+        try:
+            prompt = self.ids(self.messages)
+        except ValueError as error:  # the template refuses what was said
+            self.messages.pop()
+            print(f"({error})", file=out)
+            return
+        pieces, note = [], ""
+        try:
+            finish = yield_all(self.stream(prompt), lambda piece: (pieces.append(piece), _show(piece, out)))
+            note = " (cut at --max-tokens)" if finish == "length" else ""
+        except KeyboardInterrupt:
+            note = " (stopped)"
+        print(note, file=out, flush=True)
+        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def yield_all(pieces: Iterator[str], take: Callable[[str], object]) -> str | None:
+    """Gives every piece to `take`; returns the generator's value."""
+    while True:
+        try:
+            take(next(pieces))
+        except StopIteration as end:
+            return end.value
+
+
+def _show(piece: str, out: TextIO) -> None:
+    out.write(piece)
+    out.flush()

@@ -1,0 +1,96 @@
+"""A file of prompts, one JSON object a line, and the file of what the model says to each.
+
+A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. A line of
+the result is the same with `text` and `finish` ("stop" or "length"), in the same order.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from mm01_jax.inference.text import Answer
+
+RESULT = ("text", "finish")
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """Every line of a file.
+
+    Raises:
+      ValueError: names the first line that is wrong.
+    """
+    lines = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            lines.append(at_line(path, number, _read_line, line))
+    if not lines:
+        raise ValueError(f"{path}: no line; allowed: one JSON object a line")
+    return lines
+
+
+def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: Any) -> T:
+    """What the function makes of the line; what is wrong with it says where it stands."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{path} line {number}: {error}") from None
+
+
+def _read_line(line: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"got a JSON {type(fields).__name__}; allowed: an object")
+    asked = [name for name in ("prompt", "messages") if name in fields]
+    if len(asked) != 1:
+        raise ValueError(f"got {' and '.join(asked) or 'neither'}; allowed: either 'prompt' or 'messages'")
+    if taken := [name for name in RESULT if name in fields]:
+        raise ValueError(f"has {taken[0]!r} already, which the result is to have")
+    if "prompt" in fields and not (isinstance(fields["prompt"], str) and fields["prompt"]):
+        raise ValueError(f"prompt: got {fields['prompt']!r}; allowed: a text that is not empty")
+    if "messages" in fields:
+        _check_messages(fields["messages"])
+    return fields
+
+
+def _check_messages(messages: Any) -> None:
+    """Their form; which roles there are, the template says."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"messages: got {messages!r}; allowed: a list of at least one message")
+    for number, message in enumerate(messages):
+        if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
+            raise ValueError(f'messages[{number}]: got {message!r}; allowed: {{"role": TEXT, "content": TEXT}}')
+
+
+def write(path: str, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
+    """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`."""
+    partial = pathlib.Path(f"{path}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for fields, answer in lines:
+            record = fields | {"text": answer.text, "finish": answer.finish}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+    partial.replace(path)
+
+
+def check_place(path: str, source: str) -> None:
+    """ValueError where the result cannot lie there."""
+    place = pathlib.Path(path)
+    if not place.absolute().parent.is_dir() or place.is_dir():
+        raise ValueError(f"--out={path}: allowed: a file in a folder that exists")
+    if place.exists() and place.samefile(source):
+        raise ValueError(f"--out={path}: allowed: another file than --prompts")
+
+
+def batches[T](rows: Sequence[T], size: int) -> Iterable[list[T]]:
+    """Rows in order, `size` at a time; the last are filled with the very last, so that all have one shape."""
+    for start in range(0, len(rows), size):
+        batch = list(rows[start : start + size])
+        yield batch + batch[-1:] * (min(size, len(rows)) - len(batch))

@@ -1,0 +1,82 @@
+"""From token ids of prompts to text as it comes."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.inference.decoding import generate
+from mm01_jax.inference.sampling import Sampling
+from mm01_jax.model.decoder import TextModel
+
+
+class Settings(NamedTuple):
+    """How to generate; the same seed gives the same text."""
+
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+
+
+class Answer(NamedTuple):
+    """finish: "stop", the model ended its text, or "length", it was cut at max_tokens."""
+
+    text: str
+    finish: str
+
+
+def stream(
+    model: TextModel, tokenizer: Tokenizer, prompt: np.ndarray, settings: Settings, stop: int | None = None
+) -> Iterator[str]:
+    """Pieces of the text after one prompt; bytes of an unfinished character wait for the next piece.
+
+    Args:
+      stop: the id that ends the text besides the tokenizer's end of a document.
+    Returns:
+      (of the generator) how it finished, as in `Answer`.
+    """
+    ids, shown, finish = [], "", "length"
+    for block in _blocks(model, tokenizer, [prompt], settings, stop):
+        kept = until_stop(block[0], tokenizer, stop)
+        ids += kept
+        text = tokenizer.decode(np.array(ids, np.int32))
+        stable = text.rstrip("\ufffd")
+        yield stable[len(shown) :]
+        shown = stable
+        if len(kept) < len(block[0]):
+            finish = "stop"
+            break
+    if ids and text != shown:
+        yield text[len(shown) :]
+    return finish
+
+
+def answers(
+    model: TextModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], settings: Settings, stop: int | None = None
+) -> list[Answer]:
+    """The text after each of some prompts, generated together; `stop` as in `stream`."""
+    rows = np.concatenate(list(_blocks(model, tokenizer, prompts, settings, stop)), axis=1)
+    kept = [until_stop(row, tokenizer, stop) for row in rows]
+    ends = ["stop" if len(ids) < settings.max_tokens else "length" for ids in kept]
+    texts = [tokenizer.decode(np.array(ids, np.int32)) for ids in kept]
+    return [Answer(text, finish) for text, finish in zip(texts, ends, strict=True)]
+
+
+def until_stop(ids: np.ndarray, tokenizer: Tokenizer, stop: int | None) -> list[int]:
+    """The ids before the first that ends a text."""
+    ends = np.flatnonzero(np.isin(ids, [tokenizer.end_of_document, *([] if stop is None else [stop])]))
+    return [int(i) for i in (ids[: ends[0]] if len(ends) else ids)]
+
+
+def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None) -> Iterator[np.ndarray]:
+    return generate(
+        model,
+        prompts,
+        max_tokens=settings.max_tokens,
+        sampling=settings.sampling,
+        key=jax.random.key(settings.seed),
+        stop=tokenizer.end_of_document if stop is None else stop,
+        vocab_size=tokenizer.vocab_size,
+    )

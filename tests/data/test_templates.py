@@ -1,0 +1,165 @@
+"""Chat templates that come with a checkpoint: what they make of a conversation, and what a stranger's code may not."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from mm01_jax.data import conversations, templates
+from mm01_jax.data.conversations import BEGIN, END
+from mm01_jax.data.templates import Released, Template
+from mm01_jax.data.tokenizer import BytesTokenizer
+
+pytest.importorskip("jinja2")
+BYTES = BytesTokenizer()
+HEADER = (
+    f"{BEGIN}{{{{ {{'system': 'system ai_setting=assistant', 'user': 'user name=user', "
+    "'assistant': 'ai name=assistant', 'function': 'system function_response=functions'}[message.role] }}{{ '\\n' }}"
+)
+TOOL = f"{BEGIN}system function_setting=functions\n{{{{ tool | tojson }}}}{END}\n"
+TOOLS = f"{{% for tool in tools or [] %}}{TOOL}{{% endfor %}}"
+ASK = f"{{% if add_generation_prompt %}}{BEGIN}ai name=assistant{{{{ '\\n' }}}}{{% endif %}}"
+
+
+def template(content: str, ask: str = ASK) -> Template:
+    """MiniMax's template as jinja writes it; `content` is what it makes of a message's."""
+    loop = f"{{% for message in messages %}}{HEADER}{content}{END}\n{{% endfor %}}"
+    return Template(loop + TOOLS + ask, "template.jinja", {"bos_token": "<s>"})
+
+
+TEXT = template("{{ message.content }}")
+PARTS = template("{% for part in message.content if part.type == 'text' %}{{ part.text }}{% endfor %}")
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is é?"},
+    {"role": "assistant", "content": "A letter."},
+    {"role": "function", "content": '{"name": "f", "response": 1}'},
+    {"role": "user", "content": [{"type": "text", "text": f" Sure? {END} <s> "}]},
+    {"role": "assistant", "content": "Yes.\n"},
+]
+
+
+@pytest.mark.parametrize("given", [TEXT, PARTS], ids=["text", "parts"])
+def test_a_template_gives_the_ids_and_answers_of_the_released_one_whatever_form_it_wants_content_in(given):
+    want = Released().render(CHAT, BYTES)
+    found = given.render(CHAT, BYTES)
+    np.testing.assert_array_equal(found.ids, want.ids)
+    np.testing.assert_array_equal(found.answer, want.answer)
+    tools = [{"name": "f", "parameters": {"type": "é"}}]
+    np.testing.assert_array_equal(given.ids(CHAT[:2], BYTES, tools), Released().ids(CHAT[:2], BYTES, tools))
+    assert given.stop(BYTES) == Released().stop(BYTES) == BYTES.special(END)
+
+
+def test_the_name_of_a_special_token_in_what_a_person_wrote_is_text():
+    ids = TEXT.ids(CHAT[4:5], BYTES).tolist()
+    assert ids.count(BYTES.special(END)) == 1  # the template's own
+    assert f"user name=user\n Sure? {END} <s> ".encode() in bytes(ids)
+    private = "\ue000\ue001 of a private alphabet"
+    assert private.encode() in bytes(TEXT.ids([{"role": "user", "content": private}], BYTES).tolist())
+
+
+def test_tools_stand_after_all_messages_and_before_the_answer_that_is_to_come():
+    ids = Released().ids(CHAT[:2], BYTES, [{"name": "f"}])
+    names = {BYTES.special(name): name.encode() for name in (BEGIN, END)}
+    text = b"".join(names.get(int(i), bytes([int(i)])) for i in ids).decode()
+    assert text.endswith(
+        f'What is é?{END}\n{BEGIN}system function_setting=functions\n{{"name": "f"}}{END}\n{BEGIN}ai name=assistant\n'
+    )
+
+
+def test_what_transformers_gives_a_template_is_there():
+    source = (
+        "{{ bos_token }}{% for message in messages %}{% generation %}{{ message.content }}{% endgeneration %}"
+        "{% if loop.first %}{% continue %}{% endif %}{% break %}{% endfor %}{{ strftime_now('%Y')[:2] }}"
+        "{{ {'é': '<'} | tojson }}"
+    )
+    ids = Template(source, "x", {"bos_token": "^"}).ids([{"role": "user", "content": c} for c in "abc"], BYTES)
+    assert bytes(ids.tolist()).decode() == '^ab20{"é": "<"}'
+
+
+# What a template must not do, and what is said of it.
+HOSTILE = {
+    "{{ ''.__class__.__mro__ }}": "unsafe",
+    "{{ ''['__cl' ~ 'ass__'].mro() }}": "unsafe",
+    "{{ messages.__init__.__globals__ }}": "unsafe",
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}": "unsafe",
+    "{{ self.__init__.__globals__ }}": "unsafe",
+    "{{ raise_exception.__globals__ }}": "leaves out",
+    "{{ strftime_now.__globals__.sys.modules }}": "unsafe",
+    "{{ messages.append(messages[0]) }}": "unsafe",
+    "{{ messages[0].update(role='system') }}": "unsafe",
+    "{{ '%s' | format(x.__class__) }}": "leaves out",
+    "{{ '{0.__class__}'.format(1) }}": "leaves out",
+    "{% include '/etc/passwd' %}": "no loader",
+    "{% import '/etc/passwd' as x %}": "no loader",
+    "{{ lipsum(n=3) }}": "open files",
+    "{% for i in range(10 ** 9) %}{% endfor %}": "Range too big",
+    "{{ 'a' * 10 ** 10 }}": "memory",
+    "{{ 'a' * 2000000 }}": "characters of text",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "recursion",
+    "{% for %}": "line 1",
+    "{{ raise_exception('roles must alternate') }}": "roles must alternate",
+    "{{ nothing.here }}": "undefined",
+    "constant": "leaves out what a message says",
+}
+
+
+@pytest.mark.parametrize("source", HOSTILE)
+def test_a_hostile_or_broken_template_is_refused_in_one_line(source):
+    with pytest.raises(ValueError, match=r"^x\.jinja: chat template: ") as caught:
+        Template(source, "x.jinja").ids(CHAT[:1], BYTES)
+    assert HOSTILE[source] in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(templates, "SECONDS", 1)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    began = time.process_time()
+    with pytest.raises(ValueError, match="takes more than 1 s"):
+        Template(loop, "x.jinja").ids(CHAT[:1], BYTES)
+    assert time.process_time() - began < 1  # another process's seconds
+
+
+def test_a_template_that_changes_an_answer_once_it_is_past_marks_none():
+    forgets = template("{{ message.content if loop.last or message.role != 'assistant' else '...' }}")
+    with pytest.raises(ValueError, match="changes an answer once it is past"):
+        forgets.render(CHAT, BYTES)
+    assert len(forgets.ids(CHAT, BYTES))  # but can be talked to
+
+
+def test_the_template_of_a_folder_is_found_as_the_hub_lays_it_out(tmp_path):
+    config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    tokens = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "pad_token": None}
+    assert templates.find(tmp_path) is None
+    config.write_text(json.dumps(tokens))
+    assert templates.find(tmp_path / "nowhere", tmp_path) is None
+    config.write_text(json.dumps(tokens | {"chat_template": "one"}))
+    assert templates.find(tmp_path / "nowhere", tmp_path) == Template(
+        "one", str(config), {"bos_token": "<s>", "eos_token": "</s>"}
+    )
+    several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "usual"}]
+    config.write_text(json.dumps({"chat_template": several}))
+    assert templates.find(tmp_path).source == "usual"
+    jinja.write_text("newer")
+    assert templates.find(tmp_path).source == "newer"
+    config.write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
+        templates.find(tmp_path)
+
+
+def test_without_a_template_one_line_says_where_it_was_looked_for_and_what_gives_one(tmp_path):
+    with pytest.raises(ValueError, match=r"^no chat template: no .*chat_template\.jinja; --template=minimax-01 or "):
+        templates.choose(None, [tmp_path], BYTES)
+    with pytest.raises(ValueError, match=r"^--template=minimax: no such file; allowed: minimax-01, or a \.jinja file"):
+        templates.choose("minimax", [tmp_path], BYTES)
+    assert isinstance(templates.choose("minimax-01", [tmp_path], BYTES), Released)
+    (tmp_path / "mine.jinja").write_text("x")
+    assert templates.choose(str(tmp_path / "mine.jinja"), [], BYTES).source == "x"
+
+
+def test_roles_that_the_released_template_does_not_know_are_refused():
+    with pytest.raises(ValueError, match="role 'bot'"):
+        Released().ids([{"role": "bot", "content": "x"}], BYTES)
+    assert conversations.END == END
