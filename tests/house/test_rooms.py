@@ -55,11 +55,8 @@ OUTSIDE = {
     "grain": ("mm01_jax.data",),
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
-<<<<<<< HEAD
     "PIL": ("mm01_jax.data",),
-=======
     "jinja2": ("mm01_jax.data.template_process",),
->>>>>>> 6c5952c (WIP chat)
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),

@@ -1,5 +1,9 @@
 """The generate command: what it prints and how it refuses."""
 
+import io
+import json
+import signal
+
 import pytest
 
 from mm01_jax.convert import table
@@ -49,8 +53,21 @@ def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, 
     ("arguments", "named"),
     [
         ((), "nearest: --checkpoint=runs/tiny"),
-        (("--checkpoint=runs/tiny",), "nearest: --prompt='def '"),
-        (("--checkpoint=runs/tiny", "--prompt="), "--prompt: got ''"),
+        (
+            ("--checkpoint=runs/tiny",),
+            "what to do: got 'nothing'; allowed: one of --prompt=TEXT, --prompts=FILE, --chat",
+        ),
+        (("--checkpoint=runs/tiny", "--prompt="), "--prompt=''"),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--chat"), "got '--prompt and --chat'"),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--out=y"), "--out: got 'y'; allowed: a file for the answers"),
+        (("--checkpoint=runs/tiny", "--prompts=x"), "--out: got 'nothing'"),
+        (("--checkpoint=runs/tiny", "--prompts=nowhere", "--out=y"), "nowhere"),
+        (
+            ("--checkpoint=runs/tiny", "--prompt=x", "--system=y"),
+            "--system: got 'y'; allowed: a flag of a conversation",
+        ),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--template=y"), "--template: got 'y'"),
+        (("--checkpoint=runs/tiny", "--chat", "--batch=0"), "--batch: got '0'"),
         (("--checkpoint=runs/tiny", "--prompt=def", "main"), "command line: got 'main'; allowed: flags"),
         (
             ("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=0"),
@@ -69,6 +86,36 @@ def test_wrong_flags_are_refused_in_one_line_by_name(capsys, arguments, named):
     assert (code, out) == (2, "")
     assert named in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_file_of_prompts_is_answered_as_each_prompt_alone(checkpoint, tmp_path, capsys):
+    greedy = (f"--checkpoint={checkpoint}", "--temperature=0", "--max-tokens=20")
+    prompts = ["def é", "import os\n", "x"]
+    lines = [{"n": n, "prompt": prompt} for n, prompt in enumerate(prompts)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = (f"--prompts={tmp_path / 'in.jsonl'}", f"--out={tmp_path / 'out.jsonl'}")
+    code, out, err = command(capsys, *greedy, *files, "--batch=2")
+    assert code == 0, err
+    assert out == f"{tmp_path / 'out.jsonl'}: 3 answers\n" and "step 3/3  prompts answered" in err
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    alone = [command(capsys, *greedy, f"--prompt={prompt}")[1] for prompt in prompts]
+    assert [answer["prompt"] + answer["text"] + "\n" for answer in answers] == alone
+    assert [answer["n"] for answer in answers] == [0, 1, 2]
+    assert {answer["finish"] for answer in answers} <= {"stop", "length"}
+
+
+def test_a_conversation_needs_a_template_and_with_one_answers_the_lines_of_a_pipe(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/reset\nhello\n"))
+    flags = (f"--checkpoint={checkpoint}", "--chat", "--max-tokens=8", "--temperature=0")
+    code, out, err = command(capsys, *flags)
+    assert (code, out) == (2, "")
+    assert err.startswith("mm01-generate: no chat template: ") and err.count("\n") == 1
+    before = signal.getsignal(signal.SIGINT)
+    code, out, err = command(capsys, *flags, "--template=minimax-01")
+    signal.signal(signal.SIGINT, before)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()[: len(out.splitlines()) // 2], out.splitlines()[len(out.splitlines()) // 2 :]
+    assert first == second and first  # greedy, and the second knows nothing of the first
 
 
 def test_a_missing_or_damaged_checkpoint_is_refused_by_its_place(checkpoint, tmp_path, capsys):

@@ -1,0 +1,188 @@
+"""A conversation by lines, and a file of prompts: what is said, kept, forgotten and refused, on a model that echoes."""
+
+import io
+import itertools
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mm01_jax.inference import prompt_file
+from mm01_jax.inference.chat import Chat
+from mm01_jax.inference.text import Answer
+from tests.house.checkout import ROOT
+
+
+def ids(messages) -> list:
+    """A "prompt" that is the conversation, and a template that refuses one word."""
+    if messages[-1]["content"] == "forbidden":
+        raise ValueError("this template refuses that")
+    return [(message["role"], message["content"]) for message in messages]
+
+
+def stream(prompt):
+    """Answers with the number of messages and the last one, in pieces."""
+    yield f"{len(prompt)}:"
+    yield prompt[-1][1]
+    return "length" if "long" in prompt[-1][1] else "stop"
+
+
+def talk(monkeypatch, *lines: str, chat: Chat | None = None) -> tuple[Chat, str]:
+    before = signal.getsignal(signal.SIGINT)
+    chat, out = chat or Chat(ids, stream), io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    try:
+        chat.run(out)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return chat, out.getvalue()
+
+
+def test_lines_of_a_pipe_are_answered_in_a_conversation_that_grows(monkeypatch):
+    chat, out = talk(monkeypatch, "one", "", "two")
+    assert out == "1:one\n3:two\n"
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_words_of_ours_are_not_said_to_the_model(monkeypatch):
+    chat, out = talk(monkeypatch, "one", "/reset", "two", "/rest", "//etc", "long", "/exit", "three")
+    assert out.splitlines() == [
+        "1:one",
+        "1:two",
+        "(/rest: allowed: /reset, /exit, /help; nearest: /reset; //... says a line that starts so)",
+        "3:/etc",
+        "5:long (cut at --max-tokens)",
+    ]
+    assert "/reset" in talk(monkeypatch, "/help")[1]
+    assert len(chat.messages) == 6
+
+
+def test_a_system_message_stays_through_a_reset(monkeypatch):
+    _, out = talk(monkeypatch, "one", "/reset", "two", chat=Chat(ids, stream, "Be brief."))
+    assert out == "2:one\n2:two\n"
+
+
+def test_what_the_template_refuses_was_not_said(monkeypatch):
+    _, out = talk(monkeypatch, "forbidden", "one")
+    assert out == "(this template refuses that)\n1:one\n"
+
+
+TERMINAL = """
+import sys, time
+from mm01_jax.inference.chat import Chat
+def stream(prompt):
+    yield "answer "
+    if prompt[-1]["content"] == "wait":
+        time.sleep(60)
+    yield str(len(prompt))
+Chat(lambda messages: messages, stream).run()
+print("ended")
+"""
+
+
+def test_ctrl_c_stops_an_answer_and_ctrl_d_ends_a_terminal():
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", TERMINAL], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        seen = ""
+
+        def until(text: str) -> None:
+            nonlocal seen
+            deadline = time.monotonic() + 60
+            while text not in seen:
+                assert time.monotonic() < deadline, seen
+                seen += os.read(ours, 1000).decode()
+            seen = seen.partition(text)[2]
+
+        until("> ")
+        os.write(ours, b"wait\n")
+        until("answer ")
+        process.send_signal(signal.SIGINT)
+        until("(stopped)")
+        until("> ")
+        process.send_signal(signal.SIGINT)
+        until("(Ctrl-D or /exit ends)")
+        until("> ")
+        os.write(ours, b"on\n")
+        until("answer 3")
+        until("> ")
+        os.write(ours, b"\x04")
+        until("ended")
+        assert process.wait(timeout=60) == 0
+    os.close(ours)
+
+
+def write(path, *lines) -> str:
+    path.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
+    return str(path)
+
+
+def test_answers_keep_the_order_and_the_fields_of_their_prompts(tmp_path):
+    lines = [{"id": 7, "prompt": "é"}, {"messages": [{"role": "user", "content": "x"}], "more": [1]}]
+    path, out = write(tmp_path / "a.jsonl", *lines), tmp_path / "b.jsonl"
+    read = prompt_file.read(path)
+    assert read == lines
+    prompt_file.write(str(out), zip(read, [Answer("1", "stop"), Answer("ü", "length")], strict=True))
+    assert [json.loads(line) for line in out.read_text().splitlines()] == [
+        lines[0] | {"text": "1", "finish": "stop"},
+        lines[1] | {"text": "ü", "finish": "length"},
+    ]
+
+
+def test_an_interrupted_result_is_not_under_its_name(tmp_path):
+    def answers():
+        yield {"prompt": "a"}, Answer("b", "stop")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prompt_file.write(str(tmp_path / "out"), answers())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert len((tmp_path / "out.partial").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff", "not UTF-8 (at byte 0"),
+        (b"", "not JSON"),
+        (b"[" * 99999, "nested too deeply"),
+        (["a"], "got a JSON list; allowed: an object"),
+        ({"id": 1}, "got neither; allowed: either 'prompt' or 'messages'"),
+        ({"prompt": "a", "messages": []}, "got prompt and messages"),
+        ({"prompt": ""}, "prompt: got ''"),
+        ({"prompt": 3}, "prompt: got 3; allowed: a text"),
+        ({"prompt": "a", "text": "b"}, "has 'text' already"),
+        ({"messages": []}, "messages: got []"),
+        ({"messages": [{"role": "user"}]}, "messages[0]: got {'role': 'user'}"),
+    ],
+    ids=itertools.count(),
+)
+def test_a_wrong_line_is_named_by_its_number(tmp_path, line, said):
+    path = write(tmp_path / "a.jsonl", {"prompt": "fine"}, line, {"prompt": "fine"})
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2: ") as caught:
+        prompt_file.read(path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_without_lines_and_a_place_that_cannot_be_written_are_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match="no line"):
+        prompt_file.read(path)
+    for out in (tmp_path, tmp_path / "no" / "b", path):
+        with pytest.raises(ValueError, match="--out="):
+            prompt_file.check_place(str(out), path)
+
+
+def test_batches_have_one_shape():
+    assert list(prompt_file.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e", "e"]]
+    assert list(prompt_file.batches("abc", 8)) == [["a", "b", "c"]]
+    assert np.shape(list(prompt_file.batches(range(9), 3))) == (3, 3)
