@@ -4,6 +4,7 @@ A line is what a person says; the answer comes as it is generated. Ctrl-C stops 
 came; Ctrl-D ends.
 """
 
+import contextlib
 import difflib
 import signal
 import sys
@@ -37,20 +38,21 @@ class Chat:
         terminal = sys.stdin.isatty()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is part of the conversation, no end of it
         if terminal:
+            with contextlib.suppress(ImportError):  # not on every system
+                import readline  # noqa: F401 - `input` then edits lines and remembers them
             print("/help lists what is not said to the model; Ctrl-C stops an answer, Ctrl-D ends", file=out)
         while True:
             try:
                 line = input("> " if terminal else "")
-            except KeyboardInterrupt:
+                if line.strip() == "/exit":
+                    return
+                self.take(line, out)
+            except KeyboardInterrupt:  # while no answer is being said
                 print("\n(Ctrl-D or /exit ends)", file=out)
-                continue
             except EOFError:
                 if terminal:
                     print(file=out)
                 return
-            if line.strip() == "/exit":
-                return
-            self.take(line, out)
 
     def take(self, line: str, out: TextIO) -> None:
         """One line: a word of ours or what a person says."""
@@ -68,11 +70,10 @@ class Chat:
             self._answer(word[1:] if word.startswith("//") else line, out)
 
     def _answer(self, said: str, out: TextIO) -> None:
-        self.messages.append({"role": "user", "content": said})
+        asked = [*self.messages, {"role": "user", "content": said}]
         try:
-            prompt = self.ids(self.messages)
+            prompt = self.ids(asked)
         except ValueError as error:  # the template refuses what was said
-            self.messages.pop()
             print(f"({error})", file=out)
             return
         pieces, note = [], ""
@@ -81,8 +82,8 @@ class Chat:
             note = " (cut at --max-tokens)" if finish == "length" else ""
         except KeyboardInterrupt:
             note = " (stopped)"
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
         print(note, file=out, flush=True)
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
 def yield_all(pieces: Iterator[str], take: Callable[[str], object]) -> str | None:

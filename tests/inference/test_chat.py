@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -86,38 +87,55 @@ print("ended")
 """
 
 
-def test_ctrl_c_stops_an_answer_and_ctrl_d_ends_a_terminal():
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", TERMINAL], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
-    ) as process:
+class Terminal:
+    """The other end of a terminal that a program runs in."""
+
+    def __init__(self, code: str):
+        self.end, theirs = pty.openpty()
+        streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+        self.process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, **streams)
         os.close(theirs)
-        seen = ""
+        self.seen = ""
 
-        def until(text: str) -> None:
-            nonlocal seen
-            deadline = time.monotonic() + 60
-            while text not in seen:
-                assert time.monotonic() < deadline, seen
-                seen += os.read(ours, 1000).decode()
-            seen = seen.partition(text)[2]
+    def until(self, text: str, *, interrupt: bool = False) -> None:
+        """Reads to a text. With `interrupt` it presses Ctrl-C, and again when nothing came of it: a signal that comes
+        just before a program waits for a line is not seen until it has one."""
+        deadline = time.monotonic() + 60
+        while text not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if interrupt:
+                self.process.send_signal(signal.SIGINT)
+            if select.select([self.end], [], [], 5)[0]:
+                try:
+                    self.seen += os.read(self.end, 1000).decode()
+                except OSError as error:  # nobody is in this terminal any more
+                    raise AssertionError(self.seen) from error
+        self.seen = self.seen.partition(text)[2]
 
-        until("> ")
-        os.write(ours, b"wait\n")
-        until("answer ")
-        process.send_signal(signal.SIGINT)
-        until("(stopped)")
-        until("> ")
-        process.send_signal(signal.SIGINT)
-        until("(Ctrl-D or /exit ends)")
-        until("> ")
-        os.write(ours, b"on\n")
-        until("answer 3")
-        until("> ")
-        os.write(ours, b"\x04")
-        until("ended")
-        assert process.wait(timeout=60) == 0
-    os.close(ours)
+    def type(self, text: bytes) -> None:
+        os.write(self.end, text)
+
+
+def test_ctrl_c_stops_an_answer_and_ctrl_d_ends_a_terminal():
+    terminal = Terminal(TERMINAL)
+    try:
+        terminal.until("> ")
+        terminal.type(b"wait\n")
+        terminal.until("answer ")
+        terminal.until("(stopped)", interrupt=True)
+        terminal.until("> ")
+        terminal.until("(Ctrl-D or /exit ends)", interrupt=True)
+        terminal.until("> ")
+        terminal.type(b"on\n")
+        terminal.until("answer 3")
+        terminal.until("> ")
+        terminal.type(b"\x04")
+        terminal.until("ended")
+        assert terminal.process.wait(timeout=60) == 0
+    finally:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.end)
 
 
 def write(path, *lines) -> str:
