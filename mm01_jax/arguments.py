@@ -71,9 +71,22 @@ CONFIG = Flag(
 )
 CHECKPOINT = Flag(
     "checkpoint",
-    "a run's work directory, one of its steps, or a conversion",
+    "a run's work directory, one of its steps, a conversion, or a PyTorch directory",
     example="runs/tiny",
     required=True,
+)
+MESH = Flag(
+    "mesh",
+    "sizes of mesh axes, those not named are 1; auto: the planner's choice for the devices here (default one device)",
+    example="data=2,tensor=4",
+)
+# What `loading.load` takes beside the checkpoint.
+LOADING = (
+    CHECKPOINT,
+    MESH,
+    Flag("dtype", "of weights and computation; otherwise the checkpoint's own", ("bfloat16", "float32")),
+    Flag("tokenizer", "bytes, or a tokenizer.json; otherwise the checkpoint's own", example="FILE"),
+    Flag("allow_nonfinite", "take weights with NaN and infinity, too", bool, default=False),
 )
 COMPILE_CACHE = Flag(
     "compile_cache",

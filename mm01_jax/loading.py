@@ -70,6 +70,12 @@ def load(
     return Loaded(model, words, config)
 
 
+def load_as_asked(given) -> Loaded:
+    """`load` with the flags of a command (`arguments.LOADING`)."""
+    options = {"tokenizer": given.tokenizer, "allow_nonfinite": given.allow_nonfinite}
+    return load(given.checkpoint, given.mesh, given.dtype, **options)
+
+
 def load_model(
     path, *, mesh: Mesh | MeshConfig | str | None = None, dtype: str | None = None, allow_nonfinite: bool = False
 ) -> TextModel | VLModel:

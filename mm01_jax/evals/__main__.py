@@ -1,7 +1,7 @@
 """mm01-eval: evaluates a checkpoint.
 
   mm01-eval perplexity --checkpoint=runs/tiny
-  mm01-eval perplexity --checkpoint=runs/tiny --source=texts
+  mm01-eval perplexity --checkpoint=runs/tiny --source=texts --mesh=data=2,tensor=2
 
 `python -m mm01_jax.evals` is the same.
 
@@ -40,7 +40,7 @@ COMMAND = arguments.Command(
     name="mm01-eval",
     doc=__doc__,
     flags=(
-        arguments.CHECKPOINT,
+        *arguments.LOADING,
         arguments.COMPILE_CACHE,
     ),
     tasks=TASKS,
@@ -55,9 +55,9 @@ def _evaluate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     if given.compile_cache:
         compile_cache.use()
-    from mm01_jax.loading import load
+    from mm01_jax.loading import load_as_asked
 
-    found = TASKS[given.task].run(load(given.checkpoint), given)
+    found = TASKS[given.task].run(load_as_asked(given), given)
     print(f"\n{found}")
 
 

@@ -23,7 +23,7 @@ COMMAND = arguments.Command(
     name="mm01-generate",
     doc=__doc__,
     flags=(
-        arguments.CHECKPOINT,
+        *arguments.LOADING,
         Flag("prompt", "the text to go on from", example="'def '"),
         Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl"),
         Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl"),
@@ -48,27 +48,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     _check_uses(given)
+    lines = _read_prompts(given) if given.prompts else []
     if given.compile_cache:
         compile_cache.use()
-    import jax
-
-    from mm01_jax import sharding
-    from mm01_jax.config import MeshConfig
+    from mm01_jax import loading
     from mm01_jax.inference.sampling import Sampling
     from mm01_jax.inference.text import Settings
-    from mm01_jax.loading import load
 
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
     settings = Settings(given.max_tokens, sampling, given.seed)
-    lines = _read_prompts(given) if given.prompts else []
-    with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        loaded = load(given.checkpoint)
-        if given.chat:
-            _chat(given, loaded, settings)
-        elif given.prompts:
-            _answer_file(given, loaded, settings, lines)
-        else:
-            _print_text(given, loaded, settings)
+    loaded = loading.load_as_asked(given)
+    if given.chat:
+        _chat(given, loaded, settings)
+    elif given.prompts:
+        _answer_file(given, loaded, settings, lines)
+    else:
+        _print_text(given, loaded, settings)
 
 
 def _check_uses(given: types.SimpleNamespace) -> None:
