@@ -63,6 +63,12 @@ def why_not_hopper() -> str | None:
     return None
 
 
+def elsewhere(implementation: str) -> str | None:
+    """Why one that is named after a platform is passed over unread: half a second of imports for another's compiler."""
+    here = platform()
+    return f"the code runs on {here!r}" if implementation in ("tpu", "gpu") and implementation != here else None
+
+
 def choose(operation: Operation, implementation: str | None, *arguments) -> str:
     """Name of the implementation to use for `arguments`.
 
@@ -77,7 +83,7 @@ def choose(operation: Operation, implementation: str | None, *arguments) -> str:
         return implementation
     passed_over = []
     for name in operation.modules:
-        reason = operation.module(name).unsupported(*arguments)
+        reason = elsewhere(name) or operation.module(name).unsupported(*arguments)
         if reason is None:
             _log_choice(operation.name, name, tuple(passed_over))
             return name

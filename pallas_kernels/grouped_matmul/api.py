@@ -21,6 +21,8 @@ def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, weights_EDF: jax.
     128 where the Hopper kernel can take the widths and `num_rows` fill a tile of every expert, else 1: a few rows
     (decode) cost what reading the weights costs, and XLA reads a layer's where they stand in a stack of layers.
     """
+    if dispatch.elsewhere("gpu"):
+        return 1
     gpu, (E, D, _) = OPERATION.module("gpu"), weights_EDF.shape
     rows = jax.ShapeDtypeStruct((gpu.MULTIPLE, D), x_dtype)
     fits = num_rows >= E * gpu.MULTIPLE and not gpu.unsupported(rows, weights_EDF, None, None, gpu.MULTIPLE)
