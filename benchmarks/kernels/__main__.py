@@ -23,6 +23,7 @@ OPERATIONS = {
     "softmax_attention": "softmax",
     "grouped_matmul": "grouped",
     "expert_ffn": "expert_ffn",
+    "gated_norm": "gated_norm",
 }
 COPY_BYTES = {"gpu": 2**30, "tpu": 2**30, "cpu": 2**26}
 PACKAGES = ("libtpu", "jax-cuda13-plugin", "jla", "fla-core", "torch")  # compilers and peers
@@ -80,7 +81,7 @@ def run(operation: str, case, copy_bytes_per_second: float, implementation: str 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("benchmarks.kernels", __doc__)
     operation = one_of("operation", OPERATIONS)
-    parser.add_argument("operations", nargs="*", metavar="OPERATION", type=operation, help="default: all three")
+    parser.add_argument("operations", nargs="*", metavar="OPERATION", type=operation, help="default: all")
     shapes = list_of("shape", cases.names(list(OPERATIONS)))
     parser.add_argument("--shapes", type=shapes, metavar="NAME,...", help="default: all but the tiny ones")
     implementation = one_of("implementation", ("tpu", "gpu", "xla"))

@@ -57,6 +57,18 @@ class Grouped:
         return f"{self.R}, {self.E}, {self.D} to {self.F}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    name: str
+    R: int
+    W: int
+
+    @property
+    def sizes(self) -> str:
+        """Rows, their width."""
+        return f"{self.R}, {self.W}"
+
+
 _LIGHTNING = [
     Lightning("1x32768x64", 1, 32768, 64),
     Lightning("4x8192x64", 4, 8192, 64),
@@ -86,11 +98,17 @@ _GROUPED = [
     Grouped("text_01", 16384, 8, 6144, 9216),  # the released model's experts over 4 expert shards
     Grouped("tiny", 256, 4, 64, 32, multiple=8),
 ]
+_ROWS = [
+    Rows("bench_1b", 32768, 1024),  # configs/bench_1b.py
+    Rows("text_01", 8192, 8192),  # the released model's heads
+    Rows("tiny", 64, 256),
+]
 CASES = {
     "lightning_attention": {case.name: case for case in _LIGHTNING},
     "softmax_attention": {case.name: case for case in _SOFTMAX},
     "grouped_matmul": {case.name: case for case in _GROUPED},
     "expert_ffn": {case.name: case for case in _GROUPED},
+    "gated_norm": {case.name: case for case in _ROWS},
 }
 
 

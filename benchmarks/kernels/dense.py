@@ -15,11 +15,20 @@ from benchmarks.kernels.measured import Measured, Time
 TINY = 1e-30
 
 
-def measure(found: Measured, kinds: dict[str, Callable], inputs: tuple, d_out, names: tuple, flops: tuple) -> None:
+def measure(
+    found: Measured,
+    kinds: dict[str, Callable],
+    inputs: tuple,
+    d_out,
+    names: tuple,
+    *,
+    flops: tuple = (None, None),
+    floors_ms: tuple = (None, None),
+) -> None:
     """Fills in `found`.
 
     kinds: "ours", "xla", and peers by name -> a differentiable function of `inputs`. names: those of the result and of
-    the gradients. flops: of the forward pass, and of both.
+    the gradients. flops, floors_ms: of the forward pass, and of both; the one or the other sets the time.
     """
     programs = {kind: (jax.jit(f), jax.jit(functools.partial(with_gradients, f))) for kind, f in kinds.items()}
     wide = [x.astype(jnp.float32) for x in (*inputs, d_out)]
@@ -34,8 +43,8 @@ def measure(found: Measured, kinds: dict[str, Callable], inputs: tuple, d_out, n
     if not found.is_right:
         return
     del exact, plain, results, wide
-    passes = (("forward", inputs, flops[0]), ("forward+backward", (*inputs, d_out), flops[1]))
-    for number, (quantity, arguments, count) in enumerate(passes):
+    passes = (("forward", inputs), ("forward+backward", (*inputs, d_out)))
+    for number, (quantity, arguments) in enumerate(passes):
         for kind in kinds:
             if kind in found.refused:
                 continue
@@ -46,8 +55,8 @@ def measure(found: Measured, kinds: dict[str, Callable], inputs: tuple, d_out, n
                     raise
                 found.refused[kind] = f"{type(error).__name__}: {str(error)[:200]}"  # a result too
                 continue
-            tflops = count / seconds / 1e12 if kind == "ours" else None
-            found.times.append(Time(quantity, seconds * 1e3, None if kind == "ours" else kind, None, tflops))
+            peer, count, floor = (None, flops[number], floors_ms[number]) if kind == "ours" else (kind, None, None)
+            found.times.append(Time(quantity, seconds * 1e3, peer, floor, count and count / seconds / 1e12))
 
 
 _wait = jax.block_until_ready

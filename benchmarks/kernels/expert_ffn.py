@@ -39,4 +39,4 @@ def measure(case: Grouped, found: Measured, _copy, implementation: str | None, w
     dense.refuse(found, ("xla",), with_peers)
     flops = 3 * 2 * R * D * F
     names = "y", "dx", "d gate", "d up", "d down", "d weight"
-    dense.measure(found, kinds, (x, gate, up, down, weight), dy, names, (flops, BOTH * flops))
+    dense.measure(found, kinds, (x, gate, up, down, weight), dy, names, flops=(flops, BOTH * flops))

@@ -34,4 +34,4 @@ def measure(case: Grouped, found: Measured, _copy, implementation: str | None, w
     kinds = {"ours": functools.partial(multiply, found.implementation), "xla": functools.partial(multiply, "xla")}
     dense.refuse(found, ("xla",), with_peers)
     flops = 2 * R * D * F
-    dense.measure(found, kinds, (x, w), d, ("out", "dx", "dw"), (flops, BOTH * flops))
+    dense.measure(found, kinds, (x, w), d, ("out", "dx", "dw"), flops=(flops, BOTH * flops))

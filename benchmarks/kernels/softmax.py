@@ -39,4 +39,4 @@ def measure(case: Softmax, found: Measured, _copy, implementation: str | None, w
     kinds["xla"] = functools.partial(attend, "xla")  # the oracle too, whether it is timed or not
     pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(tags[1][0]))) * B * N
     names, flops = ("out", "dq", "dk", "dv"), 4 * H * pairs
-    dense.measure(found, kinds, (q, k, v), d, names, (flops, BOTH * flops))
+    dense.measure(found, kinds, (q, k, v), d, names, flops=(flops, BOTH * flops))

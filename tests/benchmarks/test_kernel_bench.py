@@ -44,7 +44,9 @@ def test_bench_reports_no_time_for_a_wrong_result(wrong, monkeypatch):
     assert found.failed.startswith("parity") and not found.times
 
 
-@pytest.mark.parametrize(("operation", "wrong"), [("softmax_attention", 3), ("grouped_matmul", 0), ("expert_ffn", 5)])
+@pytest.mark.parametrize(
+    ("operation", "wrong"), [("softmax_attention", 3), ("grouped_matmul", 0), ("expert_ffn", 5), ("gated_norm", 1)]
+)
 def test_bench_beside_xla_reports_no_time_for_a_wrong_result(operation, wrong, monkeypatch):
     right, calls = dense.furthest, []
 
