@@ -1,10 +1,15 @@
-"""Joins the processes of one run, by jax's own detection: SLURM, Open MPI, GKE, Cloud TPU. No launcher of ours."""
+"""Joins the processes of one run, by jax's own detection: SLURM, Open MPI, GKE, Cloud TPU. No launcher of ours.
+
+Training and every command that runs a model call it; of several processes each then sees all devices.
+"""
 
 import jax
 
 
 def join() -> bool:
     """Connects this process with the others of its job; False where it is alone. Call it before anything else of jax.
+
+    Inside a program that has used jax already (a notebook, a test) nothing is joined: that was for the program to do.
 
     Raises:
       RuntimeError: a cluster is there and its processes do not find each other.
@@ -16,6 +21,10 @@ def join() -> bool:
     except ValueError as error:
         # What jax says where it detects no cluster: nobody gave it an address.
         if "coordinator_address" not in str(error):
+            raise
+        return False
+    except RuntimeError as error:
+        if "before any JAX calls" not in str(error):
             raise
         return False
     return True

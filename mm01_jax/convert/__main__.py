@@ -38,8 +38,9 @@ def _convert(argv: Sequence[str]) -> int | None:
     _check_paths(given)
     import jax
 
-    # Conversion needs no accelerator, and must not take one from a training run beside it.
-    jax.config.update("jax_platforms", "cpu")
+    if not getattr(given, "mesh", None):
+        # Conversion needs no accelerator, and must not take one from a training run beside it.
+        jax.config.update("jax_platforms", "cpu")
     if given.compile_cache:
         compile_cache.use()
     return COMMAND.tasks[given.task].run(given)
@@ -86,9 +87,28 @@ def _logits(a) -> None:
         raise ValueError(f"--out={a.out}: {pathlib.Path(a.out).parent} is no directory")
     from mm01_jax.convert.certify import logits
 
-    arrays = logits.compute(a.source, _ids(a.ids))
+    ids = _ids(a.ids)
+    arrays = _logits_on_mesh(a.source, ids, a.mesh) if a.mesh else logits.compute(a.source, ids)
+    if arrays is None:
+        return
     logits.save(a.out, arrays)
     print(f"{a.out}: " + ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items()))
+
+
+def _logits_on_mesh(source: str, ids, mesh: str):
+    """The model itself instead of NumPy's layer by layer; None in all processes but the first, which writes."""
+    import jax
+
+    from mm01_jax import cluster
+    from mm01_jax.convert.certify import logits
+    from mm01_jax.inference.logits import logits_and_states
+    from mm01_jax.loading import load_model
+
+    cluster.join()
+    model = load_model(source, mesh=mesh, dtype="float32")
+    logits.check_ids(ids, model.config.vocab_size)
+    arrays = {"ids": ids, **logits_and_states(model, ids)}
+    return arrays if jax.process_index() == 0 else None
 
 
 def _certify(a) -> int:
@@ -143,6 +163,7 @@ COMMAND = arguments.Command(
                 _SOURCE,
                 _IDS._replace(required=True),
                 Flag("out", ".npz to write", example="FILE", required=True),
+                arguments.MESH._replace(words="run the model itself, in float32 on these devices, or auto"),
             ),
             _logits,
         ),

@@ -6,17 +6,21 @@ import pytest
 
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
+from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.certify import logits
 from mm01_jax.convert.certify.forward import Forward
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
+from mm01_jax.inference import logits as whole
 from mm01_jax.loading import load_model
+from tests import small
 from tests.convert import samples
 from tests.reference import fixture
 from tests.reference.model import forward
 from tests.reference.test_reference_fixture import BOUND, assert_reproduces_fixture, relative_error
+from tests.slow import slow_but
 
 QUIET = {"log": lambda line: None}
 IDS = np.random.default_rng(0).integers(0, samples.CONFIG.vocab_size, (2, 21))
@@ -32,10 +36,37 @@ def room(tmp_path_factory):
     return room
 
 
+@pytest.fixture
+def cheap_programs(monkeypatch):
+    monkeypatch.setattr(whole, "_take_in", small.unoptimised(whole._take_in.__wrapped__, donate_argnums=1))
+
+
 @pytest.mark.parametrize("directory", ["out", "ours"])
 def test_exported_directory_and_checkpoint_reproduce_the_fixture(directory, room):
     found = logits.compute(room / directory, fixture.load()["ids"])
     assert_reproduces_fixture(found["logits"][0], [found[f"state_{layer}"] for layer in range(7)])
+
+
+@pytest.mark.parametrize("mesh", slow_but(("expert=2,sequence=2",), ("data=1", "expert=2,sequence=2", "data=4")))
+def test_the_model_on_a_mesh_reproduces_the_fixture(mesh, room, tmp_path, cheap_programs):
+    np.save(tmp_path / "ids.npy", fixture.load()["ids"])
+    words = [f"--source={room / 'ours'}", f"--ids={tmp_path / 'ids.npy'}", f"--out={tmp_path / 'out.npz'}"]
+    assert main(["logits", *words, f"--mesh={mesh}"]) == 0
+    found = np.load(tmp_path / "out.npz")
+    assert {array.dtype for name, array in found.items() if name != "ids"} == {np.dtype("float32")}
+    assert_reproduces_fixture(found["logits"][0], [found[f"state_{layer}"] for layer in range(7)])
+
+
+def test_rows_and_positions_may_be_any_number(monkeypatch, tmp_path, cheap_programs):
+    """Three rows of 21 over two shards of either, in chunks of eight positions: as the NumPy walk."""
+    monkeypatch.setattr(whole, "CHUNK", 4)
+    source = samples.make(tmp_path / "in")
+    ids = np.concatenate([IDS, IDS[:1]])
+    found = whole.logits_and_states(load_model(source, mesh="data=2,sequence=2", dtype="float32"), ids)
+    want = logits.compute(source, ids)
+    assert found.keys() | {"ids"} == want.keys()
+    for name, array in found.items():
+        assert relative_error(array, want[name]) < BOUND
 
 
 def test_float64_walk_is_the_reference(room):
