@@ -211,6 +211,28 @@ def _source(config: Config) -> Iterator[Problem]:
         yield Problem(key="data.source", got=source, allowed=allowed, nearest="'stdlib'")
 
 
+def _records(config: Config) -> Iterator[Problem]:
+    data = config.data
+    if data.source == "stdlib" and data.records == "conversations":
+        allowed = "'text', as data.source='stdlib' is text"
+        yield Problem(key="data.records", got=data.records, allowed=allowed, nearest="'text'")
+    if data.mixed_in is not None and data.records == "text":
+        allowed = "None, as data.records='text' has no answers to mix others with"
+        yield Problem(key="data.mixed_in", got=data.mixed_in, allowed=allowed, nearest="None")
+
+
+def _needs_vision(config: Config) -> Iterator[Problem]:
+    if config.vision is None and config.optimizer.frozen:
+        allowed = "(), as the config has no vision"
+        yield Problem(key="optimizer.frozen", got=config.optimizer.frozen, allowed=allowed, nearest="()")
+    if config.vision is None and config.train.objective != "next_token":
+        allowed = "'next_token', as the config has no vision"
+        yield Problem(key="train.objective", got=config.train.objective, allowed=allowed, nearest="'next_token'")
+    if len({*config.optimizer.frozen}) == 4:
+        allowed = "some parts, not all of them"
+        yield Problem(key="optimizer.frozen", got=config.optimizer.frozen, allowed=allowed, nearest="('text',)")
+
+
 def _schedule_pairs(config: Config) -> Iterator[Problem]:
     schedule = config.optimizer.schedule
     for start, rate in (("step_down_at", "stepped"), ("decay_start", "final")):
@@ -274,6 +296,8 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("model.routing", "compute.dropless_bound"), _dropless_bound),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
+    (("data.source", "data.records", "data.mixed_in"), _records),
+    (("vision", "optimizer.frozen", "train.objective"), _needs_vision),
     ((_SCHEDULE,), _schedule_pairs),
     ((_SCHEDULE, "train.steps"), _schedule_order),
     ((_SCHEDULE,), _schedule_rates),

@@ -37,6 +37,7 @@ def from_json(text: str) -> Config:
         raise ConfigError(
             [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
         ) from None
+    _fill_in(plain)
     problems = _version_problems(plain) or list(_shape_problems(plain, Config, ""))
     meant = {problem.nearest for problem in problems}  # a mistyped key is not missing as well
     problems = [problem for problem in problems if problem.got is not _ABSENT or problem.key not in meant]
@@ -64,6 +65,23 @@ _ABSENT = "nothing"
 # Fields that 0.2.0 had not. A config without them means their defaults, which are what it did.
 _SINCE_0_2_0 = ("train.tensorboard", "train.profile")
 _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes which are never cut
+
+
+# Fields that a config saved by 0.2.0 does not have: what they say now was so then.
+_ADDED = (
+    "data.records",
+    "data.template",
+    "data.mixed_in",
+    "data.rows_between",
+    "optimizer.frozen",
+    "train.objective",
+)
+
+
+def _fill_in(plain: Any) -> None:
+    for section, _, name in (key.partition(".") for key in _ADDED):
+        if isinstance(plain, dict) and isinstance(plain.get(section), dict):
+            plain[section].setdefault(name, fields.default(f"{section}.{name}"))
 
 
 def _version_problems(plain: Any) -> list[Problem]:

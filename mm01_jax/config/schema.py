@@ -151,6 +151,12 @@ class DataConfig:
     source: str = "stdlib"  # "stdlib", or a path or glob of .txt / .jsonl / .arrayrecord files
     tokenizer: str = "bytes"  # "bytes", or a path to a tokenizer.json (extra: tokenizers)
     text_field: str = "text"  # the key of a jsonl record
+    # What a record is: a text, all of it learnt, or a conversation, some with images, of which the answers are learnt.
+    records: Literal["text", "conversations"] = "text"
+    template: Literal["official", "plain"] = "official"  # of conversations; plain has their texts alone
+    # Other conversations, mixed in: one row of them after each `rows_between` rows of `source` (paper 5: 20 to 1).
+    mixed_in: str | None = None
+    rows_between: int = 20
     held_out: float = 0.02  # fraction of documents kept for evaluation, never trained on
     seed: int = 0
     max_bad_records: int = 0  # unreadable records skipped and counted before the run is refused
@@ -180,6 +186,8 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    # Parts of a model with vision that stay as they are; they take neither gradients nor moments.
+    frozen: tuple[Literal["text", "vision", "projector", "image_newline"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,6 +200,8 @@ class TrainConfig:
     # Batch-size ramp: (step, batch_size) from that step on; steps rise.
     batch_ramp: tuple[tuple[int, int], ...] = ()
     num_microbatches: int = 1  # gradient accumulation
+    # What is minimised: cross-entropy, or for a tower's own pre-training that of captions and a contrastive loss.
+    objective: Literal["next_token", "captions_and_contrast"] = "next_token"
     seed: int = 0
     loss_chunk: int = 512  # tokens whose logits are held at a time
     balance_loss: Literal["paper", "transformers", "none"] = "paper"  # two normalisations, named apart (model.md D14)

@@ -29,6 +29,11 @@ class ArrayRecordFile:
         self._reader: ArrayRecordReader | None = None
 
     def scan(self) -> Iterator[Record]:
+        for number, text in self.contents():
+            yield examine(number, f"{self.name} record {number}", [text])
+
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """(number, bytes) of every record; DataError when the file itself is broken."""
         size = self.path.stat().st_size
         if size == 0 or size % FILE_BLOCK:
             raise DataError(
@@ -38,8 +43,7 @@ class ArrayRecordFile:
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
         for start in range(0, count, READ):
-            for number, text in enumerate(self._read(start, min(start + READ, count)), start=start):
-                yield examine(number, f"{self.name} record {number}", [text])
+            yield from enumerate(self._read(start, min(start + READ, count)), start=start)
 
     def read(self, key: int, start: int, stop: int) -> bytes:
         text = self._read(key, key + 1)[0][start:stop]

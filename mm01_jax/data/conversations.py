@@ -81,6 +81,7 @@ def render(
     image_tokens: Sequence[int] = (),
     *,
     tools: Sequence[Any] = (),
+    template: str = "official",
     generate: bool = False,
 ) -> Rendered:
     """A conversation's tokens.
@@ -88,6 +89,7 @@ def render(
     Args:
       image_tokens: of each image in order, how many tokens it takes.
       tools: functions that the model may call, as JSON has them; they stand after all messages.
+      template: "official", or "plain": the texts alone, one after another, END behind an answer.
       generate: end with the header of an answer that is to come.
 
     Raises:
@@ -105,11 +107,14 @@ def render(
         said = message["role"] == "assistant"
         body = encode(text_of(message), tokenizer, [waiting.pop(0) for _ in range(text_of(message).count(IMAGE))])
         header = tokenizer.encode(HEADERS[message["role"]])
-        pieces += [(begin, False), (header, False), (body, said), (end, said), (newline, False)]
+        if template == "plain":
+            pieces += [(body, said), (end[: int(said)], said)]
+        else:
+            pieces += [(begin, False), (header, False), (body, said), (end, said), (newline, False)]
     for tool in tools:
         body = tokenizer.encode(TOOL_HEADER + json.dumps(tool, ensure_ascii=False))
         pieces += [(begin, False), (body, False), (end, False), (newline, False)]
-    if generate:
+    if generate and template == "official":
         pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
     ids = np.concatenate([ids for ids, _ in pieces])
     return Rendered(ids, np.concatenate([np.full(len(ids), said) for ids, said in pieces]))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mm01_jax.data.conversation_files import Conversation
 from mm01_jax.data.text import DataError, Record, Shard
 
 PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
@@ -52,6 +53,14 @@ class Corpus:
             return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
         except OSError as error:
             raise DataError(f"{self.label(document)} cannot be read any more: {error}") from error
+
+    def conversation(self, document: int) -> Conversation:
+        """A document of a shard of conversations; DataError when it is none any more."""
+        shard = self.shards[self.shard_D[document]]
+        try:
+            return shard.conversation(int(self.key_D[document]), int(self.size_D[document]), self.label(document))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.label(document)} changed while in use: {error}") from error
 
     def reads_ranges(self, document: int) -> bool:
         """Whether a range of a document costs no more than its own length."""

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from mm01_jax.config import DataConfig
+from mm01_jax.config import DataConfig, VisionConfig
 from mm01_jax.data.corpus import Corpus, scan_corpus
-from mm01_jax.data.packing import VERSION, PackedRows, ShuffledRows
+from mm01_jax.data.packing import VERSION, PackedRows, Rows, ShuffledRows
+from mm01_jax.data.samples import Samples
 from mm01_jax.data.shuffle import held_out_documents
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
+from mm01_jax.data.whole_rows import MixedRows, WholeRows
 
 NAMED = 4  # files named in a message before "and n more"
 
@@ -26,7 +28,7 @@ class Dataset:
 
     tokenizer: Tokenizer
     corpus: Corpus
-    train: PackedRows  # without end
+    train: Rows  # without end
     held_out: ShuffledRows | None  # one epoch, None when data.held_out is 0
     manifest: dict[str, Any]  # what the data is, as JSON values; `check_unchanged` compares two
 
@@ -52,12 +54,14 @@ def open_dataset(
     sequence_length: int,
     vocab_size: int,
     *,
+    vision: VisionConfig | None = None,
     cache: pathlib.Path | None = None,
     log: Callable[[str], None] = print,
 ) -> Dataset:
     """Finds, checks and splits the data of a run. Every byte of it is read once.
 
-    `cache` is a folder that keeps the token counts of a corpus for the next start (a tokenizer.json only).
+    `cache` is a folder that keeps the token counts of a corpus for the next start (a tokenizer.json only). `vision` is
+    the tiles of conversations with images.
 
     Raises:
       ValueError: a setting that cannot be (no such file, a vocabulary smaller than the tokenizer's).
@@ -70,19 +74,29 @@ def open_dataset(
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.tokenizer!r}; at least {tokenizer.vocab_size} is allowed."
         )
-    corpus = scan_corpus(find_shards(config.source, config.text_field), config.max_bad_records, log)
+    shards = find_shards(config.source, config.text_field, config.records)
+    corpus = scan_corpus(shards, config.max_bad_records, log)
     held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
-    train = TokenizedDocuments.counted(corpus, np.flatnonzero(~held_out_D), tokenizer, cache, log)
-    held_out = None
-    if config.held_out:
-        documents = TokenizedDocuments.counted(corpus, np.flatnonzero(held_out_D), tokenizer, cache, log)
-        held_out = ShuffledRows(PackedRows(documents, sequence_length, config.seed, epochs=1))
+
+    def rows(chosen_D: np.ndarray, epochs: int | None) -> Rows:
+        if config.records == "text":
+            documents = TokenizedDocuments.counted(corpus, chosen_D, tokenizer, cache, log)
+            return PackedRows(documents, sequence_length, config.seed, epochs)
+        samples = Samples(corpus, chosen_D, tokenizer, vision, template=config.template, log=log)
+        return WholeRows(samples, sequence_length, config.seed, epochs)
+
+    train = rows(np.flatnonzero(~held_out_D), None)
+    others = None
+    if config.mixed_in is not None:
+        others = scan_corpus(find_shards(config.mixed_in, "", "conversations"), config.max_bad_records, log)
+        samples = Samples(others, np.arange(len(others)), tokenizer, vision, template=config.template, log=log)
+        train = MixedRows(train, WholeRows(samples, sequence_length, config.seed), config.rows_between)
     return Dataset(
         tokenizer=tokenizer,
         corpus=corpus,
-        train=PackedRows(train, sequence_length, config.seed),
-        held_out=held_out,
-        manifest=_manifest(config, corpus, tokenizer),
+        train=train,
+        held_out=ShuffledRows(rows(np.flatnonzero(held_out_D), 1)) if config.held_out else None,
+        manifest=_manifest(config, corpus, tokenizer, others),
     )
 
 
@@ -94,7 +108,7 @@ def _check(config: DataConfig) -> None:
             raise ValueError(f"data.{name}={value} must be at least 0.")
 
 
-def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, others: Corpus | None) -> dict[str, Any]:
     files = {name: [file.documents, file.size, file.digest] for name, file in corpus.files.items()}
     return {
         "source": config.source,
@@ -103,6 +117,7 @@ def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer) -> dict[
         "held_out": config.held_out,
         "seed": config.seed,
         "packing": VERSION,
+        "mixed_in": None if others is None else others.fingerprint,
         "python": platform.python_version() if config.source == "stdlib" else None,
         "bad_records": list(corpus.bad),
         "files": files,
@@ -116,7 +131,7 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """
     changes = [
         f"{key} was {saved.get(key)!r}, is {now[key]!r}"
-        for key in ("tokenizer", "held_out", "seed", "packing")
+        for key in ("tokenizer", "held_out", "seed", "packing", "mixed_in")
         if saved.get(key) != now[key]
     ]
     if saved.get("fingerprint") != now["fingerprint"]:

@@ -37,7 +37,13 @@ class Rows(Protocol):
     num_rows: int | None  # rows that hold a token, None when there is no end
 
     def row(self, index: int) -> dict[str, np.ndarray]:
-        """(S,) int32 tokens, targets, positions, segments and float32 weights of row `index`."""
+        """(S,) int32 tokens, targets, positions, segments and float32 weights of row `index`.
+
+        Where `num_tiles` is above 0 also (S,) int32 image_index and (num_tiles, 3, side, side) float32 tiles.
+        """
+
+    def num_tiles(self, index: int) -> int:
+        """Tiles of the images in row `index`."""
 
 
 class PackedRows:
@@ -81,6 +87,10 @@ class PackedRows:
             "weights": weights,
         }
 
+    def num_tiles(self, index: int) -> int:
+        del index
+        return 0
+
     def _piece(self, at: int, most: int) -> tuple[np.ndarray, bool] | None:
         """Up to `most` tokens of the one document at stream position `at`, and whether they reach its end."""
         epoch, offset = divmod(at, self.tokens_per_epoch)
@@ -107,9 +117,15 @@ class PackedRows:
 class ShuffledRows:
     """The rows of a finite stream in another order: its first rows are a sample of all documents, not the first few."""
 
-    def __init__(self, stream: PackedRows):
+    def __init__(self, stream: Rows):
         self.stream, self.num_rows, self.documents = stream, stream.num_rows, stream.documents
         self._order = permutation(stream.num_rows, ROWS, stream.seed)
 
     def row(self, index: int) -> dict[str, np.ndarray]:
-        return self.stream.row(int(self._order[index]) if index < self.num_rows else index)
+        return self.stream.row(self._at(index))
+
+    def num_tiles(self, index: int) -> int:
+        return self.stream.num_tiles(self._at(index))
+
+    def _at(self, index: int) -> int:
+        return int(self._order[index]) if index < self.num_rows else index

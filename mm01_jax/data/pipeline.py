@@ -4,6 +4,7 @@ The position of a run in its data is one integer, the next global row index; no 
 Threads, not processes: grain 0.2.18 workers crash outside `absl.app`, and a row costs microseconds.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 
 import grain
@@ -68,12 +69,31 @@ def _graph(
     (size, steps), (index, count) = stage, process
     share = size // count
 
+    @functools.lru_cache(maxsize=16)
+    def tiles(step: int) -> int:
+        """Tiles that every row of a step has, in every process: those of the row with most, rounded up."""
+        return bucket(max(rows.num_tiles(first_row + step * size + i) for i in range(size)))
+
     def row(i: int) -> Batch:
         step, within = divmod(i, share)
-        return Batch(**rows.row(first_row + step * size + index * share + within))
+        return with_tiles(rows.row(first_row + step * size + index * share + within), tiles(step))
 
     options = grain.ReadOptions(num_threads=min(prefetch, 8), prefetch_buffer_size=prefetch)
     return grain.MapDataset.range(steps * share).map(row).batch(share).to_iter_dataset(options)
+
+
+def bucket(num_tiles: int) -> int:
+    """The shape that so many tiles get, a power of two: few shapes are few programs, whatever the images are."""
+    return 0 if num_tiles == 0 else 1 << (num_tiles - 1).bit_length()
+
+
+def with_tiles(row: dict[str, np.ndarray], num_tiles: int) -> Batch:
+    """A row with its tiles filled up with black ones to `num_tiles`, which no token looks at; with 0 it has none."""
+    if num_tiles == 0:
+        return Batch(**row | {"tiles": None, "image_index": None})
+    have = len(row["tiles"])
+    padding = np.zeros((num_tiles - have, *row["tiles"].shape[1:]), np.float32)
+    return Batch(**row | {"tiles": np.concatenate([row["tiles"], padding])})
 
 
 def check_batch(batch: Batch, vocab_size: int, first_row: int) -> None:
@@ -103,23 +123,29 @@ def process_share(sharding: jax.sharding.NamedSharding, batch_size: int, sequenc
 
 
 def to_global(batch: Batch, sharding: jax.sharding.NamedSharding, batch_size: int, order: np.ndarray) -> Batch:
-    """Global arrays (batch_size, S) from each process's share of the rows; every process calls it.
+    """Global arrays (batch_size, ...) from each process's share of the rows; every process calls it.
 
     `order` (S,) is the position that stands at each place of the arrays (`parallel/sequence_layout.py`).
     """
 
-    def place(array: np.ndarray) -> jax.Array:
+    def place(array: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, array, (batch_size, *array.shape[1:]))
 
-    return _each(place, batch, order)
+    return _placed(batch, place, sharding, order)
 
 
 def whole_to_global(batch: Batch, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> Batch:
     """Global arrays from whole batches that every process holds alike: each gives its devices their part."""
-    return _each(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), batch, order)
+
+    def place(array: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return _placed(batch, place, sharding, order)
 
 
-def _each(place: Callable[[np.ndarray], jax.Array], batch: Batch, order: np.ndarray) -> Batch:
-    """Every array that is there, placed; what has a token axis in `order` first (tiles have none)."""
-    arrays = {name: array for name, array in batch._asdict().items() if array is not None}
-    return Batch(**{name: place(array if name == "tiles" else array[:, order]) for name, array in arrays.items()})
+def _placed(batch: Batch, place: Callable, sharding: jax.sharding.NamedSharding, order: np.ndarray) -> Batch:
+    """Each array on its devices: tokens and what is said of them cut as `sharding` says, tiles by rows alone."""
+    by_row = jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[0]))
+    tiles = None if batch.tiles is None else place(batch.tiles, by_row)
+    rest = batch._replace(tiles=None)
+    return jax.tree.map(lambda array: place(array[:, order], sharding), rest)._replace(tiles=tiles)

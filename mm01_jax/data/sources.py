@@ -11,6 +11,7 @@ import pathlib
 import platform
 import sysconfig
 
+from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
 from mm01_jax.data.text import JsonLines, Shard, TextFile, TextInMemory
 
 SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
@@ -18,13 +19,15 @@ SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-def find_shards(source: str, text_field: str) -> list[Shard]:
-    """The shards that `source` names, sorted by name; ValueError when it names none."""
+def find_shards(source: str, text_field: str, records: str = "text") -> list[Shard]:
+    """The shards that `source` names, sorted by name; ValueError when it names none. records: of `DataConfig`."""
     if source == "stdlib":
         return sorted(stdlib_shards(), key=lambda shard: shard.name)
     paths = _find_paths(source)
     root = paths[0].parent if len(paths) == 1 else pathlib.Path(os.path.commonpath([path.parent for path in paths]))
     named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
+    if records == "conversations":
+        return [_open_conversations(name, path) for name, path in named]
     return [_open_shard(name, path, text_field) for name, path in named]
 
 
@@ -83,3 +86,10 @@ def _open_shard(name: str, path: pathlib.Path, text_field: str) -> Shard:
     from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
 
     return ArrayRecordFile(name, path)
+
+
+def _open_conversations(name: str, path: pathlib.Path) -> Shard:
+    if path.suffix == ".txt":
+        raise ValueError(f"{path} holds no conversations; data.records='conversations' reads .jsonl and .arrayrecord.")
+    kind = ConversationLines if path.suffix == ".jsonl" else Packed
+    return ConversationShard(kind(name, path), path.parent)

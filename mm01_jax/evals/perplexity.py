@@ -77,7 +77,7 @@ def _rows(config: Config, source: str | None) -> tuple[Rows, float]:
     data, length = config.data, config.train.sequence_length
     if source is not None:
         data = dataclasses.replace(data, source=source, held_out=0.0)
-    dataset = open_dataset(data, length, config.model.vocab_size)
+    dataset = open_dataset(data, length, config.model.vocab_size, vision=config.vision)
     rows = dataset.held_out
     if source is not None:
         rows = PackedRows(dataset.train.documents, length, data.seed, epochs=1)

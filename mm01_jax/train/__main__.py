@@ -22,7 +22,7 @@ COMMAND = arguments.Command(
     flags=(
         arguments.CONFIG,
         Flag("workdir", "the run's folder: checkpoints, metrics, config; an old run resumes", example="DIR"),
-        Flag("init_from", "a run or checkpoint whose weights a new run starts from", example="DIR"),
+        Flag("init_from", "a run or checkpoint whose weights a new run starts from; its parts: DIR,DIR", example="DIR"),
         Flag("dry_run", "check the config, print it whole, stop", bool, default=False),
         arguments.COMPILE_CACHE,
     ),

@@ -65,7 +65,8 @@ def run(config: Config, workdir: str, init_from: str | None = None, log: Callabl
         if jax.process_index() == 0:
             (root / "config.json").write_text(saved.to_json(config))
         train = config.train
-        dataset = open_dataset(config.data, train.sequence_length, config.model.vocab_size, cache=root, log=log)
+        sizes = train.sequence_length, config.model.vocab_size
+        dataset = open_dataset(config.data, *sizes, vision=config.vision, cache=root, log=log)
         log(dataset.describe())
         settled = with_remat_settled(with_exchange_settled(config, log), step.abstract_state(config, mesh), log)
         start = begin(settled, mesh, checkpoints, dataset, init_from, log)

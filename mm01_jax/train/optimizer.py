@@ -1,10 +1,13 @@
 """AdamW and the learning-rate schedule of the paper (section 4.2; docs/model.md D.2)."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from mm01_jax.config import OptimizerConfig, ScheduleConfig
 
@@ -52,6 +55,31 @@ def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(one, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def split_frozen[Tree](model: Tree, frozen: Sequence[str]) -> tuple[Tree, Tree]:
+    """(what is trained, what is frozen): the model twice, None in each where the other has the weight.
+
+    A weight belongs to the part of the model that its path begins with. What is frozen has neither gradients nor
+    moments.
+    """
+
+    def trained(path) -> bool:
+        return jax.tree_util.keystr(path[:1], simple=True) not in frozen
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_weight)
+    halves = ([leaf if trained(path) == keep else None for path, leaf in leaves] for keep in (True, False))
+    return tuple(jax.tree.unflatten(structure, half) for half in halves)
+
+
+def join_frozen[Tree](trained: Tree, frozen: Tree) -> Tree:
+    """The whole model again."""
+    either = functools.partial(jax.tree.map, is_leaf=lambda x: x is None or _is_weight(x))
+    return either(lambda a, b: b if a is None else a, trained, frozen)
+
+
+def _is_weight(x: Any) -> bool:
+    return isinstance(x, nnx.Variable)
 
 
 def apply_gradients(optimizer: optax.GradientTransformation, gradients: Any, opt_state: Any, model: Any):

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from mm01_jax import checkpoint
 from mm01_jax.config import Config, ConfigError, fields, saved
-from mm01_jax.config.resume import model_problems, resume_problems
+from mm01_jax.config.resume import resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
-from mm01_jax.train import step, transport_check
+from mm01_jax.train import origins, step, transport_check
 
 Log = Callable[[str], None]
 
@@ -39,7 +39,7 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
     """
     if meta is None:
         if init_from:
-            _check_same_model(config, init_from, log)
+            origins.check(config, init_from, log)
         return
     before = saved.from_json(json.dumps(meta["config"]))
     problems = resume_problems(before, config)
@@ -49,18 +49,6 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
         log(f"changed since the last checkpoint: {key} {old!r} -> {new!r}")
     if init_from:
         log(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
-
-
-def _check_same_model(config: Config, init_from: str, log: Log) -> None:
-    opened = checkpoint.open_checkpoint(init_from)
-    before = opened.config
-    problems = model_problems(before, config, f"--init_from={init_from}")
-    if problems:
-        raise ConfigError(problems)
-    old, new = before.data.tokenizer, config.data.tokenizer
-    trained = opened.manifest.step is not None  # a conversion brings no tokenizer: its config has a placeholder
-    if trained and old != new:
-        log(f"data.tokenizer {old!r} -> {new!r}: the weights of {init_from} were trained on the tokens of the former")
 
 
 def with_exchange_settled(config: Config, log: Log) -> Config:
@@ -91,14 +79,16 @@ def begin(
         log(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
         return Start(restored.state, restored.meta["row"])
     placed = jax.tree.map(lambda x: x.sharding, abstract)
-    if init_from:
-        model = checkpoint.load_weights(init_from, abstract.model)
-        log(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
-        make = functools.partial(step.state_of, config)
-        return Start(jax.jit(make, out_shardings=placed)(model), 0)
-    make = functools.partial(step.init_state, config)
     # Random bits of every weight are long programs that run once: on a CPU optimising them takes 7 x the time to run.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True} if on_cpu else None
-    fresh = jax.jit(make, out_shardings=placed, compiler_options=options)
-    return Start(fresh(jax.random.key(config.train.seed)), 0)
+    make = functools.partial(step.init_state, config)
+    fresh = functools.partial(
+        jax.jit(make, out_shardings=placed, compiler_options=options), jax.random.key(config.train.seed)
+    )
+    if init_from:
+        model = origins.load(config, init_from, abstract.model, lambda: fresh().model)
+        log(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
+        make = functools.partial(step.state_of, config)
+        return Start(jax.jit(make, out_shardings=placed)(model), 0)
+    return Start(fresh(), 0)

@@ -1,7 +1,6 @@
 """TrainState, and the pure functions of one step: init, train."""
 
 import dataclasses
-import functools
 from typing import Any, Protocol
 
 import jax
@@ -18,8 +17,15 @@ from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from mm01_jax.model.multimodal import VLModel, build
 from mm01_jax.parallel.experts.layer import RouterStats
-from mm01_jax.train.objectives import pretrain
-from mm01_jax.train.optimizer import apply_gradients, learning_rate, make_optimizer, steps_taken
+from mm01_jax.train.objectives import captions_and_contrast, pretrain
+from mm01_jax.train.optimizer import (
+    apply_gradients,
+    join_frozen,
+    learning_rate,
+    make_optimizer,
+    split_frozen,
+    steps_taken,
+)
 
 
 class Objective(Protocol):
@@ -36,6 +42,12 @@ class Objective(Protocol):
           total_weight: float32, sum of target weights of the whole global step.
           share: 1 / number of microbatches.
         """
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "next_token": pretrain.objective,
+    "captions_and_contrast": captions_and_contrast.objective,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +68,8 @@ def init_state(config: Config, key: jax.Array) -> TrainState:
 def state_of(config: Config, model: TextModel | VLModel) -> TrainState:
     """A state at step 0 around given weights."""
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))
+    trained, _ = split_frozen(model, config.optimizer.frozen)
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(trained))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
@@ -67,9 +80,11 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, config: Config, objective: Objective = pretrain.objective
+    state: TrainState, batch: Batch, *, config: Config, objective: Objective | None = None
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on a global batch; jit it with `config` and `objective` static and `state` donated.
+
+    `objective` None is the one that the config names.
 
     A step whose loss or gradient is not finite, or whose routing overflowed a stated bound, changes neither weights
     nor moments nor the schedule: `refused` is 1 and only `step` advances.
@@ -79,15 +94,16 @@ def train_step(
       dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load; docs/training.md).
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    losses, stats, gradients = _gradients(state.model, batch, config, objective)
+    chosen = objective or OBJECTIVES[config.train.objective]
+    losses, stats, gradients = _gradients(state.model, batch, config, chosen)
     overflow = jnp.sum(stats.overflow)
     with jax.named_scope("optimizer"):
         norm = optax.tree.norm(gradients)
         accepted = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm) & (overflow == 0)
-        model, opt_state, update_norm = apply_gradients(optimizer, gradients, state.opt_state, state.model)
-        new = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old), (model, opt_state), (state.model, state.opt_state)
-        )
+        trained, frozen = split_frozen(state.model, config.optimizer.frozen)
+        old = (trained, state.opt_state)
+        *new, update_norm = apply_gradients(optimizer, gradients, state.opt_state, trained)
+        trained, opt_state = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), tuple(new), old)
     assigned = jnp.maximum(stats.assigned.sum(-1, keepdims=True), 1.0)
     metrics = losses | {
         "grad_norm": norm,
@@ -98,30 +114,37 @@ def train_step(
         "dropped": jnp.sum(stats.dropped) / jnp.sum(assigned),
         "expert_load": stats.assigned / assigned * config.model.num_experts,
     }
-    return TrainState(state.step + 1, *new), metrics
+    return TrainState(state.step + 1, join_frozen(trained, frozen), opt_state), metrics
 
 
 def _gradients(model: TextModel, batch: Batch, config: Config, objective: Objective):
-    """(metrics of the objective, router statistics, gradients of the objective) of the whole global step."""
+    """(metrics of the objective, router statistics, gradients of the objective) of the whole global step.
+
+    Gradients are of what is trained, None in the place of what is frozen.
+    """
     count = config.train.num_microbatches
     total_weight = jnp.maximum(jnp.sum(batch.weights), 1.0)
-    gradient = jax.value_and_grad(
-        functools.partial(objective, total_weight=total_weight, share=1.0 / count, config=config.train), has_aux=True
-    )
+    trained, frozen = split_frozen(model, config.optimizer.frozen)
+
+    def summand(trained: TextModel | VLModel, part: Batch):
+        whole = join_frozen(trained, frozen)
+        return objective(whole, part, total_weight=total_weight, share=1.0 / count, config=config.train)
+
+    gradient = jax.value_and_grad(summand, has_aux=True)
     if count == 1:
-        (_, (losses, stats)), gradients = gradient(model, batch)
+        (_, (losses, stats)), gradients = gradient(trained, batch)
         return losses, stats, gradients
 
     def split(x: jax.Array) -> jax.Array:
         # Rows i, i + count, ...: each device's own rows are dealt out, none moves.
         parts = jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
-        return sharding.constrain(parts, model.rules, None, "batch", "seq")
+        return sharding.constrain(parts, model.rules, None, "batch", *(["seq"] if x.ndim == 2 else []))
 
     def add(total, part):
-        (_, reported), gradients = gradient(model, part)
+        (_, reported), gradients = gradient(trained, part)
         return jax.tree.map(jnp.add, total, (reported, gradients)), None
 
-    shapes = jax.eval_shape(gradient, model, jax.tree.map(lambda x: split(x)[0], batch))
+    shapes = jax.eval_shape(gradient, trained, jax.tree.map(lambda x: split(x)[0], batch))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0][1], shapes[1]))
     ((losses, stats), gradients), _ = jax.lax.scan(add, zeros, jax.tree.map(split, batch))
     return losses, stats, gradients

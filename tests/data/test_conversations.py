@@ -41,6 +41,12 @@ def test_a_prompt_ends_with_the_header_of_the_answer():
     assert np.flatnonzero(full.answer)[-5] == len(prompt.ids)  # "Yes." and the end of it
 
 
+def test_the_plain_template_has_the_texts_alone():
+    ids, answer = render(CHAT[1:3], BYTES, [2], template="plain")
+    assert spelled(ids) == "<image><image>What is it?A cat.<end_of_sentence>"
+    assert spelled(ids[answer]) == "A cat.<end_of_sentence>"
+
+
 def test_text_and_parts_render_alike():
     parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
     text = [{"role": "user", "content": "<image>What?"}]

@@ -42,8 +42,7 @@ def open_image(
       ImageError: what is wrong with it.
     """
     name = name or ("an image" if isinstance(source, bytes) else os.fspath(source))
-    content = source if isinstance(source, bytes) else _read(pathlib.Path(source), name, root)
-    image = _identify(content, name)
+    image = _identify(content_of(source, name, root), name)
     _check_header(image, name)
     return image
 
@@ -61,29 +60,33 @@ def decode(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def check_whole(source: str | os.PathLike | bytes, name: str, root: pathlib.Path | None = None) -> tuple[int, int]:
-    """(width, height) of an image that is sound to its end, with as little decoding as tells so.
+def check_whole(content: bytes, name: str) -> None:
+    """Whether a file is sound to its end, with as little decoding as tells so.
 
     PNG has checksums; a JPEG is decoded at an eighth of its size, which reads all of it; others are decoded.
 
     Raises:
       ImageError: as `open_image` and `decode`.
     """
-    with open_image(source, name, root) as image:
-        size = image.size
+    with open_image(content, name) as image:
         if image.format == "PNG":
             try:
                 image.verify()
             except Exception as error:
                 raise ImageError(f"{name}: {_why(error)}; the file is truncated or damaged") from error
         else:
-            image.draft(image.mode, (max(1, size[0] // 8), max(1, size[1] // 8)))
+            image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
             decode(image, name)
-    return size
 
 
-def _read(path: pathlib.Path, name: str, root: pathlib.Path | None) -> bytes:
-    """The file's bytes; what is no regular file is never opened (a FIFO would wait for a writer)."""
+def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path | None = None) -> bytes:
+    """The file's bytes; what is no regular file is never opened (a FIFO would wait for a writer).
+
+    Args and errors as of `open_image`.
+    """
+    if isinstance(source, bytes):
+        return source
+    path = pathlib.Path(source)
     try:
         status = path.stat()
         real = path.resolve(strict=True)

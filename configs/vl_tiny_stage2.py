@@ -1,0 +1,24 @@
+"""Stage II of vl_tiny, understanding: all of it learns, at the images' own resolution, text mixed in (20 rows to 1)."""
+
+import dataclasses
+
+from mm01_jax.config import Config, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+from . import vl_tiny
+
+
+def get_config() -> Config:
+    return dataclasses.replace(
+        vl_tiny.get_config(),
+        name="vl_tiny_stage2",
+        data=DataConfig(
+            source="runs/vl/data/stage2.arrayrecord",
+            records="conversations",
+            mixed_in="runs/vl/data/text.jsonl",
+            held_out=0.02,
+        ),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=20, decay_start=200, final=5e-5)),
+        train=TrainConfig(
+            steps=600, batch_size=16, sequence_length=128, eval_every=600, checkpoint_every=600, loss_chunk=2048
+        ),
+    )

@@ -1,0 +1,32 @@
+"""The tower of vl_tiny before it meets the text model: captions and contrast, with a small decoder (paper 5)."""
+
+import dataclasses
+
+from mm01_jax.config import Config, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+from . import vl_tiny
+
+
+def get_config() -> Config:
+    whole = vl_tiny.get_config()
+    return dataclasses.replace(
+        whole,
+        name="vl_tiny_tower",
+        model=dataclasses.replace(
+            whole.model, embed_dim=32, period=("lightning", "softmax"), num_heads=2, num_kv_heads=1, expert_dim=32
+        ),
+        vision=dataclasses.replace(whole.vision, grids=((1, 1),)),
+        data=DataConfig(
+            source="runs/vl/data/captions.arrayrecord", records="conversations", template="plain", held_out=0.02
+        ),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=20, decay_start=400, final=1e-4)),
+        train=TrainConfig(
+            steps=1000,
+            batch_size=24,
+            sequence_length=64,
+            objective="captions_and_contrast",
+            eval_every=1000,
+            checkpoint_every=1000,
+            loss_chunk=4096,
+        ),
+    )

@@ -1,0 +1,158 @@
+"""Files of conversations, some with images, as documents: .jsonl beside its images, or .arrayrecord with them inside.
+
+    {"messages": [{"role": "user", "content": "<image>What is it?"}, ...], "images": ["a.png"]}
+
+A line of .jsonl names its images by paths from the folder it lies in, which they may not leave. A record of
+.arrayrecord holds the same, `images` being the byte counts of files that follow: 8 bytes with the length of the JSON
+(little endian), the JSON, the files (`pack_record`).
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mm01_jax.data.conversations import IMAGE, check_messages, count_images
+from mm01_jax.data.text import DataError, JsonLines, Record, Shard
+
+
+class Picture(NamedTuple):
+    """One image of a conversation, not opened. source: a path, or a file's bytes. root: where the path must lie."""
+
+    name: str
+    source: pathlib.Path | bytes
+    root: pathlib.Path | None
+
+
+class Conversation(NamedTuple):
+    """messages: as `conversations.check_messages` allows, one `<image>` in them for each of `pictures`."""
+
+    messages: list[dict[str, Any]]
+    pictures: tuple[Picture, ...]
+
+
+class ConversationShard:
+    """A shard whose documents are conversations: text, checked to be one, and its images, checked to be whole."""
+
+    reads_ranges = False
+
+    def __init__(self, shard: Shard, folder: pathlib.Path):
+        self.name, self._shard, self._folder = shard.name, shard, folder.resolve()
+        # Many questions may be asked of one image.
+        self._digest = functools.lru_cache(maxsize=1 << 16)(_digest_of_whole)
+
+    def scan(self) -> Iterator[Record]:
+        for record in self._shard.scan():
+            yield record if record.problem else self._examined(record)
+
+    def read(self, key: int, start: int, stop: int) -> bytes:
+        return self._shard.read(key, start, stop)
+
+    def conversation(self, key: int, size: int, label: str) -> Conversation:
+        """The conversation at `key`; ValueError says what is none."""
+        return self._parse(self._shard.read(key, 0, size), label)
+
+    def _examined(self, record: Record) -> Record:
+        """The record with the content of its images in its digest."""
+        sha = hashlib.sha256(record.digest)
+        try:
+            for picture in self.conversation(record.key, record.size, record.label).pictures:
+                sha.update(self._digest(picture))
+        except (ValueError, DataError) as error:
+            return record._replace(problem=str(error))
+        return record._replace(digest=sha.digest()[:16])
+
+    def _parse(self, content: bytes, label: str) -> Conversation:
+        fields, files = _split(content) if isinstance(self._shard, Packed) else (_json(content), None)
+        messages, images = fields.get("messages"), fields.get("images", [])
+        check_messages(messages)
+        if not isinstance(images, list):
+            raise ValueError(f"images is {images!r}, not a list")
+        if (marks := count_images(messages)) != len(images):
+            raise ValueError(f"its text has {marks} {IMAGE} marks and it has {len(images)} images")
+        if files is None:
+            pictures = [self._beside(image) for image in images]
+        else:
+            pictures = [Picture(f"{label} image {i}", image, None) for i, image in enumerate(_cut(files, images))]
+        return Conversation(messages, tuple(pictures))
+
+    def _beside(self, image: Any) -> Picture:
+        if not isinstance(image, str) or not image:
+            raise ValueError(f"an image is {image!r}, not the path of a file")
+        return Picture(image, self._folder / image, self._folder)
+
+
+class ConversationLines(JsonLines):
+    """`.jsonl` whose documents are the lines themselves."""
+
+    def __init__(self, name: str, path: pathlib.Path):
+        super().__init__(name, path, "messages")
+
+    def _text(self, line: bytes) -> bytes:
+        if not line.strip():
+            raise ValueError("the line is blank")
+        _json(line)
+        return line.strip()
+
+
+class Packed:
+    """An `.arrayrecord` file of packed records; they are bytes, so nothing is asked of them as text."""
+
+    reads_ranges = False
+
+    def __init__(self, name: str, path: pathlib.Path):
+        from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
+
+        self.name, self._file = name, ArrayRecordFile(name, path)
+
+    def scan(self) -> Iterator[Record]:
+        for key, content in self._file.contents():
+            label = f"{self.name} record {key}"
+            yield Record(key, label, len(content), hashlib.sha256(content).digest()[:16], None)
+
+    def read(self, key: int, start: int, stop: int) -> bytes:
+        return self._file.read(key, start, stop)
+
+
+def pack_record(messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> bytes:
+    """One record of an .arrayrecord file; `images` are whole files."""
+    head = json.dumps({"messages": list(messages), "images": [len(image) for image in images]}).encode()
+    return len(head).to_bytes(8, "little") + head + b"".join(images)
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + size:
+        raise ValueError(f"its JSON should have {size} bytes, the record has {len(content)}")
+    return _json(content[8 : 8 + size]), content[8 + size :]
+
+
+def _cut(files: bytes, sizes: Sequence[Any]) -> Iterator[bytes]:
+    if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(files):
+        raise ValueError(f"images is {sizes!r}, not the byte counts of the {len(files)} bytes that follow")
+    at = 0
+    for size in sizes:
+        yield files[at : at + size]
+        at += size
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"it is a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+def _digest_of_whole(picture: Picture) -> bytes:
+    from mm01_jax.data.images.opening import check_whole, content_of  # needs pillow, which text alone does not
+
+    content = content_of(picture.source, picture.name, picture.root)
+    check_whole(content, picture.name)
+    return hashlib.sha256(content).digest()
