@@ -214,23 +214,17 @@ def _source(config: Config) -> Iterator[Problem]:
 def _records(config: Config) -> Iterator[Problem]:
     data = config.data
     if data.source == "stdlib" and data.records == "conversations":
-        allowed = "'text', as data.source='stdlib' is text"
-        yield Problem(key="data.records", got=data.records, allowed=allowed, nearest="'text'")
+        yield Problem(key="data.records", got=data.records, allowed="'text' of 'stdlib'", nearest="'text'")
     if data.mixed_in is not None and data.records == "text":
-        allowed = "None, as data.records='text' has no answers to mix others with"
-        yield Problem(key="data.mixed_in", got=data.mixed_in, allowed=allowed, nearest="None")
+        yield Problem(key="data.mixed_in", got=data.mixed_in, allowed="None, as data.records='text'", nearest="None")
 
 
 def _needs_vision(config: Config) -> Iterator[Problem]:
-    if config.vision is None and config.optimizer.frozen:
-        allowed = "(), as the config has no vision"
-        yield Problem(key="optimizer.frozen", got=config.optimizer.frozen, allowed=allowed, nearest="()")
-    if config.vision is None and config.train.objective != "next_token":
-        allowed = "'next_token', as the config has no vision"
-        yield Problem(key="train.objective", got=config.train.objective, allowed=allowed, nearest="'next_token'")
-    if len({*config.optimizer.frozen}) == 4:
-        allowed = "some parts, not all of them"
-        yield Problem(key="optimizer.frozen", got=config.optimizer.frozen, allowed=allowed, nearest="('text',)")
+    if config.vision is None:
+        for key, allowed in (("optimizer.frozen", ()), ("train.objective", "next_token")):
+            if (got := fields.get(config, key)) != allowed:
+                words = f"{allowed!r}, as the config has no vision"
+                yield Problem(key=key, got=got, allowed=words, nearest=repr(allowed))
 
 
 def _schedule_pairs(config: Config) -> Iterator[Problem]:

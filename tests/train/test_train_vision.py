@@ -1,4 +1,4 @@
-"""Training with images: what is frozen neither moves nor takes memory, a run resumes bit for bit, parts are taken over."""
+"""Training with images: what is frozen stays and takes no memory, a run resumes bit for bit, parts are taken over."""
 
 import jax
 import numpy as np
