@@ -49,7 +49,7 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
     more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
     log("next:")
     log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")
-    log(f"  {sys.executable} train_main.py {more}")
+    log(f"  {sys.executable} -m mm01_jax.train {more}")
     log(f"  {sys.executable} -m mm01_jax.evals perplexity --checkpoint={root}")
 
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from mm01_jax.data import conversations, templates
+from mm01_jax.data import templates
 from mm01_jax.data.conversations import BEGIN, END
 from mm01_jax.data.templates import Released, Template
 from mm01_jax.data.tokenizer import BytesTokenizer
@@ -159,7 +159,12 @@ def test_without_a_template_one_line_says_where_it_was_looked_for_and_what_gives
     assert templates.choose(str(tmp_path / "mine.jinja"), [], BYTES).source == "x"
 
 
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr(templates.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs jinja2: pip install 'mm01_jax\[chat\]'"):
+        TEXT.ids(CHAT[:1], BYTES)
+
+
 def test_roles_that_the_released_template_does_not_know_are_refused():
     with pytest.raises(ValueError, match="role 'bot'"):
         Released().ids([{"role": "bot", "content": "x"}], BYTES)
-    assert conversations.END == END

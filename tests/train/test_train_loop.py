@@ -48,7 +48,7 @@ def test_a_fresh_run_saves_evaluates_records_and_says_what_to_type_next(whole):
     text = "\n".join(said)
     for command in (
         "mm01_jax.inference --checkpoint=",
-        "train_main.py --config=",
+        "mm01_jax.train --config=",
         "mm01_jax.evals perplexity --checkpoint=",
     ):
         assert command in text
