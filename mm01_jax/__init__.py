@@ -11,7 +11,7 @@ _PLACES = {
     "MeshConfig": "config",
     "Sampling": "inference.sampling",
     "TextModel": "model.decoder",
-    "generate": "inference.decoding",
+    "generate": "inference.text",
     "load": "loading",
     "load_config": "config.command_line",
     "make_mesh": "sharding",

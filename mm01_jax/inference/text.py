@@ -1,4 +1,4 @@
-"""From token ids of prompts to text as it comes."""
+"""From prompts to text: `generate` at once, `stream` as it comes."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.decoding import generate
+from mm01_jax.inference import decoding
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model.decoder import TextModel
 
@@ -25,6 +25,29 @@ class Answer(NamedTuple):
 
     text: str
     finish: str
+
+
+def generate(
+    model: TextModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 256,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """The text after each prompt, generated together on the mesh that the model is on.
+
+    Args:
+      sampling: None is `Sampling()`. seed: the same one gives the same text.
+
+    Raises:
+      ValueError: one string instead of several, an empty prompt, max_tokens below 1.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
+    settings = Settings(max_tokens, sampling or Sampling(), seed)
+    return [answer.text for answer in answers(model, tokenizer, [tokenizer.encode(p) for p in prompts], settings)]
 
 
 def stream(
@@ -71,7 +94,7 @@ def until_stop(ids: np.ndarray, tokenizer: Tokenizer, stop: int | None) -> list[
 
 
 def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None) -> Iterator[np.ndarray]:
-    return generate(
+    return decoding.generate(
         model,
         prompts,
         max_tokens=settings.max_tokens,
