@@ -12,7 +12,7 @@ from tests.train import cheap_run
 
 def lines_of_python() -> list[str]:
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    return block.splitlines()
+    return [line for line in block.splitlines() if line]
 
 
 def test_the_python_of_the_readme_is_four_lines_that_print_text(tmp_path, monkeypatch, capsys):
