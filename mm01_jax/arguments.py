@@ -96,13 +96,6 @@ COMPILE_CACHE = Flag(
 )
 
 
-MESH = Flag(
-    "mesh",
-    "devices that share the model, by the sizes of its axes (data, expert, tensor, sequence), or auto; otherwise one",
-    example="data=2,tensor=4",
-)
-
-
 class Task(NamedTuple):
     """The first word of a command that takes one: what it does, its flags, the function that does it."""
 

@@ -3,6 +3,9 @@
 Training and every command that runs a model call it; of several processes each then sees all devices.
 """
 
+import os
+import sys
+
 import jax
 
 
@@ -28,3 +31,14 @@ def join() -> bool:
             raise
         return False
     return True
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes what all of them have."""
+    return jax.process_index() == 0
+
+
+def let_the_first_print() -> None:
+    """From here on only the first process says anything on stdout; errors are said by the one that has them."""
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process is

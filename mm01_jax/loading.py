@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mm01_jax import sharding
+from mm01_jax import cluster, sharding
 from mm01_jax.checkpoint import Checkpoint, CheckpointError, leaf_paths, leaf_stacks, open_checkpoint, place
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
@@ -71,7 +71,9 @@ def load(
 
 
 def load_as_asked(given) -> Loaded:
-    """`load` with the flags of a command (`arguments.LOADING`)."""
+    """`load` with the flags of a command (`arguments.LOADING`), after the processes of its job have been joined."""
+    cluster.join()
+    cluster.let_the_first_print()
     options = {"tokenizer": given.tokenizer, "allow_nonfinite": given.allow_nonfinite}
     return load(given.checkpoint, given.mesh, given.dtype, **options)
 

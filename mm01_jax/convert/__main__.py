@@ -97,8 +97,6 @@ def _logits(a) -> None:
 
 def _logits_on_mesh(source: str, ids, mesh: str):
     """The model itself instead of NumPy's layer by layer; None in all processes but the first, which writes."""
-    import jax
-
     from mm01_jax import cluster
     from mm01_jax.convert.certify import logits
     from mm01_jax.inference.logits import logits_and_states
@@ -108,7 +106,7 @@ def _logits_on_mesh(source: str, ids, mesh: str):
     model = load_model(source, mesh=mesh, dtype="float32")
     logits.check_ids(ids, model.config.vocab_size)
     arrays = {"ids": ids, **logits_and_states(model, ids)}
-    return arrays if jax.process_index() == 0 else None
+    return arrays if cluster.is_first() else None
 
 
 def _certify(a) -> int:

@@ -12,6 +12,7 @@ its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. `pyth
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
 """
 
+import collections
 import sys
 import types
 from collections.abc import Iterator, Sequence
@@ -51,12 +52,14 @@ def _generate(argv: Sequence[str]) -> None:
     lines = _read_prompts(given) if given.prompts else []
     if given.compile_cache:
         compile_cache.use()
-    from mm01_jax import loading
+    from mm01_jax import cluster, loading
     from mm01_jax.inference.sampling import Sampling
     from mm01_jax.inference.text import Settings
 
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
     settings = Settings(given.max_tokens, sampling, given.seed)
+    if cluster.join() and given.chat:
+        raise arguments.refused("--chat", "several processes", "one, whose terminal it is", "--prompts=FILE --out=FILE")
     loaded = loading.load_as_asked(given)
     if given.chat:
         _chat(given, loaded, settings)
@@ -125,6 +128,7 @@ def _read_prompts(given: types.SimpleNamespace) -> list[dict]:
 
 def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dict]) -> None:
     """Answers every line, a batch at a time; says how far it is on stderr."""
+    from mm01_jax import cluster
     from mm01_jax.inference import prompt_file
     from mm01_jax.inference.text import answers
     from mm01_jax.progress import Progress
@@ -147,8 +151,12 @@ def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dic
             for answer in answers(loaded.model, loaded.tokenizer, batch, settings, stop)[: len(lines) - done]:
                 yield lines[done], answer
                 done += 1
-            progress.show(done, "prompts answered")
+            if cluster.is_first():
+                progress.show(done, "prompts answered")
 
+    if not cluster.is_first():
+        collections.deque(answered(), maxlen=0)  # every process computes, one writes
+        return
     prompt_file.write(given.out, answered())
     print(f"{given.out}: {len(lines)} answers")
 
