@@ -118,6 +118,11 @@ def experts(config: Config) -> Part:
     return Part(lowered, start, lambda c, args, _: (args, c(*args)[0][0, 0, 0]), B * S, B * S * 18.0 * A * D * F)
 
 
+def abstract_weights(config: Config) -> TextModel:
+    """Shapes of a config's weights."""
+    return jax.eval_shape(lambda: TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(params=0)))
+
+
 def _of_model(config: Config, mesh, gradient: Callable, tokens: int, flops: float) -> Part:
     """A part that takes the model's weights and gives a scalar and gradients."""
 

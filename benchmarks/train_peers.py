@@ -3,16 +3,14 @@
 They are no dependencies: looked up by name when a benchmark asks, and nowhere else.
 """
 
-import dataclasses
+import functools
 import importlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks import mesh, train_parts
 from mm01_jax.config import Config
-from mm01_jax.data.batch import Batch
 
 # Settings of jax-linear-attention's step: as its preset comes, and with its kernels for head and loss and its cheaper
 # guard of refused steps, which its documentation has for speed.
@@ -22,16 +20,7 @@ JLA = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """A step that is lowered, and how it is called: `start()` gives its first state, `run` takes it to the next."""
-
-    lowered: jax.stages.Lowered
-    start: Callable[[], Any]
-    run: Callable[[Any, Any, Batch], tuple[Any, jax.Array]]  # (compiled, state, batch) -> (state, loss)
-
-
-def jla(config: Config, **settings) -> Peer:
+def jla(config: Config, **settings) -> train_parts.Part:
     """jax-linear-attention 0.1.0, its preset `minimax-01-1b`: AdamW, float32 masters, full remat, as its trainer does.
 
     ValueError where its preset is not the shape of `config`.
@@ -57,21 +46,21 @@ def jla(config: Config, **settings) -> Peer:
         model = equinox.filter_jit(models.build_model)(model_config, key=key)
         return model, jax.jit(optimizer.init)(equinox.filter(model, equinox.is_inexact_array)), train_key
 
-    def arrays(batch: Batch) -> dict[str, jax.Array]:
+    @functools.cache
+    def arrays(number: int) -> dict[str, jax.Array]:
+        batch = mesh.rows(config, number)
         named = {"input_ids": batch.tokens, "labels": batch.targets, "positions": batch.positions}
         return {name: jnp.asarray(x)[None] for name, x in {**named, "segment_ids": batch.segments}.items()}
 
-    def run(compiled, state, batch):
+    def run(compiled, state, number: int):
         train_step.use_compiled(compiled)
         model, opt_state, key = state
-        model, opt_state, metrics, key = train_step(model, opt_state, arrays(batch), key)
+        model, opt_state, metrics, key = train_step(model, opt_state, arrays(number % 8), key)
         return (model, opt_state, key), metrics["loss"]
 
     model, opt_state, key = start()
-    ids = {
-        name: jnp.zeros((1, rows, length), jnp.int32) for name in ("input_ids", "labels", "positions", "segment_ids")
-    }
-    return Peer(train_step.lower(model, opt_state, ids, key), start, run)
+    ids = dict.fromkeys(arrays(0), jnp.zeros((1, rows, length), jnp.int32))
+    return train_parts.Part(train_step.lower(model, opt_state, ids, key), start, run, rows * length, 0.0)
 
 
 def _jla_optimizer(optim, steps: int, width: int):

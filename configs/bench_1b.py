@@ -39,5 +39,5 @@ def get_config() -> Config:
         compute=ComputeConfig(dropless_bound=2.0),  # the worst case would be 16 times the balanced load
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=100)),
-        train=TrainConfig(steps=2000, batch_size=4, sequence_length=8192, loss_chunk=4096),
+        train=TrainConfig(steps=2000, batch_size=4, sequence_length=8192, loss_chunk=16_384),
     )
