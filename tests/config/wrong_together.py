@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 
 from mm01_jax.config import MESH_AXES, Rules, fields
+from tests.command_line import Parser
 from tests.config.wrong_configs import Wrong, refuse, typed
 
 PRIMES = (3, 5, 7)
@@ -98,6 +99,11 @@ def table() -> Iterator[str]:
         yield f"| {family} | {len(wrongs)} | {wanted} | {counts} | {sum(n != wanted for n in told)} |"
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
+    Parser("tests.config.wrong_together", __doc__).parse_args(argv)
     for line in table():
         print(line)
+
+
+if __name__ == "__main__":
+    main()

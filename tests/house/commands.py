@@ -5,7 +5,7 @@ python -m tests.house.commands > docs/commands.md
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mm01_jax import command
 from mm01_jax.arguments import Command, Flag, explained, usage
@@ -48,6 +48,10 @@ def _row(flag: Flag) -> str:
     return f"| `{usage(flag).replace('|', '\\|')}` | {explained(flag)} |"
 
 
-if __name__ == "__main__":
-    Parser("tests.house.commands", __doc__).parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    Parser("tests.house.commands", __doc__).parse_args(argv)
     print("\n".join(page()))
+
+
+if __name__ == "__main__":
+    main()
