@@ -4,6 +4,7 @@ Model FLOPs: what the mathematics needs, 2 a multiply-add, backward = 2 x forwar
 
     projections, experts, head   2 x the weights that a token multiplies
     mixing                       what each mixer says (`flops`); a token of a full row sees (S + 1) / 2 keys on average
+    a tile                       2 x the weights that a patch multiplies; each patch sees all P of its tile
 """
 
 import math
@@ -11,9 +12,10 @@ import math
 import jax
 from flax import nnx
 
-from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import MIXERS
+from mm01_jax.model.vision import CHANNELS
 
 
 def active_weights(config: ModelConfig) -> int:
@@ -36,6 +38,18 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
     num_keys = (sequence_length + 1) / 2
     mixing = sum(MIXERS[kind].flops(config, num_keys) for kind in config.period)
     return 3.0 * (2.0 * active_weights(config) + config.num_periods * mixing)
+
+
+def tower_flops_per_tile(vision: VisionConfig) -> float:
+    """Forward FLOPs of the vision transformer for one tile, class token included, the projector not."""
+    W, P = vision.embed_dim, vision.num_patches + 1
+    block = 2.0 * P * (4 * W * W + 2 * W * vision.mlp_dim) + 4.0 * P * P * W
+    return 2.0 * vision.num_patches * vision.patch_size**2 * CHANNELS * W + vision.num_layers * block
+
+
+def projector_flops_per_tile(vision: VisionConfig, config: ModelConfig) -> float:
+    """Forward FLOPs of the projector for one tile."""
+    return 2.0 * vision.num_patches * (vision.embed_dim + config.embed_dim) * config.embed_dim
 
 
 def mfu(flops_per_second: float, peak: float, num_devices: int) -> float:
