@@ -26,8 +26,8 @@ from mm01_jax import sharding
 from mm01_jax.config import Config, MeshConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.data.image_grid import TEXT, lay_out, text_table
-from mm01_jax.model.flops import projector_flops_per_tile, tower_flops_per_tile
-from mm01_jax.model.vision import Projector, VisionTower
+from mm01_jax.model.flops import tower_flops_per_tile
+from mm01_jax.model.vision import VisionTower
 from mm01_jax.parallel import tiles
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
@@ -62,12 +62,10 @@ def say(report: Report, what: str, value, unit: str = "", **more) -> None:
 
 
 class Eyes(nnx.Module):
-    """Tower and projector, without a text model."""
+    """The tower, without a text model."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        rules = config.mesh.rules
-        self.vision = VisionTower(config.vision, config.compute, rules, rngs=rngs)
-        self.projector = Projector(config.vision, config.model, config.compute, rules, rngs=rngs)
+        self.vision = VisionTower(config.vision, config.compute, config.mesh.rules, rngs=rngs)
 
 
 def computed_in(config: Config, dtype: str, remat: str = "none") -> Config:
@@ -82,7 +80,11 @@ def tower_loss(eyes: Eyes, pixels: jax.Array, cotangent: jax.Array):
 
 
 def made(config: Config) -> Eyes:
-    return jax.jit(lambda key: Eyes(config, rngs=nnx.Rngs(key)))(jax.random.key(0))
+    """Random weights of the usual sizes, a million numbers over and over: no program that runs once is compiled."""
+    block = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+    empty = jax.eval_shape(lambda: Eyes(config, rngs=nnx.Rngs(params=0)))
+    fill = lambda x: np.resize(block, x.shape) * np.float32(0.02 if x.ndim > 2 else 0.1)  # noqa: E731
+    return jax.tree.map(lambda x: jnp.asarray(fill(x)), empty)
 
 
 def with_config(eyes: Eyes, config: Config) -> Eyes:
@@ -97,51 +99,59 @@ def bench_tower(config: Config, report: Report) -> None:
     pixels = jax.random.normal(jax.random.key(1), shape, jnp.float32)
     cotangent = jax.random.normal(jax.random.key(2), (1, TILES, vision.num_patches + 1, vision.embed_dim), jnp.float32)
     eyes = made(computed_in(config, "float32"))
-    check_parity(config, eyes, pixels[:, :PARITY_TILES], cotangent[:, :PARITY_TILES], report)
+    low = with_config(eyes, computed_in(config, "bfloat16"))
+    fast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), low)  # as a step casts its float32 masters once
+    few = (pixels[:, :PARITY_TILES], cotangent[:, :PARITY_TILES])
+    lowered = {
+        "true": lower_gradient(eyes, *few, plain=True),
+        "plain XLA": lower_gradient(low, *few, plain=True),
+        "ours": lower_gradient(low, *few, plain=False),
+        "forward": jax.jit(lambda eyes, pixels: eyes.vision(pixels)).lower(fast, pixels),
+        "forward and backward": jax.jit(jax.grad(lambda *a: tower_loss(*a)[0])).lower(fast, pixels, cotangent),
+    }
+    unhurried = {"xla_gpu_autotune_level": 0} if jax.devices()[0].platform == "gpu" else None
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # nothing is timed beside a compiler
+        options = {name: unhurried if name in ("true", "plain XLA", "ours") else None for name in lowered}
+        compile_one = lambda name: lowered[name].compile(compiler_options=options[name])  # noqa: E731
+        programs = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))
+    check_parity(
+        {name: programs[name](e, *few) for name, e in (("true", eyes), ("plain XLA", low), ("ours", low))}, report
+    )
     flops = TILES * tower_flops_per_tile(vision)
-    fast = with_config(eyes, computed_in(config, "bfloat16"))
-    fast = jax.tree.map(lambda x: x.astype(jnp.bfloat16), fast)  # as a step casts its float32 masters once
-    forward = jax.jit(lambda eyes, pixels: eyes.vision(pixels))
-    backward = jax.jit(jax.grad(lambda *a: tower_loss(*a)[0]))
-    subject = f"vl_01 tower, {TILES} tiles"
     runs = (
-        ("forward", lambda: forward(fast, pixels), flops),
-        ("forward and backward", lambda: backward(fast, pixels, cotangent), 3 * flops),
+        ("forward", lambda: programs["forward"](fast, pixels), flops),
+        ("forward and backward", lambda: programs["forward and backward"](fast, pixels, cotangent), 3 * flops),
     )
     for name, run, work in runs:
         seconds = median_seconds(run, jax.block_until_ready, repeats=7)
+        subject = f"vl_01 tower, {TILES} tiles"
         say(report, f"{subject}: {name}", 1e3 * seconds, "ms", floor=1e3 * work / PEAK)
         say(report, f"{subject}: {name}, of {PEAK / 1e12:.0f} TFLOP/s", 100 * work / seconds / PEAK, "%")
-    whole = jax.jit(jax.grad(lambda eyes, pixels: jnp.sum(eyes.projector(eyes.vision(pixels)[:, :, 1:]).astype("f4"))))
-    work = 3 * (flops + TILES * projector_flops_per_tile(vision, config.model))
-    seconds = median_seconds(lambda: whole(fast, pixels), jax.block_until_ready, repeats=7)
-    say(report, f"{subject}: forward and backward with the projector", 1e3 * seconds, "ms", floor=1e3 * work / PEAK)
 
 
-def check_parity(config: Config, eyes: Eyes, pixels, cotangent, report: Report) -> None:
-    """bfloat16 may be twice as far from float32 as plain XLA's bfloat16 is; exits where it is farther."""
-    low = with_config(eyes, computed_in(config, "bfloat16"))
-    true, far = results(eyes, pixels, cotangent, plain=True), {}
-    for name, plain in (("plain XLA", True), ("ours", False)):
-        found = results(low, pixels, cotangent, plain=plain)
-        far[name] = max(map(distance, found, true))
-        what = f"vl_01 tower, {PARITY_TILES} tiles: error of bfloat16"
-        say(report, what, far[name], peer=name if plain else None)
-    if far["ours"] > 2 * far["plain XLA"]:
-        sys.exit(f"the tower is {far['ours']:.1e} from float32, plain XLA {far['plain XLA']:.1e}")
-
-
-def results(eyes: Eyes, pixels, cotangent, *, plain: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(output, gradients of all weights in one vector); `plain` has attention in XLA whatever the device."""
+def lower_gradient(eyes: Eyes, pixels, cotangent, *, plain: bool):
+    """(gradients, output), lowered; `plain` has attention in XLA whatever the device."""
     local = tiles._local_attention
     if plain:
         tiles._local_attention = lambda *heads, in_cudnn: local(*heads, in_cudnn=False)
     try:
-        gradient, out = jax.jit(jax.grad(lambda *a: tower_loss(*a), has_aux=True))(eyes, pixels, cotangent)
+        return jax.jit(jax.grad(lambda *a: tower_loss(*a), has_aux=True)).lower(eyes, pixels, cotangent)
     finally:
         tiles._local_attention = local
-    vector = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in jax.tree.leaves(gradient.vision)])
-    return np.asarray(out, np.float32), vector
+
+
+def check_parity(found: dict, report: Report) -> None:
+    """bfloat16 may be twice as far from float32 as plain XLA's bfloat16 is; exits where it is farther."""
+    vectors, far = {}, {}
+    for name, (gradient, out) in found.items():
+        leaves = [np.asarray(x, np.float32).reshape(-1) for x in jax.tree.leaves(gradient.vision)]
+        vectors[name] = np.asarray(out, np.float32), np.concatenate(leaves)
+    for name in ("plain XLA", "ours"):
+        far[name] = max(map(distance, vectors[name], vectors["true"]))
+        what = f"vl_01 tower, {PARITY_TILES} tiles: error of bfloat16"
+        say(report, what, far[name], peer=None if name == "ours" else name)
+    if far["ours"] > 2 * far["plain XLA"]:
+        sys.exit(f"the tower is {far['ours']:.1e} from float32, plain XLA {far['plain XLA']:.1e}")
 
 
 def distance(x: np.ndarray, y: np.ndarray) -> float:

@@ -25,6 +25,10 @@ _DTYPE = Flag("dtype", "cast every weight; otherwise the bits are kept", ("bfloa
 _DRY_RUN = Flag("dry_run", "only say what would be done", bool, default=False)
 _CHECK_FINITE = Flag("check_finite", "refuse NaN and infinity", bool, default=False)
 _IDS = Flag("ids", ".npy of token ids (batch, time)", example="FILE")
+_IMAGES = (
+    Flag("pixels", ".npy of the images' normalised tiles, float32 (tiles, 3, side, side)", example="FILE"),
+    Flag("image_sizes", ".npy of the images' [[height, width], ...]", example="FILE"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +52,7 @@ def _convert(argv: Sequence[str]) -> int | None:
 
 def _check_paths(a) -> None:
     """A mistyped path is a mistake in the command, not a damaged checkpoint."""
-    for option in ("source", "against", "ids"):
+    for option in ("source", "against", "ids", "pixels", "image_sizes"):
         path = getattr(a, option, None)
         if path is not None and not pathlib.Path(path).exists():
             raise ValueError(f"--{option}={path}: no such file or directory")
@@ -87,8 +91,10 @@ def _logits(a) -> None:
         raise ValueError(f"--out={a.out}: {pathlib.Path(a.out).parent} is no directory")
     from mm01_jax.convert.certify import logits
 
-    ids = _ids(a.ids)
-    arrays = _logits_on_mesh(a.source, ids, a.mesh) if a.mesh else logits.compute(a.source, ids)
+    ids, images = _ids(a.ids), _images(a)
+    if a.mesh and images is not None:
+        raise ValueError("--mesh: images are seen in NumPy alone; leave --mesh or the images out")
+    arrays = _logits_on_mesh(a.source, ids, a.mesh) if a.mesh else logits.compute(a.source, ids, images)
     if arrays is None:
         return
     logits.save(a.out, arrays)
@@ -112,7 +118,7 @@ def _logits_on_mesh(source: str, ids, mesh: str):
 def _certify(a) -> int:
     from mm01_jax.convert.certify import judge
 
-    verdict = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None)
+    verdict = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None, images=_images(a))
     return 0 if verdict.agrees else 3
 
 
@@ -123,6 +129,18 @@ def _ids(path: str):
     if "ids" not in arrays:
         raise ValueError(f"--ids={path}: no array 'ids'")
     return arrays["ids"]
+
+
+def _images(a):
+    """The images that two flags name, None where neither is given."""
+    if a.pixels is None and a.image_sizes is None:
+        return None
+    if a.pixels is None or a.image_sizes is None:
+        absent = "--pixels" if a.pixels is None else "--image-sizes"
+        raise ValueError(f"{absent} is missing: the tiles of images and their sizes go together")
+    from mm01_jax.convert.certify import images
+
+    return images.read(a.pixels, a.image_sizes)
 
 
 COMMAND = arguments.Command(
@@ -160,6 +178,7 @@ COMMAND = arguments.Command(
             (
                 _SOURCE,
                 _IDS._replace(required=True),
+                *_IMAGES,
                 Flag("out", ".npz to write", example="FILE", required=True),
                 arguments.MESH._replace(words="run the model itself, in float32 on these devices, or auto"),
             ),
@@ -176,6 +195,7 @@ COMMAND = arguments.Command(
                     required=True,
                 ),
                 _IDS._replace(words=f"{_IDS.words}; otherwise those in the .npz"),
+                *_IMAGES,
             ),
             _certify,
         ),

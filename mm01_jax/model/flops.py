@@ -47,11 +47,6 @@ def tower_flops_per_tile(vision: VisionConfig) -> float:
     return 2.0 * vision.num_patches * vision.patch_size**2 * CHANNELS * W + vision.num_layers * block
 
 
-def projector_flops_per_tile(vision: VisionConfig, config: ModelConfig) -> float:
-    """Forward FLOPs of the projector for one tile."""
-    return 2.0 * vision.num_patches * (vision.embed_dim + config.embed_dim) * config.embed_dim
-
-
 def mfu(flops_per_second: float, peak: float, num_devices: int) -> float:
     """Model FLOPs utilisation: the share of what all devices could do at their peak."""
     return flops_per_second / (peak * num_devices)

@@ -32,8 +32,18 @@ def tile_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, rules:
 
 def _local_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, in_cudnn: bool) -> jax.Array:
     tiles = tuple(x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-    attend = functools.partial(jax.nn.dot_product_attention, implementation="cudnn") if in_cudnn else _attend
-    return attend(*tiles).reshape(query.shape)
+    return (_attend_in_cudnn if in_cudnn else _attend)(*tiles).reshape(query.shape)
+
+
+def _attend_in_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """(R, P, N, H) each. Its gradient wants an even number of patches (jax 0.11): one more, which nobody sees."""
+    R, P = query.shape[:2]
+    even = [jnp.pad(x, ((0, 0), (0, P % 2), (0, 0), (0, 0))) for x in (query, key, value)]
+    lengths = jnp.full((R,), P, jnp.int32) if P % 2 else None
+    out = jax.nn.dot_product_attention(
+        *even, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return out[:, :P]
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

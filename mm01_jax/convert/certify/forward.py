@@ -22,6 +22,7 @@ class Forward:
 
     def __init__(self, config: ModelConfig, dtype: str = "float32"):
         self.config, self.dtype = config, np.dtype(dtype)
+        self.positions_S: np.ndarray | None = None  # of the tokens; None counts them
 
     def rms_norm(self, x: np.ndarray, gain: np.ndarray, eps: float) -> np.ndarray:
         return gain * (x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.dtype.type(eps)))
@@ -100,7 +101,8 @@ class Forward:
     def angles(self, length: int, rotary_dim: int) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin (S, 1, R/2) of each position and pair."""
         frequency = self.config.rope_theta ** (-2.0 * np.arange(rotary_dim // 2) / rotary_dim)
-        angle = (np.arange(length)[:, None] * frequency)[:, None, :]
+        positions_S = np.arange(length) if self.positions_S is None else self.positions_S
+        angle = (positions_S[:, None] * frequency)[:, None, :]
         return np.cos(angle).astype(self.dtype), np.sin(angle).astype(self.dtype)
 
     def softmax(self, x_BSD: np.ndarray, w: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -19,9 +19,13 @@ import numpy as np
 
 from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.convert import table
+from mm01_jax.convert.certify import images as pictures
 from mm01_jax.convert.certify import logits as logits_file
+from mm01_jax.convert.certify import vision_mistakes
 from mm01_jax.convert.certify.forward import Forward
+from mm01_jax.convert.certify.images import Images
 from mm01_jax.convert.certify.mistakes import MISTAKES
+from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.sources import open_source
 
@@ -38,7 +42,7 @@ class Verdict:
     candidates: tuple[str, ...]
     distances: dict[str, float]
     layers: dict[str, float]  # observable -> relative distance from no mistake
-    noise: float  # relative noise of the logits
+    noise: float  # relative noise of the logits, or of packed features where these decide alone
 
     @property
     def agrees(self) -> bool:
@@ -52,12 +56,21 @@ class Verdict:
         return self.candidates[0] if len(self.candidates) == 1 and NONE not in self.candidates else None
 
 
-def certify(source, against, *, ids: np.ndarray | None = None, log: Callable[[str], None] = print) -> Verdict:
+def certify(
+    source,
+    against,
+    *,
+    ids: np.ndarray | None = None,
+    images: Images | None = None,
+    log: Callable[[str], None] = print,
+) -> Verdict:
     """Compares the checkpoint in `source` with `against`: another checkpoint, or an npz of logits (and states).
 
     Args:
       against: a directory of either kind, or an .npz of `logits` (batch, time, vocab), any `state_<layer>`, and `ids`.
       ids: (batch, time) token ids; default those of the npz, or a fixed sequence of 300.
+      images: of a VL checkpoint; default `pixels` and `image_sizes` of the npz. Their tokens, `packed` there, are
+        compared too.
 
     Raises:
       CheckpointError: a damaged file, or arrays that do not fit the model.
@@ -70,10 +83,14 @@ def certify(source, against, *, ids: np.ndarray | None = None, log: Callable[[st
     if ids is None:
         ids = np.random.default_rng(0).integers(0, checkpoint.config.model.vocab_size, _IDS)
     logits_file.check_ids(ids, checkpoint.config.model.vocab_size)
+    if images is None and other is not None and "pixels" in other:
+        images = Images(other["pixels"], other.get("image_sizes", np.zeros(0)))
+    if images is not None:
+        pictures.check(images, checkpoint.config, ids)
     if other is None:
-        other = logits_file.compute(against, ids)
+        other = logits_file.compute(against, ids, images)
     _check_arrays(other, checkpoint.config.model, ids, str(against))
-    verdict = judge(checkpoint, {"": other}, ids)[""]
+    verdict = judge(checkpoint, {"": other}, ids, images)[""]
     for line in report(verdict):
         log(line)
     return verdict
@@ -96,9 +113,11 @@ def _check_arrays(other: dict, model, ids, where: str) -> None:
             shapes[f"state_{layer}"] = (len(ids), N, H, H)
     if "logits" not in other:
         raise CheckpointError(f"{where}: no array 'logits'; it has {', '.join(other)}")
-    for name in other.keys() - {"ids"}:
+    given = ("ids", "pixels", "image_sizes", "packed")
+    for name in other.keys() - {*given}:
         if name not in shapes:
-            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: ids, {', '.join(shapes)}")
+            allowed = ", ".join(("ids", *shapes, *given[1:]))
+            raise CheckpointError(f"{where}: {name!r} is none of the model's; allowed: {allowed}")
         dtype, shape = other[name].dtype, other[name].shape
         if dtype.kind != "f":
             raise CheckpointError(f"{where}: {name} is {dtype}; allowed: float32 (save bfloat16 as that), float64")
@@ -106,14 +125,18 @@ def _check_arrays(other: dict, model, ids, where: str) -> None:
             raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(shapes[name])}")
 
 
-def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> dict[str, Verdict]:
+def judge(
+    source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray, images: Images | None = None
+) -> dict[str, Verdict]:
     """Runs every hypothesis once and weighs them for each of `others` (name -> arrays as in an npz)."""
     config = source.config.model
     forwards = {NONE: Forward(config), _EXACT: Forward(config, "float64")}
     forwards |= {name: mistake(config) for name, mistake in MISTAKES.items()}
-    noise, ours = {}, {}
+    noise, ours, place = {}, {}, None
     far = {other: {name: {} for name in forwards} for other in others}
-    for kind, layer, name, array in walk(Weights(source), ids, forwards):
+    if images is not None:
+        forwards, place = _see(source, others, ids, images, far, noise)
+    for kind, layer, name, array in walk(Weights(source), ids, forwards, place) if forwards else ():
         observable = "logits" if kind == "logits" else f"state_{layer}"
         for other, arrays in others.items():
             if observable in arrays and kind != "hidden":
@@ -123,6 +146,45 @@ def judge(source, others: dict[str, dict[str, np.ndarray]], ids: np.ndarray) -> 
         elif name == _EXACT and observable in ours:
             noise[observable] = _distance(ours[observable], array)
     return {other: _weigh(distances, noise) for other, distances in far.items()}
+
+
+def _see(source, others, ids: np.ndarray, images: Images, far, noise):
+    """Adds the hypotheses about vision, and how far each one's packed features are, to `far` and `noise`.
+
+    Returns:
+      (the hypotheses that neither their number of tokens nor those features exclude, how each places its images).
+    """
+    config, weights, is_image = source.config, weights_of(source), pictures.tokens_of_images(source.config.vision, ids)
+    visions = {NONE: Vision(config.vision), _EXACT: Vision(config.vision, "float64")}
+    visions |= {name: mistake(config.vision) for name, mistake in vision_mistakes.MISTAKES.items()}
+    packed = {name: v.images(images.pixels, images.sizes.tolist(), weights) for name, v in visions.items()}
+    noise["packed"] = _distance(*(np.concatenate(packed[name]) for name in (NONE, _EXACT)))
+    for name in MISTAKES:
+        visions[name], packed[name] = visions[NONE], packed[NONE]
+    fits = {name for name in packed if pictures.count_problem(is_image, packed[name]) is None}
+    possible = set()
+    for other, arrays in others.items():
+        for name in packed:
+            seen = far[other].setdefault(name, {})
+            if "packed" in arrays:
+                seen["packed"] = _distance(arrays["packed"], np.concatenate(packed[name]))
+            elif name not in fits:
+                seen["packed"] = np.inf
+        nearest = min(seen["packed"] for seen in far[other].values()) if "packed" in arrays else 0.0
+        bound = max(SEPARATION * nearest, WITHIN * noise["packed"])
+        possible |= {name for name in fits if far[other][name].get("packed", 0.0) <= bound}
+    if NONE not in fits and not all("packed" in arrays for arrays in others.values()):
+        raise CheckpointError(
+            f"{pictures.count_problem(is_image, packed[NONE])}; with `packed` a mistake could be named"
+        )
+    # The noise of what follows is float32's of no mistake, where that has as many tokens.
+    names = possible | {NONE, _EXACT} if NONE in fits else set()
+    forwards = {}
+    for name in (name for name in packed if name in names):
+        dtype = "float64" if name == _EXACT else "float32"
+        forwards[name] = MISTAKES.get(name, Forward)(config.model, dtype)
+        forwards[name].positions_S = visions[name].positions(is_image)
+    return forwards, lambda name, embed: pictures.merge(embed, is_image, visions[name].arranged(packed[name]))
 
 
 def _weigh(far: dict[str, dict[str, float]], noise: dict[str, float]) -> Verdict:
@@ -135,10 +197,12 @@ def _weigh(far: dict[str, dict[str, float]], noise: dict[str, float]) -> Verdict
     bound = max(SEPARATION * distances[ranked[0]], WITHIN)
     explained = distances[ranked[0]] <= WITHIN
     candidates = tuple(name for name in ranked if distances[name] < bound) if explained else ()
-    return Verdict(candidates, distances, far[NONE], noise["logits"])
+    return Verdict(candidates, distances, far[NONE], noise.get("logits", noise.get("packed")))
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape:
+        return np.inf
     a, b = a.astype(np.float64), b.astype(np.float64)
     distance = float(np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)))
     return distance if np.isfinite(distance) else np.inf
@@ -146,7 +210,8 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def report(verdict: Verdict) -> list[str]:
     """The verdict in words: observables in the model's order, then the hypotheses, then what follows."""
-    lines = [f"noise of float32 in the logits: {verdict.noise:.1e} relative"]
+    where = "logits" if "logits" in verdict.layers else "packed features"
+    lines = [f"noise of float32 in the {where}: {verdict.noise:.1e} relative"]
     lines += [f"  {name}: {distance:.1e} from this model" for name, distance in verdict.layers.items()]
     ranked = sorted(verdict.distances.items(), key=lambda item: item[1])
     lines += [f"  {distance:12.1f} x noise from: {name}" for name, distance in ranked]

@@ -1,29 +1,43 @@
-"""Logits and lightning states of any checkpoint on given token ids, in float32, as an npz that `certify` reads."""
+"""Logits and lightning states of any checkpoint on given token ids, in float32, as an npz that `certify` reads; of a
+VL checkpoint with images, their tokens too."""
 
 import pathlib
 
 import numpy as np
 
 from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.convert.certify import images as pictures
 from mm01_jax.convert.certify.forward import Forward
+from mm01_jax.convert.certify.images import Images
+from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.sources import open_source
 
 
-def compute(source, tokens_BS: np.ndarray) -> dict[str, np.ndarray]:
+def compute(source, tokens_BS: np.ndarray, images: Images | None = None) -> dict[str, np.ndarray]:
     """`ids` (B, S), `logits` (B, S, V), `state_<layer>` (B, N, H key, H value) of each lightning layer; all float32.
 
     Args:
       source: a directory of either kind, or an opened source.
+      images: of a VL checkpoint and one text, in whose ids the image token stands as often as the images take tokens;
+        `packed` (their tokens, D), in order, comes beside the others.
 
     Raises:
       CheckpointError: a damaged source.
-      ValueError: ids outside the vocabulary.
+      ValueError: ids outside the vocabulary, images that do not fit them.
     """
     source = open_source(source) if isinstance(source, str | pathlib.Path) else source
     check_ids(tokens_BS, source.config.model.vocab_size)
-    arrays = {"ids": tokens_BS}
-    for kind, layer, _, array in walk(Weights(source), tokens_BS, {"": Forward(source.config.model)}):
+    arrays, place = {"ids": tokens_BS}, None
+    if images is not None:
+        pictures.check(images, source.config, tokens_BS)
+        packed = Vision(source.config.vision).images(images.pixels, images.sizes.tolist(), weights_of(source))
+        is_image = pictures.tokens_of_images(source.config.vision, tokens_BS)
+        if problem := pictures.count_problem(is_image, packed):
+            raise ValueError(problem)
+        arrays["packed"] = np.concatenate(packed)
+        place = lambda _, embed: pictures.merge(embed, is_image, packed)  # noqa: E731
+    for kind, layer, _, array in walk(Weights(source), tokens_BS, {"": Forward(source.config.model)}, place):
         if kind == "state":
             arrays[f"state_{layer}"] = array
         elif kind == "logits":

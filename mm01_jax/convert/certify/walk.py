@@ -4,7 +4,7 @@ One layer at a time, and of its experts one at a time: at the released widths th
 (an expert), or the head. Every weight is read once, however many variants there are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -49,16 +49,22 @@ class Weights:
 
 
 def walk(
-    weights: Weights, tokens_BS: np.ndarray, forwards: Mapping[str, Forward]
+    weights: Weights,
+    tokens_BS: np.ndarray,
+    forwards: Mapping[str, Forward],
+    place: Callable[[str, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[str, int | None, str, np.ndarray]]:
     """Runs several variants side by side, reading each weight once.
 
     Yields ("state", layer, variant, (B, N, H, H)) of every lightning layer, ("hidden", layer, variant, (B, S, D)) after
-    every layer, at last ("logits", None, variant, (B, S, V)).
+    every layer, at last ("logits", None, variant, (B, S, V)). `place` puts images into a
+    variant's embeddings (B, S, D).
     """
     config = next(iter(forwards.values())).config
     embed = weights.whole("embed")[tokens_BS]
     hidden = {name: embed.astype(f.dtype) for name, f in forwards.items()}
+    if place is not None:
+        hidden = {name: place(name, x) for name, x in hidden.items()}
     del embed
     for layer in range(config.num_layers):
         stored, mixed = weights.layer(layer), {}
