@@ -41,10 +41,15 @@ def train_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 
 
 def tower_flops_per_tile(vision: VisionConfig) -> float:
-    """Forward FLOPs of the vision transformer for one tile, class token included, the projector not."""
+    """Forward FLOPs of the vision transformer for one tile, class token included; the projector is apart."""
     W, P = vision.embed_dim, vision.num_patches + 1
     block = 2.0 * P * (4 * W * W + 2 * W * vision.mlp_dim) + 4.0 * P * P * W
     return 2.0 * vision.num_patches * vision.patch_size**2 * CHANNELS * W + vision.num_layers * block
+
+
+def projector_flops_per_tile(vision: VisionConfig, config: ModelConfig) -> float:
+    """Forward FLOPs of the projector for one tile, whose class token it never sees."""
+    return 2.0 * vision.num_patches * (vision.embed_dim + config.embed_dim) * config.embed_dim
 
 
 def mfu(flops_per_second: float, peak: float, num_devices: int) -> float:

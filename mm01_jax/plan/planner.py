@@ -10,14 +10,14 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from mm01_jax import sharding
 from mm01_jax.chips import CHIPS
 from mm01_jax.config import MESH_AXES, Config
-from mm01_jax.model.flops import mfu, train_flops_per_token
+from mm01_jax.model.flops import mfu, projector_flops_per_tile, tower_flops_per_tile, train_flops_per_token
 from mm01_jax.model.remat import settle
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.plan import compiler, memory, roofline
 from mm01_jax.plan.hlo import collectives, traffic
 from mm01_jax.plan.hlo.largest import Made, largest_arrays
 from mm01_jax.plan.hlo.text import parse
-from mm01_jax.plan.steps import Step, make_step
+from mm01_jax.plan.steps import Step, make_step, tiles_of_row
 from mm01_jax.plan.targets import Target
 from mm01_jax.plan.traced_work import Assumed, Counts, count
 
@@ -159,9 +159,17 @@ def _pairs_computed(kind: str, config: Config) -> float:
     return sequence_layout.busiest(config.mesh.shards("seq"), config.compute.sequence_layout)
 
 
+def _vision_flops(config: Config) -> float:
+    """Forward and backward of the tiles of one step."""
+    if config.vision is None:
+        return 0.0
+    a_tile = tower_flops_per_tile(config.vision) + projector_flops_per_tile(config.vision, config.model)
+    return 3.0 * a_tile * config.train.batch_size * tiles_of_row(config)
+
+
 def _model_flops(kind: str, config: Config, tokens: int) -> float:
     """Training: forward and backward of full rows. Decode: a third of the same; a token's cache is full."""
     length = config.train.sequence_length
     if kind == "train":
-        return tokens * train_flops_per_token(config.model, length)
+        return tokens * train_flops_per_token(config.model, length) + _vision_flops(config)
     return tokens * train_flops_per_token(config.model, 2 * length - 1) / 3

@@ -6,10 +6,13 @@
 
 For prefill and decode `train.batch_size` is the number of rows, `train.sequence_length` the length of their cache, and
 weights are stored in the compute dtype, as inference loads them.
+
+A VL model trains on rows of which images take a quarter, and a prompt shows one image of the most tiles.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +32,7 @@ from mm01_jax.train import step as training
 from pallas_kernels import dispatch
 
 KINDS = ("train", "prefill", "decode")
+IMAGE_SHARE = 1 / 4  # of a VL model's training tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +59,10 @@ def _train(config: Config, mesh) -> Step:
     placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
     ids, weights = (jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for dtype in (jnp.int32, jnp.float32))
     batch = Batch(tokens=ids, targets=ids, positions=ids, segments=ids, weights=weights)
+    if config.vision is not None:
+        side = config.vision.image_size
+        tiles = (shape[0], tiles_of_row(config), 3, side, side)
+        batch = batch._replace(tiles=jax.ShapeDtypeStruct(tiles, jnp.float32, sharding=placed), image_index=ids)
     # As the training loop jits it.
     function = jax.jit(
         functools.partial(training.train_step, config=config),
@@ -66,9 +74,22 @@ def _train(config: Config, mesh) -> Step:
     return Step(function, (state, batch), parts, shape[0] * shape[1])
 
 
+def tiles_of_row(config: Config) -> int:
+    """Tiles whose patches, and newlines like those of whole tiles, take IMAGE_SHARE of a row of training."""
+    vision = config.vision
+    of_tile = vision.num_patches + vision.image_size // vision.patch_size
+    return _dealt(config.train.sequence_length * IMAGE_SHARE / of_tile, config)
+
+
+def _dealt(tiles: float, config: Config) -> int:
+    """At least so many, as many on every sequence shard."""
+    shards = config.mesh.shards("seq")
+    return math.ceil(tiles / shards) * shards
+
+
 def _infer(kind: str, config: Config, mesh) -> Step:
     compute = dataclasses.replace(config.compute, param_dtype=config.compute.dtype)
-    config = dataclasses.replace(config, compute=compute, vision=None)
+    config = dataclasses.replace(config, compute=compute)
     rules, rows = config.mesh.rules, config.train.batch_size
     model, cache = abstract_model(config, mesh), _abstract_cache(config, mesh)
     row = sharding.named(mesh, rules, "batch")
@@ -79,6 +100,10 @@ def _infer(kind: str, config: Config, mesh) -> Step:
     if kind == "prefill":
         chunk = min(PREFILL_CHUNK, config.train.sequence_length)
         function, batch = prefill, (of_rows(jnp.int32, chunk), of_rows(jnp.int32))
+        if config.vision is not None:
+            tiles = _dealt(1 + max(math.prod(grid) for grid in config.vision.grids), config)
+            features = (tiles, config.vision.num_patches, config.model.embed_dim)
+            batch += (of_rows(jnp.dtype(compute.dtype), *features), of_rows(jnp.int32, chunk))
     else:
         function = jax.jit(decode_step, donate_argnums=1)
         chunk, batch = 1, (of_rows(jnp.int32), of_rows(jnp.bool_))
