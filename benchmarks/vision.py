@@ -6,7 +6,6 @@ step of one period of text_01 at its widths on text alone and with images at mor
 --tiny: the same on a small model, for a CPU; its times say nothing.
 """
 
-import argparse
 import concurrent.futures
 import dataclasses
 import functools
@@ -31,6 +30,7 @@ from mm01_jax.model.vision import VisionTower
 from mm01_jax.parallel import tiles
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
+from tests.command_line import Parser
 
 PEAK = 989e12  # bfloat16 of an H100 or H200, dense
 TILES, PARITY_TILES = 64, 2
@@ -38,7 +38,7 @@ EXPERTS, VOCABULARY, ROWS, LENGTH = 4, 25_008, 2, 8192  # as many experts as fit
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.vision", description=__doc__)
+    parser = Parser("benchmarks.vision", __doc__)
     parser.add_argument("--tiny", action="store_true", help="a small model, for a CPU")
     parser.add_argument("--only", choices=("tower", "step"), help="one of the two parts")
     add_json(parser)

@@ -112,7 +112,7 @@ def float64_operations():
     operations = {
         "mm01_jax.parallel.lightning.kernels.lightning_attention": lightning_attention,
         "mm01_jax.parallel.lightning.kernels.lightning_attention_step": lightning_attention_step,
-        "mm01_jax.parallel.experts.layer.grouped_matmul": grouped_matmul,
+        "mm01_jax.parallel.experts.layer.expert_ffn": expert_ffn,
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.enable_x64(True))
@@ -152,11 +152,13 @@ def lightning_attention_step(q, k, v, slope_N, state_BNHH, *, active_B):
     return jnp.where(active[..., 0], out, 0.0), jnp.where(active, new, old)
 
 
-def grouped_matmul(x_RD, weights_EDF, group_sizes_E, *, capacity: int, multiple: int):
-    """Each row times its own expert's matrix."""
+def expert_ffn(x_RD, weights, group_sizes_E, weight_R=None, *, capacity: int, multiple: int = 1):
+    """Each row through its own expert's SwiGLU, times its factor."""
     del capacity, multiple
     ends_E = jnp.cumsum(group_sizes_E)
     expert_R = jnp.sum(jnp.arange(len(x_RD))[:, None] >= ends_E[None, :], axis=1)
     present_R = expert_R < len(ends_E)
-    out_RF = jnp.einsum("rd,rdf->rf", x_RD, weights_EDF[jnp.where(present_R, expert_R, 0)])
-    return jnp.where(present_R[:, None], out_RF, 0.0)
+    gate, up, down = (weight[jnp.where(present_R, expert_R, 0)] for weight in weights)
+    inner_RF = jax.nn.silu(jnp.einsum("rd,rdf->rf", x_RD, gate)) * jnp.einsum("rd,rdf->rf", x_RD, up)
+    inner_RF = inner_RF if weight_R is None else weight_R.astype(inner_RF.dtype)[:, None] * inner_RF
+    return jnp.where(present_R[:, None], jnp.einsum("rf,rfd->rd", inner_RF, down), 0.0)
