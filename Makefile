@@ -1,13 +1,17 @@
 # Two commands do everything, set-up included: `make train` and `make test`.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: train test test-all lint clean
+.PHONY: train train-vl test test-all lint clean
 
 VENV = .venv
 PY = $(VENV)/bin/python
 
 train: $(VENV)/.ready-train
 	$(PY) train_main.py --config=configs/tiny.py --workdir=runs/tiny
+
+# Sees pictures: four small runs, then questions about pictures that none of them had; runs/vl/report.json.
+train-vl: $(VENV)/.ready-test
+	$(PY) -m benchmarks.vision
 
 # Whole files go to the workers: what a file compiles, it compiles once. A bare `pytest tests/x.py` has one process.
 WORKERS = 2

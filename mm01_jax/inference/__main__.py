@@ -4,10 +4,12 @@
   mm01-generate --checkpoint=runs/tiny --prompt='def ' --temperature=0 --max-tokens=64
   mm01-generate --checkpoint=runs/tiny --prompts=asked.jsonl --out=answered.jsonl --batch=16
   mm01-generate --checkpoint=MiniMax-Text-01 --chat --mesh=auto
+  mm01-generate --checkpoint=runs/vl/stage2 --image=a.png --image=b.png --prompt='<image><image>larger?'
 
 A line of --prompts is {"prompt": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}; what else it has is
 kept beside the `text` and `finish` of the answer. --chat and messages use the template that lies with the checkpoint or
-its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. `python -m mm01_jax.inference` is the same.
+its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. With --image the prompt is what a user says,
+in the official template. `python -m mm01_jax.inference` is the same.
 
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
 """
@@ -27,6 +29,7 @@ COMMAND = arguments.Command(
         *arguments.LOADING,
         Flag("prompt", "the text to go on from", example="'def '"),
         Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl"),
+        Flag("image", "a picture of the prompt, where its <image> stands; once for each", example="a.png"),
         Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl"),
         Flag("batch", "how many of --prompts are answered together", int, default=8, least=1),
         Flag("chat", "a conversation: lines of a terminal, or of a pipe", bool, default=False),
@@ -47,8 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(argv: Sequence[str]) -> None:
-    given = arguments.read(COMMAND, argv)
+    images = [argument.partition("=")[2] for argument in argv if argument.startswith("--image=")]
+    given = arguments.read(COMMAND, [argument for argument in argv if not argument.startswith("--image=")])
     _check_uses(given)
+    if images and given.prompt is None:
+        raise arguments.refused("--image", images[0], "a flag of --prompt", "--prompt='<image>What is it?'")
+    _check_images(images)
     lines = _read_prompts(given) if given.prompts else []
     if given.compile_cache:
         compile_cache.use()
@@ -65,8 +72,35 @@ def _generate(argv: Sequence[str]) -> None:
         _chat(given, loaded, settings)
     elif given.prompts:
         _answer_file(given, loaded, settings, lines)
+    elif images:
+        _print_answer(given, loaded, settings, images)
     else:
         _print_text(given, loaded, settings)
+
+
+def _check_images(images: Sequence[str]) -> None:
+    """Refuses what is no sound image, before weights are read."""
+    if images:
+        from mm01_jax.data.images.opening import decode, open_image
+
+        for name in images:
+            decode(open_image(name), name)
+
+
+def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequence[str]) -> None:
+    """Prints the answer to a prompt about images, as it comes."""
+    from mm01_jax.data.conversations import END
+    from mm01_jax.inference import pictures
+    from mm01_jax.inference.text import stream
+
+    if loaded.config.vision is None:
+        raise arguments.refused("--image", images[0], "a checkpoint with vision", "--checkpoint=runs/vl/stage2")
+    asked = [{"role": "user", "content": given.prompt}]
+    (prompt,), shown = pictures.prompts([asked], [images], loaded.tokenizer, loaded.config.vision)
+    stop = loaded.tokenizer.special(END)
+    for piece in stream(loaded.model, loaded.tokenizer, prompt, settings, stop, shown):
+        print(piece, end="", flush=True)
+    print()
 
 
 def _check_uses(given: types.SimpleNamespace) -> None:

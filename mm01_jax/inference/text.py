@@ -1,11 +1,13 @@
 """From prompts to text: `generate` at once, `stream` as it comes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mm01_jax.data.conversations import END
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference import decoding
 from mm01_jax.inference.sampling import Sampling
@@ -35,10 +37,13 @@ def generate(
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     seed: int = 0,
+    images: Sequence[Sequence[str | os.PathLike | bytes]] | None = None,
 ) -> list[str]:
     """The text after each prompt, generated together on the mesh that the model is on.
 
     Args:
+      images: of a VLModel, the files of each prompt in the order of its `<image>` marks; a prompt is then what a user
+        says, in the official template.
       sampling: None is `Sampling()`. seed: the same one gives the same text.
 
     Raises:
@@ -47,21 +52,34 @@ def generate(
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
     settings = Settings(max_tokens, sampling or Sampling(), seed)
+    if images is not None:
+        from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+        asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        ids, shown = pictures.prompts(asked, images, tokenizer, model.vision.config)
+        given = answers(model, tokenizer, ids, settings, tokenizer.special(END), shown)
+        return [answer.text for answer in given]
     return [answer.text for answer in answers(model, tokenizer, [tokenizer.encode(p) for p in prompts], settings)]
 
 
 def stream(
-    model: TextModel, tokenizer: Tokenizer, prompt: np.ndarray, settings: Settings, stop: int | None = None
+    model: TextModel,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    settings: Settings,
+    stop: int | None = None,
+    images: decoding.Images | None = None,
 ) -> Iterator[str]:
     """Pieces of the text after one prompt; bytes of an unfinished character wait for the next piece.
 
     Args:
+      images: what the image tokens of the prompt show (`pictures.prompts`).
       stop: the id that ends the text besides the tokenizer's end of a document.
     Returns:
       (of the generator) how it finished, as in `Answer`.
     """
     ids, shown, finish = [], "", "length"
-    for block in _blocks(model, tokenizer, [prompt], settings, stop):
+    for block in _blocks(model, tokenizer, [prompt], settings, stop, images):
         kept = until_stop(block[0], tokenizer, stop)
         ids += kept
         text = tokenizer.decode(np.array(ids, np.int32))
@@ -77,10 +95,15 @@ def stream(
 
 
 def answers(
-    model: TextModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], settings: Settings, stop: int | None = None
+    model: TextModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[np.ndarray],
+    settings: Settings,
+    stop: int | None = None,
+    images: decoding.Images | None = None,
 ) -> list[Answer]:
     """The text after each of some prompts, generated together; `stop` as in `stream`."""
-    rows = np.concatenate(list(_blocks(model, tokenizer, prompts, settings, stop)), axis=1)
+    rows = np.concatenate(list(_blocks(model, tokenizer, prompts, settings, stop, images)), axis=1)
     kept = [until_stop(row, tokenizer, stop) for row in rows]
     ends = ["stop" if len(ids) < settings.max_tokens else "length" for ids in kept]
     texts = [tokenizer.decode(np.array(ids, np.int32)) for ids in kept]
@@ -93,10 +116,11 @@ def until_stop(ids: np.ndarray, tokenizer: Tokenizer, stop: int | None) -> list[
     return [int(i) for i in (ids[: ends[0]] if len(ends) else ids)]
 
 
-def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None) -> Iterator[np.ndarray]:
+def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None, images) -> Iterator[np.ndarray]:
     return decoding.generate(
         model,
         prompts,
+        images=images,
         max_tokens=settings.max_tokens,
         sampling=settings.sampling,
         key=jax.random.key(settings.seed),
