@@ -79,10 +79,9 @@ def period(config: Config) -> Part:
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     B, S, D = config.train.batch_size, config.train.sequence_length, config.model.embed_dim
     positions = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
-    with jax.set_mesh(mesh):
-        x, d_out = (jax.random.normal(jax.random.key(i), (B, S, D), config.compute.dtype) for i in range(2))
+    shape = jax.ShapeDtypeStruct((B, S, D), config.compute.dtype)
 
-    def gradient(model):
+    def gradient(model, x, d_out):
         def inner(model, x):
             hidden = model.forward(x, positions, jnp.zeros_like(positions))[0]
             return jnp.sum(hidden.astype(jnp.float32) * d_out.astype(jnp.float32))
@@ -90,7 +89,8 @@ def period(config: Config) -> Part:
         return jax.value_and_grad(inner, argnums=(0, 1))(model, x)
 
     head = 6.0 * config.model.vocab_size * D
-    return _of_model(config, mesh, gradient, B * S, B * S * (train_flops_per_token(config.model, S) - head))
+    flops = B * S * (train_flops_per_token(config.model, S) - head)
+    return _of_model(config, mesh, gradient, B * S, flops, (shape, shape))
 
 
 def experts(config: Config) -> Part:
@@ -123,20 +123,25 @@ def abstract_weights(config: Config) -> TextModel:
     return jax.eval_shape(lambda: TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(params=0)))
 
 
-def _of_model(config: Config, mesh, gradient: Callable, tokens: int, flops: float) -> Part:
-    """A part that takes the model's weights and gives a scalar and gradients."""
+def _of_model(config: Config, mesh, gradient: Callable, tokens: int, flops: float, shapes: tuple = ()) -> Part:
+    """A part that takes the model's weights, and random arrays of these shapes, and gives a scalar and gradients."""
 
     def make(key):
         return TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(key))
 
     with jax.set_mesh(mesh):
-        lowered = jax.jit(gradient).lower(jax.eval_shape(make, jax.random.key(0)))
+        lowered = jax.jit(gradient).lower(jax.eval_shape(make, jax.random.key(0)), *shapes)
 
-    def run(compiled, model, number: int):
-        loss, _ = compiled(model)
-        return model, loss
+    def start():
+        key = jax.random.key(np.int32(config.train.seed))
+        randoms = (jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(shapes))
+        return jax.jit(make)(key), *randoms
 
-    return Part(lowered, lambda: jax.jit(make)(jax.random.key(np.int32(config.train.seed))), run, tokens, flops)
+    def run(compiled, arguments, number: int):
+        loss, _ = compiled(*arguments)
+        return arguments, loss
+
+    return Part(lowered, start, run, tokens, flops)
 
 
 PARTS = {"step": training_step, "forward_backward": forward_backward, "period": period, "experts": experts}

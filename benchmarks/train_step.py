@@ -74,6 +74,7 @@ def configured(arguments, length: int, remat: str) -> Config:
         compute,
         remat=remat,
         sequence_layout="contiguous",
+        exchange_groups=1,
         **({"param_dtype": compute.dtype, "dropless_bound": None} if bare else {}),
     )
     train = dataclasses.replace(train, batch_size=rows, sequence_length=length, batch_ramp=(), num_microbatches=1)
