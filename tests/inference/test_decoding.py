@@ -161,10 +161,10 @@ def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
 
 @pytest.fixture(scope="module")
 def compiled_step():
-    """decode_step compiled for a cache of a million bytes, and the cache's bytes by kind."""
+    """decode_step compiled for a cache large beside the weights, and the bytes of the cache by kind."""
     variant = small.variant(num_periods=3, period=("lightning", "lightning", "softmax"))
     weights = small.model(variant)
-    cache = jax.jit(lambda: empty_cache(*variant, Rules(), 2, 4096))()
+    cache = jax.jit(lambda: empty_cache(*variant, Rules(), 2, 16384))()
     step = jax.jit(decoding.decode_step, donate_argnums=1)
     token, active = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.bool_)
     analysis = step.lower(weights, cache, token, active).compile().memory_analysis()
