@@ -19,7 +19,7 @@ from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
-from mm01_jax.parallel.lightning import lightning_attention, lightning_attention_step
+from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
 from pallas_kernels.kept import MIXED, PROJECTED, keep
 
 
@@ -70,10 +70,14 @@ class Lightning(nnx.Module):
 
     def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
         """Norm over all heads, output gate, output projection."""
-        dtype = x_BSD.dtype
-        y = rms_norm(out_BSNH, self.norm[...].astype(dtype), self.config.lightning_norm_eps, num_axes=2)
+        dtype, eps = x_BSD.dtype, self.config.lightning_norm_eps
         gate = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))
-        y = jax.nn.sigmoid(keep(gate, PROJECTED)) * y
+        gate = keep(gate, PROJECTED)
+        weight = self.norm[...].astype(dtype)
+        with jax.named_scope("norms"):
+            y = gated_norm(out_BSNH, gate, weight, eps, rules=self.rules)
+        if y is None:
+            y = jax.nn.sigmoid(gate) * rms_norm(out_BSNH, weight, eps, num_axes=2)
         return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
 
     @jax.named_scope("lightning")

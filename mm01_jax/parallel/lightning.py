@@ -24,6 +24,7 @@ from mm01_jax.config import Rules, SequenceLayout
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
+from pallas_kernels.gated_norm import gated_norm as fused_gated_norm
 from pallas_kernels.precision import matmul_precision
 from pallas_kernels.varying import vary_alike
 
@@ -107,6 +108,25 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
         preferred_element_type=jnp.float32,
     )
     return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final
+
+
+def gated_norm(
+    out_BSNH: jax.Array, gate_BSNH: jax.Array, weight_NH: jax.Array, eps: float, *, rules: Rules
+) -> jax.Array | None:
+    """sigmoid(gate) * weight * norm(out), one norm over all heads, in one pass over memory each way (A.4).
+
+    None where that pass has no place: on a CPU, where heads are cut (the norm's sum would cross shards), in decode.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if dispatch.platform() == "cpu" or out_BSNH.shape[1] == 1 or math.prod(sizes[axis] for axis in rules.heads) > 1:
+        return None
+    tokens = sharding.spec(rules, "batch", "seq", None, None)
+
+    def local(out, gate, weight):
+        rows = (x.reshape(-1, weight.size) for x in (out, gate))
+        return fused_gated_norm(*rows, weight.reshape(-1), eps).reshape(out.shape)
+
+    return jax.shard_map(local, in_specs=(tokens, tokens, jax.P()), out_specs=tokens)(out_BSNH, gate_BSNH, weight_NH)
 
 
 class _Ends(NamedTuple):
