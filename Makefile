@@ -11,7 +11,7 @@ train: $(VENV)/.ready-train
 
 # Sees pictures: four small runs, then questions about pictures that none of them had; runs/vl/report.json.
 train-vl: $(VENV)/.ready-test
-	$(PY) -m benchmarks.vision
+	$(PY) -m benchmarks.train_vl
 
 # Whole files go to the workers: what a file compiles, it compiles once. A bare `pytest tests/x.py` has one process.
 WORKERS = 2

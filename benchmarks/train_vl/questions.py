@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from benchmarks.vision.pictures import Picture, digit, photograph
+from benchmarks.train_vl.pictures import Picture, digit, photograph
 from mm01_jax.data.conversation_files import pack_record
 
 TOLD = 10  # letters that tell a picture to a model that only reads, as many as a picture of one tile takes tokens

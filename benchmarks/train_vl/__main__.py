@@ -3,7 +3,7 @@
 Four runs: the text model on pictures told in letters, the tower on captions, stage I, stage II. Then questions about
 pictures that no run has seen are answered, and report.json says how many rightly, beside chance and training pictures.
 
-    python -m benchmarks.vision [--workdir=runs/vl] [--questions=300]
+    python -m benchmarks.train_vl [--workdir=runs/vl] [--questions=300]
 """
 
 import json
@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from benchmarks.vision.questions import CHANCE, TASKS, messages, questions, write
+from benchmarks.train_vl.questions import CHANCE, TASKS, messages, questions, write
 from mm01_jax import loading
 from mm01_jax.config import command_line, fields
 from mm01_jax.data.conversations import END
@@ -56,7 +56,7 @@ def accuracy(loaded: loading.Loaded, task: str, count: int, *, held_out: bool) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("benchmarks.vision", __doc__)
+    parser = Parser("benchmarks.train_vl", __doc__)
     parser.add_argument("--workdir", default="runs/vl")
     parser.add_argument("--questions", type=whole(1), default=300, help="of each task, twice: held out, trained on")
     given = parser.parse_args(argv)
