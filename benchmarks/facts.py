@@ -8,7 +8,7 @@
     -->
 
 A line `fact` is what to call it, the row's `what`, and how to write its value. Beside it stand the same row's peers and
-the share of its floor, and each `name = what` that follows, another row of the same file. `from` is the file and the
+the share of its floor, and each `name = what` that follows, another row of the same file (`what @peer`: of a peer). `from` is the file and the
 command that makes it today (a row's own command is the one that made it). More results are one more line.
 """
 
@@ -66,8 +66,9 @@ def _cells(rows: list[results.Row], command: str, label: str, what: str, form: s
 
 
 def _rows(rows: list[results.Row], what: str) -> list[results.Row]:
-    """Ours of that name."""
-    found = [row for row in rows if row.what == what and row.peer is None]
+    """Ours of that name, or with `@peer` behind it that peer's."""
+    what, _, peer = what.partition(" @")
+    found = [row for row in rows if row.what == what and row.peer == (peer or None)]
     if not found:
         raise ValueError(f"no row {what!r}; there are: {'; '.join(dict.fromkeys(row.what for row in rows))[:800]}")
     return found

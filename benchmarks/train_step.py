@@ -32,6 +32,7 @@ from mm01_jax.parallel.overlap import compiler_options
 from tests.command_line import Parser, list_of, list_of_whole, one_of, whole
 
 LAYERS = ("hybrid", "lightning", "softmax")
+SIZES = ("width", "experts", "expert-width")
 REMATS = ("none", "named", "dots", "full")
 PEERS = {"jla": train_peers.JLA}
 STEPS, BATCHES = 8, 3  # timed together; so many times
@@ -206,7 +207,9 @@ def cases(bench: Bench, arguments) -> list[Case]:
 
 def _subject(arguments, config: Config) -> str:
     name = config.name if arguments.layers == "hybrid" else f"{config.name} of {arguments.layers}"
-    return f"{arguments.part} {name} {config.train.batch_size}x{config.train.sequence_length}"
+    changed = [f", {size} {getattr(arguments, size.replace('-', '_'))}" for size in SIZES]
+    changed = [text for text in changed if not text.endswith(" None")]
+    return f"{arguments.part} {name} {config.train.batch_size}x{config.train.sequence_length}{''.join(changed)}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -219,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--remat", type=list_of("remats", REMATS), default=["none"], help="of " + ", ".join(REMATS))
     parser.add_argument("--peer", type=list_of("peers", PEERS), default=[], help="of " + ", ".join(PEERS))
     parser.add_argument("--length", type=list_of_whole(1), default=[], help="tokens of a row")
-    for name in ("rows", "width", "experts", "expert-width"):
+    for name in ("rows", *SIZES):
         parser.add_argument(f"--{name}", type=whole(1), help="instead of the config's")
     parser.add_argument("--picture", metavar="FILE", help="stacked bars, SVG")
     arguments = parser.parse_args(argv)
