@@ -8,8 +8,9 @@
     -->
 
 A line `fact` is what to call it, the row's `what`, and how to write its value. Beside it stand the same row's peers and
-the share of its floor, and each `name = what` that follows, another row of the same file (`what @peer`: of a peer). `from` is the file and the
-command that makes it today (a row's own command is the one that made it). More results are one more line.
+the share of its floor, and each `name = what` that follows, another row of the same file (`what @peer`: of a peer).
+`from` is the file and the command that makes it today (a row's own command is the one that made it). More results are
+one more line.
 """
 
 import pathlib
