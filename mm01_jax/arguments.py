@@ -217,9 +217,9 @@ def _values(program: Command, known: Sequence[Flag], accepted) -> dict[str, Any]
             near = fields.nearest_name(str(value), flag.kind) if isinstance(flag.kind, tuple) else None
             raise refused(flag.typed, value, flag.allowed, near or f"{flag.typed}={_example(flag)}") from None
     for flag in known:
-        if flag.required and not values[flag.name].value:
-            got = "nothing" if values[flag.name].value is None else values[flag.name].value
-            raise refused(flag.typed, got, flag.words, f"{flag.typed}={flag.example}")
+        value = values[flag.name].value
+        if value == "" or (flag.required and value is None):  # empty: a shell's variable that is not set
+            raise refused(flag.typed, "nothing", flag.words, f"{flag.typed}={flag.example}")
     return {flag.name: values[flag.name].value for flag in known}
 
 

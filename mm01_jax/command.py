@@ -46,6 +46,7 @@ def run(
       interrupted: what to say after Ctrl-C.
     """
     prefix = f"{name}: " if name else ""
+    _open_what_is_closed()
     stopped = _Stopped()
     try:
         with stopped:
@@ -75,6 +76,13 @@ def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) 
     except Help as text:
         print(text)
     return 0
+
+
+def _open_what_is_closed() -> None:
+    """A standard stream that the caller has closed (`>&-`) is None in Python."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - it is open as long as the process
 
 
 def _drop_stdout() -> None:

@@ -78,6 +78,13 @@ def load_as_asked(given) -> Loaded:
     return load(given.checkpoint, given.mesh, given.dtype, **options)
 
 
+def is_without_run(path) -> bool:
+    """Whether weights lie in `path` without the run they are of, which knows its data: PyTorch's, or converted."""
+    if is_checkpoint(path):
+        return open_checkpoint(path).manifest.step is None
+    return any(pathlib.Path(path).glob("*.safetensors"))
+
+
 def load_model(
     path, *, mesh: Mesh | MeshConfig | str | None = None, dtype: str | None = None, allow_nonfinite: bool = False
 ) -> TextModel | VLModel:

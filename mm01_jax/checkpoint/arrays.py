@@ -98,7 +98,7 @@ def _spec(directory: pathlib.Path, leaf: Leaf) -> dict:
     blocks = {"chunk_shape": list(leaf.block), "codecs": codecs, "index_codecs": codecs}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{directory}/"},
+        "kvstore": {"driver": "file", "path": f"{directory.resolve()}/"},
         "metadata": {
             "shape": list(leaf.shape),
             "data_type": leaf.dtype,

@@ -55,8 +55,11 @@ def _evaluate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     if given.compile_cache:
         compile_cache.use()
-    from mm01_jax.loading import load_as_asked
+    from mm01_jax.loading import is_without_run, load_as_asked
 
+    if given.source is None and is_without_run(given.checkpoint):
+        allowed = f"a text to score: {given.checkpoint} is no run, which would have held some out"
+        raise arguments.refused("--source", "nothing", allowed, "--source=FILE")
     found = TASKS[given.task].run(load_as_asked(given), given)
     print(f"\n{found}")
 

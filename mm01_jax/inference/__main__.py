@@ -36,9 +36,16 @@ COMMAND = arguments.Command(
         Flag("system", "what a conversation begins with, before the first line of --chat"),
         Flag("template", "how a conversation becomes text: minimax-01, or a .jinja file", example="NAME"),
         Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
-        Flag("temperature", "0 is greedy", float, default=0.8),
-        Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0),
-        Flag("top_p", "choose among the most likely tokens that hold this probability", float, default=1.0),
+        Flag("temperature", "0 is greedy", float, default=0.8, least=0),
+        Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0, least=0),
+        Flag(
+            "top_p",
+            "choose among the most likely tokens that hold this probability",
+            float,
+            default=1.0,
+            least=0,
+            most=1,
+        ),
         Flag("seed", "the same seed gives the same text", int, default=0, least=0, most=2**31 - 1),
         arguments.COMPILE_CACHE,
     ),
@@ -56,7 +63,7 @@ def _generate(argv: Sequence[str]) -> None:
     if images and given.prompt is None:
         raise arguments.refused("--image", images[0], "a flag of --prompt", "--prompt='<image>What is it?'")
     _check_images(images)
-    lines = _read_prompts(given) if given.prompts else []
+    lines = _read_prompts(given) if given.prompts is not None else []
     if given.compile_cache:
         compile_cache.use()
     from mm01_jax import cluster, loading
@@ -70,7 +77,7 @@ def _generate(argv: Sequence[str]) -> None:
     loaded = loading.load_as_asked(given)
     if given.chat:
         _chat(given, loaded, settings)
-    elif given.prompts:
+    elif given.prompts is not None:
         _answer_file(given, loaded, settings, lines)
     elif images:
         _print_answer(given, loaded, settings, images)
@@ -106,9 +113,8 @@ def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequen
 def _check_uses(given: types.SimpleNamespace) -> None:
     """One of three uses, and no flag of another."""
     uses = {"--prompt": given.prompt is not None, "--prompts": given.prompts is not None, "--chat": given.chat}
-    if given.prompt == "" or sum(uses.values()) != 1:
-        got = " and ".join(flag for flag, used in uses.items() if used)
-        got = "--prompt=''" if given.prompt == "" else got or "nothing"
+    if sum(uses.values()) != 1:
+        got = " and ".join(flag for flag, used in uses.items() if used) or "nothing"
         raise arguments.refused("what to do", got, "one of --prompt=TEXT, --prompts=FILE, --chat", "--prompt='def '")
     if (given.out is None) == uses["--prompts"]:
         allowed = "a file for the answers to --prompts, and only to them"

@@ -71,20 +71,21 @@ def _check_messages(messages: Any) -> None:
 
 def write(path: str, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
     """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`."""
-    partial = pathlib.Path(f"{path}.partial")
+    place = pathlib.Path(path).resolve()  # a link stays one
+    partial = place.with_name(f"{place.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         for fields, answer in lines:
             record = fields | {"text": answer.text, "finish": answer.finish}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             file.flush()
-    partial.replace(path)
+    partial.replace(place)
 
 
 def check_place(path: str, source: str) -> None:
     """ValueError where the result cannot lie there."""
     place = pathlib.Path(path)
-    if not place.absolute().parent.is_dir() or place.is_dir():
-        raise ValueError(f"--out={path}: allowed: a file in a folder that exists")
+    if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
+        raise ValueError(f"--out={path}: allowed: a file in a folder that exists, new or to be replaced")
     if place.exists() and place.samefile(source):
         raise ValueError(f"--out={path}: allowed: another file than --prompts")
 

@@ -58,6 +58,13 @@ def test_a_missing_checkpoint_is_refused_by_its_place(tmp_path, capsys):
     )
 
 
+def test_what_is_no_run_has_held_nothing_out_and_needs_a_source(tmp_path, capsys):
+    (tmp_path / "model.safetensors").touch()
+    code, out, err = command(capsys, "perplexity", f"--checkpoint={tmp_path}")
+    assert (code, out) == (2, "")
+    assert "--source: got 'nothing'" in err and f"{tmp_path} is no run" in err
+
+
 def test_perplexity_of_a_run_is_said_beside_what_counting_achieves(run, capsys):
     workdir, text = run
     code, out, err = command(capsys, "perplexity", f"--checkpoint={workdir}")

@@ -58,6 +58,7 @@ def test_flags_are_read_by_their_kind_in_every_spelling():
         (["--max-tokens=1.5"], "--max-tokens: got '1.5'; allowed: a whole number"),
         (["--max-tokens"], "--max-tokens: got 'no value'; allowed: a whole number >= 1"),
         (["--source", "--heat=1"], "--source: got 'no value'; allowed: text; nearest: --source=DIR"),
+        (["--source="], "--source: got 'nothing'; allowed"),  # a shell's variable that is not set
         (["--heat=warm"], "--heat: got 'warm'; allowed: a number; nearest: --heat=0.5"),
         (["--step=tain"], "--step: got 'tain'; allowed: train, decode; nearest: train"),
         (["--dry-run=perhaps"], "--dry-run: got 'perhaps'; allowed: true or false; nearest: --dry-run=false"),

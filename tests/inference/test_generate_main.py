@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import open_source
 from mm01_jax.inference import __main__ as inference
+from mm01_jax.inference import prompt_file
 from mm01_jax.loading import load
 from tests import small
 from tests.train import cheap_run
@@ -57,11 +59,13 @@ def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, 
             ("--checkpoint=runs/tiny",),
             "what to do: got 'nothing'; allowed: one of --prompt=TEXT, --prompts=FILE, --chat",
         ),
-        (("--checkpoint=runs/tiny", "--prompt="), "--prompt=''"),
+        (("--checkpoint=runs/tiny", "--prompt="), "--prompt: got 'nothing'"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--chat"), "got '--prompt and --chat'"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--out=y"), "--out: got 'y'; allowed: a file for the answers"),
         (("--checkpoint=runs/tiny", "--prompts=x"), "--out: got 'nothing'"),
         (("--checkpoint=runs/tiny", "--prompts=nowhere", "--out=y"), "nowhere"),
+        (("--checkpoint=runs/tiny", "--prompts=", "--out=y"), "--prompts: got 'nothing'"),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--top-p=2"), "--top-p: got '2'; allowed: a number >= 0 and <= 1"),
         (
             ("--checkpoint=runs/tiny", "--prompt=x", "--system=y"),
             "--system: got 'y'; allowed: a flag of a conversation",
@@ -75,7 +79,7 @@ def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, 
         ),
         (("--checkpoint=runs/tiny", "--prompt=x", "--max_tokens=many"), "nearest: --max-tokens=256"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--seed=-1"), "seed"),
-        (("--checkpoint=runs/tiny", "--prompt=x", "--top_k=-1"), "top_k=-1"),
+        (("--checkpoint=runs/tiny", "--prompt=x", "--top_k=-1"), "--top-k: got '-1'"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--top_p=0"), "top_p=0"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--temperature=nan"), "temperature=nan"),
         (("--checkpoint=runs/tiny", "--prompt=x", "--temprature=1"), "nearest: --temperature"),
@@ -117,6 +121,15 @@ def test_a_conversation_needs_a_template_and_with_one_answers_the_lines_of_a_pip
     assert first == second and first  # greedy, and the second knows nothing of the first
 
 
+def test_a_checkpoint_under_a_relative_path_upwards_is_read_from_any_folder(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    path = os.path.relpath(checkpoint)
+    assert path.startswith("..")
+    greedy = ("--prompt=d", "--max-tokens=2", "--temperature=0")
+    assert command(capsys, f"--checkpoint={path}", *greedy) == command(capsys, f"--checkpoint={checkpoint}", *greedy)
+
+
 def test_a_missing_or_damaged_checkpoint_is_refused_by_its_place(checkpoint, tmp_path, capsys):
     code, out, err = command(capsys, f"--checkpoint={tmp_path}", "--prompt=x")
     assert (code, out) == (3, "")
@@ -125,3 +138,17 @@ def test_a_missing_or_damaged_checkpoint_is_refused_by_its_place(checkpoint, tmp
     code, out, err = command(capsys, f"--checkpoint={checkpoint}", "--prompt=x")
     assert (code, out) == (3, "")
     assert "embed" in err
+
+
+def test_results_go_only_to_regular_files_and_a_link_stays_a_link(tmp_path):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("{}")
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/null", str(tmp_path / "pipe")):
+        with pytest.raises(ValueError, match="allowed: a file in a folder"):
+            prompt_file.check_place(place, str(asked))
+    (tmp_path / "real").write_text("before")
+    (tmp_path / "link").symlink_to("real")
+    prompt_file.check_place(str(tmp_path / "link"), str(asked))
+    prompt_file.write(str(tmp_path / "link"), [])
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == ""
