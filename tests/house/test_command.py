@@ -87,6 +87,7 @@ def test_interrupted_is_said_in_the_command_s_words(capsys):
 
 SHELL = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 sys.path[:0] = [{stand_in!r}]
 from mm01_jax.inference.__main__ import main
 sys.exit(main({argv}))

@@ -139,7 +139,9 @@ def test_a_run_in_zigzag_hands_the_step_its_rows_in_that_order_and_goes_on_conti
 
     def noted(self, batch, at):
         placed = on_devices(self, batch, at)
-        seen[self.config.mesh.sequence > 1, at] = {key: np.asarray(x) for key, x in placed._asdict().items()}
+        seen[self.config.mesh.sequence > 1, at] = {
+            key: np.asarray(x) for key, x in placed._asdict().items() if x is not None
+        }
         return placed
 
     monkeypatch.setattr(loop._Loop, "_on_devices", noted)

@@ -164,7 +164,7 @@ def test_init_from_a_checkpoint_of_another_model_is_refused_by_every_difference_
     error = capsys.readouterr().err
     for key, got, before in (("expert_dim", "24", "16"), ("rotary_dim", "8", "4"), ("norm_eps", "0.001", "1e-05")):
         (line,) = (line for line in error.splitlines() if f"model.{key}: got {got};" in line)
-        assert f"--init_from={whole[0]}" in line and line.endswith(f"nearest: {before}")
+        assert f"--init-from={whole[0]}" in line and line.endswith(f"nearest: {before}")
     assert len(error.splitlines()) == 4
     assert not (tmp_path / "b/config.json").exists()
 
