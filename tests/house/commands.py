@@ -22,7 +22,8 @@ USES = [(name, task) for name, command in COMMANDS.items() for task in (None, *c
 
 HEAD = """# Commands
 
-What an installed package has; each is also `python -m mm01_jax.ROOM`, and `train_main.py` is `mm01-train`.
+What an installed package has. Each is also `python -m mm01_jax.ROOM`, the rooms being train, inference (of
+`mm01-generate`), evals (of `mm01-eval`), convert and plan; `train_main.py` is `mm01-train`.
 `-` and `_` are alike in a flag, a flag is given once, nothing is abbreviated, a bool is `--dry-run` or `--nodry-run`.
 What is typed wrong is refused in one line on stderr before any work, with the nearest right word. `--help` says what
 stands here, and examples. This page is made: `python -m tests.house.commands > docs/commands.md`."""
@@ -41,7 +42,20 @@ def page() -> Iterator[str]:
             yield f"| **{task}** | {words} |"
             yield from map(_row, flags)
     yield "\n## Exit codes\n\n| | |\n| --- | --- |"
-    yield from (f"| {code} | {words} |" for code, words in EXIT_CODES.items())
+    yield from (f"| {code} | {words}{''.join(_more(code, words))} |" for code, words in EXIT_CODES.items())
+
+
+def codes_said(text: str) -> dict[int, str]:
+    """The sentence "Exit codes: 0 done, ..." of a text."""
+    (sentence,) = re.findall(r"Exit codes: (.*?)\.(?:\s|$)", " ".join(text.split()))
+    return {int(code): words for code, words in re.findall(r"(\d+) (.*?)(?=, \d+ |$)", sentence)}
+
+
+def _more(code: int, words: str) -> Iterator[str]:
+    """What a code means to a command beyond the words that all share, as its own help says it."""
+    for name, program in COMMANDS.items():
+        if more := codes_said(program.doc).get(code, words).removeprefix(words).lstrip(", "):
+            yield f"; {name}: {more}"
 
 
 def _row(flag: Flag) -> str:

@@ -1,7 +1,6 @@
 """Every command ends in one way: the table of exit codes, the words that repeat it, and what each error gives."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.train.loop import NonFinite
 from mm01_jax.train.preemption import Preempted
 from tests.house.checkout import ROOT
-from tests.house.commands import COMMANDS, USES
+from tests.house.commands import COMMANDS, USES, codes_said
 from tests.house.commands import EXIT_CODES as TABLE
 
 ERRORS = {
@@ -29,12 +28,6 @@ ERRORS = {
     SaveFailed("full"): 74,
     Preempted("saved"): 75,
 }
-
-
-def codes_said(text: str) -> dict[int, str]:
-    """The sentence "Exit codes: 0 done, ..." of a text."""
-    (sentence,) = re.findall(r"Exit codes: (.*?)\.(?:\s|$)", " ".join(text.split()))
-    return {int(code): words for code, words in re.findall(r"(\d+) (.*?)(?=, \d+ |$)", sentence)}
 
 
 def test_the_help_of_training_repeats_the_table():
