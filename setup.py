@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="mm01_jax",
-    version="0.2.0",
+    version="0.3.0",
     description="MiniMax-01 (lightning attention, softmax attention, experts) in JAX/Flax for TPUs and GPUs",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
