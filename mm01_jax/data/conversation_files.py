@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.conversations import IMAGE, check_messages, count_images
-from mm01_jax.data.text import DataError, JsonLines, Record, Shard
+from mm01_jax.data.text import DataError, JsonLines, Record, Shard, json_object
 
 
 class Picture(NamedTuple):
@@ -65,7 +65,7 @@ class ConversationShard:
         return record._replace(digest=sha.digest()[:16])
 
     def _parse(self, content: bytes, label: str) -> Conversation:
-        fields, files = _split(content) if isinstance(self._shard, Packed) else (_json(content), None)
+        fields, files = _split(content) if isinstance(self._shard, Packed) else (json_object(content), None)
         messages, images = fields.get("messages"), fields.get("images", [])
         check_messages(messages)
         if not isinstance(images, list):
@@ -93,7 +93,7 @@ class ConversationLines(JsonLines):
     def _text(self, line: bytes) -> bytes:
         if not line.strip():
             raise ValueError("the line is blank")
-        _json(line)
+        json_object(line)
         return line.strip()
 
 
@@ -126,7 +126,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 + size:
         raise ValueError(f"its JSON should have {size} bytes, the record has {len(content)}")
-    return _json(content[8 : 8 + size]), content[8 + size :]
+    return json_object(content[8 : 8 + size]), content[8 + size :]
 
 
 def _cut(files: bytes, sizes: Sequence[Any]) -> Iterator[bytes]:
@@ -136,18 +136,6 @@ def _cut(files: bytes, sizes: Sequence[Any]) -> Iterator[bytes]:
     for size in sizes:
         yield files[at : at + size]
         at += size
-
-
-def _json(text: bytes) -> dict[str, Any]:
-    try:
-        fields = json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"it is a JSON {type(fields).__name__}, not an object")
-    return fields
 
 
 def _digest_of_whole(picture: Picture) -> bytes:

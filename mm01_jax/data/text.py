@@ -9,7 +9,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 BLOCK = 1 << 20  # bytes looked at together by `scan`
 
@@ -146,14 +146,7 @@ class JsonLines:
         """The UTF-8 text of one line; ValueError says why there is none."""
         if not line.strip():
             raise ValueError("the line is blank")
-        try:
-            record = json.loads(line.decode())  # json.loads of bytes would guess at UTF-16 and drop a byte order mark
-        except UnicodeDecodeError as error:
-            raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"it is not JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"it is a JSON {type(record).__name__}, not an object")
+        record = json_object(line)
         if not isinstance(text := record.get(self.field), str):
             got = f"only {sorted(record)[:8]}" if self.field not in record else f"a {type(text).__name__} in it"
             raise ValueError(f"data.text_field={self.field!r} has no text ({got})")
@@ -161,3 +154,16 @@ class JsonLines:
             return text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"its text has half a surrogate pair (character {error.start})") from error
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object of a line or record; ValueError says why there is none."""
+    try:
+        fields = json.loads(text.decode())  # json.loads of bytes would guess at UTF-16 and drop a byte order mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"it is a JSON {type(fields).__name__}, not an object")
+    return fields
