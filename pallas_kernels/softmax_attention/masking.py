@@ -80,10 +80,13 @@ def longest_first(spans: Spans) -> jax.Array:
 
 
 class _Extent(NamedTuple):
-    """Smallest and largest position and document of each block's tokens that are not padding; is any token padding."""
+    """Of each block's tokens that are not padding: the first document and the last one, and the smallest and largest
+    position in either; is any token padding.
+    """
 
-    first: Tags
-    last: Tags
+    documents: Tags
+    least: Tags
+    most: Tags
     padded: jax.Array
 
 
@@ -103,19 +106,29 @@ def _extent(tags: Tags, block: int) -> _Extent:
     most = np.iinfo(np.int32).max
     positions, documents = (x.reshape(x.shape[0], -1, block) for x in tags)
     real = documents >= 0
-    first = tuple(jnp.min(jnp.where(real, x, most), axis=-1) for x in (positions, documents))
-    last = tuple(jnp.max(jnp.where(real, x, -1), axis=-1) for x in (positions, documents))
-    return _Extent(first, last, ~jnp.all(real, axis=-1))
+    ends = jnp.min(jnp.where(real, documents, most), axis=-1), jnp.max(jnp.where(real, documents, -1), axis=-1)
+    inside = [real & (documents == document[..., None]) for document in ends]
+    return _Extent(
+        ends,
+        tuple(jnp.min(jnp.where(x, positions, most), axis=-1) for x in inside),
+        tuple(jnp.max(jnp.where(x, positions, -1), axis=-1) for x in inside),
+        ~jnp.all(real, axis=-1),
+    )
 
 
 def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array, jax.Array]:
-    """(some pair may be visible, all pairs are), the pairs of blocks laid out as the two indices say."""
+    """(some pair may be visible, all pairs are), the pairs of blocks laid out as the two indices say.
+
+    Blocks that have one document in common, the last of one and the first of the other, are compared by their positions
+    in it: a block across the end of a document has small positions of the next one, which say nothing of the first.
+    """
     queries, keys = jax.tree.map(lambda x: x[at_query], queries), jax.tree.map(lambda x: x[at_key], keys)
-    (position, document), (last_position, last_document) = queries.first, queries.last
-    (key_position, key_document), (last_key_position, last_key_document) = keys.first, keys.last
-    some = (key_document <= last_document) & (document <= last_key_document) & (key_position <= last_position)
-    one = (document == last_document) & (key_document == last_key_document) & (document == key_document)
-    return some, one & ~queries.padded & ~keys.padded & (last_key_position <= position)
+    (first, last), (first_key, last_key) = queries.documents, keys.documents
+    some = (first_key <= last) & (first <= last_key)
+    some &= (first_key != last) | (keys.least[0] <= queries.most[1])
+    some &= (last_key != first) | (keys.least[1] <= queries.most[0])
+    one = (first == last) & (first_key == last_key) & (first == first_key)
+    return some, one & ~queries.padded & ~keys.padded & (keys.most[1] <= queries.least[0])
 
 
 def _spans(some: jax.Array, every: jax.Array) -> Spans:

@@ -80,6 +80,22 @@ def test_softmax_spans_of_one_document_are_the_triangle():
     np.testing.assert_array_equal(jnp.stack(spans)[:, 0], [[0] * 4, [1, 0, 0, 0], [1, 1, 2, 3], [1, 2, 3, 4]])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_softmax_spans_of_packed_rows_end_at_the_last_visible_pair(seed):
+    rng, size, blocks = np.random.default_rng(seed), 8, 12
+    documents = np.sort(rng.integers(0, 4, (3, size * blocks)), axis=1)
+    begins = np.stack([np.searchsorted(row, row) for row in documents])
+    tags = tuple(jnp.asarray(x, jnp.int32) for x in (np.arange(size * blocks) - begins, documents))
+    seen = np.asarray(masking.visible(tags, tags)).reshape(3, blocks, size, blocks, size)
+    for find, axes in ((masking.key_spans, (0, 1, 3, 2, 4)), (masking.query_spans, (0, 3, 1, 2, 4))):
+        spans, pairs = find(tags, size, tags, size), seen.transpose(axes)
+        first = pairs.any((3, 4)).argmax(-1)
+        np.testing.assert_array_equal(spans.first, first)
+        np.testing.assert_array_equal(spans.end, blocks - pairs.any((3, 4))[..., ::-1].argmax(-1))
+        clear = pairs.all((3, 4)).sum(-1)
+        np.testing.assert_array_equal(spans.clear_end - spans.clear, clear)
+
+
 def test_softmax_gpu_lowers_inside_a_checked_shard_map():
     rows, tags = PartitionSpec("data"), (PartitionSpec("data"),) * 2
 
