@@ -31,6 +31,7 @@ from mm01_jax.data import pipeline
 from mm01_jax.data.batch import Batch
 from mm01_jax.inference.scoring import score
 from mm01_jax.model.flops import train_flops_per_token
+from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
@@ -143,6 +144,7 @@ def trace(config: Config):
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: devices_of(config)])
     with jax.set_mesh(mesh):
         state = step.abstract_state(config, mesh)
+        config = with_remat_settled(config, state, lambda _: None)
         placed = jax.tree.map(lambda x: x.sharding, state)
         where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         shape = (config.train.batch_size, config.train.sequence_length)

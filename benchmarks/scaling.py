@@ -48,10 +48,11 @@ def _split(devices: int, count: int) -> tuple[int, ...] | None:
 class Bench:
     """All cases of one run, their report and their time limit."""
 
-    def __init__(self, report: Report, device: str, minutes: float):
-        self.report, self.device = report, device
+    def __init__(self, report: Report, device: str, devices: int, minutes: float):
+        self.report, self.device, self.devices = report, device, devices
         self.began, self.limit = time.monotonic(), 60 * minutes
         self.found: dict[str, dict[str, float]] = {}
+        self.visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(devices)))).split(",")
 
     @property
     def left(self) -> float:
@@ -63,7 +64,9 @@ class Bench:
     def run(self, cases: list[Case], steps: int) -> None:
         spawn = multiprocessing.get_context("spawn")
         workers = []
-        for case in cases:
+        for place, case in enumerate(cases):
+            turned = self.visible[place % self.devices :] + self.visible[: place % self.devices]
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(turned)  # a compiler tries its kernels on the first it sees
             here, there = spawn.Pipe()
             process = spawn.Process(target=work, args=(case, steps, there), daemon=True)
             process.start()
@@ -150,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     number, device = _seen_devices()
     number = arguments.devices or number
     cases = [case for shape in arguments.shapes for case in _cases(shape, number, arguments)]
-    Bench(Report(arguments.json, "benchmarks.scaling", argv), device, arguments.minutes).run(cases, arguments.steps)
+    bench = Bench(Report(arguments.json, "benchmarks.scaling", argv), device, number, arguments.minutes)
+    bench.run(cases, arguments.steps)
     return 0
 
 

@@ -105,12 +105,15 @@ def _traced(config: Config):
     import jax
 
     from benchmarks import mesh
+    from mm01_jax.model.remat import with_remat_settled
     from mm01_jax.plan import memory, planner
     from mm01_jax.plan.steps import make_step
     from mm01_jax.plan.traced_work import Assumed, count
 
     placed, programs = mesh.trace(config)
     with jax.set_mesh(placed):
+        step = make_step("train", config, placed)
+        config = with_remat_settled(config, step.arguments[0], lambda _: None)  # as what was traced
         step = make_step("train", config, placed)
         assumed = Assumed(planner._balanced_rows(config, step), planner._pairs_computed("train", config))
         counts = count(step.function.trace(*step.arguments).jaxpr, dict(placed.shape), assumed)
