@@ -13,7 +13,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Two make pages of rows, one trains and writes its run's report.json.
 WITHOUT_ROWS = ("benchmarks.tables", "benchmarks.picture", "benchmarks.train_vl.__main__")
 # Programs that a test starts, with arguments of its own, and this file, which has the words in it.
-STARTED_BY_TESTS = ("tests.convert.peer", "tests.inference.answering", "tests.benchmarks.test_benchmark_commands")
+STARTED_BY_TESTS = (
+    "tests.convert.peer",
+    "tests.faults.forked",
+    "tests.inference.answering",
+    "tests.benchmarks.test_benchmark_commands",
+)
 
 
 def tracked(*patterns: str) -> list[pathlib.Path]:
