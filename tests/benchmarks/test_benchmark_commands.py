@@ -80,7 +80,7 @@ def test_nothing_outside_tests_benchmarks_imports_the_benches():
     importers = []
     for path in tracked("*.py"):
         name = path.relative_to(ROOT).as_posix()
-        if name.startswith(("benchmarks/", "tests/benchmarks/")):
+        if name.startswith(("benchmarks/", "tests/benchmarks/")) or name == "tests/faults/__main__.py":  # writes rows
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
