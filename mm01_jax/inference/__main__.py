@@ -188,7 +188,8 @@ def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dic
     def answered() -> Iterator:
         done = 0
         for batch in prompt_file.batches(prompts, given.batch):
-            for answer in answers(loaded.model, loaded.tokenizer, batch, settings, stop)[: len(lines) - done]:
+            seeded = settings._replace(seed=settings.seed + done)  # a line's text does not depend on --batch
+            for answer in answers(loaded.model, loaded.tokenizer, batch, seeded, stop)[: len(lines) - done]:
                 yield lines[done], answer
                 done += 1
             if cluster.is_first():

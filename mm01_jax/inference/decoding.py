@@ -15,7 +15,8 @@ import numpy as np
 
 from mm01_jax import sharding
 from mm01_jax.inference import views
-from mm01_jax.inference.sampling import Sampling, sample
+from mm01_jax.inference.asked import Images, check_images, check_prompts
+from mm01_jax.inference.sampling import History, Rows, Sampling, check_seed, rows, sample, with_token
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import constrain_cache, empty_cache
@@ -24,17 +25,6 @@ from mm01_jax.model.multimodal import VLModel
 PREFILL_CHUNK = 512  # tokens of a row on one shard of the sequence
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
 _CACHE_STEP = 256
-
-
-class Images(NamedTuple):
-    """What the image tokens of prompts show.
-
-    tiles: (B, T, 3, side, side) float32, the normalised tiles of each prompt's images, padded to T. index: one index
-    table (data/image_grid.py) as long as its prompt for each.
-    """
-
-    tiles: np.ndarray
-    index: Sequence[np.ndarray]
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -74,52 +64,68 @@ def decode_step(
 class Answers(NamedTuple):
     """Where decoding is.
 
-    cache: without token_B (B,), the last token of each row. done_B: rows that have stopped. count: int32, new tokens
-    that each row has, token_B among them.
+    cache: without token_B (B,), the last token of each row. done_B: rows that have stopped. number_B: int32, new tokens
+    that each row has, token_B among them. history: what the penalties count, token_B among it.
     """
 
-    cache: DecodeCache
+    cache: DecodeCache | None
     token_B: jax.Array
     done_B: jax.Array
-    count: jax.Array
+    number_B: jax.Array
+    history: History
 
 
 class Draw(NamedTuple):
-    """What a token is drawn with, beside its logits: a row's n-th new token with `key` and n, whatever the block.
+    """What tokens are drawn with, beside their logits.
 
-    allowed_V: ids that may be chosen. stop: the id that ends a row, -1 for none.
+    allowed_V: ids that may be chosen. stop_K: ids that end a row, -1 for none.
     """
 
-    key: jax.Array
+    rows: Rows
     allowed_V: jax.Array
-    stop: jax.Array
+    stop_K: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "count"), donate_argnums=1)
-def decode_block(
-    model, answers: Answers, draw: Draw, *, sampling: Sampling, count: int
-) -> tuple[jax.Array, jax.Array, Answers]:
-    """Decodes `count` tokens a row: (tokens (B, count), `stop` where a row had stopped; done_B; the answers so far)."""
+@functools.partial(jax.jit, static_argnames="count", donate_argnums=1)
+def decode_block(model, answers: Answers, draw: Draw, *, count: int) -> tuple[jax.Array, jax.Array, Answers]:
+    """Decodes `count` tokens a row: (tokens (B, count), its last where a row had stopped; done_B; the answers)."""
 
     def step(answers: Answers, _):
-        cache, token, done, n = answers
-        logits, cache = decode_step(model, cache, token, ~done)
-        token = sample(logits, jax.random.fold_in(draw.key, n), draw.allowed_V, sampling)
-        token = jnp.where(done, draw.stop, token)
-        return Answers(cache, token, done | (token == draw.stop), n + 1), token
+        logits, cache = decode_step(model, answers.cache, answers.token_B, ~answers.done_B)
+        answers = _taken(answers._replace(cache=cache), logits, draw)
+        return answers, answers.token_B
 
     answers, tokens = jax.lax.scan(step, answers, length=count)
-    small = _everywhere(answers[1:])
-    return _everywhere(tokens.T), small[1], Answers(answers.cache, *small)
+    small = _everywhere(answers[1:4])
+    return _everywhere(tokens.T), small[1], Answers(answers.cache, *small, _as_rows(answers.history, model.rules))
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "vocab_size"))
-def first_token(model, hidden_BD, key, *, sampling: Sampling, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """(the first new token of each row (B,), the ids (V,) that may be chosen), from what prefill returned."""
-    trained = jnp.any(model.embed[...] != 0, axis=1)
-    allowed = _everywhere(trained & (jnp.arange(trained.shape[0]) < vocab_size))
+def _taken(answers: Answers, logits_BV: jax.Array, draw: Draw) -> Answers:
+    """The answers with one more token in every row that has not stopped."""
+    _, last, done, number, history = answers
+    token = jnp.where(done, last, sample(logits_BV, draw.rows, history, number, draw.allowed_V))
+    history = with_token(history, token, ~done)
+    done |= jnp.any(token[:, None] == draw.stop_K[None, :], axis=1)
+    return Answers(answers.cache, token, done, number + 1, history)
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def first_token(model, answers: Answers, hidden_BD: jax.Array, draw: Draw) -> Answers:
+    """Answers that have no cache, with the first new token of each row, from what prefill returned."""
     logits = model.logits(sharding.constrain(hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
-    return _everywhere(sample(logits, jax.random.fold_in(key, 0), allowed, sampling)), allowed
+    answers = _taken(answers, logits, draw)
+    return Answers(None, *_everywhere(answers[1:4]), _as_rows(answers.history, model.rules))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def allowed_ids(model, vocab_size: int) -> jax.Array:
+    """(V,) bool: ids that a text may have, which are those of the tokenizer whose embedding is not 0 (model.md A.7)."""
+    trained_V = jnp.any(model.embed[...] != 0, axis=1)
+    return _everywhere(trained_V & (jnp.arange(trained_V.shape[0]) < vocab_size))
+
+
+def _as_rows(history: History, rules) -> History:
+    return jax.tree.map(lambda x: sharding.constrain(x, rules, "batch", None), history)
 
 
 def _everywhere[Tree](tree: Tree) -> Tree:
@@ -139,12 +145,12 @@ def generate(
     *,
     images: Images | None = None,
     max_tokens: int = 256,
-    sampling: Sampling | None = None,
-    key: jax.Array | None = None,
-    stop: int | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
+    seed: int | Sequence[int] = 0,
+    stop: int | Sequence[int] = (),
     vocab_size: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields blocks (B, n) of new token ids, `stop` after a row's end; at most `max_tokens` a row.
+    """Yields blocks (B, n) of new token ids, a row's last one again after its end; at most `max_tokens` a row.
 
     It runs on the mesh that the model lies on: rows over `data` and `expert` (rows without a prompt fill them up),
     heads over `tensor`, positions of a prompt over `sequence`. Every process of the mesh calls it alike, and gets all
@@ -153,24 +159,30 @@ def generate(
     Args:
       prompts: one int array of at least one token per row; lengths may differ.
       images: of a VLModel's prompts, in which each image's token stands as often as the image takes tokens.
-      sampling: None is `Sampling()`. key: None is the key of seed 0.
-      stop: the id that ends a text; None: none does.
+      sampling: for all prompts or for each; None is `Sampling()`.
+      seed: for each prompt; one seed is the first prompt's, and prompt i has i more. Tokens follow from a prompt and
+        its seed, whatever else is in the batch.
+      stop: the ids that end a text.
       vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen. None: all of the model's.
 
     Raises:
       ValueError: no prompt or an empty one, an id outside the vocabulary, max_tokens below 1, an index table of another
-        length.
+        length, sampling or seeds of another number than prompts.
     """
-    _check(model, prompts, max_tokens)
-    _check_images(model, prompts, images)
-    key = jax.random.key(0) if key is None else key
-    choice = (sampling or Sampling(), key, -1 if stop is None else stop, vocab_size or model.config.vocab_size)
-    return _blocks(views.answering(model), prompts, images, max_tokens, choice)
+    check_prompts(model, prompts, max_tokens)
+    check_images(model, prompts, images)
+    choices = [sampling or Sampling()] * len(prompts) if isinstance(sampling, Sampling | None) else list(sampling)
+    seeds = [seed + row for row in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    stops = [stop] if isinstance(stop, int) else list(stop)
+    for name, values in (("sampling", choices), ("seed", seeds)):
+        if len(values) != len(prompts):
+            raise ValueError(f"{name}: got {len(values)} for {len(prompts)} prompts; allowed: one, or one for each")
+    drawn = [*map(check_seed, seeds)], choices, np.array(stops or [-1], np.int32), vocab_size or model.config.vocab_size
+    return _blocks(views.answering(model), prompts, images, max_tokens, drawn)
 
 
-def _blocks(model, prompts, images: Images | None, max_tokens: int, choice) -> Iterator[np.ndarray]:
+def _blocks(model, prompts, images: Images | None, max_tokens: int, drawn) -> Iterator[np.ndarray]:
     """The mesh is in force while the device is asked for something, not while a block is with the caller."""
-    sampling, key, stop, vocab_size = choice
     mesh = sharding.mesh_of(model)
     decoder = views.decoding(model, mesh)
     num_rows = _multiple(len(prompts), mesh, decoder.rules.batch)
@@ -179,19 +191,31 @@ def _blocks(model, prompts, images: Images | None, max_tokens: int, choice) -> I
         hidden, cache = _prefill_all(model, prompts, lengths, images, int(lengths.max()) + max_tokens)
         if decoder is not model:
             cache = _cache_as(cache, decoder.config, decoder.rules)
-        token, allowed = first_token(decoder, hidden, key, sampling=sampling, vocab_size=vocab_size)
-        tokens = np.array(token)[:, None]
-        done = (tokens[:, 0] == stop) | (lengths == 0)
-        small = (sharding.put(x, decoder.rules, *[None] * x.ndim) for x in (done, np.ones((), np.int32)))
-        answers, draw = Answers(cache, token, *small), Draw(key, allowed, np.int32(stop))
+        answers, draw = _begin(decoder, prompts, lengths, drawn)
+        answers = first_token(decoder, answers, hidden, draw)._replace(cache=cache)
+        tokens, done = np.array(answers.token_B)[:, None], np.asarray(answers.done_B)
     written = 1
     yield tokens[: len(prompts)]
     while written < max_tokens and not done.all():
         with jax.set_mesh(mesh):
-            tokens, done, answers = decode_block(decoder, answers, draw, sampling=sampling, count=DECODE_BLOCK)
+            tokens, done, answers = decode_block(decoder, answers, draw, count=DECODE_BLOCK)
             tokens, done = np.asarray(tokens), np.asarray(done)
         yield tokens[: len(prompts), : max_tokens - written]  # the last block is whole, too, and cut here
         written += DECODE_BLOCK
+
+
+def _begin(decoder, prompts, lengths: np.ndarray, drawn) -> tuple[Answers, Draw]:
+    """Answers without a cache and a token, and what they are drawn with; rows without a prompt have stopped."""
+    seeds, choices, stop_K, vocab_size = drawn
+    empty = len(lengths) - len(prompts)
+    settings = rows([*choices, *[Sampling()] * empty], [*seeds, *[0] * empty])
+    seen_BV = np.zeros((len(lengths), decoder.embed.shape[0]), np.bool_)
+    for row, prompt in enumerate(prompts):
+        seen_BV[row, prompt] = True
+    rules, none_B = decoder.rules, np.zeros(len(lengths), np.int32)
+    history = (sharding.put(x, rules, "batch", None) for x in (seen_BV, np.zeros(seen_BV.shape, np.int32)))
+    small = (sharding.put(x, rules, None) for x in (none_B, lengths == 0, none_B))
+    return Answers(None, *small, History(*history)), Draw(settings, allowed_ids(decoder, vocab_size), stop_K)
 
 
 def _prefill_all(model, prompts, lengths: np.ndarray, images: Images | None, max_length: int):
@@ -244,28 +268,3 @@ def _chunk(rows: Sequence[np.ndarray], num_rows: int, start: int, length: int, p
         part = values[start : start + length]
         row[: len(part)] = part
     return out
-
-
-def _check_images(model: TextModel | VLModel, prompts: Sequence[np.ndarray], images: Images | None) -> None:
-    if images is None:
-        return
-    if not isinstance(model, VLModel):
-        raise ValueError("images were given to a model without a vision tower; it takes text alone")
-    lengths = [[len(row) for row in rows] for rows in (prompts, images.index)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"index tables of {lengths[1]} tokens for prompts of {lengths[0]}; each has its prompt's length"
-        )
-
-
-def _check(model: TextModel | VLModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens} must be at least 1")
-    if not len(prompts):
-        raise ValueError("no prompt; at least one is needed")
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {row} is empty; at least one token is needed")
-        if int(np.min(prompt)) < 0 or int(np.max(prompt)) >= model.config.vocab_size:
-            bad = int(np.max(prompt)) if int(np.min(prompt)) >= 0 else int(np.min(prompt))
-            raise ValueError(f"prompt {row} has id {bad}; allowed are 0 to {model.config.vocab_size - 1}")

@@ -4,22 +4,25 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from mm01_jax.data.conversations import END
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference import decoding
 from mm01_jax.inference.sampling import Sampling
+from mm01_jax.inference.stops import Stops, TextStream
 from mm01_jax.model.decoder import TextModel
 
 
 class Settings(NamedTuple):
-    """How to generate; the same seed gives the same text."""
+    """How to generate. seed: of the first prompt, one more for each next; the same one gives the same text. stop: what
+    ends a text besides its own end.
+    """
 
     max_tokens: int
     sampling: Sampling
     seed: int
+    stop: Stops = Stops()
 
 
 class Answer(NamedTuple):
@@ -44,7 +47,8 @@ def generate(
     Args:
       images: of a VLModel, the files of each prompt in the order of its `<image>` marks; a prompt is then what a user
         says, in the official template.
-      sampling: None is `Sampling()`. seed: the same one gives the same text.
+      sampling: None is `Sampling()`. seed: of the first prompt, one more for each next; a
+        prompt's text follows from it and its seed.
 
     Raises:
       ValueError: one string instead of several, an empty prompt, max_tokens below 1.
@@ -78,20 +82,13 @@ def stream(
     Returns:
       (of the generator) how it finished, as in `Answer`.
     """
-    ids, shown, finish = [], "", "length"
+    text = TextStream(tokenizer, ends(tokenizer, settings, stop))
     for block in _blocks(model, tokenizer, [prompt], settings, stop, images):
-        kept = until_stop(block[0], tokenizer, stop)
-        ids += kept
-        text = tokenizer.decode(np.array(ids, np.int32))
-        stable = text.rstrip("\ufffd")
-        yield stable[len(shown) :]
-        shown = stable
-        if len(kept) < len(block[0]):
-            finish = "stop"
+        yield text.take(block[0])
+        if text.finish is not None:
             break
-    if ids and text != shown:
-        yield text[len(shown) :]
-    return finish
+    yield text.end()
+    return text.finish or "length"
 
 
 def answers(
@@ -103,17 +100,22 @@ def answers(
     images: decoding.Images | None = None,
 ) -> list[Answer]:
     """The text after each of some prompts, generated together; `stop` as in `stream`."""
-    rows = np.concatenate(list(_blocks(model, tokenizer, prompts, settings, stop, images)), axis=1)
-    kept = [until_stop(row, tokenizer, stop) for row in rows]
-    ends = ["stop" if len(ids) < settings.max_tokens else "length" for ids in kept]
-    texts = [tokenizer.decode(np.array(ids, np.int32)) for ids in kept]
-    return [Answer(text, finish) for text, finish in zip(texts, ends, strict=True)]
+    texts = [TextStream(tokenizer, ends(tokenizer, settings, stop)) for _ in prompts]
+    pieces = [[] for _ in prompts]
+    for block in _blocks(model, tokenizer, prompts, settings, stop, images):
+        for row, ids in enumerate(block):
+            pieces[row].append(texts[row].take(ids))
+        if all(text.finish is not None for text in texts):
+            break
+    return [
+        Answer("".join([*said, text.end()]), text.finish or "length") for said, text in zip(pieces, texts, strict=True)
+    ]
 
 
-def until_stop(ids: np.ndarray, tokenizer: Tokenizer, stop: int | None) -> list[int]:
-    """The ids before the first that ends a text."""
-    ends = np.flatnonzero(np.isin(ids, [tokenizer.end_of_document, *([] if stop is None else [stop])]))
-    return [int(i) for i in (ids[: ends[0]] if len(ends) else ids)]
+def ends(tokenizer: Tokenizer, settings: Settings, stop: int | None) -> Stops:
+    """What ends a text: the end of a document, the end of a turn (`stop`), what was asked for."""
+    own = {tokenizer.end_of_document} if stop is None else {tokenizer.end_of_document, stop}
+    return settings.stop._replace(ids=settings.stop.ids | own)
 
 
 def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None, images) -> Iterator[np.ndarray]:
@@ -123,7 +125,7 @@ def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None, ima
         images=images,
         max_tokens=settings.max_tokens,
         sampling=settings.sampling,
-        key=jax.random.key(settings.seed),
-        stop=tokenizer.end_of_document if stop is None else stop,
+        seed=settings.seed,
+        stop=sorted(ends(tokenizer, settings, stop).ids),
         vocab_size=tokenizer.vocab_size,
     )

@@ -45,7 +45,6 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
 
 def answer(path, mesh: str | None) -> Answer:
     """What `load` gives on a mesh, asked."""
-    import jax
 
     from mm01_jax.evals.perplexity import perplexity
     from mm01_jax.inference.decoding import generate
@@ -53,7 +52,7 @@ def answer(path, mesh: str | None) -> Answer:
     from mm01_jax.loading import load
 
     model, tokenizer, config = load(path, mesh)
-    options = {"key": jax.random.key(5), "stop": tokenizer.end_of_document, "vocab_size": tokenizer.vocab_size}
+    options = {"seed": 5, "stop": tokenizer.end_of_document, "vocab_size": tokenizer.vocab_size}
     prompts, sampling = [tokenizer.encode(text) for text in PROMPTS], Sampling(temperature=1.0, top_p=0.9)
     blocks = [*generate(model, prompts, max_tokens=20, sampling=sampling, **options)]
     score = perplexity(model, config)

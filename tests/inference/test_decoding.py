@@ -24,9 +24,8 @@ NEVER = 319  # as a stop token: no row stops
 def mesh():
     with small.one_device(), pytest.MonkeyPatch.context() as patch:
         prefill, block = decoding.prefill.__wrapped__, decoding.decode_block.__wrapped__
-        static = ("sampling", "count")
         patch.setattr(decoding, "prefill", small.unoptimised(prefill, donate_argnums=1))
-        patch.setattr(decoding, "decode_block", small.unoptimised(block, static_argnames=static, donate_argnums=1))
+        patch.setattr(decoding, "decode_block", small.unoptimised(block, static_argnames="count", donate_argnums=1))
         yield
 
 
@@ -42,7 +41,7 @@ def text(prompts, *, max_tokens=17, sampling=GREEDY, seed=0, stop=NEVER, vocab_s
         prompts,
         max_tokens=max_tokens,
         sampling=sampling,
-        key=jax.random.key(seed),
+        seed=seed,
         stop=stop,
         vocab_size=vocab_size,
     )

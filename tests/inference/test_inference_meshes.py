@@ -30,7 +30,7 @@ MESHES = (
 @pytest.fixture(scope="module", autouse=True)
 def cheap_programs():
     with pytest.MonkeyPatch.context() as patch:
-        block = functools.partial(small.unoptimised, static_argnames=("sampling", "count"), donate_argnums=1)
+        block = functools.partial(small.unoptimised, static_argnames="count", donate_argnums=1)
         patch.setattr(decoding, "prefill", small.unoptimised(decoding.prefill.__wrapped__, donate_argnums=1))
         patch.setattr(decoding, "decode_block", block(decoding.decode_block.__wrapped__))
         patch.setattr(perplexity, "_score", small.unoptimised(scoring.score, static_argnames="chunk"))

@@ -71,7 +71,7 @@ def test_the_exported_tokenizer_gives_other_programs_the_same_ids(exported):
 def test_a_torch_directory_goes_straight_into_generation(exported, monkeypatch):
     cheap = functools.partial(small.unoptimised, donate_argnums=1)
     monkeypatch.setattr(decoding, "prefill", cheap(decoding.prefill.__wrapped__))
-    block = cheap(decoding.decode_block.__wrapped__, static_argnames=("sampling", "count"))
+    block = cheap(decoding.decode_block.__wrapped__, static_argnames="count")
     monkeypatch.setattr(decoding, "decode_block", block)
     model, words, _ = load(exported / "torch")
     blocks = decoding.generate(model, [words.encode("def")], max_tokens=3, vocab_size=words.vocab_size)
