@@ -197,11 +197,17 @@ class _Loop:
         self._count_refused(at, values)
 
     def _count_refused(self, at: int, values: dict[str, Any]) -> None:
+        if values["broken"]:
+            raise NonFinite(
+                f"step {at} made weights or moments that are not finite, though its loss, {values['loss']}, and "
+                f"gradient norm, {values['grad_norm']}, are. It is not saved; checkpoints before it are untouched."
+            )
         if not values["refused"]:
             self.refused_in_a_row = 0
             return
         self.refused_in_a_row += 1
-        why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}"
+        why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}, "
+        why += f"learning rate {values['learning_rate']:g}"
         self.progress.log(f"step {at} is refused, weights unchanged: {why}")
         if self.refused_in_a_row >= self.config.train.max_nonfinite_steps:
             raise NonFinite(

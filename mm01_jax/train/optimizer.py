@@ -10,6 +10,9 @@ import optax
 from flax import nnx
 
 from mm01_jax.config import OptimizerConfig, ScheduleConfig
+from pallas_kernels import dispatch
+
+_LARGEST_QUOTIENT, _LARGEST_WEIGHT = 1e20, 1e19  # `is_bounded`
 
 
 def learning_rate(schedule: ScheduleConfig, steps: int) -> optax.Schedule:
@@ -83,11 +86,53 @@ def _is_weight(x: Any) -> bool:
 
 
 def apply_gradients(optimizer: optax.GradientTransformation, gradients: Any, opt_state: Any, model: Any):
-    """(new model, new opt_state, norm of all that is added to the weights, float32)."""
+    """(new model, new opt_state, norm of all that is added to the weights, float32).
+
+    The norm is NaN where a weight or a moment of the new state is not finite.
+    """
     # optax 0.2.8 raises Python floats to integer counters, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(gradients, opt_state, model)
-        return optax.apply_updates(model, updates), opt_state, optax.tree.norm(updates)
+        updates, new_state = optimizer.update(gradients, opt_state, model)
+        norm = _checked_norm(*_updated_apart(optimizer, gradients, opt_state, model))
+        return optax.apply_updates(model, updates), new_state, norm
+
+
+def _updated_apart(optimizer: optax.GradientTransformation, gradients: Any, opt_state: Any, model: Any):
+    """(updates, new opt_state, new model) once more, for sums over them.
+
+    On a GPU behind a barrier around the counters: where the same update is added to the weights and summed, XLA (jax
+    0.11) writes it out and reads it back, 8 of 34 bytes a weight. Made of other counters it is another value, and the
+    sums join the pass that makes the weights (benchmarks/train_step.md).
+    """
+    if dispatch.platform() == "gpu":
+        counters = jax.lax.optimization_barrier([x for x in jax.tree.leaves(opt_state) if x.ndim == 0])
+        following = iter(counters)
+        opt_state = jax.tree.map(lambda x: next(following) if x.ndim == 0 else x, opt_state)
+    updates, opt_state = optimizer.update(gradients, opt_state, model)
+    return updates, opt_state, optax.apply_updates(model, updates)
+
+
+def _checked_norm(updates: Any, opt_state: Any, model: Any) -> jax.Array:
+    """sqrt(sum updates^2), float32; NaN where a weight or a moment is not finite."""
+    moments = (optax.tree_utils.tree_get(opt_state, name) for name in ("mu", "nu"))
+
+    def one(update, *made):
+        finite = functools.reduce(jnp.logical_and, (jnp.isfinite(x) for x in made))
+        return jnp.sum(jnp.where(finite, jnp.square(update.astype(jnp.float32)), jnp.nan))
+
+    return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map(one, updates, model, *moments))))
+
+
+def is_bounded(config: OptimizerConfig, rate: jax.Array) -> jax.Array:
+    """Whether a step at this learning rate leaves every weight finite, bool: what is known before it is made.
+
+    Given a finite state and a gradient whose norm is finite, moments are means of finite numbers. Adam's quotient of
+    them stays below 1e20: it is of the order of 1 until the second moment underflows, and then eps divides what is
+    below 1e-18. Weights beyond 1e19 have squares that are not float32, and the loss would have shown them.
+    """
+    eps, decay = (jnp.asarray(x, jnp.float32) for x in (config.eps, config.weight_decay))
+    largest = rate * _LARGEST_QUOTIENT + rate * decay * _LARGEST_WEIGHT
+    return jnp.isfinite(largest) & (eps > 0)  # 0 / 0 where a weight has had no gradient
 
 
 def steps_taken(opt_state: Any) -> jax.Array:

@@ -20,6 +20,7 @@ from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.train.objectives import captions_and_contrast, pretrain
 from mm01_jax.train.optimizer import (
     apply_gradients,
+    is_bounded,
     join_frozen,
     learning_rate,
     make_optimizer,
@@ -86,11 +87,13 @@ def train_step(
 
     `objective` None is the one that the config names.
 
-    A step whose loss or gradient is not finite, or whose routing overflowed a stated bound, changes neither weights
-    nor moments nor the schedule: `refused` is 1 and only `step` advances.
+    A step whose loss or gradient is not finite, whose routing overflowed a stated bound or whose rate no weight
+    can bear (`optimizer.is_bounded`) changes neither weights nor moments nor the schedule: `refused` is 1 and only
+    `step` advances. What else makes a value that is not finite, as a moment that was none before, is seen when the new
+    state is made: `broken` is 1, and the state must not be kept.
 
     Returns:
-      (new state, float32 metrics: the objective's, grad_norm, update_norm, learning_rate, refused, overflow,
+      (new state, float32 metrics: the objective's, grad_norm, update_norm, learning_rate, refused, broken, overflow,
       dropped (share of assignments), expert_load (layers, E) as multiples of the balanced load; docs/training.md).
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -99,7 +102,9 @@ def train_step(
     overflow = jnp.sum(stats.overflow)
     with jax.named_scope("optimizer"):
         norm = optax.tree.norm(gradients)
-        accepted = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm) & (overflow == 0)
+        rate = learning_rate(config.optimizer.schedule, config.train.steps)(steps_taken(state.opt_state))
+        finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm)
+        accepted = finite & (overflow == 0) & is_bounded(config.optimizer, rate)
         trained, frozen = split_frozen(state.model, config.optimizer.frozen)
         old = (trained, state.opt_state)
         *new, update_norm = apply_gradients(optimizer, gradients, state.opt_state, trained)
@@ -108,8 +113,9 @@ def train_step(
     metrics = losses | {
         "grad_norm": norm,
         "update_norm": jnp.where(accepted, update_norm, 0.0),
-        "learning_rate": learning_rate(config.optimizer.schedule, config.train.steps)(steps_taken(state.opt_state)),
+        "learning_rate": rate,
         "refused": 1.0 - accepted.astype(jnp.float32),
+        "broken": (accepted & ~jnp.isfinite(update_norm)).astype(jnp.float32),
         "overflow": overflow,
         "dropped": jnp.sum(stats.dropped) / jnp.sum(assigned),
         "expert_load": stats.assigned / assigned * config.model.num_experts,

@@ -9,19 +9,23 @@ from mm01_jax.train.metrics import read_metrics
 from tests import small
 
 BAD_STEPS: set[int] = set()  # steps that the cheap step reports as refused
+BROKEN_STEPS: set[int] = set()  # steps that it reports as broken
 
 
 def cheap_step(state, batch, *, config):
     """Adds what depends on the batch, the step and the old weights, so that a step lost or done twice shows."""
     seen = jnp.sum(batch.tokens * (1 + batch.positions)).astype(jnp.float32) * 1e-6
     step_number = state.step.astype(jnp.float32)
-    bad = jnp.any(jnp.asarray(sorted(BAD_STEPS) or [-1], jnp.int32) == state.step + 1)
+    bad, broken = (
+        jnp.any(jnp.asarray(sorted(steps) or [-1], jnp.int32) == state.step + 1) for steps in (BAD_STEPS, BROKEN_STEPS)
+    )
     model = jax.tree.map(lambda x: jnp.where(bad, x, x * 0.99 + seen * (1 + step_number)), state.model)
     loss = jnp.where(bad, jnp.nan, jnp.sum(state.model.embed[...]) + seen)
     zero = jnp.zeros((), jnp.float32)
     names = ("grad_norm", "learning_rate", "overflow", "dropped")
     load = jnp.ones((config.model.num_layers, config.model.num_experts), jnp.float32)
-    metrics = dict.fromkeys(names, zero) | {"loss": loss, "refused": bad.astype(jnp.float32), "expert_load": load}
+    flags = {"refused": bad.astype(jnp.float32), "broken": broken.astype(jnp.float32)}
+    metrics = dict.fromkeys(names, zero) | flags | {"loss": loss, "expert_load": load}
     return step.TrainState(state.step + 1, model, state.opt_state), metrics
 
 
@@ -36,6 +40,7 @@ def use(monkeypatch) -> None:
     monkeypatch.setattr(loop.scoring, "score", cheap_score)
     small.use_one_device(monkeypatch)
     BAD_STEPS.clear()
+    BROKEN_STEPS.clear()
 
 
 def run(workdir, config, said=None, init_from=None):

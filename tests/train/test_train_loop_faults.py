@@ -12,7 +12,7 @@ from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from tests import small
 from tests.train import cheap_run
-from tests.train.cheap_run import BAD_STEPS, after_step, damage, exit_code, losses, run, steps_saved
+from tests.train.cheap_run import BAD_STEPS, BROKEN_STEPS, after_step, damage, exit_code, losses, run, steps_saved
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,15 @@ def test_so_many_refused_steps_in_a_row_as_the_config_allows_are_lived_through(t
     assert [at for at, _ in found] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(loop.NonFinite, match="4 steps in a row were refused, the last is 5"):
         run(tmp_path / "four", small.config(text, train__max_nonfinite_steps=4))
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_a_step_that_made_a_state_that_is_not_finite_stops_the_run_and_is_not_saved(text, tmp_path, capsys, at):
+    """Also where that step is one to save, and where the metrics of the one before are still to be fetched."""
+    BROKEN_STEPS.add(at)
+    assert exit_code(tmp_path, small.config(text, train__checkpoint_every=1 if at == 3 else 3)) == 4
+    assert f"step {at} made weights or moments that are not finite" in capsys.readouterr().err
+    assert steps_saved(tmp_path) == ([1, 2] if at == 3 else [])
 
 
 def test_refused_steps_in_a_row_stop_the_run_with_a_report_and_untouched_checkpoints(whole, text, tmp_path, capsys):

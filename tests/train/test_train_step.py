@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from mm01_jax.config import Config
+from mm01_jax.config import Config, OptimizerConfig
 from mm01_jax.train import step
 from mm01_jax.train.objectives import pretrain
+from mm01_jax.train.optimizer import is_bounded
 from tests import small
 from tests.model.jax_model import leaf_arrays
 
@@ -50,15 +51,15 @@ def adam(state: step.TrainState):
     return leaf_arrays(found.mu), leaf_arrays(found.nu), int(found.count)
 
 
-def with_nan(state: step.TrainState) -> step.TrainState:
-    """One number of the final norm replaced."""
+def with_value(tree, name: str, value: float):
+    """One number of the leaf called `name` replaced."""
 
     def plant(path, x):
-        if "final_norm" not in jax.tree_util.keystr(path):
+        if name not in jax.tree_util.keystr(path):
             return x
-        return jax.device_put(np.where(np.arange(x.size) == 3, np.float32(np.nan), x), x.sharding)
+        return jax.device_put(np.where(np.arange(x.size).reshape(x.shape) == 3, np.float32(value), x), x.sharding)
 
-    return dataclasses.replace(state, model=jax.tree_util.tree_map_with_path(plant, state.model))
+    return jax.tree_util.tree_map_with_path(plant, tree)
 
 
 def bits(tree) -> list[bytes]:
@@ -111,7 +112,7 @@ def test_a_step_is_adamw_with_clipping_decay_and_the_logged_rate():
 
 
 def test_a_nan_in_one_weight_refuses_the_step_and_changes_nothing():
-    state = with_nan(start())
+    state = dataclasses.replace(start(), model=with_value(start().model, "final_norm", np.nan))
     new, metrics = train_step(BASE)(state, BATCH)
     assert_refused(state, new, metrics)
     assert np.isnan(metrics["loss"])
@@ -141,6 +142,53 @@ def test_an_overflow_of_the_dropless_bound_refuses_the_step_and_is_counted():
     np.testing.assert_allclose(metrics["overflow"], np.maximum(assigned - capacity, 0).sum(), rtol=1e-5)
     assert metrics["overflow"] > 0
     assert_refused(start(bounded), new, metrics)
+
+
+def test_a_rate_that_no_weight_can_bear_refuses_the_step_and_changes_nothing():
+    config = dataclasses.replace(BASE, optimizer=small.config(optimizer__schedule__peak=1e30).optimizer)
+    new, metrics = train_step(config)(start(), BATCH)
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    assert_refused(start(), new, metrics)
+    assert metrics["broken"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rate", "weight_decay", "eps", "bounded"),
+    [
+        (1e4, 0.1, 1e-8, True),
+        (1e-3, 1e10, 1e-37, True),
+        (1e20, 0.0, 1e-8, False),
+        (np.inf, 0.1, 1e-8, False),
+        (1e-3, 1e38, 1e-8, False),
+        (1e-3, 0.1, 1e-50, False),  # 0 in float32
+    ],
+)
+def test_settings_are_bounded_where_no_update_can_leave_float32(rate, weight_decay, eps, bounded):
+    config = OptimizerConfig(weight_decay=weight_decay, eps=eps)
+    assert is_bounded(config, jnp.float32(rate)) == bounded
+
+
+@pytest.mark.parametrize("moment", ["mu", "nu"])
+def test_a_state_that_is_not_finite_though_loss_and_gradient_are_is_told(moment):
+    """An infinite second moment makes an update of 0, which no norm shows."""
+    state = start()
+    (at,) = [i for i, s in enumerate(state.opt_state) if isinstance(s, optax.ScaleByAdamState)]
+    adam_state = state.opt_state[at]
+    spoilt = adam_state._replace(**{moment: with_value(getattr(adam_state, moment), "head", np.inf)})
+    opt_state = (*state.opt_state[:at], spoilt, *state.opt_state[at + 1 :])
+    _, metrics = train_step(BASE)(dataclasses.replace(state, opt_state=opt_state), BATCH)
+    assert metrics["refused"] == 0.0
+    assert metrics["broken"] == 1.0
+    assert np.isnan(metrics["update_norm"])
+
+
+def test_the_norm_of_the_update_is_that_of_what_the_weights_moved_by():
+    new, metrics = train_step(BASE)(start(), BATCH)
+    old = leaf_arrays(start().model)
+    moved = [x.astype(np.float64) - old[path] for path, x in leaf_arrays(new.model).items()]
+    norm = np.sqrt(sum((x**2).sum() for x in moved))
+    np.testing.assert_allclose(metrics["update_norm"], norm, rtol=1e-5)
+    assert metrics["broken"] == 0.0
 
 
 def test_the_schedule_waits_for_a_refused_step():
