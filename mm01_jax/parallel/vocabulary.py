@@ -14,6 +14,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels import dispatch
 from pallas_kernels.precision import matmul_precision
 from pallas_kernels.varying import vary_over
 
@@ -103,14 +104,32 @@ def _chunk_loss(vocab_axes, chunk, head_DV):
     logits = _einsum("cd,dv->cv", hidden_CD, head_DV)
     index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
     picked = jnp.where(present, jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0], 0.0)
-    peak = jnp.max(logits, axis=-1)
+    peak, total = (_in_one_pass if dispatch.platform() == "gpu" else _in_two_passes)(logits)
     if vocab_axes:
-        peak = lax.pmax(peak, vocab_axes)
-    total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
-    if vocab_axes:
-        total, picked = lax.psum((total, picked), vocab_axes)
+        local, peak = peak, lax.pmax(peak, vocab_axes)
+        total, picked = lax.psum((total * jnp.exp(local - peak), picked), vocab_axes)
     lse = peak + jnp.log(total)
     return jnp.sum(weight_C * (lse - picked)), lse - picked, logits, lse
+
+
+def _in_two_passes(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(largest, sum of exp(logit - largest)) of each row (C, V)."""
+    peak = jnp.max(logits, axis=-1)
+    return peak, jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)
+
+
+def _in_one_pass(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same by one reduction of pairs: logits are read once, where memory's rate is what a pass costs."""
+
+    def join(left, right):
+        (peak, total), (other_peak, other_total) = left, right
+        behind = peak - other_peak
+        shrink = jnp.exp(-jnp.abs(behind))  # one exponential a pair: the larger one's factor is 1
+        joined = jnp.where(behind >= 0, total + other_total * shrink, total * shrink + other_total)
+        return jnp.maximum(peak, other_peak), joined
+
+    start = jnp.asarray(jnp.finfo(logits.dtype).min, logits.dtype), jnp.zeros((), logits.dtype)
+    return tuple(lax.reduce((logits, jnp.ones_like(logits)), start, join, (logits.ndim - 1,)))
 
 
 def _chunked_forward(vocab_axes, tokens, head_DV, scale):

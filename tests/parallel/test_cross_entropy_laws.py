@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mm01_jax.config import Rules
+from mm01_jax import sharding
+from mm01_jax.config import MeshConfig, Rules
+from mm01_jax.parallel import vocabulary
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests import small
 
@@ -42,8 +44,39 @@ def derived(hidden, head, targets, weights):
     return jnp.sum(weights * (jax.nn.logsumexp(logits, axis=-1) - picked))
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Each row's largest logit and sum in one reduction of pairs."""
+    monkeypatch.setattr(vocabulary, "_in_two_passes", vocabulary._in_one_pass)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cross_entropy_gradients_are_no_worse_than_derived_ones(dtype):
+    check_gradients(dtype)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_so_they_are_where_a_row_is_summed_in_one_pass(as_on_a_gpu, shards):
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(tensor=shards), jax.devices()[:shards])):
+        check_gradients("float32")
+
+
+def test_one_pass_over_a_row_finds_what_two_find_also_far_from_zero():
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.normal(size=(7, 1001)) * 30 + rng.choice([-1e30, -200, 0, 1e4], size=(7, 1)), jnp.float32)
+    for one, two in zip(vocabulary._in_one_pass(logits), vocabulary._in_two_passes(logits), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_shows_in_one_pass(value):
+    peak, total = vocabulary._in_one_pass(jnp.zeros((2, 9), jnp.float32).at[0, 4].set(value))
+    assert not np.isfinite(peak[0] + jnp.log(total[0]))
+    assert (peak[1], total[1]) == (0.0, 9.0)
+
+
+def check_gradients(dtype):
+    """Loss and gradients of the current mesh against float64, beside what JAX derives."""
     x = arguments(dtype)
 
     def ours(hidden, head, targets, weights):
