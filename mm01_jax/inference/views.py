@@ -12,6 +12,7 @@ import dataclasses
 import jax
 from flax import nnx
 
+from mm01_jax.config import Rules
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
@@ -29,6 +30,11 @@ def decoding[Model: TextModel | VLModel](model: Model, mesh: jax.sharding.Mesh) 
     if not cut:
         return model
     return _told(model, rules=dataclasses.replace(rules, batch=(*rules.batch, *cut), seq=()))
+
+
+def without_rows(rules: Rules) -> Rules:
+    """The rules of one row, which every shard of the rows has."""
+    return dataclasses.replace(rules, batch=())
 
 
 def _told[Model: TextModel | VLModel](model: Model, **settings) -> Model:

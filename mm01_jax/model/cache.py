@@ -5,9 +5,11 @@ its size is ever copied when the caller donates it. A row's next token goes to s
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 
 @jax.tree_util.register_dataclass
@@ -46,3 +48,94 @@ class DecodeCache:
 
     stacks: tuple
     lengths: jax.Array
+
+
+class RowLayout(NamedTuple):
+    """How some rows of a tree lie beside the whole of it.
+
+    axes: of each leaf, the axis of its rows. whole, part: PartitionSpecs of the tree and of the rows taken out of it;
+    the mesh axes that cut the rows of `part` come first among those of `whole`, so that part's every shard has a
+    stretch of whole's rows. reduced: the mesh axes that cut that stretch. part_axes: those that cut part's rows.
+    """
+
+    axes: Any
+    whole: Any
+    part: Any
+    reduced: tuple[str, ...]
+    part_axes: tuple[str, ...]
+
+
+class Window(NamedTuple):
+    """Some positions of a row: `size` of them from `start` on; axis: of every leaf, that of its positions."""
+
+    start: jax.Array
+    size: int
+    axis: int
+
+
+def take_rows(tree: Any, index_R: jax.Array, layout: RowLayout, window: Window | None = None) -> Any:
+    """One row for each shard of `layout.part`: the `index`-th of its stretch; leaves (..., R, ...).
+
+    Where several shards hold a stretch, its row is summed over them as bits, which is exact for every value.
+    """
+
+    def local(tree, index_R, *start):
+        def one(array, axis):
+            owns, at = _own(array.shape[axis], index_R[0], layout.reduced)
+            begin, shape = _place(array, (axis, at), window, *start)
+            row = lax.dynamic_slice(array, begin, shape)
+            return row if not layout.reduced else _sum_bits(row, owns, layout.reduced)
+
+        return jax.tree.map(one, tree, layout.axes)
+
+    specs, start = _window(layout, window)
+    mapped = jax.shard_map(local, in_specs=(layout.whole, *specs), out_specs=layout.part)
+    return mapped(tree, index_R, *start)
+
+
+def put_rows(tree: Any, rows: Any, index_R: jax.Array, layout: RowLayout, window: Window | None = None) -> Any:
+    """The tree with rows, as `take_rows` gives them, in their places. Donate it to update it in place."""
+
+    def local(tree, rows, index_R, *start):
+        def one(array, row, axis):
+            owns, at = _own(array.shape[axis], index_R[0], layout.reduced)
+            begin, shape = _place(array, (axis, at), window, *start)
+            if layout.reduced:
+                row = jnp.where(owns, row, lax.dynamic_slice(array, begin, shape))
+            return lax.dynamic_update_slice(array, row, begin)
+
+        return jax.tree.map(one, tree, rows, layout.axes)
+
+    specs, start = _window(layout, window)
+    mapped = jax.shard_map(local, in_specs=(layout.whole, layout.part, *specs), out_specs=layout.whole)
+    return mapped(tree, rows, index_R, *start)
+
+
+def _window(layout: RowLayout, window: Window | None) -> tuple[tuple, tuple]:
+    """(specs of the index and the window's start, the start)."""
+    index = jax.P(layout.part_axes or None)
+    return ((index,), ()) if window is None else ((index, jax.P()), (window.start,))
+
+
+def _place(array: jax.Array, row: tuple[int, jax.Array], window: Window | None, start=None) -> tuple[list, list]:
+    """(begin, shape) of a row (its axis, its place) in an array, whole or a window of it."""
+    begin, shape = [jnp.int32(0)] * array.ndim, list(array.shape)
+    begin[row[0]], shape[row[0]] = row[1], 1
+    if window is not None:
+        begin[window.axis], shape[window.axis] = start, window.size
+    return begin, shape
+
+
+def _own(rows_here: int, index: jax.Array, reduced: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """(whether this shard has the row, its place here or any place)."""
+    if not reduced:
+        return jnp.bool_(True), index
+    return lax.axis_index(reduced) == index // rows_here, index % rows_here
+
+
+def _sum_bits(row: jax.Array, owns: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The owner's row on every shard; a sum of floats would lose the sign of zero."""
+    if row.dtype == jnp.bool_:
+        return _sum_bits(row.astype(jnp.int32), owns, axes).astype(jnp.bool_)
+    bits = lax.bitcast_convert_type(row, jnp.dtype(f"uint{8 * row.dtype.itemsize}"))
+    return lax.bitcast_convert_type(lax.psum(jnp.where(owns, bits, jnp.zeros_like(bits)), axes), row.dtype)

@@ -42,6 +42,8 @@ def slopes(num_heads: int, num_layers: int) -> np.ndarray:
 class Lightning(nnx.Module):
     """The lightning mixer; its cache is one state (B, N, H key, H value) float32 a layer."""
 
+    position_axis = None
+
     def __init__(
         self,
         config: ModelConfig,

@@ -60,6 +60,9 @@ class Mixer(Protocol):
     def cache_spec(rules: Rules) -> Any:
         """The PartitionSpec of every leaf of `empty_cache`."""
 
+    position_axis: int | None
+    """The axis of `empty_cache`'s leaves that has a place for each position; None: they hold what is of all."""
+
 
 MIXERS: dict[str, type[Mixer]] = {"lightning": Lightning, "softmax": Softmax}
 

@@ -29,6 +29,8 @@ class KeysValues(NamedTuple):
 class Softmax(nnx.Module):
     """The softmax mixer; its cache holds rotated keys and values."""
 
+    position_axis = 4
+
     def __init__(
         self,
         config: ModelConfig,

@@ -1,0 +1,66 @@
+"""Random schedules: requests come, are cancelled and preempted, are taken in by more or fewer pieces at a time.
+
+After each schedule every request's tokens and logits are compared, bit by bit, with those that it has alone.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from mm01_jax.inference.drill.cases import Cases
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Result
+
+
+@dataclasses.dataclass
+class Count:
+    """Requests of all schedules. equal: tokens and logits have the bits that they have alone, of one that was
+    cancelled as far as it came. differing_tokens: requests whose tokens already differ.
+    """
+
+    schedules: int = 0
+    requests: int = 0
+    equal: int = 0
+    different: int = 0
+    differing_tokens: int = 0
+    cancelled: int = 0
+    tokens: int = 0
+
+
+def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Generator, count: Count) -> None:
+    """One schedule of `size` requests, until all have ended."""
+    numbers = [int(number) for number in random.integers(len(cases.requests), size=size)]
+    ids: list[int] = []
+    eagerness = float(random.choice([0.5, 2.0, size]))
+    restlessness = float(random.choice([0.0, 0.1, 0.5]))
+    while len(ids) < size or not engine.idle:
+        for number in numbers[len(ids) :][: int(random.poisson(eagerness))]:
+            priority = int(random.integers(3)) if restlessness else 0
+            ids.append(engine.submit(dataclasses.replace(cases.requests[number], priority=priority)))
+        if ids and random.random() < restlessness:
+            engine.preempt(int(random.choice(ids)))
+        if ids and random.random() < restlessness / 4:
+            engine.cancel(int(random.choice(ids)))
+        engine.budget = engine.sizes.grid * int(random.integers(1, engine.sizes.pieces + 1))
+        engine.step()
+    count.schedules += 1
+    for id, number in zip(ids, numbers, strict=True):
+        _compare(engine.forget(id), cases.cold(number), count)
+
+
+def _compare(found: Result, alone: Result, count: Count) -> None:
+    cancelled = found.finish == "cancelled"
+    tokens, logits = alone.tokens, alone.logits
+    if cancelled:
+        tokens, logits = tokens[: len(found.tokens)], logits[: len(found.tokens)]
+    same_tokens = found.tokens == tokens and (cancelled or found.finish == alone.finish)
+    same = same_tokens and len(found.logits) == len(logits)
+    same = same and all(
+        np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(found.logits, logits, strict=True)
+    )
+    count.requests += 1
+    count.cancelled += cancelled
+    count.tokens += len(found.tokens)
+    count.equal += same
+    count.different += not same
+    count.differing_tokens += not same_tokens

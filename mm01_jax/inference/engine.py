@@ -1,0 +1,250 @@
+"""The engine: requests join and leave a running batch, and each gets the bits that it gets alone (docs/engine.md).
+
+    engine = Engine(model, num_slots=8, max_length=4096)
+    id = engine.submit(Request(prompt=tokens))
+    for token in engine.stream(id): ...
+
+One thread drives it: `step` does a little of everything, `stream` and `run` call it. On a mesh every process makes the
+same engine, asks the same of it and steps alike.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from mm01_jax.config.fields import nearest_name
+from mm01_jax.inference.engine_devices import Devices, Work
+from mm01_jax.inference.engine_programs import Drawn, Sizes
+from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check
+from mm01_jax.inference.engine_schedule import Job, Schedule
+from mm01_jax.inference.sampling import seed_of_sample
+from mm01_jax.model.decoder import TextModel
+
+
+class Engine:
+    """A model that answers many at once.
+
+    Args:
+      model: on its mesh; slots lie over `data` and `expert` (and `sequence`), heads over `tensor`.
+      num_slots: requests that run at a time. max_length: positions of each, prompt and answer. Others: as in `Sizes`.
+      vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen. None: all of the model's.
+      budget: tokens of prompts taken in between two calls of decode. None: as many as a call of prefill takes.
+      poison: fill a slot with NaN when it is given back, so that a reader of it is seen.
+
+    Raises:
+      ValueError: sizes that do not fit the mesh, named with the nearest that do.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        *,
+        num_slots: int,
+        max_length: int,
+        vocab_size: int | None = None,
+        budget: int | None = None,
+        poison: bool = False,
+        **sizes,
+    ):
+        names = [field.name for field in dataclasses.fields(Sizes)]
+        for name in sizes.keys() - set(names):
+            near = nearest_name(name, names) or "grid"
+            raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
+        self.sizes = Sizes(num_slots=num_slots, max_length=max_length, **sizes)
+        self._devices = Devices(model, self.sizes, vocab_size or model.config.vocab_size)
+        self._schedule = Schedule(num_slots, self._devices.groups)
+        self.budget = budget or self.sizes.pieces * self.sizes.grid
+        self._poison = poison
+        self._jobs: dict[int, Job] = {}
+        self._ids = itertools.count()
+        self._ended: list[Job] = []
+        self._counts = dict.fromkeys(("finished", "cancelled", "preempted", "prefilled_tokens", "decoded_tokens"), 0)
+        page = self._devices.page_bytes // self.sizes.grid
+        state = self._devices.row_bytes - page * max_length
+        self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
+
+    # Asking.
+
+    def submit(self, request: Request) -> int:
+        """Takes a request; its id.
+
+        Raises:
+          ValueError: it can never be done (`engine_request.check`).
+        """
+        job = Job(next(self._ids), request, check(request, self.limits))
+        self._jobs[job.id] = job
+        self._schedule.waiting.append(job)
+        return job.id
+
+    def submit_samples(self, request: Request, count: int) -> list[int]:
+        """So many answers to one prompt, which is taken in once; the first has the request's own seed."""
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count: got {count!r}; allowed: a whole number at least 1")
+        seeds = [seed_of_sample(request.seed, number) for number in range(count)]
+        ids = [self.submit(dataclasses.replace(request, seed=seed)) for seed in seeds]
+        for id in ids[1:]:
+            self._jobs[id].waits_for = self._jobs[ids[0]]
+        return ids
+
+    def cancel(self, id: int) -> None:
+        """Ends a request now; one that has finished stays as it is."""
+        job = self._job(id)
+        if job.result.finish is None:
+            self._end(job, "cancelled")
+
+    def preempt(self, id: int) -> None:
+        """Takes the slot of a request away; it goes on from where it was, when its turn comes again."""
+        job = self._job(id)
+        if job.slot is not None:
+            job.row = self._devices.get_row(job.slot)
+            self._free(job)
+            self._schedule.waiting.append(job)
+            self._counts["preempted"] += 1
+
+    def result(self, id: int) -> Result:
+        """What a request has so far."""
+        return self._job(id).result
+
+    def forget(self, id: int) -> Result:
+        """The result of a finished request, of which the engine then knows no more."""
+        job = self._job(id)
+        if job.result.finish is None:
+            raise ValueError(f"request {id} goes on; cancel it first")
+        return self._jobs.pop(id).result
+
+    def statistics(self) -> dict:
+        """Counts since the start, and what there is now."""
+        running = self._schedule.running()
+        now = {
+            "waiting": len(self._schedule.waiting),
+            "running": len(running),
+            "free_slots": self.sizes.num_slots - len(running),
+            "programs": self._devices.num_programs,
+            "slot_bytes": self._devices.row_bytes,
+        }
+        return now | self._counts
+
+    # Going on.
+
+    def step(self) -> list[Event]:
+        """Admits who waits, takes in prompts within the budget, draws tokens; what that brought, in order of ids."""
+        self._admit()
+        self._take_in()
+        drawn = self._decode()
+        events = [Event(job.id, drawn.pop(job.id, []), job.result.finish) for job in self._ended]
+        self._ended = []
+        events += [Event(id, tokens, None) for id, tokens in drawn.items()]
+        return sorted(events)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked that has not finished."""
+        return not self._schedule.waiting and not self._schedule.running() and not self._ended
+
+    def run(self) -> None:
+        """Steps until everything has finished."""
+        while not self.idle:
+            self.step()
+
+    def stream(self, id: int) -> Iterator[int]:
+        """New tokens of a request as they come; others go on meanwhile. Leaving it early leaves the request running."""
+        result, shown = self._job(id).result, 0
+        while True:
+            yield from result.tokens[shown:]
+            shown = len(result.tokens)
+            if result.finish is not None:
+                return
+            self.step()
+
+    # One step.
+
+    def _admit(self) -> None:
+        while (job := self._schedule.next()) is not None:
+            slot = self._schedule.free_slot()
+            if slot is None:
+                if (other := self._schedule.to_preempt(job)) is None:
+                    return
+                slot = other.slot
+                self.preempt(other.id)
+            self._schedule.place(job, slot)
+            if job.row is not None:
+                self._devices.put_row(slot, job.row)
+                job.row = None
+            else:
+                self._devices.fill(slot, job.request.sampling, job.request.seed, job.prompt)
+
+    def _take_in(self) -> None:
+        jobs = list(self._schedule.to_take_in())
+        if not jobs:
+            return
+        grid = self.sizes.grid
+        most = max(1, min(self.budget // len(jobs), self.sizes.pieces * grid) // grid) * grid
+        work = [Work(job.slot, job.prompt[job.taken : job.taken + most]) for job in jobs]
+        self._devices.prefill(work)
+        for job, (_, tokens) in zip(jobs, work, strict=True):
+            job.taken += len(tokens)
+            self._counts["prefilled_tokens"] += len(tokens)
+            if job.decodes:
+                self._branch(job)
+
+    def _branch(self, job: Job) -> None:
+        """Those that go on from this prompt may begin."""
+        for other in self._schedule.waiting:
+            if other.waits_for is job:
+                how = other.request.sampling, other.request.seed, other.prompt
+                other.row = self._devices.with_settings(self._devices.get_row(job.slot), *how)
+                other.taken, other.waits_for = job.taken, None
+
+    def _decode(self) -> dict[int, list[int]]:
+        """New tokens by id."""
+        slots: list[Job | None] = [job if job is not None and job.decodes else None for job in self._schedule.jobs]
+        jobs = [job for job in slots if job is not None]
+        if not jobs:
+            return {}
+        alone = len(jobs) == len(self._schedule.running())
+        count = min(self.sizes.steps if alone else max(1, self.sizes.steps // 4), max(job.left for job in jobs))
+        left = np.array([0 if job is None else job.left for job in slots], np.int32)
+        stops = [() if job is None else job.request.stop_ids for job in slots]
+        drawn = self._devices.decode(left > 0, left, stops, count)
+        return {job.id: self._note(job, drawn) for job in jobs}
+
+    def _note(self, job: Job, drawn: Drawn) -> list[int]:
+        """Puts what was drawn into the result; the new tokens."""
+        row, result, wants = job.slot, job.result, job.request.logprobs
+        new = [int(token) for token in drawn.tokens[:, row] if token >= 0]
+        result.tokens += new
+        if wants is not None:
+            result.logprobs += [float(value) for value in drawn.logprob[: len(new), row]]
+            for n in range(len(new)):
+                ids, values = (x[n, row, :wants].tolist() for x in (drawn.top_ids, drawn.top_logprobs))
+                result.top.append([*zip(ids, values, strict=True)])
+        if drawn.logits is not None:
+            result.logits += [drawn.logits[n, row] for n in range(len(new))]
+        self._counts["decoded_tokens"] += len(new)
+        if new[-1] in job.request.stop_ids:
+            self._end(job, "stop")
+        elif job.left == 0:
+            self._end(job, "length")
+        return new
+
+    def _end(self, job: Job, finish: str) -> None:
+        job.result.finish = finish
+        self._free(job)
+        job.row = None
+        self._ended.append(job)
+        self._counts["cancelled" if finish == "cancelled" else "finished"] += 1
+        for other in self._schedule.waiting:  # it will not get a prompt from here any more
+            if other.waits_for is job:
+                other.waits_for = None
+
+    def _free(self, job: Job) -> None:
+        slot = self._schedule.remove(job)
+        if slot is not None and self._poison:
+            self._devices.poison(slot)
+
+    def _job(self, id: int) -> Job:
+        if id not in self._jobs:
+            raise ValueError(f"request {id!r}: the engine knows none of this id")
+        return self._jobs[id]

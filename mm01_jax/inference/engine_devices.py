@@ -1,0 +1,212 @@
+"""The engine's devices: the slots, and the programs that change them, called with what the host knows.
+
+Slots change in place: every call donates them to the next.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mm01_jax import sharding
+from mm01_jax.inference import engine_programs as programs
+from mm01_jax.inference import sampling, views
+from mm01_jax.inference.decoding import allowed_ids
+from mm01_jax.inference.engine_programs import Drawn, Sizes, Slots, Turn
+from mm01_jax.model.decoder import TextModel
+
+jit = jax.jit  # tests put one here that compiles faster
+
+
+class Work(NamedTuple):
+    """Tokens that a slot takes in."""
+
+    slot: int
+    tokens: np.ndarray
+
+
+class Devices:
+    """groups: shards of the rows, each of which takes in tokens of one slot a call; slots of a group follow each other.
+
+    num_programs: compiled, all of them at the start.
+    """
+
+    def __init__(self, model: TextModel, sizes: Sizes, vocab_size: int):
+        self.sizes, self.num_programs = sizes, 1  # `allowed_ids`
+        self.mesh = sharding.mesh_of(model)
+        self._model = views.answering(model)
+        self._decoder = views.decoding(self._model, self.mesh)
+        self.groups = self._shards(self._model.rules.batch)
+        _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self._model.rules.seq))
+        with jax.set_mesh(self.mesh):
+            self._compile(vocab_size)
+
+    def _shards(self, axes: Sequence[str]) -> int:
+        return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
+
+    def _compile(self, vocab_size: int) -> None:
+        model, decoder, sizes = self._model, self._decoder, self.sizes
+        config, compute, rules = decoder.config, decoder.compute, decoder.rules
+        self._slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))()
+        self._allowed = allowed_ids(decoder, vocab_size)
+        one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
+        many = programs.row_layout(self._slots, config, rules, model.rules)
+        slots, zero = self._slots, self._scalar(0)
+        at, page = {"config": config, "layout": one}, {"config": config, "layout": one, "size": sizes.grid}
+        self._get_row = self._program(functools.partial(programs.get_row, layout=one), slots, zero)
+        self._empty = self._get_row(slots, zero)
+        self._put_row = self._program(
+            functools.partial(programs.put_row, layout=one), slots, self._empty, zero, donate=0
+        )
+        self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
+        state = self._get_state(slots, zero)
+        self._put_state = self._program(functools.partial(programs.put_state, **at), slots, state, zero, zero, donate=0)
+        self._get_page = self._program(functools.partial(programs.get_page, **page), slots, zero, zero)
+        pages = self._get_page(slots, zero, zero)
+        self._put_page = self._program(functools.partial(programs.put_page, **page), slots, pages, zero, zero, donate=0)
+        prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
+        told = self._told([], (0, 0))
+        self._prefill = self._program(prefill, model, slots, *told, donate=1)
+        decode = functools.partial(programs.decode, sizes=sizes, specs=one.whole)
+        turn = self._turn(*(np.zeros(sizes.num_slots, np.int32) for _ in range(2)), [()] * sizes.num_slots)
+        self._decode = self._program(decode, decoder, slots, turn, self._allowed, zero, donate=1)
+        self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
+        self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
+
+    def _program(self, function, *arguments, donate: int | None = None):
+        self.num_programs += 1
+        return jit(function, donate_argnums=() if donate is None else donate).lower(*arguments).compile()
+
+    # What the host knows, as arrays.
+
+    def _put(self, array, *logical: str | None, rules=None) -> jax.Array:
+        return sharding.put(np.asarray(array), rules or self._decoder.rules, *logical)
+
+    def _scalar(self, value: int) -> jax.Array:
+        return self._put(np.int32(value))
+
+    def _told(self, work: Sequence[Work], trips: tuple[int, int]) -> tuple[jax.Array, ...]:
+        per_group = self.sizes.num_slots // self.groups
+        index, count = np.zeros((2, self.groups), np.int32)
+        tokens = np.zeros((self.groups, self.sizes.pieces * self.sizes.grid), np.int32)
+        for slot, ids in work:
+            group = slot // per_group
+            index[group], count[group], tokens[group, : len(ids)] = slot % per_group, len(ids), ids
+        put = functools.partial(self._put, rules=self._model.rules)
+        return (
+            put(index, "batch"),
+            put(tokens, "batch", None),
+            put(count, "batch"),
+            put(np.array(trips, np.int32), None),
+        )
+
+    def _turn(self, active, left, stops: Sequence[Sequence[int]]) -> Turn:
+        stop = np.full((self.sizes.num_slots, self.sizes.stop_ids), -1, np.int32)
+        for row, ids in zip(stop, stops, strict=True):
+            row[: len(ids)] = ids
+        return Turn(
+            self._put(np.asarray(active, bool), "batch"), self._put(left, "batch"), self._put(stop, "batch", None)
+        )
+
+    # What is done to the slots.
+
+    def group(self, slot: int) -> int:
+        return slot // (self.sizes.num_slots // self.groups)
+
+    def fill(self, slot: int, how: sampling.Sampling, seed: int, prompt: np.ndarray) -> None:
+        """Zeroes a slot and gives it to a request."""
+        with jax.set_mesh(self.mesh):
+            self._slots = self._put_row(
+                self._slots, self.with_settings(self._empty, how, seed, prompt), self._scalar(slot)
+            )
+
+    def with_settings(self, row: Slots, how: sampling.Sampling, seed: int, prompt: np.ndarray) -> Slots:
+        """A row that draws its tokens so, with none drawn yet."""
+        seen = np.zeros((1, self._decoder.config.vocab_size), bool)
+        seen[0, prompt] = True
+        with jax.set_mesh(self.mesh):
+            settings = jax.tree.map(lambda x: self._put(x, *[None] * x.ndim), sampling.rows([how], [seed]))
+            history = sampling.History(
+                self._put(seen, None, None), self._put(np.zeros(seen.shape, np.int32), None, None)
+            )
+            return row._replace(rows=settings, history=history, number_B=self._put(np.zeros(1, np.int32), None))
+
+    def poison(self, slot: int) -> None:
+        """A slot whose every number is NaN: what reads it shows it."""
+        with jax.set_mesh(self.mesh):
+            empty = (self._empty.cache, self._empty.hidden_BD)
+            nan = jax.tree.map(
+                lambda x: self._put(np.full(x.shape, np.nan, x.dtype), *[None] * x.ndim) if _is_float(x) else x, empty
+            )
+            self._slots = self._put_row(
+                self._slots, self._empty._replace(cache=nan[0], hidden_BD=nan[1]), self._scalar(slot)
+            )
+
+    def prefill(self, work: Sequence[Work]) -> None:
+        """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them."""
+        pieces = max(-(-len(one.tokens) // self.sizes.grid) for one in work)
+        wide = pieces // self.sizes.wide if self.sizes.wide > 1 else 0
+        with jax.set_mesh(self.mesh):
+            told = self._told(work, (wide, pieces - wide * self.sizes.wide))
+            self._slots = self._prefill(self._model, self._slots, *told)
+
+    def decode(self, active, left, stops: Sequence[Sequence[int]], count: int) -> Drawn:
+        """`count` tokens of the active slots, as NumPy arrays (count, slots, ...)."""
+        with jax.set_mesh(self.mesh):
+            turn = self._turn(active, left, stops)
+            self._slots, drawn = self._decode(self._decoder, self._slots, turn, self._allowed, self._scalar(count))
+            return jax.tree.map(lambda x: np.asarray(x)[:count], drawn)
+
+    def get_row(self, slot: int) -> Slots:
+        """A copy of all that a slot holds."""
+        with jax.set_mesh(self.mesh):
+            return self._get_row(self._slots, self._scalar(slot))
+
+    def put_row(self, slot: int, row: Slots) -> None:
+        with jax.set_mesh(self.mesh):
+            self._slots = self._put_row(self._slots, row, self._scalar(slot))
+
+    def get_state(self, slot: int) -> tuple:
+        with jax.set_mesh(self.mesh):
+            return self._get_state(self._slots, self._scalar(slot))
+
+    def put_state(self, slot: int, state: tuple, length: int) -> None:
+        with jax.set_mesh(self.mesh):
+            self._slots = self._put_state(self._slots, state, self._scalar(slot), self._scalar(length))
+
+    def get_page(self, slot: int, start: int) -> tuple:
+        with jax.set_mesh(self.mesh):
+            return self._get_page(self._slots, self._scalar(slot), self._scalar(start))
+
+    def put_page(self, slot: int, page: tuple, start: int) -> None:
+        with jax.set_mesh(self.mesh):
+            self._slots = self._put_page(self._slots, page, self._scalar(slot), self._scalar(start))
+
+
+def _is_float(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
+    def refuse(name: str, allowed: str, nearest: int):
+        raise ValueError(f"{name}: got {getattr(sizes, name)}; allowed: {allowed}; nearest: {nearest}")
+
+    for name in ("num_slots", "max_length", "grid", "pieces", "wide", "steps", "stop_ids"):
+        value = getattr(sizes, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            refuse(name, "a whole number at least 1", 1)
+    if sizes.num_slots % row_shards:
+        nearest = max(1, round(sizes.num_slots / row_shards)) * row_shards
+        refuse("num_slots", f"a multiple of the {row_shards} shards of the rows", nearest)
+    if sizes.grid > 256 or sizes.grid % sequence_shards:
+        nearest = max(1, round(min(sizes.grid, 256) / sequence_shards)) * sequence_shards
+        refuse("grid", f"up to 256, a multiple of the {sequence_shards} shards of the sequence", nearest)
+    if sizes.max_length % sizes.grid:
+        refuse("max_length", f"a multiple of grid={sizes.grid}", -(-sizes.max_length // sizes.grid) * sizes.grid)
+    if sizes.pieces % sizes.wide:
+        refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
+    if not 0 <= sizes.logprobs <= 100:
+        refuse("logprobs", "0 to 100", 20)

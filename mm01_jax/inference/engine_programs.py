@@ -1,0 +1,287 @@
+"""The programs of the engine: all that ever runs on the devices, each of one fixed shape, compiled once at the start.
+
+A matmul's row has other bits when the number of rows is another (XLA:CPU at width 1,024: 1, 2 and 4 rows give three
+results), but not when its place or its neighbours are. So a request's bits follow from its tokens alone as long as
+every call has the same shape: prefill runs pieces of `grid` tokens in a loop whose body never changes, decode always
+has all slots.
+
+    prefill   some pieces of one request on each shard of the rows      decode   up to `steps` tokens of every slot
+    get_row, put_row      a slot whole: preempt, clear, poison
+    get_state, put_state  what a slot's layers hold of all tokens together (lightning)
+    get_page, put_page    what they hold of each position, for a piece (keys and values)
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.inference import sampling
+from mm01_jax.inference.sampling import History, Rows
+from mm01_jax.model.cache import DecodeCache, RowLayout, Window, put_rows, take_rows
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.mixers import MIXERS, cache_specs, empty_cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the shapes of all programs follow from.
+
+    max_length: positions of a slot. grid: tokens of a piece. pieces: at most in one call of prefill; `wide` of them
+    make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
+    steps: at most in one call of decode. stop_ids: of one request, at most.
+    logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
+    """
+
+    num_slots: int
+    max_length: int
+    grid: int = 64
+    pieces: int = 8
+    wide: int = 1
+    steps: int = 16
+    stop_ids: int = 8
+    logprobs: int = 0
+    keep_logits: bool = False
+
+
+class Slots(NamedTuple):
+    """All that the running requests have on the devices; every leaf has a row a slot.
+
+    hidden_BD: final hidden of the last token taken in. number_B: int32, new tokens drawn so far.
+    """
+
+    cache: DecodeCache
+    hidden_BD: jax.Array
+    number_B: jax.Array
+    rows: Rows
+    history: History
+
+
+class Turn(NamedTuple):
+    """Whose turn it is to decode: active_B bool, left_B int32 tokens that may come yet, stop_BK int32 ids that end a
+    row (-1: none)."""
+
+    active_B: jax.Array
+    left_B: jax.Array
+    stop_BK: jax.Array
+
+
+class Drawn(NamedTuple):
+    """New tokens (N, B), -1 where a row had ended; log-probabilities of them (N, B) and of the likeliest (N, B, T) with
+    their ids; logits (N, B, V) where kept."""
+
+    tokens: jax.Array
+    logprob: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+    logits: jax.Array | None
+
+
+def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slots:
+    """Slots of no request, sharded at birth (under jit)."""
+    B, V = sizes.num_slots, config.vocab_size
+    slots = Slots(
+        empty_cache(config, compute, rules, B, sizes.max_length),
+        jnp.zeros((B, config.embed_dim), compute.dtype),
+        jnp.zeros((B,), jnp.int32),
+        jax.tree.map(jnp.asarray, sampling.rows([sampling.Sampling()] * B, [0] * B)),
+        sampling.empty_history(B, V),
+    )
+    return constrain(slots, slot_specs(slots, config, rules))
+
+
+def slot_specs(slots: Slots, config: ModelConfig, rules: Rules) -> Slots:
+    """The PartitionSpec of every leaf: rows over the batch's axes, the cache as its mixers say."""
+    others = jax.tree.map(lambda leaf: sharding.spec(rules, "batch", *[None] * (leaf.ndim - 1)), slots[1:])
+    return Slots(cache_specs(config, rules), *others)
+
+
+def row_layout(slots: Slots, config: ModelConfig, rules: Rules, row_rules: Rules) -> RowLayout:
+    """How rows of `slots`, which lie by `rules`, lie by `row_rules`."""
+    axes = jax.tree.map(lambda _: 0, slots)
+    axes = axes._replace(cache=DecodeCache(jax.tree.map(lambda _: 2, slots.cache.stacks), 0))
+    reduced = tuple(axis for axis in rules.batch if axis not in row_rules.batch)
+    specs = slot_specs(slots, config, rules), slot_specs(slots, config, row_rules)
+    return RowLayout(axes, *specs, reduced, row_rules.batch)
+
+
+def constrain(tree, specs):
+    return jax.tree.map(lax.with_sharding_constraint, tree, specs)
+
+
+def everywhere(tree):
+    """Arrays whole on every device, so that each process can read them."""
+    return jax.tree.map(lambda x: lax.with_sharding_constraint(x, jax.P()), tree)
+
+
+def prefill(model: TextModel, slots: Slots, index_R, tokens_RS, count_R, trips_2, *, sizes: Sizes, layout: RowLayout):
+    """Takes in the next `count` tokens of one slot on each shard of the rows; 0 changes nothing.
+
+    Args:
+      index_R: the slot, counted from the first of the shard. tokens_RS: S = pieces * grid.
+      trips_2: int32, how often the wide and the narrow body run; the tokens begin with those of the wide one.
+    """
+    part = layout._replace(
+        axes=layout.axes._replace(rows=None, history=None, number_B=None),
+        whole=layout.whole._replace(rows=None, history=None, number_B=None),
+        part=layout.part._replace(rows=None, history=None, number_B=None),
+    )
+    moved = slots._replace(rows=None, history=None, number_B=None)
+    carry = take_rows(moved, index_R, part)
+    width = sizes.wide * sizes.grid
+    told = tokens_RS, count_R
+    body = functools.partial(_piece, model, told, jnp.int32(0))
+    if sizes.wide > 1:
+        carry = lax.fori_loop(0, trips_2[0], functools.partial(body, width), carry)
+        body = functools.partial(_piece, model, told, trips_2[0] * width)
+    carry = lax.fori_loop(0, trips_2[1], functools.partial(body, sizes.grid), carry)
+    moved = put_rows(moved, carry, index_R, part)
+    slots = slots._replace(cache=moved.cache, hidden_BD=moved.hidden_BD)
+    return constrain(slots, layout.whole)
+
+
+def _piece(model, told, first, width: int, trip, carry: Slots) -> Slots:
+    """One body of the loop: `width` tokens of each row from `first + trip * width` on."""
+    (tokens_RS, count_R), (cache, hidden_RD) = told, carry[:2]
+    start = first + trip * width
+    tokens = lax.dynamic_slice_in_dim(tokens_RS, start, width, axis=1)
+    tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
+    count_R = jnp.clip(count_R - start, 0, width)
+    at_RW = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
+    segments = jnp.where(at_RW < count_R[:, None], 0, -1)
+    x = model.embed_tokens(tokens)
+    hidden_RWD, new, _ = model.forward(x, cache.lengths[:, None] + at_RW, segments, cache)
+    last = jnp.take_along_axis(hidden_RWD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)[:, 0]
+    last = sharding.constrain(last, model.rules, "batch", None)
+    if len(count_R) > 1:  # one row alone has something in every body
+        new = _kept_where_empty(model.config, count_R, new, cache)
+    new = constrain(new, cache_specs(model.config, model.rules))
+    return carry._replace(cache=new, hidden_BD=jnp.where((count_R > 0)[:, None], last, hidden_RD))
+
+
+def _kept_where_empty(config: ModelConfig, count_R, new: DecodeCache, old: DecodeCache) -> DecodeCache:
+    """States of rows without a token as they were: a state plus zero would lose the sign of its zeros."""
+
+    def choose(kind, new, old):
+        if MIXERS[kind].position_axis is not None:
+            return new  # nothing was written
+        is_empty = jnp.expand_dims(count_R == 0, (0, 1, *range(3, new.ndim)))
+        return jnp.where(is_empty, old, new)
+
+    kinds = [kind for kind, _ in config.stacks]
+    stacks = [
+        jax.tree.map(functools.partial(choose, kind), *pair)
+        for kind, *pair in zip(kinds, new.stacks, old.stacks, strict=True)
+    ]
+    return DecodeCache(tuple(stacks), new.lengths)
+
+
+def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots):
+    """`count` <= sizes.steps tokens of every active slot: (slots, Drawn).
+
+    A token is drawn from the hidden of the last one, then taken in, unless it ends its row: so the first new token,
+    whose hidden prefill left, is drawn as all others are.
+    """
+    rules, (N, B) = model.rules, (sizes.steps, sizes.num_slots)
+
+    def step(n, carry):
+        slots, turn, drawn = carry
+        logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], rules, "batch", None, None))[:, 0]
+        logits = sharding.constrain(logits, rules, "batch", None)
+        token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V)
+        drawn = _noted(n, drawn, token_B, logits, allowed_V, turn.active_B)
+        history = sampling.with_token(slots.history, token_B, turn.active_B)
+        number_B, left_B = (
+            x + d * turn.active_B.astype(jnp.int32) for x, d in ((slots.number_B, 1), (turn.left_B, -1))
+        )
+        ends_B = (left_B <= 0) | jnp.any(token_B[:, None] == turn.stop_BK, axis=1)
+        active_B = turn.active_B & ~ends_B
+        segments = jnp.where(active_B, 0, -1)[:, None]
+        x = model.embed_tokens(jnp.where(active_B, token_B, 0)[:, None])
+        hidden, cache, _ = model.forward(x, slots.cache.lengths[:, None], segments, slots.cache)
+        hidden_BD = jnp.where(active_B[:, None], hidden[:, 0], slots.hidden_BD)
+        slots = constrain(slots._replace(cache=cache, hidden_BD=hidden_BD, number_B=number_B, history=history), specs)
+        return slots, turn._replace(active_B=active_B, left_B=left_B), drawn
+
+    drawn = Drawn(
+        jnp.full((N, B), -1, jnp.int32),
+        jnp.zeros((N, B), jnp.float32),
+        jnp.zeros((N, B, sizes.logprobs), jnp.int32),
+        jnp.zeros((N, B, sizes.logprobs), jnp.float32),
+        jnp.zeros((N, B, model.config.vocab_size), jnp.float32) if sizes.keep_logits else None,
+    )
+    slots, _, drawn = lax.fori_loop(0, count, step, (slots, turn, drawn))
+    return slots, everywhere(drawn)
+
+
+def _noted(n, drawn: Drawn, token_B, logits_BV, allowed_V, active_B) -> Drawn:
+    """`drawn` with its n-th row."""
+    said = sampling.log_probabilities(logits_BV, token_B, allowed_V, drawn.top_ids.shape[2])
+    new = Drawn(jnp.where(active_B, token_B, -1), *said, None if drawn.logits is None else logits_BV)
+    return jax.tree.map(lambda all, one: all.at[n].set(one.astype(all.dtype)), drawn, new)
+
+
+def _single(slots: Slots, layout: RowLayout, index):
+    return take_rows(slots, index[None], layout)
+
+
+def get_row(slots: Slots, index, *, layout: RowLayout) -> Slots:
+    """A copy of one slot, on every shard of the rows; leaves have a row axis of 1."""
+    return constrain(_single(slots, layout, index), layout.part)
+
+
+def put_row(slots: Slots, row: Slots, index, *, layout: RowLayout) -> Slots:
+    """A slot that is what `get_row` gave."""
+    return constrain(put_rows(slots, row, index[None], layout), layout.whole)
+
+
+def get_state(slots: Slots, index, *, config: ModelConfig, layout: RowLayout) -> tuple:
+    """What the slot's layers hold of all its tokens together: a pytree a stack, None where they hold positions."""
+    tree, part = _stacks(slots, layout, config, positions=False)
+    return constrain(take_rows(tree, index[None], part), part.part)
+
+
+def put_state(slots: Slots, state: tuple, index, length, *, config: ModelConfig, layout: RowLayout) -> Slots:
+    """The slot with such states, after `length` tokens."""
+    tree, part = _stacks(slots, layout, config, positions=False)
+    new = put_rows(tree, state, index[None], part)
+    cache = DecodeCache(_merged(slots, new), slots.cache.lengths.at[index].set(length))
+    return constrain(slots._replace(cache=cache), layout.whole)
+
+
+def get_page(slots: Slots, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> tuple:
+    """What the slot's layers hold of `size` positions from `start` on; None where they hold none."""
+    tree, part = _stacks(slots, layout, config, positions=True)
+    return constrain(take_rows(tree, index[None], part, _window(config, start, size)), part.part)
+
+
+def put_page(slots: Slots, page: tuple, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> Slots:
+    """The slot with such a page at `start`."""
+    tree, part = _stacks(slots, layout, config, positions=True)
+    new = put_rows(tree, page, index[None], part, _window(config, start, size))
+    return constrain(slots._replace(cache=DecodeCache(_merged(slots, new), slots.cache.lengths)), layout.whole)
+
+
+def _window(config: ModelConfig, start, size: int) -> Window:
+    (axis,) = {MIXERS[kind].position_axis for kind, _ in config.stacks} - {None}
+    return Window(start, size, axis)
+
+
+def _stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: bool) -> tuple[tuple, RowLayout]:
+    """The stacks whose layers hold positions, or those whose do not, None for the others; and their layout."""
+
+    def of(tree: Slots) -> tuple:
+        kinds = [(MIXERS[kind].position_axis is not None) == positions for kind, _ in config.stacks]
+        return tuple(stack if fits else None for stack, fits in zip(tree.cache.stacks, kinds, strict=True))
+
+    return of(slots), layout._replace(axes=of(layout.axes), whole=of(layout.whole), part=of(layout.part))
+
+
+def _merged(slots: Slots, new: tuple) -> tuple:
+    """The slots' stacks, those of `new` in their places."""
+    return tuple(old if stack is None else stack for old, stack in zip(slots.cache.stacks, new, strict=True))

@@ -1,0 +1,125 @@
+"""What is asked of the engine and what it answers; whatever cannot be done is refused before anything is computed."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mm01_jax.inference.sampling import Sampling, check_seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """Tokens to go on from, and how.
+
+    prompt: whole numbers of the vocabulary, at least one. max_tokens: new tokens at most. sampling, seed: the same ones
+    give the same tokens whatever else runs. stop_ids: ids that end the answer, the last of its tokens. logprobs: how
+    many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
+    priority: a higher one is admitted first and may take a slot away. content: what beside its tokens the prompt means
+    (a digest of pixels): prefix states are found only by requests with the same.
+    """
+
+    prompt: Sequence[int] | np.ndarray
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    priority: int = 0
+    content: bytes = b""
+
+
+@dataclasses.dataclass
+class Result:
+    """What a request has so far.
+
+    finish: None while it goes on, then "stop" (an id that ends it, which is its last token), "length" or "cancelled".
+    logprobs: the model's own, of each token, where asked for. top: for each token, (id, log-probability) of the
+    likeliest. logits: float32 (V,) for each token where the engine keeps them. cached: tokens of the prompt whose
+    states were there already; miss: why not more of them (`prefix.py`).
+    """
+
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    finish: str | None = None
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
+    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+    cached: int = 0
+    miss: str | None = None
+
+
+class Event(NamedTuple):
+    """What a step brought a request: new tokens, and how it finished if it did."""
+
+    id: int
+    tokens: list[int]
+    finish: str | None
+
+
+class Limits(NamedTuple):
+    """What an engine can do for one request; position_bytes, state_bytes: of the cache, on all devices together."""
+
+    vocab_size: int
+    max_length: int
+    stop_ids: int
+    logprobs: int
+    position_bytes: int
+    state_bytes: int
+
+
+def check(request: Request, limits: Limits) -> np.ndarray:
+    """The prompt as int32.
+
+    Raises:
+      ValueError: names the field, what was got, what is allowed.
+    """
+    if isinstance(request.prompt, str | bytes):
+        raise ValueError(f"prompt: got text; allowed: token ids of it, 0 to {limits.vocab_size - 1}")
+    prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)
+    if not len(prompt):
+        raise ValueError("prompt: got no token; allowed: at least one")
+    _check_count("max_tokens", request.max_tokens, 1, None)
+    length = len(prompt) + request.max_tokens
+    if length > limits.max_length:
+        needs, has = (limits.state_bytes + limits.position_bytes * count for count in (length, limits.max_length))
+        raise ValueError(
+            f"prompt of {len(prompt)} tokens and max_tokens={request.max_tokens} need {length} positions, {needs:,} "
+            f"bytes; a slot has {limits.max_length}, {has:,} bytes; nearest: max_tokens="
+            f"{max(1, limits.max_length - len(prompt))} and a prompt of at most {limits.max_length - 1}"
+        )
+    if not isinstance(request.sampling, Sampling):
+        raise ValueError(f"sampling: got {request.sampling!r}; allowed: a Sampling")
+    check_seed(request.seed)
+    stop_ids = _whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
+    if len(stop_ids) > limits.stop_ids:
+        raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
+    if request.logprobs is not None:
+        _check_count("logprobs", request.logprobs, 0, limits.logprobs)
+    _check_count("priority", request.priority, None, None)
+    if not isinstance(request.content, bytes):
+        raise ValueError(f"content: got {request.content!r}; allowed: bytes")
+    return prompt
+
+
+def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:
+    try:
+        array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: got {values!r}; allowed: token ids") from None
+    if array.size == 0:
+        return np.zeros(0, np.int32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: got {array.dtype}{list(array.shape)}; allowed: a list of whole numbers")
+    bad = array[(array < 0) | (array >= vocab_size)]
+    if len(bad):
+        raise ValueError(f"{name}: got the id {bad[0]}; allowed: 0 to {vocab_size - 1}")
+    return array.astype(np.int32)
+
+
+def _check_count(name: str, value, least: int | None, most: int | None) -> None:
+    bounds = [f"{word} {bound}" for word, bound in (("at least", least), ("at most", most)) if bound is not None]
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    fits = is_whole and (least is None or value >= least) and (most is None or value <= most)
+    if not fits:
+        raise ValueError(f"{name}: got {value!r}; allowed: a whole number {' and '.join(bounds)}".rstrip())

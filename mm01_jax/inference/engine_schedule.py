@@ -1,0 +1,97 @@
+"""Whose turn it is: which requests have a slot, which take in their prompt, which draw tokens. All on the host.
+
+Decisions follow from what was asked in which order, never from a clock or from chance: processes that are asked the
+same do the same.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from mm01_jax.inference.engine_programs import Slots
+from mm01_jax.inference.engine_request import Request, Result
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """A request on its way.
+
+    taken: tokens of the prompt that its slot, or `row`, has taken in. row: all of its slot while it has none: it was
+    preempted, or goes on from another's prompt. waits_for: the job whose prompt it goes on from.
+    """
+
+    id: int
+    request: Request
+    prompt: np.ndarray
+    result: Result = dataclasses.field(default_factory=Result)
+    slot: int | None = None
+    taken: int = 0
+    row: Slots | None = None
+    waits_for: "Job | None" = None
+
+    @property
+    def decodes(self) -> bool:
+        return self.taken == len(self.prompt)
+
+    @property
+    def left(self) -> int:
+        """Tokens that may come yet."""
+        return self.request.max_tokens - len(self.result.tokens)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The lower, the sooner."""
+        return -self.request.priority, self.id
+
+
+class Schedule:
+    """Slots and who has them; `groups` of equal size, each of which takes in tokens of one slot at a time."""
+
+    def __init__(self, num_slots: int, groups: int):
+        self.jobs: list[Job | None] = [None] * num_slots
+        self.waiting: list[Job] = []
+        self._per_group = num_slots // groups
+
+    def running(self) -> list[Job]:
+        """In the order of their slots."""
+        return [job for job in self.jobs if job is not None]
+
+    def next(self) -> Job | None:
+        """The first of those who wait and could begin."""
+        ready = [job for job in self.waiting if job.waits_for is None]
+        return min(ready, key=lambda job: job.rank, default=None)
+
+    def free_slot(self) -> int | None:
+        """One of the group that has least to take in."""
+        load = [0] * (len(self.jobs) // self._per_group)
+        for job in self.running():
+            load[job.slot // self._per_group] += len(job.prompt) - job.taken + 1
+        free = [slot for slot, job in enumerate(self.jobs) if job is None]
+        return min(free, key=lambda slot: (load[slot // self._per_group], slot), default=None)
+
+    def to_preempt(self, job: Job) -> Job | None:
+        """Who has to give its slot to `job`: the last of those of lower priority."""
+        lower = [other for other in self.running() if other.request.priority < job.request.priority]
+        return max(lower, key=lambda other: other.rank, default=None)
+
+    def place(self, job: Job, slot: int) -> None:
+        self.waiting.remove(job)
+        self.jobs[slot], job.slot = job, slot
+
+    def remove(self, job: Job) -> int | None:
+        """Takes a job out; the slot that it had."""
+        slot, job.slot = job.slot, None
+        if slot is None:
+            self.waiting.remove(job)
+        else:
+            self.jobs[slot] = None
+        return slot
+
+    def to_take_in(self) -> Iterator[Job]:
+        """In each group the first whose prompt is not taken in."""
+        for first in range(0, len(self.jobs), self._per_group):
+            group = self.jobs[first : first + self._per_group]
+            jobs = [job for job in group if job is not None and not job.decodes]
+            if jobs:
+                yield min(jobs, key=lambda job: job.rank)

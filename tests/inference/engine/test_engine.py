@@ -1,0 +1,238 @@
+"""Laws of the engine: a request's bits are those it has alone; slots, refusals, priorities, samples."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from mm01_jax.inference import decoding
+from mm01_jax.inference.drill.schedules import Count, run_schedule
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.sampling import Sampling
+from tests.inference.engine import engines
+from tests.slow import slow_but
+
+RANDOM = np.random.default_rng(3)
+GREEDY = Sampling(temperature=0.0)
+MESHES = (
+    {"data": 2},
+    {"tensor": 2},
+    {"expert": 2},
+    {"sequence": 2},
+    {"data": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "expert": 2, "sequence": 2},
+    {"expert": 4, "tensor": 2},
+    {"data": 8},
+)
+
+
+@functools.cache
+def engine() -> Engine:
+    return engines.engine(poison=True)
+
+
+def request(length: int, **options) -> Request:
+    options = {"max_tokens": 6, "sampling": GREEDY, **options}
+    return Request(prompt=RANDOM.integers(engines.VOCAB, size=length), **options)
+
+
+def answer(engine: Engine, request: Request) -> Result:
+    id = engine.submit(request)
+    engine.run()
+    return engine.forget(id)
+
+
+def bits(result: Result) -> list[bytes]:
+    return [logits.tobytes() for logits in result.logits]
+
+
+def drilled(engine: Engine, cases, schedules: int, seed: int = 0) -> Count:
+    count, random = Count(), np.random.default_rng(seed)
+    for _ in range(schedules):
+        run_schedule(engine, cases, 32, random, count)
+    return count
+
+
+def test_random_schedules_have_the_bits_of_each_request_alone():
+    count = drilled(engine(), engines.cases(), 8)
+    assert (count.equal, count.different) == (256, 0)
+    assert count.cancelled > 0 and engine().statistics()["preempted"] > 0
+
+
+def test_a_drill_sees_a_slot_that_keeps_what_its_former_tenant_left(monkeypatch):
+    broken = engines.engine()
+    fill, empty = broken._devices.fill, broken._devices._empty
+
+    def forget_to_clear(slot, *how):
+        broken._devices._empty = broken._devices.get_row(slot)
+        fill(slot, *how)
+        broken._devices._empty = empty
+
+    monkeypatch.setattr(broken._devices, "fill", forget_to_clear)
+    assert drilled(broken, engines.cases(), 1).different > 0
+
+
+@pytest.mark.parametrize("mesh", slow_but(({"data": 2, "expert": 2, "sequence": 2},), MESHES), ids=str)
+def test_on_a_mesh_random_schedules_have_the_bits_of_each_request_alone(mesh):
+    found, alone = (engines.engine(mesh=mesh, num_slots=8, poison=poison) for poison in (True, False))
+    cases = engines.Cases(alone, engines.VOCAB, longest=48, count=40, seed=1)
+    count = drilled(found, cases, 2)
+    assert (count.equal, count.different) == (64, 0)
+
+
+def test_every_slot_gives_the_same_bits_beside_any_neighbours():
+    asked = request(19)
+    alone = answer(engine(), asked)
+    for slot in range(8):
+        others = [engine().submit(request(3 + slot + n, max_tokens=9)) for n in range(slot)]
+        id = engine().submit(asked)
+        engine().step()
+        assert engine()._jobs[id].slot is not None
+        engine().run()
+        assert bits(engine().forget(id)) == bits(alone)
+        assert all(engine().forget(other).finish == "length" for other in others)
+
+
+@pytest.mark.parametrize("pieces", (1, 2, 4))
+def test_prefill_of_any_number_of_pieces_gives_the_same_bits(pieces):
+    asked = request(45)
+    engine().budget = 32
+    one_shot = answer(engine(), asked)
+    engine().budget = 8 * pieces
+    assert bits(answer(engine(), asked)) == bits(one_shot)
+
+
+def test_the_engine_answers_what_generate_answers():
+    prompts = [RANDOM.integers(engines.VOCAB, size=n) for n in (1, 8, 9, 23)]
+    blocks = decoding.generate(
+        engines.model(), prompts, max_tokens=6, sampling=GREEDY, stop=(), vocab_size=engines.VOCAB
+    )
+    rows = np.concatenate(list(blocks), axis=1)
+    for prompt, row in zip(prompts, rows, strict=True):
+        found = answer(engine(), Request(prompt=prompt, max_tokens=6, sampling=GREEDY))
+        assert found.tokens == row.tolist()
+
+
+def test_a_stop_id_is_the_last_token_and_log_probabilities_are_the_models():
+    found = engines.engine(logprobs=3)
+    free = answer(found, Request(prompt=[1, 2, 3], max_tokens=6, sampling=GREEDY, logprobs=2))
+    assert free.finish == "length" and len(free.tokens) == len(free.logprobs) == 6
+    for token, logprob, top, logits in zip(free.tokens, free.logprobs, free.top, free.logits, strict=True):
+        assert top[0] == (token, logprob) and len(top) == 2
+        exact = logits.astype(np.float64)
+        exact = exact - exact.max() - np.log(np.exp(exact - exact.max()).sum())
+        # The sum over the vocabulary, its logarithm and the difference round once each, to a float32 of this size.
+        assert abs(exact[token] - logprob) <= 3 * np.spacing(np.float32(abs(exact[token])))
+    stop = free.tokens[3]
+    stopped = answer(found, Request(prompt=[1, 2, 3], max_tokens=6, sampling=GREEDY, stop_ids=(stop,)))
+    assert stopped.finish == "stop" and stopped.tokens == free.tokens[: free.tokens.index(stop) + 1]
+
+
+def test_a_higher_priority_takes_a_slot_and_the_other_goes_on_from_where_it_was():
+    low = [request(9, max_tokens=20) for _ in range(8)]
+    expected = [bits(answer(engine(), one)) for one in low]
+    ids = [engine().submit(one) for one in low]
+    for _ in range(4):
+        engine().step()
+    preempted = engine().statistics()["preempted"]
+    high = engine().submit(request(5, max_tokens=2, priority=1))
+    while engine().result(high).finish is None:
+        engine().step()
+        assert all(engine().result(id).finish is None for id in ids)
+    assert engine().result(high).finish == "length"
+    assert engine().statistics()["preempted"] == preempted + 1
+    engine().run()
+    assert [bits(engine().forget(id)) for id in ids] == expected
+
+
+def test_samples_take_the_prompt_in_once_and_have_the_bits_of_requests_of_their_seeds():
+    asked = request(20, sampling=Sampling(temperature=1.0), seed=7)
+    before = engine().statistics()["prefilled_tokens"]
+    ids = engine().submit_samples(asked, 4)
+    engine().run()
+    assert engine().statistics()["prefilled_tokens"] == before + 20
+    found = [(engine()._jobs[id].request, engine().forget(id)) for id in ids]
+    assert len({tuple(result.tokens) for _, result in found}) == 4
+    assert all(bits(answer(engine(), request)) == bits(result) for request, result in found)
+    assert found[0][0].seed == 7
+
+
+@pytest.mark.parametrize("times", slow_but((60,), (60, 1000)))
+def test_cancelling_whenever_leaks_no_slot(times):
+    for n in range(times):
+        id = engine().submit(request(1 + n % 40, max_tokens=8))
+        for _ in range(n % 4):
+            engine().step()
+        engine().cancel(id)
+        assert engine().forget(id).finish == "cancelled" or n % 4 > 1
+    engine().run()
+    found = engine().statistics()
+    assert (found["free_slots"], found["running"], found["waiting"]) == (8, 0, 0)
+
+
+def test_traffic_compiles_nothing():
+    compiled = []
+    listener = lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
+    engine().run()
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        drilled(engine(), engines.cases(), 1, seed=5)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled
+    assert engine().statistics()["programs"] <= 12
+
+
+def test_streaming_gives_each_token_once_while_others_go_on():
+    asked, other = request(11, max_tokens=9), engine().submit(request(30, max_tokens=9))
+    expected = answer(engine(), asked).tokens
+    id = engine().submit(asked)
+    assert list(engine().stream(id)) == expected
+    assert len(engine().result(other).tokens) > 0
+    engine().run()
+
+
+REFUSED = (
+    ({"prompt": []}, "prompt: got no token"),
+    ({"prompt": "text"}, "prompt: got text"),
+    ({"prompt": [1, 320]}, "prompt: got the id 320; allowed: 0 to 319"),
+    ({"prompt": [-1]}, "prompt: got the id -1"),
+    ({"prompt": [0.5]}, "prompt: got float64"),
+    ({"prompt": [[1]]}, r"prompt: got int64\[1, 1\]"),
+    ({"prompt": [1] * 60}, "prompt of 60 tokens and max_tokens=6 need 66 positions, .* bytes; a slot has 64"),
+    ({"max_tokens": 0}, "max_tokens: got 0"),
+    ({"max_tokens": float("nan")}, "max_tokens: got nan"),
+    ({"seed": -1}, "seed"),
+    ({"stop_ids": (1,) * 9}, "stop_ids: got 9 ids; allowed: at most 8"),
+    ({"stop_ids": ("x",)}, "stop_ids: got "),
+    ({"logprobs": 1}, "logprobs: got 1; allowed: a whole number at least 0 and at most 0"),
+    ({"sampling": 0.8}, "sampling: got 0.8; allowed: a Sampling"),
+    ({"priority": 0.5}, "priority: got 0.5"),
+    ({"content": "x"}, "content: got 'x'; allowed: bytes"),
+)
+
+
+@pytest.mark.parametrize("options, message", REFUSED, ids=str)
+def test_what_cannot_be_done_is_refused_before_anything_is_computed(options, message):
+    with pytest.raises(ValueError, match=message):
+        engine().submit(Request(**{"prompt": [1, 2], "max_tokens": 6, **options}))
+    assert engine().idle
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    (
+        ({"grid": 257}, "grid: got 257; allowed: up to 256"),
+        ({"grid": 9}, "max_length: got 64; allowed: a multiple of grid=9; nearest: 72"),
+        ({"num_slots": 0}, "num_slots: got 0"),
+        ({"pieces": 3, "wide": 2}, "pieces: got 3; allowed: a multiple of wide=2; nearest: 4"),
+        ({"gird": 8}, "gird: the engine has no such size; .* nearest: grid"),
+    ),
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        engines.engine(**sizes)
