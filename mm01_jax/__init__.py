@@ -33,7 +33,9 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-if sys.argv[:1] == ["-m"]:  # Python is looking for the module of `python -m`: most of ours are no programs
-    from mm01_jax.command import refuse_what_is_no_command
+_STARTED = (sys.argv or [""])[0]
+if _STARTED == "-m" or _STARTED.rpartition("/")[2].startswith("mm01-"):  # -m: Python is looking for the module
+    from mm01_jax import command, signals
 
-    refuse_what_is_no_command(sys.orig_argv)
+    signals.end_at_once()
+    command.refuse_what_is_no_command(sys.orig_argv)  # most modules are no programs

@@ -80,13 +80,14 @@ MESH = Flag(
     "sizes of mesh axes, those not named are 1; auto: the planner's choice for the devices here (default one device)",
     example="data=2,tensor=4",
 )
+ALLOW_NONFINITE = Flag("allow_nonfinite", "take weights with NaN and infinity, too", bool, default=False)
 # What `loading.load` takes beside the checkpoint.
 LOADING = (
     CHECKPOINT,
     MESH,
     Flag("dtype", "of weights and computation; otherwise the checkpoint's own", ("bfloat16", "float32")),
     Flag("tokenizer", "bytes, or a tokenizer.json; otherwise the checkpoint's own", example="FILE"),
-    Flag("allow_nonfinite", "take weights with NaN and infinity, too", bool, default=False),
+    ALLOW_NONFINITE,
 )
 COMPILE_CACHE = Flag(
     "compile_cache",
@@ -142,7 +143,7 @@ def read(program: Command, argv: Sequence[str]) -> types.SimpleNamespace:
             one = flag.name
             accepted.append((flag, f"--{name}" if value is None else f"--{name}={value}", value))
         if one in seen:
-            raise refused(typed, value, "once on a command line", f"one {typed}")
+            raise refused(typed, "no value" if value is None else value, "once on a command line", f"one {typed}")
         seen.add(one)
     found = _values(program, list(known.values()), accepted)
     return types.SimpleNamespace(**found, task=task, overrides=overrides)
@@ -156,6 +157,9 @@ def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, 
         match = re.fullmatch(r"(--?([A-Za-z][^=]*))(?:=(.*))?", argument, re.DOTALL)
         if argument == "--":
             words += rest
+        elif not match and argument.startswith("-"):  # ---config, --=x
+            near = fields.nearest_name(argument.strip("-").partition("=")[0].replace("-", "_"), [*every, *_HELP])
+            raise refused(argument, "no flag", "flags, written --name=value", f"--{(near or 'help').replace('_', '-')}")
         elif not match:
             words.append(argument)
         else:
@@ -199,9 +203,10 @@ def _known_flag(program: Command, task: str | None, known: Mapping[str, Flag], t
     flag = known.get(name) or known.get(name.removeprefix("no"))
     if flag is None or (flag.name != name and (flag.kind is not bool or value is not None)):
         keys = [f"{_OVERRIDE}{key}" for key in fields.leaf_types()] if program.takes_overrides else []
-        near = fields.nearest_name(name, [*known, *keys])
+        near = fields.nearest_name(name, [*known, *_HELP, *keys])
         nearest = known[near].typed if near in known else f"--{near}" if near else "--help"
-        raise refused(typed, value, f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)", nearest)
+        got = "no value" if value is None else value
+        raise refused(typed, got, f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)", nearest)
     return flag
 
 

@@ -4,27 +4,36 @@
     2    what was typed is wrong
     3    bad checkpoint or data
     4    too many refused (non-finite) steps
-    74   the last step could not be saved
+    74   a full or broken disk
     75   preempted after saving
+    129  hung up
     130  interrupted
     141  whoever read the output has gone
+    143  terminated
 
 An exception says its own code in a class attribute `exit_code`. A plain ValueError, an OSError (a file that is not
-there) and an error of absl's flags are what was typed. Anything else is a bug: it shows its traceback, and Python's 1.
+there) and an error of absl's flags are what was typed; an OSError of a full or broken disk is the disk's. Memory that
+does not suffice is what was typed, too. Anything else is a bug: it shows its traceback, and Python's 1.
 """
 
+import contextlib
 import difflib
+import errno
+import io
 import itertools
 import os
 import pathlib
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from absl import flags
 
-TYPED, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+from mm01_jax import signals
+
+TYPED, DISK, CLOSED_PIPE = 2, 74, 141
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class Help(Exception):
@@ -47,27 +56,39 @@ def run(
     """
     prefix = f"{name}: " if name else ""
     _open_what_is_closed()
-    stopped = _Stopped()
+    ends = signals.Ends(prefix, interrupted)
     try:
-        with stopped:
+        with ends:
             code = _call(function, sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()  # a reader that has gone, or a full disk, is noticed here, not while Python shuts down
     except BrokenPipeError:
-        _drop_stdout()
+        _drop(sys.stdout)
         return CLOSED_PIPE
-    except KeyboardInterrupt:
-        print(f"{prefix}{interrupted}", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if stopped.came:  # a library that was being imported made another error of it
-            print(f"{prefix}{interrupted}", file=sys.stderr)
-            return INTERRUPTED
+    except (Exception, KeyboardInterrupt, signals.Ended) as error:
+        if ends.came or isinstance(error, KeyboardInterrupt):  # a library may have made another error of it
+            number = ends.came or signal.SIGINT
+            _say(ends.text(number))
+            return 128 + number
         code = exit_code(error)
         if code is None:
             raise
-        print(f"{prefix}{error}", file=sys.stderr)
+        _say(f"{prefix}{_message(error)}")
         _drop_what_cannot_be_written()
     return code
+
+
+def _message(error: Exception) -> str:
+    """What is said of an error: of one cause a few lines, and without what a terminal would obey."""
+    if isinstance(error, MemoryError):
+        return f"the memory of this machine does not suffice: {error or 'no more could be had'}"
+    if _is_out_of_memory(error):
+        return f"the memory of the device does not suffice: {str(error).splitlines()[0]}; mm01-plan says what is needed"
+    return str(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of jaxlib, whose error is a RuntimeError; it is not imported here."""
+    return type(error).__name__ == "JaxRuntimeError" and str(error).startswith("RESOURCE_EXHAUSTED")
 
 
 def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
@@ -78,6 +99,48 @@ def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) 
     return 0
 
 
+@contextlib.contextmanager
+def going_on_without_a_reader() -> Iterator[None]:
+    """A context in which what stdout does not take, because its reader has gone or its disk is full, is left out."""
+    before, sys.stdout = sys.stdout, _Forgiving(sys.stdout)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = before
+
+
+class _Forgiving(io.TextIOBase):
+    """A text stream; the first error of writing is said on stderr, the rest goes nowhere."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._stream.encoding
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            _say(f"stdout: {error.strerror}; what is said there is left out from here on")
+            _drop(self._stream)
+
+
 def _open_what_is_closed() -> None:
     """A standard stream that the caller has closed (`>&-`) is None in Python."""
     for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -85,36 +148,24 @@ def _open_what_is_closed() -> None:
             setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - it is open as long as the process
 
 
-def _drop_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _say(text: str) -> None:
+    """On stderr, where that can still be written."""
+    try:
+        print(text, file=sys.stderr)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets what a stream still holds go nowhere: Python would try again when it shuts down, and end with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _drop_what_cannot_be_written() -> None:
     try:
         sys.stdout.flush()
-    except OSError:  # of a full disk; Python would end with 120
-        _drop_stdout()
-
-
-class _Stopped:
-    """A context that raises KeyboardInterrupt on Ctrl-C, as Python does, and remembers it."""
-
-    def __init__(self):
-        self.came = False
-
-    def __enter__(self) -> None:
-        self._before = None
-        in_main = threading.current_thread() is threading.main_thread()  # where alone Python lets handlers be set
-        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor another's
-            self._before = signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number, frame) -> None:
-        self.came = True
-        signal.default_int_handler(number, frame)
-
-    def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+    except OSError:  # of a full disk
+        _drop(sys.stdout)
 
 
 def refuse_what_is_no_command(typed: Sequence[str]) -> None:
@@ -138,5 +189,7 @@ def refuse_what_is_no_command(typed: Sequence[str]) -> None:
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that a person can act on, None of a bug."""
-    typed = TYPED if isinstance(error, ValueError | OSError | flags.Error) else None
-    return getattr(error, "exit_code", typed)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        return DISK
+    typed = isinstance(error, ValueError | OSError | MemoryError | flags.Error) or _is_out_of_memory(error)
+    return getattr(error, "exit_code", TYPED if typed else None)

@@ -7,12 +7,11 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from mm01_jax import cluster, sharding
-from mm01_jax.checkpoint import Checkpoint, CheckpointError, leaf_paths, leaf_stacks, open_checkpoint, place
+from mm01_jax.checkpoint import Checkpoint, CheckpointError, check_finite, leaf_paths, open_checkpoint, place
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import weight_problems
@@ -133,7 +132,7 @@ def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLM
     else:
         model = _convert(opened.source, abstract, count)
     if not allow_nonfinite:
-        _check_finite(opened.path, model, placed)
+        check_finite(opened.path, model, placed, "; allow_nonfinite takes them as they are")
     return model, config
 
 
@@ -224,29 +223,3 @@ def _read(source: TorchSource, chunks: dict[tuple, table.Tensor], stack: int, dt
     indices = list(itertools.product(*(range(s.start, s.stop) for s in box[:stack])))
     parallel.for_each(indices, lambda index: out.nbytes // len(indices), one)
     return out
-
-
-# Values.
-
-
-def _check_finite(path: str, model, mesh: Mesh) -> None:
-    """Raises CheckpointError that names every leaf, and its chunk, with a value that is not finite."""
-    stacks = tuple(leaf_stacks(model))
-    with jax.set_mesh(mesh):
-        finite = jax.device_get(_finite(jax.tree.leaves(model), stacks=stacks))
-    bad = [
-        f"{leaf} {list(map(int, index))}" if len(index) else leaf
-        for leaf, whole in zip(leaf_paths(model), finite, strict=True)
-        for index in np.argwhere(~whole)
-    ]
-    if bad:
-        more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-        what = f"weights that are not finite: {', '.join(bad[:8])}{more}"
-        raise CheckpointError(f"{path}: {what}; allow_nonfinite takes them as they are")
-
-
-@functools.partial(jax.jit, static_argnames="stacks")
-def _finite(leaves, *, stacks: tuple[int, ...]):
-    """Of each leaf and stack index: whether all values are finite; equal on every device."""
-    found = [jnp.isfinite(x).all(axis=tuple(range(stack, x.ndim))) for x, stack in zip(leaves, stacks, strict=True)]
-    return [jax.lax.with_sharding_constraint(x, jax.P()) for x in found]

@@ -2,6 +2,7 @@
 
 from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
+from mm01_jax.checkpoint.finite import check_finite
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
@@ -23,6 +24,7 @@ __all__ = [
     "Restored",
     "RunLock",
     "SaveFailed",
+    "check_finite",
     "check_keys",
     "leaf_paths",
     "leaf_stacks",

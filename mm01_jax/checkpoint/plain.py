@@ -33,7 +33,11 @@ def _whole(value: Any, least: int) -> bool:
 
 
 OBJECT = Kind("an object", lambda value: type(value) is dict)
+LIST = Kind("a list", lambda value: type(value) is list)
+TEXT = Kind("text", lambda value: isinstance(value, str))
+NUMBER = Kind("a number", lambda value: type(value) in (int, float))
 WHOLE = Kind("a whole number >= 0", lambda value: _whole(value, 0))
+POSITIVE = Kind("a whole number >= 1", lambda value: _whole(value, 1))
 SIZES = Kind(
     "a list of at most 16 whole numbers >= 1",
     lambda value: type(value) is list and len(value) <= 16 and all(_whole(size, 1) for size in value),

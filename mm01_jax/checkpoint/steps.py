@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from mm01_jax.checkpoint import processes
+from mm01_jax.checkpoint import manifest, processes
 from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
@@ -95,7 +95,10 @@ class Checkpoints:
         except Locked as error:
             return error
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
+        try:
+            free = shutil.disk_usage(self.directory).free
+        except OSError as error:  # somebody removed the work directory
+            return SaveFailed(f"step {step}: {self.directory}: {error.strerror}")
         if needed > free:
             return SaveFailed(f"step {step} needs {needed:,} bytes, {self.directory} has {free:,} free")
         return None
@@ -136,10 +139,19 @@ class Checkpoints:
                 self._log(f"skipped: {error}")
         return None
 
-    def restore_latest(self, abstract_state) -> Restored | None:
+    def manifest_of(self, step: int) -> pathlib.Path:
+        """The file that says what a step holds."""
+        return self.directory / _name(step) / STATE / manifest.NAME
+
+    def restore_latest(
+        self, abstract_state, judge: Callable[[Restored], None] = lambda restored: None
+    ) -> Restored | None:
         """The newest step that verifies, on the mesh that `abstract_state` names; None if nothing was ever saved.
 
         Steps that do not verify are reported, and moved aside once an older one does.
+
+        Args:
+          judge: raises CheckpointError for a step that is as it was saved and still no state to go on from.
 
         Raises:
           OtherVersion: a version wrote the run whose checkpoints are not read any more.
@@ -153,7 +165,8 @@ class Checkpoints:
                 checkpoint = Checkpoint(path)
                 if checkpoint.manifest.step != step:
                     raise CheckpointError(f"{path}: the manifest is of step {checkpoint.manifest.step}")
-                state = checkpoint.restore(abstract_state)
+                restored = Restored(checkpoint.restore(abstract_state), _meta(checkpoint), step)
+                judge(restored)
             except OtherVersion:
                 raise
             except CheckpointError as error:
@@ -161,7 +174,7 @@ class Checkpoints:
                 problems.append((path, str(error)))
                 continue
             self._set_aside([path for path, _ in problems])
-            return Restored(state, _meta(checkpoint), step)
+            return restored
         if problems:
             texts = "; ".join(text for _, text in problems)
             raise NoValidCheckpoint(f"none of the {len(problems)} steps in {self.directory} verifies: {texts}")

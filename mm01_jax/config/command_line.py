@@ -15,6 +15,8 @@ import ast
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
+import os
 import pathlib
 import re
 import sys
@@ -27,12 +29,17 @@ from mm01_jax import config
 from mm01_jax.config import Config, ConfigError, Problem, fields, rules, saved
 
 _EXAMPLE = "configs/tiny.py"
+MOST_BYTES = 2**20  # of a config's file
+_MOST_BESIDE = 1000  # files of a folder that are looked at for a near name
 _FOLDER = "folder_of_the_config_file"
 ALLOWED = "a shipped config's name, a .py file with get_config, or a saved config in .json"
 
 
-def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(name: str, overrides: Sequence[str] = (), *, trained: bool = False) -> Config:
     """The config of a shipped name or a file with overrides ("train.steps=10") applied, checked.
+
+    Args:
+      trained: whether it is to be trained, which asks for more (`rules.training_problems`).
 
     Raises:
       ConfigError: with everything that is wrong.
@@ -49,6 +56,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
             problems += error.problems
     unread = [key for problem in problems for key in (problem.key, problem.nearest) if key in fields.leaf_types()]
     problems += rules.problems(run_config, unread)
+    problems += rules.training_problems(run_config) if trained and not problems else []
     if problems:
         raise ConfigError(problems)
     return run_config
@@ -70,10 +78,12 @@ def shipped() -> dict[str, pathlib.Path]:
 def read_file(path: str) -> Config:
     """The config of a shipped name, or of a .py or .json file; that of a .py file is not checked yet."""
     file = shipped().get(path) or pathlib.Path(path)
-    if not file.is_file() and file.parent.name == "configs":
+    if not os.path.isfile(file) and file.parent.name == "configs":
         file = shipped().get(file.stem, file)  # `configs/tiny.py` as in a checkout, typed elsewhere
-    if file.suffix not in (".py", ".json") or not file.is_file():
+    if file.suffix not in (".py", ".json") or not os.path.isfile(file):
         raise _refused("--config", path, f"{ALLOWED}, that exists", _nearest(file))
+    if (size := os.path.getsize(file)) > MOST_BYTES:
+        raise _refused("--config", path, f"a file of at most {MOST_BYTES:,} bytes; it has {size:,}", None)
     if file.suffix == ".py":
         return _run_file(file)
     try:
@@ -85,10 +95,16 @@ def read_file(path: str) -> Config:
 def _nearest(file: pathlib.Path) -> str:
     """A file beside it or a shipped name, the first the most like it."""
     names = {name: name for name in shipped()}
-    if file.parent.is_dir():
-        beside = sorted(other for other in file.parent.iterdir() if other.suffix in (".py", ".json"))
+    if os.path.isdir(file.parent):
+        beside = itertools.islice(_configs_in(file.parent), _MOST_BESIDE)
         names |= {other.stem: str(other) for other in beside if other.name != "__init__.py"}
     return names.get(fields.nearest_name(file.stem, names), "tiny")
+
+
+def _configs_in(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Nothing of a folder that may not be listed."""
+    with contextlib.suppress(OSError):
+        yield from (other for other in folder.iterdir() if other.suffix in (".py", ".json"))
 
 
 def _run_file(file: pathlib.Path) -> Config:
@@ -99,9 +115,9 @@ def _run_file(file: pathlib.Path) -> Config:
         with _beside(file):
             spec.loader.exec_module(module)
             run_config = module.get_config()
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:  # `sys.exit()` of a file would end us without a word
         raise _file_error(file, error) from error
     if type(run_config) is not Config:
         raise _refused(f"get_config() of {file}", run_config, "a mm01_jax.config.Config", f"see {_EXAMPLE}")

@@ -1,65 +1,22 @@
-"""What a valid config obeys: the range of each value, and what values ask of each other.
+"""What a valid config obeys: what values ask of each other, beside the range of each (`ranges.py`).
 
 `check` reports every broken rule at once. The mesh has its own page, `mesh.py`: its rules (`schema.Rules`) and what
 they divide.
 """
 
-import dataclasses
-import math
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mm01_jax.config import Change, Config, ConfigError, MixerKind, Problem, fields
+from mm01_jax.config import Change, Config, ConfigError, MixerKind, Problem, fields, ranges
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import CROSS_RULES, axis_problems, nearest_divisor
 
-INT32_MAX = 2**31 - 1  # steps, positions and token ids are int32 on device
 BYTES_VOCABULARY = 257  # the bytes and one end of document
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Range:
-    """Allowed numbers; `above` and `below` are exclusive, `least` and `most` inclusive."""
-
-    least: float = -sys.float_info.max
-    most: float = sys.float_info.max
-    above: float = -math.inf
-    below: float = math.inf
-
-    def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below  # never true of NaN
-
-    def __str__(self) -> str:
-        signs = ((">=", self.least), (">", self.above), ("<=", self.most), ("<", self.below))
-        return " and ".join(f"{sign} {bound:.10g}" for sign, bound in signs if abs(bound) < sys.float_info.max)
-
-
-# A whole number is at least 1 and a number is above 0, but for these.
-_WHOLE, _NUMBER = Range(least=1, most=INT32_MAX), Range(above=0.0)
-_RANGES = {
-    **dict.fromkeys(
-        ("data.seed", "data.max_bad_records", "data.prefetch", "optimizer.schedule.warmup_steps", "train.seed"),
-        Range(least=0, most=INT32_MAX),
-    ),
-    **dict.fromkeys(
-        (
-            "model.lightning_beta",
-            "model.softmax_beta",
-            "model.experts_beta",
-            "optimizer.weight_decay",
-            "train.balance_coef",
-            "train.z_loss_coef",
-        ),
-        Range(least=0.0),
-    ),
-    **dict.fromkeys(("optimizer.b1", "optimizer.b2"), Range(least=0.0, below=1.0)),
-    "data.held_out": Range(least=0.0, below=1.0),
-    "compute.dropless_bound": Range(least=1.0),
-    "model.rotary_dim": Range(least=2, most=INT32_MAX),
-}
+MOST_LAYERS = 10_000
+MOST_TILES = 1000  # along a side of an image
+MOST_ELEMENTS = 2**32 - 1  # of one layer's array: what a chunk of a checkpoint holds
 
 
 def check(config: Config) -> Config:
@@ -83,7 +40,7 @@ def problems(config: Config, unread: Iterable[str] = ()) -> list[Problem]:
     for key, annotation in fields.leaf_types().items():
         if not _concerned(key, wrong_type):
             value = fields.get(config, key)
-            broken += _range_problems(key, annotation, value)
+            broken += ranges.problems(key, annotation, value)
             broken += _text_problems(key, value)
             if key.startswith("mesh.rules."):
                 broken += axis_problems(key, value)
@@ -92,27 +49,20 @@ def problems(config: Config, unread: Iterable[str] = ()) -> list[Problem]:
     return broken + named_once(config, lambda other: [problem for rule in right for problem in rule(other)])
 
 
+def training_problems(config: Config) -> Iterator[Problem]:
+    """What a model may be and yet not be trained as: one whose router cannot learn."""
+    model = config.model
+    if model.num_experts_per_token == 1 < model.num_experts:
+        allowed = (
+            f"2 to {model.num_experts} in training: the weights of a token's experts sum to 1, so that of one alone is "
+            "always 1 and the loss teaches the router nothing"
+        )
+        yield Problem(key="model.num_experts_per_token", got=1, allowed=allowed, nearest="2")
+
+
 def _concerned(key: str, wrong: set[str]) -> bool:
     """Whether a key, a section above it or a leaf below it is among the wrong ones."""
     return any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in wrong)
-
-
-def _range_problems(key: str, annotation: Any, value: Any) -> Iterator[Problem]:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    whole = fields.fits(1, annotation) and not fields.fits(1.5, annotation)
-    allowed = _RANGES.get(key, _WHOLE if whole else _NUMBER)
-    if value not in allowed:
-        words = "a whole number" if whole else "a finite number"
-        yield Problem(key=key, got=value, allowed=f"{words} {allowed}", nearest=_nearest_number(key, value, allowed))
-
-
-def _nearest_number(key: str, value: float, allowed: Range) -> str:
-    """The bound that was crossed when it is a limit of ours and allowed, else the field's default."""
-    clamped = min(max(value, allowed.least), allowed.most)
-    if clamped in allowed and abs(clamped) < sys.float_info.max:
-        return repr(clamped)
-    return fields.default_text(key)
 
 
 def _text_problems(key: str, value: Any) -> Iterator[Problem]:
@@ -158,10 +108,11 @@ def _top_k(config: Config) -> Iterator[Problem]:
 
 
 def _period(config: Config) -> Iterator[Problem]:
-    if not config.model.period:
+    period = config.model.period
+    if not period or config.model.num_layers > MOST_LAYERS:
         kinds = typing.get_args(MixerKind)
-        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}"
-        yield Problem(key="model.period", got=(), allowed=allowed, nearest=repr(kinds[:1]))
+        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}, and at most {MOST_LAYERS:,} with all periods"
+        yield Problem(key="model.period", got=period, allowed=allowed, nearest=repr(kinds[:1]))
 
 
 def _vision(config: Config) -> Iterator[Problem]:
@@ -169,21 +120,41 @@ def _vision(config: Config) -> Iterator[Problem]:
     if vision is None:
         return
     for key in ("embed_dim", "num_layers", "num_heads", "mlp_dim", "image_size", "patch_size"):
-        if getattr(vision, key) not in _WHOLE:
-            got = getattr(vision, key)
-            yield Problem(key=f"vision.{key}", got=got, allowed=f"a whole number {_WHOLE}", nearest="1")
+        if broken := list(ranges.problems(f"vision.{key}", int, getattr(vision, key))):
+            yield from broken
             return
+    yield from ranges.problems("vision.norm_eps", float, vision.norm_eps)
     for key, part in (("embed_dim", "num_heads"), ("image_size", "patch_size")):
         whole, parts = getattr(vision, key), getattr(vision, part)
         if whole % parts:
             allowed = f"a divisor of vision.{key}={whole}"
             yield Problem(key=f"vision.{part}", got=parts, allowed=allowed, nearest=str(nearest_divisor(whole, parts)))
-    if not vision.grids or any(count < 1 for grid in vision.grids for count in grid):
-        allowed = "(columns, rows) of tiles, each at least 1"
+    if not vision.grids or any(not 1 <= count <= MOST_TILES for grid in vision.grids for count in grid):
+        allowed = f"(columns, rows) of tiles, each 1 to {MOST_TILES}"
         yield Problem(key="vision.grids", got=vision.grids, allowed=allowed, nearest="((1, 1),)")
     if not 0 <= vision.image_token < vocab_size:
         allowed = f"0 to {vocab_size - 1} (model.vocab_size={vocab_size})"
         yield Problem(key="vision.image_token", got=vision.image_token, allowed=allowed, nearest=str(vocab_size - 1))
+
+
+def _array_sizes(config: Config) -> Iterator[Problem]:
+    """One layer's array is at most what a checkpoint and an index of 32 bits can hold."""
+    model = config.model
+    qkv = 3 * model.num_heads * model.head_dim
+    for key, size in (("vocab_size", model.vocab_size), ("num_heads", qkv), ("expert_dim", model.expert_dim)):
+        if size * model.embed_dim > MOST_ELEMENTS:
+            most = MOST_ELEMENTS // model.embed_dim * getattr(model, key) // size
+            allowed = f"at most {most:,} for model.embed_dim={model.embed_dim}: an array has at most 2**32 - 1 elements"
+            yield Problem(key=f"model.{key}", got=getattr(model, key), allowed=allowed, nearest=str(max(most, 1)))
+
+
+def _tokens(config: Config) -> Iterator[Problem]:
+    train = config.train
+    rows = max([train.batch_size, *(size for _, size in train.batch_ramp)])
+    if rows * train.sequence_length > ranges.INT32_MAX:
+        most = ranges.INT32_MAX // train.sequence_length
+        allowed = f"at most {most:,} for train.sequence_length={train.sequence_length}: a step has < 2**31 tokens"
+        yield Problem(key="train.batch_size", got=rows, allowed=allowed, nearest=str(max(most, 1)))
 
 
 def _dropless_bound(config: Config) -> Iterator[Problem]:
@@ -264,6 +235,9 @@ def _schedule_rates(config: Config) -> Iterator[Problem]:
 def _ramp(config: Config) -> Iterator[Problem]:
     ramp = config.train.batch_ramp
     steps, sizes = [0, *(step for step, _ in ramp)], [config.train.batch_size, *(size for _, size in ramp)]
+    if max(steps + sizes) > ranges.INT32_MAX:
+        allowed = f"(step, batch size) pairs of numbers <= {ranges.INT32_MAX}"
+        yield Problem(key="train.batch_ramp", got=ramp, allowed=allowed, nearest="()")
     for words, rising in (("steps", steps), ("batch sizes", sizes)):
         if any(low >= high for low, high in zip(rising, rising[1:], strict=False)):
             allowed = f"(step, batch size) pairs whose {words} rise, the first above {rising[0]}"
@@ -285,7 +259,12 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("model.num_heads", "model.num_kv_heads"), _heads),
     (("model.rotary_dim", "model.head_dim"), _rotary_dim),
     (("model.num_experts", "model.num_experts_per_token"), _top_k),
-    (("model.period",), _period),
+    (("model.period", "model.num_periods"), _period),
+    (
+        ("model.vocab_size", "model.embed_dim", "model.num_heads", "model.head_dim", "model.expert_dim"),
+        _array_sizes,
+    ),
+    (("train.batch_size", "train.batch_ramp", "train.sequence_length"), _tokens),
     (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound"), _dropless_bound),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),

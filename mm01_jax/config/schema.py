@@ -216,6 +216,18 @@ class TrainConfig:
     tensorboard: bool = True  # written where the extra is installed
     profile: str | None = None  # "START:STOP": a trace of these steps, STOP not among them, as in Python
 
+    def batch_size_at(self, step: int) -> int:
+        """Rows of the step after `step` steps."""
+        return [self.batch_size, *(size for start, size in self.batch_ramp if start <= step)][-1]
+
+    def rows_before(self, step: int) -> int:
+        """Rows that the first `step` steps take."""
+        starts, sizes = zip((0, self.batch_size), *self.batch_ramp, strict=True)
+        return sum(
+            size * max(min(step, stop) - start, 0)
+            for start, stop, size in zip(starts, (*starts[1:], step), sizes, strict=True)
+        )
+
     @property
     def profile_steps(self) -> range:
         """The steps that are traced, counted from 1."""

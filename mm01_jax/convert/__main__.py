@@ -7,7 +7,8 @@
 `python -m mm01_jax.convert` is the same.
 
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, and what `check` finds to differ or `certify`
-not to agree, 130 interrupted.
+not to agree, 74 a full or broken disk,
+130 interrupted.
 """
 
 import pathlib

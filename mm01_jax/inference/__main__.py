@@ -11,7 +11,8 @@ kept beside the `text` and `finish` of the answer. --chat and messages use the t
 its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. With --image the prompt is what a user says,
 in the official template. `python -m mm01_jax.inference` is the same.
 
-Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a full or broken disk,
+130 interrupted.
 """
 
 import collections

@@ -8,7 +8,8 @@ Compiles the real step for the target and says what one chip holds, computes, mo
 at least. `--no-compile` plans by shapes alone, in seconds. `--search` compares all meshes. A target other than the
 config's own gets the best mesh found, unless `--mesh` gives one. `python -m mm01_jax.plan` is the same.
 
-Exit codes: 0 done, 2 what was typed is wrong, or it (of a search: none) does not fit, 130 interrupted.
+Exit codes: 0 done, 2 what was typed is wrong, or it (of a search: none) does not fit, 74 a full or
+broken disk, 130 interrupted.
 """
 
 import dataclasses

@@ -8,8 +8,9 @@ import functools
 import json
 import math
 import pathlib
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 
 from mm01_jax import checkpoint, sharding
 from mm01_jax.chips import peak_flops
-from mm01_jax.config import Config, ConfigError, saved
+from mm01_jax.config import Config, ConfigError, rules, saved
 from mm01_jax.config.mesh import mesh_problems
 from mm01_jax.data import pipeline
 from mm01_jax.data.batch import Batch
@@ -29,58 +30,77 @@ from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.progress import Progress
-from mm01_jax.train import report, step
-from mm01_jax.train.metrics import MetricsLog, read_metrics
+from mm01_jax.train import folder, report, step
+from mm01_jax.train.metrics import MetricsLog
 from mm01_jax.train.preemption import Preempted, Preemption
 from mm01_jax.train.profiling import StepProfile
-from mm01_jax.train.start import Start, begin, check_resumable, with_exchange_settled
+from mm01_jax.train.start import Start, begin, check_memory, check_resumable, with_exchange_settled
 
 
 class NonFinite(Exception):
-    """Too many steps in a row were refused."""
+    """Too many steps in a row were refused, or the last one was."""
 
     exit_code = 4
 
 
-def run(config: Config, workdir: str, init_from: str | None = None, log: Callable[[str], None] = print) -> None:
+def run(
+    config: Config,
+    workdir: str,
+    init_from: str | None = None,
+    log: Callable[[str], None] = print,
+    *,
+    allow_nonfinite: bool = False,
+    save_on: Sequence[signal.Signals] = (),
+) -> None:
     """Trains `config` in `workdir`, or goes on with the run that is there.
 
     Args:
       init_from: a run or checkpoint whose weights a new run starts from.
+      allow_nonfinite: those may have NaN and infinity.
+      save_on: further signals that save and end the run, as SIGTERM does.
 
     Raises:
-      ConfigError: the config does not fit the devices, or not the run in `workdir`.
+      ConfigError: the config cannot be trained, or fits not the devices or the run in `workdir`; that is no folder.
       DataError, CheckpointError: the data, or every checkpoint of the run, is bad.
       SaveFailed: the last step could not be saved.
       NonFinite, Preempted: see there.
     """
-    problems = mesh_problems(config, jax.device_count())
+    problems = [*rules.training_problems(config), *mesh_problems(config, jax.device_count())]
     if problems:
         raise ConfigError(problems)
-    root = pathlib.Path(workdir)
-    root.mkdir(parents=True, exist_ok=True)
+    root = folder.make(workdir)
     mesh = sharding.make_mesh(config.mesh)
     with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, log=log) as checkpoints, jax.set_mesh(mesh):
         check_resumable(config, checkpoints.latest_meta(), init_from, log)
-        if jax.process_index() == 0:
-            (root / "config.json").write_text(saved.to_json(config))
+        abstract = step.abstract_state(config, mesh)
+        check_memory(abstract, mesh)
         train = config.train
         sizes = train.sequence_length, config.model.vocab_size
         dataset = open_dataset(config.data, *sizes, vision=config.vision, cache=root, log=log)
         log(dataset.describe())
-        settled = with_remat_settled(with_exchange_settled(config, log), step.abstract_state(config, mesh), log)
-        start = begin(settled, mesh, checkpoints, dataset, init_from, log)
-        _Loop(config, root, checkpoints, dataset, start).train(log)
+        settled = with_remat_settled(with_exchange_settled(config, log), abstract, log)
+        start = begin(settled, mesh, checkpoints, dataset, init_from, log, allow_nonfinite=allow_nonfinite)
+        if (at := int(start.state.step)) >= train.steps:
+            log(f"nothing is left to do: train.steps={train.steps}, and {root} is at step {at}")
+            return
+        if jax.process_index() == 0:
+            folder.write(root / "config.json", saved.to_json(config))
+        _Loop(config, root, checkpoints, dataset, start, log).train(Preemption(save_on))
 
 
 class _Loop:
     """Where a run is: the one mutable object of training."""
 
-    def __init__(self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start):
+    def __init__(self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start, log):
         self.config, self.root, self.checkpoints, self.dataset = config, root, checkpoints, dataset
+        self.log = log
         self.state, self.row = start
         self.step = int(self.state.step)
+        self.saved = self.step or None  # the last step that was
         self.refused_in_a_row = 0
+        self.unsaved = False  # whether a step was accepted since
+        self.save_due = False  # whether a step was to be saved and was refused
+        self.held_out_loss: float | None = None  # of the last evaluation
         self.last_fetch = time.monotonic()
         mesh = jax.sharding.get_mesh()
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
@@ -98,13 +118,13 @@ class _Loop:
         self.profile = StepProfile(config.train.profile_steps, root / "profile", self.progress.log)
         self.metrics_log = None
         if jax.process_index() == 0:
-            self.metrics_log = MetricsLog(root, self.step, tensorboard=config.train.tensorboard)
+            self.metrics_log = MetricsLog(root, self.step, tensorboard=config.train.tensorboard, log=log)
 
-    def train(self, log: Callable[[str], None]) -> None:
+    def train(self, preemption: Preemption) -> None:
         """Everything from the first step to the last message."""
-        log(report.describe(self.config.name, self.state.model))
+        self.log(report.describe(self.config.name, self.state.model))
         held_out = self._held_out()
-        with Preemption() as preemption:
+        with preemption:
             try:
                 self._steps(held_out, preemption)
             finally:
@@ -112,7 +132,7 @@ class _Loop:
                 if self.metrics_log:
                     self.metrics_log.close()
         if jax.process_index() == 0:
-            report.end(self.config, self.root, self._summary(held_out), log)
+            report.end(self.config, self.root, self._summary(held_out), self.log)
 
     def _steps(self, held_out: list[Batch], preemption: Preemption) -> None:
         train = self.config.train
@@ -129,17 +149,25 @@ class _Loop:
             stop = preemption.requested(self.step)
             last = self.step == train.steps
             evaluate = bool(held_out) and (last or self.step % train.eval_every == 0)
-            if stop or last or evaluate or self.step % train.checkpoint_every == 0:
+            save = stop or last or self.save_due or self.step % train.checkpoint_every == 0
+            if save or evaluate:
                 self._record(*waiting, held_out=held_out if evaluate else None)
                 waiting = None
-            if stop or last or self.step % train.checkpoint_every == 0:
+            if save:
                 self._save(must=stop or last)
             else:
                 self._report_failed(self.checkpoints.check)
+            if last and self.refused_in_a_row:
+                advice = "Try a lower optimizer.schedule.peak, or look at its rows."
+                raise NonFinite(f"the last step, {self.step}, was refused; {self._left()}. {advice}")
             if stop:
-                raise Preempted(f"step {self.step} is saved; the same command goes on from there")
+                raise Preempted(f"{self._left()}; the same command goes on from there")
             if last:
                 return
+
+    def _left(self) -> str:
+        """What a run that ends here leaves."""
+        return f"step {self.saved} is saved" if self.saved else "nothing is saved: no step was accepted"
 
     def _batches(self) -> Iterator[tuple[int, Batch]]:
         train = self.config.train
@@ -147,19 +175,15 @@ class _Loop:
         return pipeline.batches(
             self.dataset.train,
             self.row,
-            self._batch_size_at,
+            train.batch_size_at,
             *share,
             vocab_size=self.config.model.vocab_size,
             start_step=self.step,
             prefetch=self.config.data.prefetch,
         )
 
-    def _batch_size_at(self, at: int) -> int:
-        sizes = [size for start, size in self.config.train.batch_ramp if start <= at]
-        return sizes[-1] if sizes else self.config.train.batch_size
-
     def _on_devices(self, batch: Batch, at: int) -> Batch:
-        return pipeline.to_global(batch, self.placed, self._batch_size_at(at), self.order)
+        return pipeline.to_global(batch, self.placed, self.config.train.batch_size_at(at), self.order)
 
     def _held_out(self) -> list[Batch]:
         """The rows that every evaluation of this run scores: whole batches, the same in every process."""
@@ -182,14 +206,14 @@ class _Loop:
         now = time.monotonic()
         seconds, self.last_fetch = now - self.last_fetch, now
         train = self.config.train
-        tokens = self._batch_size_at(at - 1) * train.sequence_length / seconds
+        tokens = train.batch_size_at(at - 1) * train.sequence_length / seconds
         record = {"step": at, **values, "tokens_per_second": tokens, "seconds": seconds}
         record["bits_per_byte"] = values["loss"] / math.log(2) * self.dataset.targets_per_byte
         if self.peak:
             flops = tokens * train_flops_per_token(self.config.model, train.sequence_length)
             record["mfu"] = mfu(flops, self.peak, jax.device_count())
         if held_out:
-            record["held_out_loss"] = self._evaluate(held_out)
+            record["held_out_loss"] = self.held_out_loss = self._evaluate(held_out)
             self.last_fetch = time.monotonic()
         if self.metrics_log and (at % train.log_every == 0 or held_out):
             self.metrics_log.write(record)
@@ -203,7 +227,7 @@ class _Loop:
                 f"gradient norm, {values['grad_norm']}, are. It is not saved; checkpoints before it are untouched."
             )
         if not values["refused"]:
-            self.refused_in_a_row = 0
+            self.refused_in_a_row, self.unsaved = 0, True
             return
         self.refused_in_a_row += 1
         why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}, "
@@ -216,22 +240,31 @@ class _Loop:
             )
 
     def _save(self, *, must: bool) -> None:
-        """Saves the current step behind the training; `must` waits for it and lets a failure rise."""
+        """Saves the current step behind the training; `must` waits for it and lets a failure rise.
+
+        A refused step has the weights of one before it. It is saved only where a run ends on it and those are not yet;
+        otherwise the next accepted step is saved in its place, so that no good step is retired for it.
+        """
+        self._report_failed(self.checkpoints.wait)  # an earlier step that failed is no reason not to save this one
+        refused = self.refused_in_a_row > 0
+        self.save_due = refused and not must
+        if refused and not (must and self.unsaved):
+            return
         meta = {
             "config": json.loads(saved.to_json(self.config)),
             "row": self.row,
             "data": self.dataset.manifest,
             "mesh": dict(jax.sharding.get_mesh().shape),
         }
-        self._report_failed(self.checkpoints.wait)  # an earlier step that failed is no reason not to save this one
         try:
             self.checkpoints.save(self.step, self.state, meta)
             if must:
                 self.checkpoints.wait()
+            self.saved, self.unsaved = self.step, False
         except checkpoint.SaveFailed as error:
             if must:
                 raise
-            self.progress.log(f"NOT SAVED, training goes on: {error}")
+            self._say_not_saved(error)
         self.last_fetch = time.monotonic()
 
     def _report_failed(self, check: Callable[[], None]) -> None:
@@ -239,12 +272,15 @@ class _Loop:
         try:
             check()
         except checkpoint.SaveFailed as error:
-            self.progress.log(f"NOT SAVED, training goes on: {error}")
+            self._say_not_saved(error)
+
+    def _say_not_saved(self, error: checkpoint.SaveFailed) -> None:
+        self.unsaved = True
+        self.progress.log(f"NOT SAVED, training goes on: {error}")
 
     def _summary(self, held_out: list[Batch]) -> dict[str, float]:
         """Held-out loss against what counting achieves on the same targets, nats a target."""
-        losses = [r["held_out_loss"] for r in read_metrics(self.root) if "held_out_loss" in r]
-        if not held_out or not losses:
+        if self.held_out_loss is None:
             return {}
         counted = entropy(held_out)
-        return {"held_out_loss": losses[-1], "unigram": counted.unigram, "bigram": counted.bigram}
+        return {"held_out_loss": self.held_out_loss, "unigram": counted.unigram, "bigram": counted.bigram}

@@ -1,55 +1,148 @@
-"""What a run writes down while it goes: `metrics.jsonl`, and TensorBoard if its extra is installed."""
+"""What a run writes down while it goes: `metrics.jsonl`, and TensorBoard if its extra is installed.
+
+The checkpoints are the run; this is what it says of itself. A line that cannot be read or written is named and the run
+goes on.
+"""
 
 import importlib.util
 import json
 import os
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+NAME = "metrics.jsonl"
+_MOST_WAITING = 2**24  # characters that wait for room on the disk
+_MOST_LINE = 2**24  # bytes of one line; the longest has layers x experts numbers
 
 
 class MetricsLog:
     """Appends one JSON object a line to `workdir`/metrics.jsonl.
 
-    Opening it drops the lines of steps after `resumed_step` and a line cut short by a kill, so that every step
-    occurs once however often the run was interrupted.
+    Opening it drops the lines of steps after `resumed_step`, one cut short by a kill and those that are damaged, which
+    are named, so that every step occurs once however often the run was interrupted.
 
-    tensorboard: writes files for TensorBoard too, where its extra is installed.
+    Args:
+      tensorboard: writes files for TensorBoard too, where its extra is installed.
+      log: told of what cannot be read or written.
     """
 
-    def __init__(self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool):
-        path = workdir / "metrics.jsonl"
-        records = [record for record in read_metrics(workdir) if record["step"] <= resumed_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+    def __init__(
+        self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool, log: Callable[[str], None] = print
+    ):
+        self._path, self._log = workdir / NAME, log
+        self._waiting: list[str] = []  # lines that the disk has not taken
+        self._length = 0  # bytes of whole lines on disk
+        self._failing = False
         self._board = None
+        try:
+            records = [record for record in read_metrics(workdir, log) if record["step"] <= resumed_step]
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self._path)
+            self._length = len(text.encode())
+        except OSError as error:
+            self._say_failing(error)
+            self._length = self._path.stat().st_size if self._path.is_file() else 0
         if tensorboard and importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+            self._on_board(self._open_board, workdir, resumed_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """`record` has `step`, floats, and lists of floats; TensorBoard shows the latter's distribution."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(record) + "\n")
+        self._flush()
         if self._board is not None:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, record["step"])
-                elif isinstance(value, list):
-                    self._board.add_histogram(name, np.ravel(value), record["step"])
+            self._on_board(self._add_to_board, record)
 
     def close(self) -> None:
-        self._file.close()
+        """The last try for what waits."""
+        self._flush()
+        if self._waiting:
+            self._log(f"{self._path}: {len(self._waiting)} lines are not written")
         if self._board is not None:
-            self._board.close()
+            self._on_board(self._board.close)
+
+    def _flush(self) -> None:
+        """Appends what waits, after cutting off what a full disk left of a line."""
+        data = "".join(self._waiting).encode()
+        if not data:
+            return
+        try:
+            with open(self._path, "ab") as file:
+                self._length = min(self._length, os.fstat(file.fileno()).st_size)  # somebody may have removed it
+                file.truncate(self._length)
+                file.write(data)
+        except OSError as error:
+            self._say_failing(error)
+            while sum(map(len, self._waiting)) > _MOST_WAITING:
+                self._waiting.pop(0)
+            return
+        if self._failing:
+            self._log(f"{self._path}: written again")
+        self._failing, self._waiting, self._length = False, [], self._length + len(data)
+
+    def _say_failing(self, error: OSError) -> None:
+        if not self._failing:
+            self._log(f"{self._path}: {error.strerror}; training goes on, its lines wait until they can be written")
+        self._failing = True
+
+    def _open_board(self, workdir: pathlib.Path, resumed_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+
+    def _add_to_board(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, record["step"])
+            elif isinstance(value, list) and np.isfinite(value).all():  # a histogram of NaN is an error there
+                self._board.add_histogram(name, np.ravel(value), record["step"])
+
+    def _on_board(self, act: Callable, *given) -> None:
+        try:
+            act(*given)
+        except (OSError, ValueError) as error:
+            self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
+            self._board = None
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order; a half-written last line is left out."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines if line]
+def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda message: None) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl in order; a half-written last line is left out, and damaged ones, which `log` hears.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    path = pathlib.Path(workdir) / NAME
+    if not path.is_file():
+        if path.exists():
+            log(f"{path}: no regular file; it is left out")
+        return []
+    records = []
+    for number, line in enumerate(_lines(path), 1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif line.strip() and line.endswith(b"\n"):
+            log(f"{path}, line {number}: no object with a step; it is left out, the rest is kept")
+    return records
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+    """Lines with their ends; one beyond `_MOST_LINE` comes in pieces, none of which is a record."""
+    with open(path, "rb") as file:
+        while line := file.readline(_MOST_LINE):
+            yield line
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and type(record.get("step")) is int
+    return record if whole else None

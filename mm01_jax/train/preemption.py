@@ -1,8 +1,12 @@
-"""SIGTERM and SIGINT: the first asks the run to save its current step and stop; a SIGINT after it ends it at once."""
+"""Signals that ask a run to save its current step and stop: SIGTERM, SIGHUP, the first Ctrl-C, and what is named.
+
+A second Ctrl-C ends the process at once. A signal that was ignored when the process began (`nohup`) stays so.
+"""
 
 import os
 import signal
 import threading
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,11 +19,16 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """A context in which signals are remembered instead of obeyed; use it in the main thread."""
+    """A context in which signals are remembered instead of obeyed; use it in the main thread.
+
+    Args:
+      more: further signals to listen to, as launchers send them (SIGUSR1, SIGUSR2).
+    """
 
     INTERRUPTED = 128 + signal.SIGINT  # exit code of a process that a second SIGINT ended
 
-    def __init__(self):
+    def __init__(self, more: Sequence[signal.Signals] = ()):
+        self._signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *more)
         self._signal: int | None = None
         self._before = {}
 
@@ -27,8 +36,9 @@ class Preemption:
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._remember)
+        for number in self._signals:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._remember)
         threading.Thread(target=self._watch, args=(read,), name="signals", daemon=True).start()
         return self
 

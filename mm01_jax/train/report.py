@@ -44,8 +44,11 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
             f"held-out loss {summary['held_out_loss']:.4f} nats a token; "
             f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
         )
-    drawn = draw(root, read_metrics(root), summary.get("bigram"))
-    log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
+    try:
+        drawn = draw(root, read_metrics(root), summary.get("bigram"))
+        log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
+    except (OSError, TypeError, ValueError) as error:  # the run is done and saved, whatever its log or the disk is
+        log(f"no pictures: {error}")
     more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
     log("next:")
     log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")

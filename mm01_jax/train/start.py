@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,10 +13,10 @@ import jax
 from jax.sharding import Mesh
 
 from mm01_jax import checkpoint
-from mm01_jax.config import Config, ConfigError, fields, saved
+from mm01_jax.config import Config, ConfigError, Problem, fields, saved
 from mm01_jax.config.resume import resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
-from mm01_jax.train import origins, step, transport_check
+from mm01_jax.train import origins, resumed, step, transport_check
 
 Log = Callable[[str], None]
 
@@ -51,6 +53,23 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
         log(f"--init_from={init_from} is not used: this run has begun, it goes on from its own checkpoint")
 
 
+def check_memory(state: step.TrainState, mesh: Mesh) -> None:
+    """Raises ConfigError where a device cannot hold even its share of weights and moments.
+
+    Args:
+      state: with shapes, dtypes and shardings.
+    """
+    device = mesh.devices.flat[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None and device.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    needed = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    if memory is not None and needed > memory:
+        got = f"{needed:,} bytes of weights and moments on a device"
+        allowed = f"at most {memory:,}, the memory of {device.device_kind}; mm01-plan says what a step needs"
+        raise ConfigError([Problem(key="model", got=got, allowed=allowed, nearest="another --config or mesh")])
+
+
 def with_exchange_settled(config: Config, log: Log) -> Config:
     """The config that the model is built with; the run's own, which is saved, keeps what was asked for."""
     exchange = transport_check.settle(config, log)
@@ -64,16 +83,23 @@ def begin(
     dataset: Dataset,
     init_from: str | None,
     log: Log,
+    *,
+    allow_nonfinite: bool = False,
 ) -> Start:
     """Restores the newest sound step, or loads weights from `init_from`, or initialises.
 
+    Args:
+      allow_nonfinite: begin from weights with NaN and infinity, too.
+
     Raises:
       DataError: the data is not what the run began with.
-      CheckpointError: checkpoints exist and none verifies.
+      CheckpointError: checkpoints exist and none verifies; weights in `init_from` are not finite.
     """
     abstract = step.abstract_state(config, mesh)
     began = time.monotonic()
-    restored = checkpoints.restore_latest(abstract)
+    restored = checkpoints.restore_latest(
+        abstract, lambda found: resumed.check(found, config, mesh, checkpoints.manifest_of(found.step))
+    )
     if restored is not None:
         check_unchanged(restored.meta["data"], dataset.manifest)
         log(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
@@ -88,6 +114,8 @@ def begin(
     )
     if init_from:
         model = origins.load(config, init_from, abstract.model, lambda: fresh().model)
+        if not allow_nonfinite:
+            checkpoint.check_finite(init_from, model, mesh, "; --allow-nonfinite takes them as they are")
         log(f"weights from {init_from} (verified, {time.monotonic() - began:.1f} s)")
         make = functools.partial(step.state_of, config)
         return Start(jax.jit(make, out_shardings=placed)(model), 0)

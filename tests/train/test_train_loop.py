@@ -56,11 +56,12 @@ def test_a_fresh_run_saves_evaluates_records_and_says_what_to_type_next(whole):
     assert len(text.splitlines()) <= 40
 
 
-def test_a_run_stopped_by_a_signal_saves_its_step_and_goes_on_bitwise(whole, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR2])
+def test_a_run_stopped_by_a_signal_saves_its_step_and_goes_on_bitwise(whole, text, tmp_path, monkeypatch, number):
     _, _, want, last = whole
-    after_step(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    after_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Preempted, match="step 3 is saved"):
-        run(tmp_path, small.config(text))
+        loop.run(small.config(text), str(tmp_path), save_on=(signal.SIGUSR1, signal.SIGUSR2))
     assert steps_saved(tmp_path) == [2, 3]
     assert losses(tmp_path) == want[:3]
     said, found, digest_found = run(tmp_path, small.config(text))
@@ -90,10 +91,14 @@ def test_only_every_so_many_steps_and_evaluations_are_logged(whole, text, tmp_pa
     assert found == [want[at - 1] for at in (3, 4, 6)]  # evaluated, logged, evaluated
 
 
-def test_a_finished_run_started_again_trains_nothing(whole, text):
+@pytest.mark.parametrize("steps", [6, 3])
+def test_a_finished_run_started_again_changes_nothing_and_says_so(whole, text, steps):
     workdir, _, want, last = whole
-    _, found, digest_found = run(workdir, small.config(text))
+    before = (workdir / "config.json").read_text()
+    said, found, digest_found = run(workdir, small.config(text, train__steps=steps))
     assert (found, digest_found) == (want, last)
+    assert said[-1] == f"nothing is left to do: train.steps={steps}, and {workdir} is at step 6"
+    assert (workdir / "config.json").read_text() == before
 
 
 def test_a_resumed_run_refuses_other_numbers_by_name(whole, text, capsys):
@@ -158,7 +163,7 @@ def test_init_from_a_checkpoint_of_another_model_is_refused_by_every_difference_
     whole, text, tmp_path, monkeypatch, capsys
 ):
     """Widths would not fit; the norm's epsilon and RoPE's reach would, and the maths would silently be another."""
-    monkeypatch.setattr(loop, "begin", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(loop, "begin", lambda *_, **__: pytest.fail("began"))
     other = small.config(text, model__expert_dim=24, model__rotary_dim=8, model__norm_eps=1e-3)
     assert exit_code(tmp_path / "b", other, str(whole[0])) == 2
     error = capsys.readouterr().err
@@ -171,7 +176,7 @@ def test_init_from_a_checkpoint_of_another_model_is_refused_by_every_difference_
 
 def test_init_from_says_in_one_line_that_the_tokenizer_is_another(whole, text, tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(loop, "begin", lambda *_: (_ for _ in ()).throw(Preempted("enough")))
+    monkeypatch.setattr(loop, "begin", lambda *_, **__: (_ for _ in ()).throw(Preempted("enough")))
     monkeypatch.setattr(loop, "open_dataset", lambda *_, **__: type("Data", (), {"describe": lambda self: ""})())
     other = small.config(text, data__tokenizer="tokens/tokenizer.json")
     with pytest.raises(Preempted):

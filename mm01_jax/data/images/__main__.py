@@ -3,7 +3,8 @@
   python -m mm01_jax.data.images --describe a.png b.jpg
   python -m mm01_jax.data.images --describe a.png --json
 
-Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 130 interrupted.
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a full or broken disk,
+130 interrupted.
 """
 
 import hashlib

@@ -53,7 +53,8 @@ def expert_capacity(
     """
     batch_axes, seq_axes = _scope(config, rules)
     tokens = device_tokens * math.prod(map(axis_size, (*batch_axes, *seq_axes)))
-    return math.ceil(config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts)
+    capacity = config.capacity_factor * tokens * config.num_experts_per_token / config.num_experts
+    return min(tokens, math.ceil(capacity))  # an expert has a token once
 
 
 @jax.named_scope("route")

@@ -1,0 +1,43 @@
+"""Which weights are no numbers: every leaf and chunk with NaN or infinity, by name."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
+from mm01_jax.checkpoint.errors import CheckpointError
+
+_NAMED = 8
+
+
+def check_finite(where: object, tree, mesh: Mesh, advice: str = "") -> None:
+    """Raises CheckpointError that names every leaf of `tree`, and its chunk, with a value that is not finite.
+
+    Args:
+      where: the directory that the tree came from. mesh: that it lies on. advice: what else to do, for the message.
+    """
+    leaves = {
+        path: (leaf, stack)
+        for path, leaf, stack in zip(leaf_paths(tree), jax.tree.leaves(tree), leaf_stacks(tree), strict=True)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    with jax.set_mesh(mesh):
+        finite = jax.device_get(_finite([x for x, _ in leaves.values()], stacks=tuple(n for _, n in leaves.values())))
+    bad = [
+        f"{path} {list(map(int, index))}" if len(index) else path
+        for path, whole in zip(leaves, finite, strict=True)
+        for index in np.argwhere(~whole)
+    ]
+    if bad:
+        more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise CheckpointError(f"{where}: weights that are not finite: {', '.join(bad[:_NAMED])}{more}{advice}")
+
+
+@functools.partial(jax.jit, static_argnames="stacks")
+def _finite(leaves, *, stacks: tuple[int, ...]):
+    """Of each leaf and stack index: whether all values are finite; equal on every device."""
+    found = [jnp.isfinite(x).all(axis=tuple(range(stack, x.ndim))) for x, stack in zip(leaves, stacks, strict=True)]
+    return [jax.lax.with_sharding_constraint(x, jax.P()) for x in found]

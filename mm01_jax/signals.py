@@ -1,0 +1,103 @@
+"""How Ctrl-C, SIGTERM and SIGHUP end a command: one line and 128 + the signal's number, wherever they come.
+
+Python runs a handler in the main thread, between two of its instructions: not in compiled code, and not while a program
+is compiled, for minutes. So the handler raises, and a thread beside it ends a process that has not ended by then.
+Training has its own handlers while it steps (`train/preemption.py`), and so has a conversation.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from types import FrameType
+
+ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+SECONDS = 3.0  # that the main thread has for ending by itself
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGHUP came."""
+
+
+def end_at_once() -> None:
+    """Lets Ctrl-C end this process in one line while it is still importing, and while it shuts down."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor another's
+        signal.signal(signal.SIGINT, _end_now)
+
+
+def _end_now(number: int, frame: FrameType | None) -> None:
+    _exit(number, f"{ENDING[number]}\n")
+
+
+def _exit(number: int, text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+    os._exit(128 + number)
+
+
+class Ends:
+    """A context in which these signals end the command; outside the main thread, where none can be set, nothing.
+
+    prefix: the command's name, said in front of the line. interrupted: what to say after Ctrl-C.
+    """
+
+    def __init__(self, prefix: str, interrupted: str):
+        self._texts = ENDING | {signal.SIGINT: interrupted}
+        self._prefix = prefix
+        self.came: int | None = None  # the first signal
+
+    def __enter__(self) -> "Ends":
+        self._before, self._hook = {}, sys.unraisablehook
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        ours = {signal.SIGINT: (signal.default_int_handler, _end_now)}
+        for number in ENDING:
+            if signal.getsignal(number) in ours.get(number, (signal.SIG_DFL,)):
+                self._before[number] = signal.signal(number, self._handle)
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        sys.unraisablehook = self._unraisable
+        threading.Thread(target=self._watch, args=(read,), name="signals of the command", daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        sys.unraisablehook = self._hook
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._write)  # ends the thread
+        for number, handler in self._before.items():
+            if signal.getsignal(number) == self._handle:
+                signal.signal(number, handler)
+
+    def text(self, number: int) -> str:
+        """What is said of a signal."""
+        return f"{self._prefix}{self._texts[number]}"
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.came = self.came or number
+        raise KeyboardInterrupt if number == signal.SIGINT else Ended
+
+    def _unraisable(self, given) -> None:
+        """A signal that came inside a destructor or a callback, where what a handler raises is lost."""
+        if issubclass(given.exc_type, KeyboardInterrupt | Ended):
+            _exit(self.came or signal.SIGINT, f"{self.text(self.came or signal.SIGINT)}\n")
+        self._hook(given)
+
+    def _watch(self, read: int) -> None:
+        """Ends the process at once on a second Ctrl-C, and where nothing else has some time after a first signal."""
+        first = 0
+        while True:
+            ready, _, _ = select.select([read], [], [], SECONDS if first else None)
+            number = os.read(read, 1)[0:1] if ready else b""
+            if ready and not number:
+                os.close(read)
+                return
+            if ready and signal.getsignal(number[0]) != self._handle:
+                continue  # training's, or a conversation's
+            if not ready or (first and number[0] == signal.SIGINT):
+                _exit(first, f"{self.text(first)}\n")
+            first = first or number[0]

@@ -1,0 +1,53 @@
+"""The work directory of a run: whether it can be used, known before any work; its small files, whole or not there."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from mm01_jax import command
+from mm01_jax.config import ConfigError, Problem
+
+
+def check(workdir: str) -> None:
+    """Raises ConfigError where `workdir` cannot be written, or not be made; leaves nothing behind.
+
+    It imports no jax, so that a mistyped folder is refused in an instant.
+    """
+    path = pathlib.Path(workdir)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name that is too long, or below a file
+        there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise _refused(workdir, error) from None
+
+
+def make(workdir: str) -> pathlib.Path:
+    """The folder, made where it is not there; ConfigError where that fails."""
+    path = pathlib.Path(workdir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(workdir, error) from None
+    return path
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it into place, a link's included; OSError names it."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _refused(workdir: str, error: OSError) -> ConfigError:
+    allowed = f"a folder that can be made and written ({error.strerror})"
+    refused = ConfigError([Problem(key="--workdir", got=workdir, allowed=allowed, nearest=None)])
+    refused.exit_code = command.exit_code(error)
+    return refused

@@ -1,0 +1,87 @@
+"""Laws of metrics.jsonl: whatever happens to it, it is named, and the run goes on."""
+
+import json
+import resource
+
+import pytest
+
+from mm01_jax.train import folder
+from mm01_jax.train.metrics import MetricsLog, read_metrics
+
+DAMAGED = [
+    b"not json",
+    b'{"step": 2',
+    b"[1, 2]",
+    b'{"loss": 1.0}',
+    b'{"step": "2"}',
+    b'{"step": true}',
+    b"\xff\xfe",
+    b"[" * 9999,
+]
+
+
+def write(workdir, *steps: int) -> None:
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps))
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: repr(line[:9]))
+def test_a_damaged_line_is_named_and_the_rest_is_kept(tmp_path, line):
+    write(tmp_path, 1, 2)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(line + b'\n{"step": 3}\n{"step": 4}\n{"step"')
+    said = []
+    MetricsLog(tmp_path, 3, tensorboard=False, log=said.append).close()
+    assert said == [f"{tmp_path / 'metrics.jsonl'}, line 3: no object with a step; it is left out, the rest is kept"]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_lines_that_a_full_disk_does_not_take_wait_and_none_is_cut(tmp_path):
+    said = []
+    log = MetricsLog(tmp_path, 0, tensorboard=False, log=said.append)
+    log.write({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))  # as a full disk: a part is written, then EFBIG
+    try:
+        for step in (2, 3):
+            log.write({"step": step, "loss": 0.25})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(said) == 1 and "metrics.jsonl: File too large; training goes on" in said[0]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+    log.write({"step": 4})
+    log.close()
+    assert said[1:] == [f"{tmp_path / 'metrics.jsonl'}: written again"]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_folder_that_is_gone_or_in_the_place_of_the_file_ends_no_run(tmp_path):
+    said = []
+    (tmp_path / "metrics.jsonl").mkdir()
+    log = MetricsLog(tmp_path, 0, tensorboard=False, log=said.append)
+    log.write({"step": 1})
+    (tmp_path / "metrics.jsonl").rmdir()
+    log.write({"step": 2})
+    tmp_path.rename(tmp_path.with_name("elsewhere"))
+    log.write({"step": 3})
+    log.close()
+    assert [message.partition("metrics.jsonl: ")[2].partition(";")[0] for message in said] == [
+        "no regular file",
+        "Is a directory",
+        "written again",
+        "No such file or directory",
+        "1 lines are not written",
+    ]
+
+
+def test_a_log_that_is_a_link_is_replaced_and_what_it_points_to_left_alone(tmp_path):
+    outside, workdir = tmp_path / "outside", tmp_path / "run"
+    workdir.mkdir()
+    outside.write_text("mine\n")
+    for name in ("metrics.jsonl", "config.json"):
+        (workdir / name).symlink_to(outside)
+    log = MetricsLog(workdir, 0, tensorboard=False, log=lambda message: None)
+    log.write({"step": 1})
+    log.close()
+    folder.write(workdir / "config.json", "{}")
+    assert outside.read_text() == "mine\n"
+    assert read_metrics(workdir) == [{"step": 1}] and (workdir / "config.json").read_text() == "{}"
