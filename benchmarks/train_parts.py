@@ -26,8 +26,8 @@ from mm01_jax.train.objectives import pretrain
 class Part:
     """A lowered program, how it is called, and its work.
 
-    start() gives what the first call takes; run(compiled, state, number) gives the next state and the loss or None.
-    tokens, flops: of one call.
+    start() gives what the first call takes; run(compiled, state, number) gives the next state and the loss or None;
+    wait(value) returns when what it waits for is there. tokens, flops: of one call.
     """
 
     lowered: jax.stages.Lowered
@@ -35,6 +35,7 @@ class Part:
     run: Callable[[Any, Any, int], tuple[Any, Any]]
     tokens: int
     flops: float
+    wait: Callable[[Any], Any] = jax.block_until_ready
 
 
 def training_step(config: Config) -> Part:

@@ -1,23 +1,20 @@
-"""Other implementations' training steps on the 1 B shape, where they are installed, for the step's bench.
+"""Other implementations' training steps, and parts of one, where they are installed, for the step's bench.
 
 They are no dependencies: looked up by name when a benchmark asks, and nowhere else.
 """
 
+import dataclasses
 import functools
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import mesh, train_parts
+from benchmarks import mesh, train_parts, train_torch
 from mm01_jax.config import Config
-
-# Settings of jax-linear-attention's step: as its preset comes, and with its kernels for head and loss and its cheaper
-# guard of refused steps, which its documentation has for speed.
-JLA = {
-    "jla": {},
-    "jla, its head kernel": {"ce_impl": "mosaic_gpu", "ce_grad_in_forward": True, "update_guard": "select"},
-}
+from mm01_jax.model.flops import train_flops_per_token
 
 
 def jla(config: Config, **settings) -> train_parts.Part:
@@ -76,3 +73,48 @@ def _jla_optimizer(optim, steps: int, width: int):
         d_model=width,
     )
     return importlib.import_module("jla.training.optimizers").optimizer_from_config(optim, schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Eager:
+    """What is run as it is, in the place of a lowered program."""
+
+    call: Callable[[], Any]
+
+    def compile(self) -> Callable[[], Any]:
+        return self.call
+
+
+def torch_products(config: Config) -> train_parts.Part:
+    """The sum of `torch._grouped_mm`'s products of one expert layer, forward and backward."""
+    model = config.model
+    flops = 18.0 * model.num_experts_per_token * model.embed_dim * model.expert_dim
+    return _of_torch(config, train_torch.grouped_products(config), flops)
+
+
+def transformers_model(config: Config) -> train_parts.Part:
+    """transformers' model, forward and backward."""
+    flops = train_flops_per_token(config.model, config.train.sequence_length)
+    return _of_torch(config, train_torch.language_model(config), flops)
+
+
+def _of_torch(config: Config, call: Callable[[], Any], flops_per_token: float) -> train_parts.Part:
+    torch, tokens = importlib.import_module("torch"), config.train.batch_size * config.train.sequence_length
+
+    def run(compiled, state, number: int):
+        out = compiled()
+        return state, out if isinstance(out, torch.Tensor) else 0.0
+
+    flops = tokens * flops_per_token
+    return train_parts.Part(_Eager(call), lambda: None, run, tokens, flops, lambda _: torch.cuda.synchronize())
+
+
+# Name on the command line -> its ways, which part of a step they are, and how one is made. jla's step is measured as
+# its preset comes, and with its kernels for head and loss and its cheaper guard of refused steps, which its
+# documentation has for speed.
+_JLA_FAST = {"ce_impl": "mosaic_gpu", "ce_grad_in_forward": True, "update_guard": "select"}
+PEERS: dict[str, dict[str, tuple[str, Callable[[Config], train_parts.Part]]]] = {
+    "jla": {"jla": ("step", jla), "jla, its head kernel": ("step", functools.partial(jla, **_JLA_FAST))},
+    "torch": {"torch, products alone": ("experts", torch_products)},
+    "transformers": {"transformers": ("forward_backward", transformers_model)},
+}

@@ -1,7 +1,8 @@
 """A training step, or a part of one, on one GPU: tokens/s, MFU, where the time goes, peers in the same run.
 
     python -m benchmarks.train_step --peer=jla --json=benchmarks/results/train_step.json --picture=docs/train_step.svg
-    python -m benchmarks.train_step --part=experts --width=2048 --experts=8 --expert-width=3072 --rows=1
+    python -m benchmarks.train_step --part=experts --width=2048 --experts=8 --expert-width=3072 --rows=1 --peer=torch
+    python -m benchmarks.train_step --part=forward_backward --config=benchmarks/peer_shape.py --peer=transformers
     python -m benchmarks.train_step --config=configs/text_01.py --part=period --rows=1 --experts=16
     python -m benchmarks.train_step --layers=lightning --length=8192,32768,131072 --rows=16 --remat=full
 
@@ -34,7 +35,7 @@ from tests.command_line import Parser, list_of, list_of_whole, one_of, whole
 LAYERS = ("hybrid", "lightning", "softmax")
 SIZES = ("width", "experts", "expert-width")
 REMATS = ("none", "named", "dots", "full")
-PEERS = {"jla": train_peers.JLA}
+PEERS = train_peers.PEERS
 STEPS, BATCHES = 8, 3  # timed together; so many times
 # Without command buffers, of which a profile knows no parts; other platforms have none.
 UNGRAPHED = {"xla_gpu_graph_min_graph_size": 1_000_000}
@@ -70,7 +71,7 @@ def configured(arguments, length: int, remat: str) -> Config:
     )
     rows = arguments.rows or train.batch_size
     rows = max(1, rows * arguments.length[0] // length) if arguments.length else rows
-    bare = arguments.part in ("period", "experts")  # weights as the products take them, no step to refuse
+    bare = arguments.part != "step"  # weights as the products take them, no step to refuse
     compute = dataclasses.replace(
         compute,
         remat=remat,
@@ -130,11 +131,11 @@ class Bench:
         self._check(case, losses[0])
         times = []
         for _ in range(BATCHES):
-            jax.block_until_ready(state)
+            part.wait(state)
             began = time.monotonic()
             for number in range(STEPS):
                 state, loss = part.run(compiled, state, number)
-            jax.block_until_ready((state, loss))
+            part.wait((state, loss))
             times.append((time.monotonic() - began) / STEPS)
         second = statistics.median(times)
         self.add(case, "speed", part.tokens / second, "tokens/s")
@@ -142,10 +143,10 @@ class Bench:
         self.add(case, "lowering", case.seconds_to_lower, "s")
         self.add(case, "compile", seconds_to_compile, "s")
         self.add(case, "first loss", losses[0])
+        if self.peak and part.flops:
+            self.add(case, "rate", part.flops / second / 1e12, "TFLOP/s")
+            self.add(case, "MFU", 100 * part.flops / second / self.peak, "%")
         if case.peer is None:
-            if self.peak:
-                self.add(case, "rate", part.flops / second / 1e12, "TFLOP/s")
-                self.add(case, "MFU", 100 * part.flops / second / self.peak, "%")
             self.add(case, "memory", mesh.gib(compiled), "GiB")
             self._profile(case, case.profiled.result()[0], state, second)
 
@@ -193,10 +194,10 @@ def cases(bench: Bench, arguments) -> list[Case]:
     found = []
     lengths = arguments.length or [command_line.load_config(arguments.config).train.sequence_length]
     for length in lengths:
-        for name, settings in ((n, s) for peer in arguments.peer for n, s in PEERS[peer].items()):
+        for name, (_, make) in (way for peer in arguments.peer for way in PEERS[peer].items()):
             config = configured(arguments, length, "full")
             subject = _subject(arguments, config)
-            found.append(bench.start(subject, name, config, lambda c=config, s=settings: train_peers.jla(c, **s)))
+            found.append(bench.start(subject, name, config, lambda c=config, make=make: make(c)))
         for remat in arguments.remat:
             config = configured(arguments, length, remat)
             lower = train_parts.PARTS[arguments.part]
@@ -226,6 +227,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=whole(1), help="instead of the config's")
     parser.add_argument("--picture", metavar="FILE", help="stacked bars, SVG")
     arguments = parser.parse_args(argv)
+    for peer in arguments.peer:
+        (part,) = {part for part, _ in PEERS[peer].values()}
+        if part != arguments.part:
+            parser.error(f"--peer={peer} is a peer of --part={part}, not of {arguments.part}")
     bench = Bench(Report(arguments.json, "benchmarks.train_step", argv))
     started = cases(bench, arguments)
     compiling = [future for case in started for future in (case.compiled, case.profiled) if future]

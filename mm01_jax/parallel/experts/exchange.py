@@ -34,7 +34,7 @@ from jax import lax
 
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.parallel.experts.router import count, expert_capacity
-from mm01_jax.parallel.experts.rows import in_block, move_rows, permutation_by
+from mm01_jax.parallel.experts.rows import in_block, move_rows, permutation_by, sum_rows
 from mm01_jax.parallel.experts.transports import Transport
 from pallas_kernels.kept import RETURNED, ROUTED, keep
 
@@ -105,11 +105,12 @@ def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers:
         # The Hopper kernel multiplies by the router's weight where it makes an expert's hidden rows: the gradient then
         # needs no output row, so a forward pass that is computed again for it stops before the last product.
         weight_R = move_rows(weight_TA.reshape(-1, 1), assignment_of_row, row_of_assignment[:, None])[:, 0]
-        weight_TA = None
-    rows = move_rows(x_TD, assignment_of_row // A, row_of_assignment.reshape(T, A))
-    out = apply_experts(rows, filled_sizes, buffers, weight_R)
-    out_TAD = move_rows(out, row_of_assignment, assignment_of_row[:, None]).reshape(T, A, -1)
-    y_TD = _combine(out_TAD, weight_TA)
+    token_of_row, row_TA = assignment_of_row // A, row_of_assignment.reshape(T, A)
+    out = apply_experts(move_rows(x_TD, token_of_row, row_TA), filled_sizes, buffers, weight_R)
+    if weight_R is None:
+        y_TD = _combine(move_rows(out, row_of_assignment, assignment_of_row[:, None]).reshape(T, A, -1), weight_TA)
+    else:
+        y_TD = sum_rows(out, row_TA, token_of_row)
     if rules.ffn:
         y_TD = lax.psum_scatter(y_TD, rules.ffn, scatter_dimension=1, tiled=True)
     return y_TD, jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
@@ -160,12 +161,11 @@ def exchange_and_compute(
     return _combine(out_TAD, weight_TA), unsent + beyond_bound
 
 
-def _combine(out_TAD: jax.Array, weight_TA: jax.Array | None) -> jax.Array:
-    """The sum of a token's outputs by its weights; None where the outputs have them."""
-    if weight_TA is not None:
-        out_TAD = keep(out_TAD, RETURNED)  # the gradient of the weights reads it
+def _combine(out_TAD: jax.Array, weight_TA: jax.Array) -> jax.Array:
+    """The sum of a token's outputs by its weights."""
+    out_TAD = keep(out_TAD, RETURNED)  # the gradient of the weights reads it
     wide = out_TAD.astype(np.promote_types(out_TAD.dtype, np.float32))
-    return jnp.sum(wide if weight_TA is None else wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
+    return jnp.sum(wide * weight_TA[:, :, None], axis=1).astype(out_TAD.dtype)
 
 
 def _slice(x_TD: jax.Array, axes: tuple[str, ...]) -> jax.Array:

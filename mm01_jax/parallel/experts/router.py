@@ -32,11 +32,23 @@ def route(
     logits = keep(logits, ROUTED)
     lse = jax.nn.logsumexp(logits, axis=-1)
     probability = jnp.exp(logits - lse[:, None])
-    choice = keep(lax.top_k(lax.stop_gradient(probability), num_assigned)[1], ROUTED)
+    choice = keep(largest(lax.stop_gradient(probability), num_assigned), ROUTED)
     # Chosen by comparison, not by index: the transpose is a product, where an index's would be a scatter-add.
     chosen = jax.nn.one_hot(choice, router_DE.shape[1], dtype=jnp.bool_)
     top = jnp.sum(jnp.where(chosen, probability[:, None, :], 0.0), axis=-1)
     return choice.astype(jnp.int32), top / jnp.sum(top, axis=-1, keepdims=True), probability, lse
+
+
+def largest(probability_TE: jax.Array, number: int) -> jax.Array:
+    """Indices of the largest (T, number) int32, the largest first, of equal ones the lower index first.
+
+    One after another: XLA's top_k sorts all E on a GPU, which takes 50 us a layer where this takes 10.
+    """
+    index_TE, found = lax.broadcasted_iota(jnp.int32, probability_TE.shape, 1), []
+    for _ in range(number):
+        found.append(lax.argmax(probability_TE, 1, jnp.int32))
+        probability_TE = jnp.where(index_TE == found[-1][:, None], -1.0, probability_TE)
+    return jnp.stack(found, axis=1)
 
 
 def count(choice: jax.Array, num_experts: int) -> jax.Array:

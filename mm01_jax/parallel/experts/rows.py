@@ -24,6 +24,15 @@ def move_rows(x_ND: jax.Array, source_R: jax.Array, places_NA: jax.Array) -> jax
 
 
 def _gather(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[index] along the first dim, zeros where index is past its end; index (R,)."""
+    if x.dtype.itemsize == 2 and x.shape[-1] % 2 == 0 and dispatch.platform() == "gpu":
+        # In words of 32 bits: XLA's gather moves one element a thread, and so reaches 2.4 TB/s instead of 1.7 (H200).
+        words = jax.lax.bitcast_convert_type(x.reshape(x.shape[0], -1, 2), jnp.uint32)
+        return jax.lax.bitcast_convert_type(_take(words, index), x.dtype).reshape(-1, x.shape[-1])
+    return _take(x, index)
+
+
+def _take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode="fill", fill_value=0)
 
 
@@ -32,11 +41,27 @@ def _forward(x_ND, source_R, places_NA):
 
 
 def _backward(places_NA, d_RD):
-    wide = np.promote_types(d_RD.dtype, np.float32)
-    return jnp.sum(_gather(d_RD, places_NA), axis=1, dtype=wide).astype(d_RD.dtype), None, None
+    return _gather_sum(d_RD, places_NA), None, None
 
 
 move_rows.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def sum_rows(x_RD: jax.Array, places_NA: jax.Array, source_R: jax.Array) -> jax.Array:
+    """out[n] = sum over a of x[places[n, a]], the transpose of `move_rows`; (N, D), in float32 before x's dtype."""
+    return _gather_sum(x_RD, places_NA)
+
+
+sum_rows.defvjp(
+    lambda x_RD, places_NA, source_R: (_gather_sum(x_RD, places_NA), source_R),
+    lambda source_R, d_ND: (_gather(d_ND, source_R), None, None),
+)
+
+
+def _gather_sum(x_RD: jax.Array, places_NA: jax.Array) -> jax.Array:
+    wide = np.promote_types(x_RD.dtype, np.float32)
+    return jnp.sum(_take(x_RD, places_NA), axis=1, dtype=wide).astype(x_RD.dtype)
 
 
 def permutation_by(key: jax.Array, num_keys: int) -> tuple[jax.Array, jax.Array]:
