@@ -30,7 +30,7 @@ from typing import TextIO
 
 from absl import flags
 
-from mm01_jax import signals
+from mm01_jax import messages, signals
 
 TYPED, DISK, CLOSED_PIPE = 2, 74, 141
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -72,7 +72,7 @@ def run(
         code = exit_code(error)
         if code is None:
             raise
-        _say(f"{prefix}{_message(error)}")
+        _say(messages.screen(f"{prefix}{_message(error)}"))
         _drop_what_cannot_be_written()
     return code
 

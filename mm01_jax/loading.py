@@ -111,7 +111,7 @@ def _open(path, dtype: str | None, *, of_computation: bool) -> _Opened:
         return _Opened(str(path), checkpoint, with_dtype(config, dtype) if dtype else config)
     if root.is_dir() and not (root / "config.json").exists() and not any(root.glob("*.safetensors")):
         raise CheckpointError(f"{path}: no checkpoint here")
-    source = TorchSource(root)
+    source = TorchSource(root, rounds=dtype is not None)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
     return _Opened(str(path), source, with_dtype(source.config, dtype) if dtype else source.config)
@@ -217,7 +217,7 @@ def _read(source: TorchSource, chunks: dict[tuple, table.Tensor], stack: int, dt
 
     def one(index: tuple[int, ...]) -> None:
         part = out[tuple(i - s.start for i, s in zip(index, box, strict=False))]
-        part[...] = source.read_box(chunks[index], box[stack:])
+        part[...] = source.fitted(chunks[index], source.read_box(chunks[index], box[stack:]), dtype)
         count(part.nbytes)
 
     indices = list(itertools.product(*(range(s.start, s.stop) for s in box[:stack])))

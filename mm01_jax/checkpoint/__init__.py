@@ -1,18 +1,19 @@
 """Checkpoints: training steps and converted weights in one format on disk (docs/checkpoints.md)."""
 
 from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
-from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.finite import check_finite
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
 from mm01_jax.checkpoint.placement import place
-from mm01_jax.checkpoint.plain import check_keys, parse_object
+from mm01_jax.checkpoint.plain import check_keys
 from mm01_jax.checkpoint.reader import Checkpoint, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
 from mm01_jax.checkpoint.writer import ArrayWriter
 
 __all__ = [
+    "FILES",
     "ArrayWriter",
     "Checkpoint",
     "CheckpointError",
@@ -30,7 +31,6 @@ __all__ = [
     "leaf_stacks",
     "load_weights",
     "open_checkpoint",
-    "parse_object",
     "place",
     "read_manifest",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 import tensorstore as ts
 
 from mm01_jax.checkpoint import disk_grid
-from mm01_jax.checkpoint.errors import CheckpointError
+from mm01_jax.checkpoint.errors import FILES, CheckpointError
 from mm01_jax.checkpoint.manifest import Leaf
 
 _IN_FLIGHT_BYTES = 2 * disk_grid.FILE_BYTES
@@ -42,6 +42,7 @@ class StoredArray:
         Raises:
           CheckpointError: a block is missing or does not match its CRC; the message names file and tensor.
         """
+        self._check_files(bounds)
         out = np.empty([s.stop - s.start for s in bounds], np.dtype(self.leaf.dtype))
         # tensorstore decodes into `out` itself, which spares a copy.
         target = ts.array(out).translate_to[tuple(s.start for s in bounds)]
@@ -52,6 +53,20 @@ class StoredArray:
             queue.add(target[box].write(self._store[box]), nbytes, functools.partial(self._check, box))
         queue.finish()
         return out
+
+    def _check_files(self, bounds: tuple[slice, ...]) -> None:
+        """Refuses what tensorstore would wait for (a FIFO), follow out of the checkpoint, or read without end.
+
+        A file has its blocks, a CRC of each, and an index of where they are with a CRC of its own.
+        """
+        leaf = self.leaf
+        blocks = math.prod(f // b for f, b in zip(leaf.file, leaf.block, strict=True))
+        most = math.prod(leaf.file) * np.dtype(leaf.dtype).itemsize + 20 * blocks + 4
+        for name in disk_grid.file_names(self.path, bounds, leaf.file):
+            try:
+                FILES.check(self.root / name, root=self.root, most=most)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} (tensor {self.path})") from None
 
     def _check(self, box, future):
         try:

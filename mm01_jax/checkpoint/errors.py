@@ -1,4 +1,6 @@
-"""What can go wrong with a checkpoint, by who has to act."""
+"""What can go wrong with a checkpoint, by who has to act, and how this room opens files."""
+
+from mm01_jax import files
 
 
 class CheckpointError(Exception):
@@ -19,3 +21,6 @@ class SaveFailed(Exception):
     """A save did not complete (full disk, I/O error). Steps saved before it are untouched."""
 
     exit_code = 74
+
+
+FILES = files.Door(CheckpointError)

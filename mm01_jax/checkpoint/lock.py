@@ -15,6 +15,8 @@ import threading
 import time
 import uuid
 
+from mm01_jax import files
+
 _BEAT_SECONDS = 30.0
 _STALE_SECONDS = 300.0
 
@@ -37,7 +39,10 @@ class RunLock:
     def __init__(self, workdir):
         self._path = pathlib.Path(workdir) / self.NAME
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._fd = files.update(self._path)
+        except OSError as error:
+            raise Locked(f"{self._path}: cannot be locked: {error.strerror}") from error
         self._id = uuid.uuid4().hex
         try:
             self._acquire()
@@ -84,9 +89,10 @@ class RunLock:
 
     def _holder(self) -> dict:
         try:
-            return json.loads(os.pread(self._fd, 512, 0) or b"{}")
+            holder = files.parse_json(os.pread(self._fd, 512, 0) or b"{}")
         except ValueError:  # read in the middle of the holder's first write
             return {}
+        return holder if isinstance(holder, dict) else {}
 
     def _age(self) -> float:
         """Seconds since the holder's last beat, by the file system's own clock."""
@@ -109,4 +115,5 @@ class RunLock:
 def _describe(holder: dict) -> str:
     if not holder:
         return "another process"
-    return f"process {holder['pid']} on {holder['host']}, started {holder['start']},"
+    pid, host, start = (files.shown(holder.get(key, "unknown")) for key in ("pid", "host", "start"))
+    return f"process {pid} on {host}, started {start},"

@@ -21,7 +21,8 @@ import re
 import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, plain
-from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, OtherVersion
+from mm01_jax.files import shown
 
 NAME = "manifest.json"
 CONFIG = "config.json"
@@ -147,7 +148,7 @@ def read(directory: pathlib.Path) -> Manifest:
     """
     manifest = read_file(directory / NAME)
     for name, sha256 in manifest.files.items():
-        if hashlib.sha256(_read_bytes(directory / name)).hexdigest() != sha256:
+        if hashlib.sha256(FILES.read(directory / name, root=directory)).hexdigest() != sha256:
             raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
     return manifest
 
@@ -159,11 +160,11 @@ def read_file(path: pathlib.Path) -> Manifest:
       OtherVersion: a version wrote it whose checkpoints are not read any more.
       CheckpointError: it is missing, cut, altered or not ours; a key that is missing or of another type is named.
     """
-    raw = _read_bytes(path)
+    raw = FILES.read(path, root=path.parent)
     first = _FIRST_LINE.match(raw)
     if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
         raise CheckpointError(f"{path}: the manifest does not match its own checksum")
-    body = plain.parse_object(path, raw)
+    body = FILES.parse(path, raw)
     if isinstance(body.get("format"), str) and body["format"] in _OLD_FORMATS:
         raise OtherVersion(f"{path}: {_OLD_FORMATS[body['format']]}")
     plain.check_keys(body, {"format": plain.one_of(_FORMAT)}, path)
@@ -178,7 +179,7 @@ def read_file(path: pathlib.Path) -> Manifest:
 
 def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     if not disk_grid.is_leaf_path(name):
-        raise CheckpointError(f"{path}: leaves: {name!r} is not the path of a leaf")
+        raise CheckpointError(f"{path}: leaves: {shown(name)!r} is not the path of a leaf")
     plain.check_keys(entry, _LEAF, path, f"leaves.{name}")
     lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)
     shapes = {key: tuple(entry[key]) for key in ("shape", "file", "block")}
@@ -194,13 +195,6 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
         raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")
     return leaf
-
-
-def _read_bytes(path: pathlib.Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
 
 
 def versions() -> dict[str, str]:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from mm01_jax.checkpoint import digest, disk_grid, manifest, plain, processes
+from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import StoredArray
-from mm01_jax.checkpoint.errors import CheckpointError, OtherVersion
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, OtherVersion
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.config import Config, ConfigError, saved
+from mm01_jax.messages import listing
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
@@ -19,8 +20,10 @@ STATE = "state"  # the checkpoint proper, inside a step or a conversion
 class Checkpoint:
     """One verified manifest and the arrays it describes."""
 
-    def __init__(self, directory: pathlib.Path, prefix: str = ""):
+    def __init__(self, directory: pathlib.Path, prefix: str = "", *, root: pathlib.Path | None = None):
+        """root: the run that owns the directory; None where a person named it."""
         self.directory = pathlib.Path(directory) / STATE
+        FILES.inside(self.directory, root or directory)
         self.manifest = manifest.read(self.directory)
         self.prefix = prefix
 
@@ -33,16 +36,12 @@ class Checkpoint:
     @property
     def config_json(self) -> str:
         """The run's configuration, as saved: JSON text, never code."""
-        path = self.directory / manifest.CONFIG
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: {error}") from None
+        return FILES.text(self.directory / manifest.CONFIG, root=self.directory)
 
     @property
     def config_object(self) -> dict:
         """The run's configuration as parsed JSON, its fields not yet checked."""
-        return plain.parse_object(self.directory / manifest.CONFIG, self.config_json.encode())
+        return FILES.json(self.directory / manifest.CONFIG, root=self.directory)
 
     @property
     def config(self) -> Config:
@@ -106,7 +105,7 @@ class Checkpoint:
             if want.shape != have.shape or (want.dtype.name != have.dtype and not cast):
                 problems.append(f"{path}: stored {have.dtype}{list(have.shape)}, wanted {want.dtype}{list(want.shape)}")
         if problems:
-            raise ValueError(f"{self.directory} does not fit the model: " + "; ".join(sorted(problems)))
+            raise ValueError(f"{self.directory} does not fit the model: {listing(sorted(problems))}")
 
     def _load(self, path: str, want: jax.ShapeDtypeStruct, count: Callable[[int], None]) -> jax.Array:
         stored = StoredArray(self.directory, path, self.manifest.leaves[path])
@@ -140,12 +139,12 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     problems = []
     for _, step in reversed(list_steps(directory / CHECKPOINTS)):
         try:
-            return Checkpoint(step, prefix)
+            return Checkpoint(step, prefix, root=directory)
         except OtherVersion:
             raise
         except CheckpointError as error:
             problems.append(str(error))
-    raise CheckpointError(f"{directory}: no checkpoint here" + "".join(f"; {p}" for p in problems))
+    raise CheckpointError(listing([f"{directory}: no checkpoint here", *problems]))
 
 
 def load_weights(directory, abstract_model):

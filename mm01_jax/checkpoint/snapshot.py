@@ -6,12 +6,12 @@ the training step may donate the arrays. Writing it needs nothing of the devices
 
 import hashlib
 import json
-import os
 import pathlib
 
 import jax
 import numpy as np
 
+from mm01_jax import files
 from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 
@@ -49,28 +49,8 @@ class Snapshot:
                 array.write(bounds, data, queue)
         queue.finish()
         if jax.process_index() == 0:
-            write_file(root / manifest.CONFIG, self._config)
-            write_file(root / manifest.NAME, self.manifest.to_bytes())
-
-
-def write_file(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file under a temporary name, syncs it, and renames it into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: pathlib.Path) -> None:
-    """Makes renames inside a directory durable."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+            files.write(root / manifest.CONFIG, self._config)
+            files.write(root / manifest.NAME, self.manifest.to_bytes())
 
 
 def _leaf(path: str, array: jax.Array, stack: int) -> manifest.Leaf:

@@ -5,6 +5,7 @@ in them is ours (`snapshot`, `reader`). Retired steps are renamed out of sight b
 step is ever half there.
 """
 
+import contextlib
 import pathlib
 import shutil
 import threading
@@ -14,11 +15,13 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from mm01_jax import files
 from mm01_jax.checkpoint import manifest, processes
-from mm01_jax.checkpoint.errors import CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
-from mm01_jax.checkpoint.snapshot import Snapshot, sync_directory
+from mm01_jax.checkpoint.snapshot import Snapshot
+from mm01_jax.messages import listing
 
 _RETIRED = "retired"  # steps on their way out
 _DAMAGED = "damaged"  # steps that did not verify, kept for a look
@@ -59,8 +62,14 @@ class Checkpoints:
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._purge()
+        try:
+            FILES.folder(self.directory)
+            for name in (_RETIRED, _DAMAGED):
+                FILES.refuse_link(self.directory / name)
+            self._purge()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -125,14 +134,17 @@ class Checkpoints:
                 self._lock.close()
 
     def latest_meta(self) -> dict | None:
-        """`meta` of the newest step whose manifest is sound, or None: for comparing configurations before restoring.
+        """`meta` of the newest step whose manifest is sound, with `config` and the `config_file` that it lies in.
+
+        None where there is no step: it is for comparing configurations before restoring.
 
         Raises:
           OtherVersion: a version wrote the run whose checkpoints are not read any more.
         """
         for _, path in reversed(list_steps(self.directory)):
             try:
-                return _meta(Checkpoint(path))
+                newest = Checkpoint(path, root=self.directory.parent)
+                return _meta(newest) | {"config_file": str(newest.directory / manifest.CONFIG)}
             except OtherVersion:
                 raise
             except CheckpointError as error:
@@ -162,7 +174,7 @@ class Checkpoints:
         problems = []
         for step, path in reversed(list_steps(self.directory)):
             try:
-                checkpoint = Checkpoint(path)
+                checkpoint = Checkpoint(path, root=self.directory.parent)
                 if checkpoint.manifest.step != step:
                     raise CheckpointError(f"{path}: the manifest is of step {checkpoint.manifest.step}")
                 restored = Restored(checkpoint.restore(abstract_state), _meta(checkpoint), step)
@@ -176,7 +188,7 @@ class Checkpoints:
             self._set_aside([path for path, _ in problems])
             return restored
         if problems:
-            texts = "; ".join(text for _, text in problems)
+            texts = listing([text for _, text in problems])
             raise NoValidCheckpoint(f"none of the {len(problems)} steps in {self.directory} verifies: {texts}")
         return None
 
@@ -194,9 +206,9 @@ class Checkpoints:
     def _retire(self):
         for _, path in list_steps(self.directory)[: -self._keep]:
             retired = self.directory / _RETIRED / path.name
-            retired.parent.mkdir(exist_ok=True)
+            FILES.folder(retired.parent)
             path.rename(retired)
-        sync_directory(self.directory)
+        files.sync_directory(self.directory)
         self._purge()
 
     def _purge(self):
@@ -204,17 +216,17 @@ class Checkpoints:
         if jax.process_index() == 0:
             for path in [*self.directory.glob(f"{_RETIRED}/*"), *self.directory.glob(_TEMPORARY)]:
                 try:
-                    shutil.rmtree(path)
+                    files.remove(path, path.parent)
                 except OSError as error:  # costs room, not correctness: the run goes on
                     self._log(f"{path} could not be deleted: {error}")
 
     def _set_aside(self, paths: list[pathlib.Path]):
         """Frees the names of damaged steps, which the run will reach again."""
         for path in paths if jax.process_index() == 0 else []:
-            target = self.directory / _DAMAGED / path.name
-            shutil.rmtree(target, ignore_errors=True)
-            target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+            damaged = FILES.folder(self.directory / _DAMAGED)
+            with contextlib.suppress(OSError):
+                files.remove(damaged / path.name, damaged)
+            path.rename(damaged / path.name)
 
 
 def _name(step: int) -> str:

@@ -7,20 +7,22 @@ whole and the bytes on disk give the digest in it.
 
 import hashlib
 import json
+import os
 import pathlib
 import threading
 
 import numpy as np
 
+from mm01_jax import files
 from mm01_jax.checkpoint import digest, disk_grid, manifest
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
 from mm01_jax.checkpoint.lock import RunLock
 from mm01_jax.checkpoint.reader import STATE
-from mm01_jax.checkpoint.snapshot import sync_directory, write_file
 
 _PLAN = "plan.json"
 _JOURNAL = "journal.jsonl"
+TYPED = files.Door(ValueError)  # where a conversion goes is what a person typed
 
 
 class ArrayWriter:
@@ -43,14 +45,14 @@ class ArrayWriter:
         self._lanes = {
             path: np.zeros(x.shape[: x.stack] + (digest.LANES,), np.uint32) for path, x in self._leaves.items()
         }
-        self._state = self._partial / STATE
-        self._state.mkdir(parents=True, exist_ok=True)
+        self._state = claim_partial(self._partial, _PLAN) / STATE
+        TYPED.folder(self._state)
         self._lock = RunLock(self._partial)
         try:
             self._check_plan()
             self._entries = self._read_journal()
             self._verified = set()  # chunks written or read back by this process
-            self._journal = open(self._partial / _JOURNAL, "a")  # noqa: SIM115 - open as long as the writer is
+            self._journal = os.fdopen(files.update(self._partial / _JOURNAL, os.O_APPEND), "a")
             self._journal_lock = threading.Lock()
             self._arrays = {path: StoredArray(self._state, path, x, create=True) for path, x in self._leaves.items()}
         except BaseException:
@@ -130,31 +132,55 @@ class ArrayWriter:
             versions=manifest.versions(),
             source_sha256=sources,
         )
-        write_file(self._state / manifest.CONFIG, config)
-        write_file(self._state / manifest.NAME, result.to_bytes())
+        files.write(self._state / manifest.CONFIG, config)
+        files.write(self._state / manifest.NAME, result.to_bytes())
         self.close()
         self._partial.rename(self._target)
-        sync_directory(self._target.parent)
+        files.sync_directory(self._target.parent)
         for name in (_PLAN, _JOURNAL, RunLock.NAME):
             (self._target / name).unlink()
 
     def _check_plan(self):
         plan = json.dumps({path: [x.shape, x.dtype, x.stack, x.file] for path, x in self._leaves.items()})
         path = self._partial / _PLAN
-        if not path.exists():
-            write_file(path, plan.encode())
-        if path.read_text() != plan:
+        if not os.path.lexists(path):
+            files.write(path, plan.encode())
+        if TYPED.text(path, root=self._partial) != plan:
             raise ValueError(
                 f"{self._partial} holds an interrupted conversion of other leaves; remove it to start anew"
             )
 
     def _read_journal(self) -> dict:
         path = self._partial / _JOURNAL
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut
-        write_file(path, "".join(whole).encode())
-        entries = [json.loads(line) for line in whole]
+        lines = TYPED.read(path, root=self._partial).split(b"\n")[:-1] if os.path.lexists(path) else []
+        entries = [entry for entry in map(_entry, lines) if entry]  # the last one may be cut
+        files.write(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
         return {(entry["path"], tuple(entry["index"])): entry for entry in entries}
+
+
+def claim_partial(partial: pathlib.Path, plan: str) -> pathlib.Path:
+    """The folder that a conversion grows in, made or left by an interrupted one, which has a file `plan` in it.
+
+    Raises:
+      ValueError: something else lies there.
+    """
+    TYPED.folder(partial)
+    found = {path.name for path in partial.iterdir()} - {STATE, RunLock.NAME}
+    if found and plan not in found:
+        what = f"holds {files.quoted(min(found))} and is no interrupted conversion"
+        raise ValueError(f"{partial}: {what}; remove it or choose another target")
+    return partial
+
+
+def _entry(line: bytes) -> dict | None:
+    """A line of the journal; None of what is none, whose chunk is written again."""
+    try:
+        entry = files.parse_json(line)
+        kinds = {"path": str, "lanes": list, "sources": dict, "index": list}
+        good = all(type(entry[key]) is kind for key, kind in kinds.items())
+        return entry if good and all(type(i) is int for i in entry["index"]) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _leaf(path: str, shape: tuple[int, ...], dtype: str, stack: int) -> manifest.Leaf:

@@ -25,7 +25,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mm01_jax import config
+from mm01_jax import config, files
 from mm01_jax.config import Config, ConfigError, Problem, fields, rules, saved
 
 _EXAMPLE = "configs/tiny.py"
@@ -87,8 +87,8 @@ def read_file(path: str) -> Config:
     if file.suffix == ".py":
         return _run_file(file)
     try:
-        return saved.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return saved.from_json(files.Door().text(file))
+    except files.FileError as error:
         raise _refused("--config", path, f"{ALLOWED}, that can be read ({error})", _EXAMPLE) from None
 
 

@@ -46,7 +46,7 @@ class ConfigError(ValueError):
     """Everything wrong with a config and the flags that made it, one line each; one problem is one line in all."""
 
     exit_code = 2
-    MOST_LINES = 20
+    MOST_LINES = 18  # with the first line and the last a screen
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from mm01_jax import files
 from mm01_jax.config import ComputeConfig, Config, ConfigError, Problem, fields, rules
 
 
@@ -29,10 +30,10 @@ def from_json(text: str) -> Config:
       ConfigError: 0.1 wrote it; or keys are unknown, missing or repeated; or a rule is broken. All is named at once.
     """
     try:
-        plain = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        plain = files.parse_json(text.encode(), _once)
     except ConfigError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         allowed = f"a config as JSON ({error})"
         raise ConfigError(
             [Problem(key="json", got=text, allowed=allowed, nearest="a config.json that a run saved")]
@@ -47,18 +48,15 @@ def from_json(text: str) -> Config:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        values = {name: [value for other, value in pairs if other == name] for name in repeated}
+    values: dict[str, list] = {}
+    for name, value in pairs:
+        values.setdefault(name, []).append(value)
+    if len(values) < len(pairs):
+        repeated = sorted((files.shown(name), value) for name, value in values.items() if len(value) > 1)
         raise ConfigError(
-            [Problem(key=k, got=v, allowed="each key once", nearest=f"{k}: {v[0]!r}") for k, v in values.items()]
+            [Problem(key=k, got=v, allowed="each key once", nearest=f"{k}: {v[0]!r}") for k, v in repeated]
         )
     return dict(pairs)
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 _ABSENT = "nothing"
@@ -103,9 +101,12 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
     if not isinstance(plain, dict):
         yield Problem(key=where, got=plain, allowed=f"an object with the keys {', '.join(names)}", nearest="{...}")
         return
-    for name in (name for name in plain if name not in names):
+    for number, name in enumerate(name for name in plain if name not in names):
         allowed = f"the fields of {where}: {', '.join(names)}"
-        yield Problem(key=prefix + name, got=plain[name], allowed=allowed, nearest=fields.nearest_key(prefix + name))
+        key = prefix + files.shown(name)
+        # What is not shown needs no near name, which takes milliseconds to find.
+        nearest = fields.nearest_key(key) if number < ConfigError.MOST_LINES else None
+        yield Problem(key=key, got=plain[name], allowed=allowed, nearest=nearest)
     for name, annotation in names.items():
         annotation = _present(annotation, plain.get(name))
         if name not in plain and prefix + name in _SINCE_0_2_0:

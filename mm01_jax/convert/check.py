@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.checkpoint import CheckpointError, Manifest, read_manifest
+from mm01_jax.checkpoint import FILES, CheckpointError, Manifest, read_manifest
 from mm01_jax.config import ModelConfig
 from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
 from mm01_jax.convert.torch import decay, files
 from mm01_jax.convert.torch.settings import Settings
+from mm01_jax.messages import LISTED, listing
 
 
 def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = print) -> None:
@@ -25,7 +26,7 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
       check_finite: read every tensor and refuse NaN and infinity.
 
     Raises:
-      CheckpointError: it is damaged or differs; everything found is named.
+      CheckpointError: it is damaged or differs. Everything found is named; what no screen holds is in the log.
     """
     checkpoint = open_source(source, check_finite=check_finite)
     log(f"{checkpoint.directory}: {len(checkpoint.tensors):,} tensors have the names, shapes and dtype of the config")
@@ -35,8 +36,10 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
     else:
         what = _compare(checkpoint, pathlib.Path(against), check_finite, problems)
     if problems:
+        for problem in problems[LISTED:] and problems:
+            log(problem)
         count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
-        raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + files.listing(problems, "\n  "))
+        raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + listing(problems, "\n  "))
     log(f"{checkpoint.directory}: agrees with {what}")
 
 
@@ -53,7 +56,7 @@ def _compare(source, against: pathlib.Path, check_finite: bool, problems: list[s
     """Adds what differs to `problems`; says with what it was compared."""
     manifest = origin = None
     if against.is_file():
-        plain = files.read_json(against)
+        plain = FILES.json(against)
         if "sha256" not in plain:  # with which a manifest begins
             problems += _sha256_problems(source, files.check_sha256s(against, plain)["tensors"])
             return f"the SHA-256 in {against}"

@@ -6,10 +6,10 @@ byte-level model one that says so (`tokenizer.bytes_json`), which comes back as 
 
 import json
 import pathlib
-import shutil
 
-from mm01_jax.checkpoint import CheckpointError
-from mm01_jax.data.tokenizer import TOKENIZER_FILE, bytes_json
+from mm01_jax.checkpoint import FILES
+from mm01_jax.data.tokenizer import MOST_BYTES, TOKENIZER_FILE, bytes_json
+from mm01_jax.files import write
 
 NAMES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
@@ -18,13 +18,11 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     """Copies those that lie in `source`; their names.
 
     Raises:
-      CheckpointError: one is a link out of the directory.
+      CheckpointError: one leads out of the directory, or is too large.
     """
     present = [name for name in NAMES if (source / name).is_file()]
     for name in present:
-        if not (source / name).resolve().is_relative_to(source.resolve()):
-            raise CheckpointError(f"{source / name}: a link out of the directory; copy the file into it")
-        shutil.copyfile(source / name, target / name)
+        write(target / name, FILES.read(source / name, root=source, most=MOST_BYTES))
     return present
 
 
@@ -33,9 +31,9 @@ def export(source: pathlib.Path, target: pathlib.Path, named: str | None) -> str
     if TOKENIZER_FILE in copy(source, target):
         return None
     if named == "bytes":
-        (target / TOKENIZER_FILE).write_text(json.dumps(bytes_json()), encoding="utf-8")
+        write(target / TOKENIZER_FILE, json.dumps(bytes_json()).encode())
         return None
     if named and pathlib.Path(named).is_file():
-        shutil.copyfile(named, target / TOKENIZER_FILE)
+        write(target / TOKENIZER_FILE, FILES.read(named, most=MOST_BYTES))
         return None
     return f"no {TOKENIZER_FILE} came along: there is none beside the weights{f', nor at {named!r}' if named else ''}"

@@ -18,6 +18,7 @@ from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import TorchSource, with_dtype
 from mm01_jax.convert.torch import decay
+from mm01_jax.files import Door, write
 
 _ORIGIN = "source.json"  # beside an interrupted conversion: what it was reading
 
@@ -42,7 +43,7 @@ def from_torch(
       CheckpointError: the source is damaged or contradicts its config.json; names file and tensor.
       ValueError: the target is there already, holds another interrupted conversion, or has no room.
     """
-    torch = TorchSource(source, check_finite=check_finite)
+    torch = TorchSource(source, check_finite=check_finite, rounds=dtype is not None)
     target_dtype = dtype or torch.dtype
     if target_dtype not in ("bfloat16", "float32"):
         raise ValueError(f"dtype: the weights are {torch.dtype}; choose --dtype=bfloat16 or --dtype=float32")
@@ -79,7 +80,9 @@ def _convert(torch: TorchSource, writer: ArrayWriter, dtype: str, progress: Prog
         progress.add(_nbytes(torch, tensor))
         return
     chunk, sha256 = torch.read_with_sha256(tensor, progress.add)
-    writer.write(tensor.leaf, tensor.index, chunk.astype(dtype, copy=False), {name: sha256})
+    # A tensor of another dtype than most: what was converted is not its bits, so they are no digest of ours.
+    sources = {name: sha256} if chunk.dtype.name == torch.dtype else {}
+    writer.write(tensor.leaf, tensor.index, torch.fitted(tensor, chunk, dtype), sources)
 
 
 def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:
@@ -90,7 +93,8 @@ def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:
     if torch.sha256s:
         notes.append("every tensor is compared with the directory's list of SHA-256")
     partial = _partial(target)
-    done = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    found = partial.rglob("*") if partial.is_dir() and not partial.is_symlink() else ()
+    done = sum(path.lstat().st_size for path in found)
     return Plan(
         tensors=len(torch.tensors),
         bytes_in=elements * np.dtype(torch.dtype).itemsize,
@@ -120,6 +124,6 @@ def _claim_partial(torch: TorchSource, target: pathlib.Path) -> None:
     times = [(shard, status.st_size, status.st_mtime_ns) for shard, status in shards.items()]
     origin = hashlib.sha256(json.dumps([torch.plain, entries, times]).encode()).hexdigest()
     path = _partial(target) / _ORIGIN
-    if path.exists() and path.read_text() != origin:
+    if path.exists() and Door(ValueError).text(path, root=path.parent) != origin:
         raise ValueError(f"{path.parent} holds an interrupted conversion of another source; remove it to start anew")
-    path.write_text(origin)
+    write(path, origin.encode())

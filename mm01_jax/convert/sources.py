@@ -16,11 +16,13 @@ from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_key
 from mm01_jax.checkpoint.plain import OBJECT, one_of
 from mm01_jax.config import Config
 from mm01_jax.convert import axes, table
-from mm01_jax.convert.torch import structure
+from mm01_jax.convert.torch import header, structure
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
-from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, listing, sha256, update_sha256
+from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, sha256, update_sha256
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.convert.torch.settings import read as read_settings
+from mm01_jax.files import write
+from mm01_jax.messages import listing
 
 
 class TorchSource:
@@ -30,7 +32,8 @@ class TorchSource:
       CheckpointError: a structural fault; every missing, surplus or mis-shaped tensor is named at once.
     """
 
-    def __init__(self, directory, *, check_finite: bool = False):
+    def __init__(self, directory, *, check_finite: bool = False, rounds: bool = False):
+        """rounds: values of a wider dtype than the weights' may be rounded to it, because one was asked for."""
         self.files = TensorFiles(directory)
         self.directory = self.files.directory
         settings = read_settings(self.files.json("config.json"), str(self.directory / "config.json"))
@@ -45,7 +48,7 @@ class TorchSource:
         if problems:
             raise CheckpointError(f"{self.directory}: {listing(problems)}")
         self.sha256s = self._known_sha256s()
-        self._check_finite = check_finite
+        self._check_finite, self._rounds = check_finite, rounds
 
     def _known_sha256s(self) -> dict[str, str]:
         """The SHA-256 of every tensor, where the directory has a list of them."""
@@ -62,7 +65,7 @@ class TorchSource:
         return known
 
     def read(self, tensor: table.Tensor) -> np.ndarray:
-        """The chunk that holds a tensor, in our layout and the stored dtype."""
+        """The chunk that holds a tensor, in our layout and the dtype that this tensor is stored in."""
         return self.read_with_sha256(tensor)[0]
 
     def read_with_sha256(
@@ -77,7 +80,7 @@ class TorchSource:
           CheckpointError: the bytes are not those of the directory's list, or are not finite where that was asked.
         """
         name, row = self.dialect.torch_name(tensor), tensor.row
-        total, dtype = hashlib.sha256(), np.dtype(self.dtype)
+        total, dtype = hashlib.sha256(), np.dtype(header.DTYPES[self.files.entries[name].dtype])
         turned = row.torch_axes.split()[::-1] == row.our_axes.split() and len(tensor.shape) == 2
         out = np.empty(tensor.chunk_shape if turned else tensor.shape, dtype)
         for start, block in self.files.blocks(name):
@@ -93,6 +96,22 @@ class TorchSource:
         if self.sha256s and self.sha256s[name] != digest:
             raise CheckpointError(f"{self.files.where(name)}: its SHA-256 is not the one in {SHA256S}")
         return (out if turned else axes.rearrange(out, row.torch_axes, row.our_axes, tensor.sizes)), digest
+
+    def fitted(self, tensor: table.Tensor, array: np.ndarray, dtype) -> np.ndarray:
+        """Values of a tensor in another dtype.
+
+        Raises:
+          CheckpointError: it is stored in a wider dtype than the weights, this one does not hold its values, and
+            nobody asked for it.
+        """
+        cast = array.astype(dtype, copy=False)
+        if array.dtype.name == self.dtype or self._rounds:
+            return cast
+        lost = np.count_nonzero((cast.astype(array.dtype) != array) & ~np.isnan(array))
+        if lost:
+            what = f"is {array.dtype} among {self.dtype} weights, and {lost:,} values are none of {cast.dtype}"
+            raise CheckpointError(f"{self.where(tensor)}: {what}; --dtype=float32 keeps them, --dtype=bfloat16 rounds")
+        return cast
 
     def read_box(self, tensor: table.Tensor, bounds: tuple[slice, ...]) -> np.ndarray:
         """A box of a chunk, reading little more than the box from the file; nothing is verified."""
@@ -214,4 +233,4 @@ def with_dtype(config: Config, dtype: str) -> Config:
 
 def write_json(path: pathlib.Path, plain: dict) -> None:
     """Writes a JSON object, indented."""
-    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write(path, (json.dumps(plain, indent=2, allow_nan=False) + "\n").encode())

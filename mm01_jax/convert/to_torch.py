@@ -13,13 +13,15 @@ from collections.abc import Callable
 import numpy as np
 import safetensors
 
-from mm01_jax.checkpoint import CheckpointError, RunLock
+from mm01_jax.checkpoint import FILES, CheckpointError, RunLock
+from mm01_jax.checkpoint.writer import TYPED, claim_partial
 from mm01_jax.convert import axes, companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import CheckpointSource, write_json
 from mm01_jax.convert.torch import decay, files, released
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 from mm01_jax.convert.torch.shard import ShardFile
+from mm01_jax.files import parse_json, sync_directory, update, write
 
 SHARD_BYTES = 4_900_000_000  # below the 5 GB that hubs and their tools take for a file
 _JOURNAL = "journal.jsonl"
@@ -73,15 +75,14 @@ def to_torch(
     if dry_run:
         return
     plan.check_room()
-    partial.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(partial)
+    lock = RunLock(claim_partial(partial, _PLAN))
     try:
         _check_plan(partial, checkpoint, settings, shards)
         progress = Progress(nbytes, "to-torch")
         sha256s = _write_shards(_Export(checkpoint, chosen, target_dtype, partial, progress), shards)
         _write_small_files(partial, settings, shards, sha256s)
         card = released.model_card(checkpoint.config, chosen, len(items), nbytes, target_dtype)
-        (partial / "README.md").write_text(card)
+        write(partial / "README.md", card.encode())
         _export_tokenizer(checkpoint, partial, log)
         _give_final_name(partial, target)
     finally:
@@ -118,7 +119,7 @@ def _shards(items: list[Item], limit: int) -> dict[str, list[Item]]:
 def _plan(checkpoint, items, shards, target, chosen) -> Plan:
     dialect, dtype = chosen
     partial = target.with_name(target.name + ".partial")
-    done = sum(p.stat().st_size for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    done = sum(p.lstat().st_size for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
     elements = sum(map(table.num_elements, checkpoint.tensors))
     notes = [f"dialect {dialect.name}, {checkpoint.dtype} -> {dtype}, {len(shards)} shard{'s' * (len(shards) > 1)}"]
     made = len(items) - len(checkpoint.tensors)
@@ -139,9 +140,9 @@ def _check_plan(partial: pathlib.Path, checkpoint: CheckpointSource, settings: d
     names = {shard: [item.name for item in items] for shard, items in shards.items()}
     plan = json.dumps([checkpoint.checkpoint.manifest.tree_sha256(), settings, names], sort_keys=True)
     path = partial / _PLAN
-    if path.exists() and path.read_text() != plan:
+    if os.path.lexists(path) and TYPED.text(path, root=partial) != plan:
         raise ValueError(f"{partial} holds another interrupted conversion; remove it to start anew")
-    path.write_text(plan)
+    write(path, plan.encode())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +178,7 @@ class _Export:
         shard_sha256s = dict(zip((item.name for item in items), sha256s, strict=True))
         self._compare(name, shard_sha256s)
         temporary.rename(self.partial / name)
-        _sync(self.partial)
+        sync_directory(self.partial)
         return shard_sha256s
 
     def _compare(self, shard: str, sha256s: dict[str, str]) -> None:
@@ -193,30 +194,40 @@ class _Export:
 def _write_shards(export: _Export, shards: dict[str, list[Item]]) -> dict[str, str]:
     """All shards; those an earlier run finished are read back and compared instead."""
     journal, sha256s = export.partial / _JOURNAL, {}
-    lines = journal.read_text().splitlines() if journal.exists() else []
-    noted = dict(map(json.loads, (line for line in lines if line.endswith("]"))))  # the last line may be cut
-    journal.write_text("".join(json.dumps(entry) + "\n" for entry in noted.items()))
+    lines = TYPED.read(journal, root=export.partial).split(b"\n") if os.path.lexists(journal) else []
+    noted = dict(filter(None, map(_entry, lines)))  # the last line may be cut
+    write(journal, "".join(json.dumps(entry) + "\n" for entry in noted.items()).encode())
     for name, items in shards.items():
         shard_sha256s = noted.get(name)
         if shard_sha256s is not None and _holds(export.partial / name, shard_sha256s):
             export.progress.add(sum(item.nbytes for item in items))
         else:
             shard_sha256s = export.shard(name, items)
-            with open(journal, "a") as file:
+            with os.fdopen(update(journal, os.O_APPEND), "a") as file:
                 file.write(json.dumps([name, shard_sha256s]) + "\n")
         sha256s |= shard_sha256s
     return sha256s
 
 
+def _entry(line: bytes) -> tuple[str, dict] | None:
+    """A line of the journal; None of what is none, whose shard is written again."""
+    try:
+        name, sha256s = parse_json(line)
+        return (name, sha256s) if isinstance(name, str) and isinstance(sha256s, dict) else None
+    except (ValueError, TypeError):
+        return None
+
+
 def _holds(path: pathlib.Path, sha256s: dict[str, str]) -> bool:
     """Whether a shard of an earlier run is whole."""
     try:
+        FILES.check(path, root=path.parent)
         with safetensors.safe_open(path, framework="numpy") as shard:
             names = list(shard.keys())
             return sorted(names) == sorted(sha256s) and all(
                 files.sha256(shard.get_tensor(name)) == sha256s[name] for name in names
             )
-    except (safetensors.SafetensorError, OSError):
+    except (safetensors.SafetensorError, OSError, CheckpointError):
         return False
 
 
@@ -239,17 +250,7 @@ def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path, log: 
 
 
 def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:
-    for path in (partial / "config.json", partial / files.SHA256S):
-        _sync(path)
     partial.rename(target)
-    _sync(target.parent)
+    sync_directory(target.parent)
     for name in (_JOURNAL, _PLAN, RunLock.NAME):
         (target / name).unlink()
-
-
-def _sync(path: pathlib.Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,12 +1,13 @@
 """ArrayRecord files as documents: one record is one UTF-8 text."""
 
+import os
 import pathlib
 import threading
 from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from mm01_jax.data.text import DataError, Record, examine
+from mm01_jax.data.text import FILES, DataError, Record, examine
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
@@ -34,7 +35,8 @@ class ArrayRecordFile:
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
         """(number, bytes) of every record; DataError when the file itself is broken."""
-        size = self.path.stat().st_size
+        with FILES.open(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size == 0 or size % FILE_BLOCK:
             raise DataError(
                 f"{self.name} is not a whole ArrayRecord file: {size} bytes, not a multiple of {FILE_BLOCK}."

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.conversations import IMAGE, check_messages, count_images
-from mm01_jax.data.text import DataError, JsonLines, Record, Shard, json_object
+from mm01_jax.data.text import DataError, JsonLines, Record, Shard, json_object, whole_line
+from mm01_jax.files import quoted, shown
 
 
 class Picture(NamedTuple):
@@ -69,7 +70,7 @@ class ConversationShard:
         messages, images = fields.get("messages"), fields.get("images", [])
         check_messages(messages)
         if not isinstance(images, list):
-            raise ValueError(f"images is {images!r}, not a list")
+            raise ValueError(f"images is {quoted(images)}, not a list")
         if (marks := count_images(messages)) != len(images):
             raise ValueError(f"its text has {marks} {IMAGE} marks and it has {len(images)} images")
         if files is None:
@@ -80,8 +81,8 @@ class ConversationShard:
 
     def _beside(self, image: Any) -> Picture:
         if not isinstance(image, str) or not image:
-            raise ValueError(f"an image is {image!r}, not the path of a file")
-        return Picture(image, self._folder / image, self._folder)
+            raise ValueError(f"an image is {quoted(image)}, not the path of a file")
+        return Picture(shown(image), self._folder / image, self._folder)
 
 
 class ConversationLines(JsonLines):
@@ -91,9 +92,7 @@ class ConversationLines(JsonLines):
         super().__init__(name, path, "messages")
 
     def _text(self, line: bytes) -> bytes:
-        if not line.strip():
-            raise ValueError("the line is blank")
-        json_object(line)
+        json_object(whole_line(line))
         return line.strip()
 
 
@@ -131,7 +130,7 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _cut(files: bytes, sizes: Sequence[Any]) -> Iterator[bytes]:
     if any(type(size) is not int or size < 0 for size in sizes) or sum(sizes) != len(files):
-        raise ValueError(f"images is {sizes!r}, not the byte counts of the {len(files)} bytes that follow")
+        raise ValueError(f"images is {quoted(sizes)}, not the byte counts of the {len(files)} bytes that follow")
     at = 0
     for size in sizes:
         yield files[at : at + size]

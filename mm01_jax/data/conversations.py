@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.files import quoted
 
 BEGIN, END, IMAGE = "<beginning_of_sentence>", "<end_of_sentence>", "<image>"
 HEADERS = {
@@ -40,7 +41,7 @@ def check_messages(messages: Any) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in HEADERS:
             role = message.get("role") if isinstance(message, dict) else message
-            raise ValueError(f"message {number} has role {role!r}; allowed are {', '.join(HEADERS)}")
+            raise ValueError(f"message {number} has role {quoted(role)}; allowed are {', '.join(HEADERS)}")
         text_of(message)
 
 
@@ -54,7 +55,7 @@ def text_of(message: dict[str, Any]) -> str:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
         raise ValueError(
-            f"a message of {message['role']!r} has content {content!r}; allowed are text or a list of parts"
+            f"a message of {message['role']!r} has content {quoted(content)}; allowed are text or a list of parts"
         )
     return "".join(map(_part, parts))
 
@@ -66,7 +67,7 @@ def _part(part: Any) -> str:
     if kind == "text" and isinstance(part.get("text"), str):
         return part["text"]
     raise ValueError(
-        f'a part of a message is {part!r}; allowed are {{"type": "text", "text": ...}}, {{"type": "image"}}'
+        f'a part of a message is {quoted(part)}; allowed are {{"type": "text", "text": ...}}, {{"type": "image"}}'
     )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mm01_jax.data.conversation_files import Conversation
-from mm01_jax.data.text import DataError, Record, Shard
+from mm01_jax.data.text import DataError, Record, Shard, Unreadable
+from mm01_jax.files import shown, why
 
 PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
 
@@ -51,8 +52,8 @@ class Corpus:
         stop = int(self.size_D[document]) if stop is None else stop
         try:
             return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
-        except OSError as error:
-            raise DataError(f"{self.label(document)} cannot be read any more: {error}") from error
+        except (OSError, Unreadable) as error:
+            raise DataError(f"{self.label(document)} cannot be read any more: {why(error)}") from error
 
     def conversation(self, document: int) -> Conversation:
         """A document of a shard of conversations; DataError when it is none any more."""
@@ -69,7 +70,7 @@ class Corpus:
     def label(self, document: int) -> str:
         """How a person finds a document: its file, and which of the file's documents it is."""
         shard = self.shard_D[document]
-        return f"{self.shards[shard].name} document {document - int(np.searchsorted(self.shard_D, shard))}"
+        return f"{shown(self.shards[shard].name)} document {document - int(np.searchsorted(self.shard_D, shard))}"
 
 
 def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], None]) -> Corpus:
@@ -87,12 +88,12 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
                 places_D3.extend((index, record.key, record.size))
                 digests += record.digest
             else:
-                bad.append(f"{record.label}: {record.problem}")
+                bad.append(shown(f"{record.label}: {record.problem}"))
                 _check_bad(bad, max_bad_records)
             done += record.size
             if time.monotonic() - clock > PROGRESS_SECONDS:
                 clock = time.monotonic()
-                log(f"data: read {done / 1e6:,.0f} MB, file {index + 1} of {len(shards)} ({shard.name})")
+                log(f"data: read {done / 1e6:,.0f} MB, file {index + 1} of {len(shards)} ({shown(shard.name)})")
         documents = (len(digests) - first) // 16
         size = sum(places_D3[len(places_D3) - 3 * documents + 2 :: 3])
         digest = hashlib.sha256(digests[first:]).hexdigest()
@@ -115,8 +116,8 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
 def _scan(shard: Shard) -> Iterator[Record]:
     try:
         yield from shard.scan()
-    except OSError as error:
-        raise DataError(f"{shard.name} cannot be read: {error}") from error
+    except (OSError, Unreadable) as error:
+        raise DataError(f"{shown(shard.name)} cannot be read: {why(error)}") from error
 
 
 def _check_bad(bad: list[str], allowed: int) -> None:

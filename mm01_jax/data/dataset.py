@@ -18,7 +18,9 @@ from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.data.whole_rows import MixedRows, WholeRows
+from mm01_jax.files import shown
 
+LISTED = 50_000  # files and bad records that a run's manifest names: it is read whole
 NAMED = 4  # files named in a message before "and n more"
 
 
@@ -110,6 +112,8 @@ def _check(config: DataConfig) -> None:
 
 def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, others: Corpus | None) -> dict[str, Any]:
     files = {name: [file.documents, file.size, file.digest] for name, file in corpus.files.items()}
+    if len(files) > LISTED:
+        files = {}  # the fingerprint alone says then that something changed
     return {
         "source": config.source,
         "fingerprint": corpus.fingerprint,
@@ -119,7 +123,7 @@ def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, others: 
         "packing": VERSION,
         "mixed_in": None if others is None else others.fingerprint,
         "python": platform.python_version() if config.source == "stdlib" else None,
-        "bad_records": list(corpus.bad),
+        "bad_records": list(corpus.bad[:LISTED]),
         "files": files,
     }
 
@@ -151,7 +155,8 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         "changed": [name for name in now if name in before and list(before[name]) != list(now[name])],
     }
     return [
-        f"{kind}: {', '.join(names[:NAMED])}" + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        f"{kind}: {', '.join(map(shown, names[:NAMED]))}"
+        + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
         for kind, names in kinds.items()
         if names
     ]

@@ -10,9 +10,11 @@ import os
 import pathlib
 import platform
 import sysconfig
+from collections.abc import Iterator
 
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
-from mm01_jax.data.text import JsonLines, Shard, TextFile, TextInMemory
+from mm01_jax.data.text import FILES, JsonLines, Shard, TextFile, TextInMemory
+from mm01_jax.files import quoted, shown
 
 SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
 # Not the library itself, or (tests) text that is broken on purpose.
@@ -49,12 +51,18 @@ def stdlib_shards() -> list[Shard]:
 
 
 def _find_paths(source: str) -> list[pathlib.Path]:
+    if "\0" in source:
+        raise ValueError("data.source has a NUL; allowed: 'stdlib', or a path or glob")
     if os.path.isdir(source):
-        paths = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names if name[0] != "."]
+        paths = list(_below(source))
+    elif os.path.lexists(source):
+        FILES.check(source, root=None)
+        paths = [source]
     else:
-        paths = (
-            [source] if os.path.isfile(source) else [p for p in glob.glob(source, recursive=True) if os.path.isfile(p)]
-        )
+        paths = [p for p in glob.glob(source, recursive=True) if not os.path.isdir(p)]
+    for path in paths:
+        # A folder is taken as a whole, so its links stay inside it; a path or glob was chosen by a person.
+        FILES.check(path, root=source if os.path.isdir(source) else None)
     # One file under two names (a link, a glob that overlaps) is one file.
     unique = {os.path.realpath(path): pathlib.Path(os.path.abspath(path)) for path in sorted(paths)}
     if not unique:
@@ -62,10 +70,23 @@ def _find_paths(source: str) -> list[pathlib.Path]:
     for path in unique.values():
         if path.suffix not in SUFFIXES:
             raise ValueError(
-                f"data.source={source!r}: {path} has the suffix {path.suffix!r}; allowed are {', '.join(SUFFIXES)}. "
+                f"data.source={source!r}: {shown(path)} has the suffix {quoted(path.suffix)}; allowed are "
+                f"{', '.join(SUFFIXES)}. "
                 "A glob such as 'folder/**/*.txt' chooses among the files of a folder."
             )
     return list(unique.values())
+
+
+def _below(folder: str) -> Iterator[str]:
+    """Every file of a folder that is not hidden; nor are those in hidden folders taken."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (os.path.join(place, name) for name in names if name[0] != ".")
+        for name in folders:
+            if os.path.islink(link := os.path.join(place, name)):
+                raise ValueError(
+                    f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
+                )
 
 
 def _nothing_found(source: str) -> str:

@@ -21,8 +21,10 @@ import numpy as np
 from mm01_jax.data import conversations
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.files import Door
 
 Message = dict[str, Any]
+FILES = Door(ValueError)
 SECONDS = 2  # of the processor, for all renderings of one conversation
 MEMORY = 1 << 30
 CHARACTERS = 1 << 20  # that any rendering may have; a long conversation's may have four times its own
@@ -163,7 +165,7 @@ def find(*folders: pathlib.Path) -> Template | None:
         config = _config(folder / _CONFIG)
         tokens = {key: value for key, value in map(_token, config.items()) if value}
         if (folder / _JINJA).is_file():
-            return Template(_read(folder / _JINJA), str(folder / _JINJA), tokens)
+            return Template(FILES.text(folder / _JINJA, root=folder), str(folder / _JINJA), tokens)
         source = config.get("chat_template")
         if isinstance(source, list):  # several by name
             named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
@@ -177,17 +179,11 @@ def from_file(path: str) -> Template:
     """The template of a .jinja file; ValueError where there is none."""
     if not os.path.isfile(path):
         raise ValueError(f"--template={path}: no such file; allowed: {Released.name}, or a .jinja file")
-    return Template(_read(pathlib.Path(path)), path)
+    return Template(FILES.text(path), path)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(_read(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    return config if isinstance(config, dict) else {}
+    return FILES.json(path, root=path.parent) if path.exists() else {}
 
 
 def _token(entry: tuple[str, Any]) -> tuple[str, str | None]:
@@ -195,13 +191,6 @@ def _token(entry: tuple[str, Any]) -> tuple[str, str | None]:
     key, value = entry
     value = value.get("content") if isinstance(value, dict) else value
     return key, value if key.endswith("_token") and isinstance(value, str) else None
-
-
-def _read(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _text(messages: Sequence[Message]) -> list[Message]:

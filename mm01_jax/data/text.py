@@ -6,10 +6,11 @@ order; `read` then returns any byte range of one document. Neither holds a file 
 
 import codecs
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from mm01_jax.files import SMALL, Door, parse_json, shown
 
 BLOCK = 1 << 20  # bytes looked at together by `scan`
 
@@ -18,6 +19,14 @@ class DataError(Exception):
     """Data on disk is damaged, unreadable, or not the data that a run began with."""
 
     exit_code = 3
+
+
+class Unreadable(DataError):
+    """A file that cannot be opened or is none."""
+
+
+FILES = Door(Unreadable)
+MOST_LINE = SMALL  # bytes of a line of .jsonl
 
 
 class Record(NamedTuple):
@@ -48,13 +57,14 @@ def examine(key: int, label: str, blocks: Iterable[bytes]) -> Record:
     sha, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     size, problem = 0, None
     for block in blocks:
-        problem = problem or _problem(decoder, block, size)
+        if problem := _problem(decoder, block, size):
+            break  # what follows is not read: it may be a terabyte of holes
         sha.update(block)
         size += len(block)
+    if problem is None and size == 0:
+        problem = "it is empty"
     if problem is None and decoder.getstate()[0]:
         problem = f"its UTF-8 ends inside a character (at byte {size - len(decoder.getstate()[0])})"
-    if size == 0:
-        problem = "it is empty"
     return Record(key, label, size, sha.digest()[:16], problem)
 
 
@@ -86,12 +96,12 @@ class TextFile:
         self.name, self.path = name, path
 
     def scan(self) -> Iterator[Record]:
-        with self.path.open("rb") as file:
+        with FILES.open(self.path) as file:
             yield examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
 
     def read(self, key: int, start: int, stop: int) -> bytes:
         del key
-        with self.path.open("rb", buffering=0) as file:
+        with FILES.open(self.path, buffering=0) as file:
             file.seek(start)
             return _exact(file.read(stop - start), self.name, stop - start)
 
@@ -121,34 +131,32 @@ class JsonLines:
         self.name, self.path, self.field = name, path, field
 
     def scan(self) -> Iterator[Record]:
-        offset = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+        with FILES.open(self.path) as file:
+            for number, offset, line in lines(file):
                 label = f"{self.name} line {number}"
                 try:
                     yield examine(offset, label, [self._text(line)])
                 except ValueError as error:
                     yield Record(offset, label, 0, bytes(16), str(error))
-                offset += len(line)
-        if offset == 0:
+            empty = file.tell() == 0
+        if empty:
             raise DataError(f"{self.name} is empty: a .jsonl file has at least one line.")
 
     def read(self, key: int, start: int, stop: int) -> bytes:
-        with self.path.open("rb") as file:
+        with FILES.open(self.path) as file:
             file.seek(key)
             try:
-                text = self._text(file.readline())
+                text = self._text(file.readline(MOST_LINE + 1))
             except ValueError as error:
                 raise DataError(f"{self.name} changed while in use: the line at byte {key}: {error}.") from error
         return _exact(text[start:stop], self.name, stop - start)
 
     def _text(self, line: bytes) -> bytes:
         """The UTF-8 text of one line; ValueError says why there is none."""
-        if not line.strip():
-            raise ValueError("the line is blank")
-        record = json_object(line)
+        record = json_object(whole_line(line))
         if not isinstance(text := record.get(self.field), str):
-            got = f"only {sorted(record)[:8]}" if self.field not in record else f"a {type(text).__name__} in it"
+            others = [shown(name) for name in sorted(record)[:8]]
+            got = f"a {type(text).__name__} in it" if self.field in record else f"only {others}"
             raise ValueError(f"data.text_field={self.field!r} has no text ({got})")
         try:
             return text.encode()
@@ -156,13 +164,32 @@ class JsonLines:
             raise ValueError(f"its text has half a surrogate pair (character {error.start})") from error
 
 
+def lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """(number from 1, offset, line) of a file; of a line that is too long, a piece that is too long as well."""
+    number = offset = 0
+    while line := file.readline(MOST_LINE + 1):
+        number += 1
+        yield number, offset, line
+        offset += len(line)
+        while len(line) > MOST_LINE and not line.endswith(b"\n"):
+            line = file.readline(MOST_LINE + 1)
+            offset += len(line)
+
+
+def whole_line(line: bytes) -> bytes:
+    """A line as it stands; ValueError where it is blank or longer than any is read."""
+    if len(line) > MOST_LINE:
+        raise ValueError(f"the line has more than {MOST_LINE:,} bytes; as a .txt file a document may be longer")
+    if not line.strip():
+        raise ValueError("the line is blank")
+    return line
+
+
 def json_object(text: bytes) -> dict[str, Any]:
     """The JSON object of a line or record; ValueError says why there is none."""
     try:
-        fields = json.loads(text.decode())  # json.loads of bytes would guess at UTF-16 and drop a byte order mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 (at byte {error.start}: {error.reason})") from error
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"it is a JSON {type(fields).__name__}, not an object")

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-import os
+import io
 import pathlib
 import time
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mm01_jax.data.corpus import PROGRESS_SECONDS, Corpus
-from mm01_jax.data.text import DataError
+from mm01_jax.data.text import FILES, DataError
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.files import written
 
 
 class TokenizedDocuments:
@@ -79,8 +80,9 @@ class TokenizedDocuments:
 
     def _load_counts(self, file: pathlib.Path) -> np.ndarray:
         try:
-            counts_D = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+            content = FILES.read(file, most=8 * len(self._chosen_D) + 4096)
+            counts_D = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError, DataError) as error:
             raise DataError(f"{file} cannot be read ({error}); delete it, it is made again.") from error
         if counts_D.shape != self._chosen_D.shape or counts_D.dtype != np.int64 or (counts_D < 1).any():
             raise DataError(f"{file} does not hold {len(self._chosen_D)} token counts; delete it, it is made again.")
@@ -100,7 +102,5 @@ class TokenizedDocuments:
 def _save(file: pathlib.Path, counts_D: np.ndarray) -> None:
     """All or nothing, also when several processes write the same counts."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as out:
+    with written(file) as out:
         np.save(out, counts_D)
-    partial.replace(file)

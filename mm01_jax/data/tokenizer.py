@@ -2,15 +2,18 @@
 
 import difflib
 import hashlib
-import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
+from mm01_jax.files import Door
+
+FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
+MOST_BYTES = 64 * 2**20  # of it: a vocabulary of 256,000 tokens takes 33 MB
+_BYTES_JSON = 2**16  # more than any file of a byte-level model has
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
 END_NAMES = ("<|endoftext|>", "<end_of_document>", "<end_of_sentence>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
 
@@ -69,7 +72,7 @@ class FileTokenizer:
                 f"data.tokenizer={path!r} needs the `tokenizers` extra: pip install 'mm01_jax[tokenizers]'. "
                 "data.tokenizer='bytes' needs nothing."
             ) from error
-        content = pathlib.Path(path).read_bytes()
+        content = FILES.read(path, most=MOST_BYTES)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises bare Exception
@@ -134,8 +137,8 @@ def bytes_json() -> dict:
 def _is_bytes(path: str) -> bool:
     """Whether a file is the tokenizer.json that an export of a byte-level model has: it needs no library to be read."""
     try:
-        return json.loads(pathlib.Path(path).read_bytes()) == bytes_json()
-    except (OSError, ValueError, RecursionError):
+        return FILES.json(path, most=_BYTES_JSON) == bytes_json()
+    except ValueError:
         return False
 
 

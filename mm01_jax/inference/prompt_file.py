@@ -5,10 +5,13 @@ the result is the same with `text` and `finish` ("stop" or "length"), in the sam
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from mm01_jax.data.text import lines, whole_line
+from mm01_jax.files import Door, parse_json, quoted, update
 from mm01_jax.inference.text import Answer
 
 RESULT = ("text", "finish")
@@ -20,13 +23,13 @@ def read(path: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: names the first line that is wrong.
     """
-    lines = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            lines.append(at_line(path, number, _read_line, line))
-    if not lines:
+    found = []
+    with Door(ValueError).open(path) as file:
+        for number, _, line in lines(file):
+            found.append(at_line(path, number, _read_line, line))
+    if not found:
         raise ValueError(f"{path}: no line; allowed: one JSON object a line")
-    return lines
+    return found
 
 
 def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: Any) -> T:
@@ -39,11 +42,7 @@ def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: A
 
 def _read_line(line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        fields = parse_json(whole_line(line))
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -54,7 +53,7 @@ def _read_line(line: bytes) -> dict[str, Any]:
     if taken := [name for name in RESULT if name in fields]:
         raise ValueError(f"has {taken[0]!r} already, which the result is to have")
     if "prompt" in fields and not (isinstance(fields["prompt"], str) and fields["prompt"]):
-        raise ValueError(f"prompt: got {fields['prompt']!r}; allowed: a text that is not empty")
+        raise ValueError(f"prompt: got {quoted(fields['prompt'])}; allowed: a text that is not empty")
     if "messages" in fields:
         _check_messages(fields["messages"])
     return fields
@@ -63,17 +62,17 @@ def _read_line(line: bytes) -> dict[str, Any]:
 def _check_messages(messages: Any) -> None:
     """Their form; which roles there are, the template says."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages: got {messages!r}; allowed: a list of at least one message")
+        raise ValueError(f"messages: got {quoted(messages)}; allowed: a list of at least one message")
     for number, message in enumerate(messages):
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
-            raise ValueError(f'messages[{number}]: got {message!r}; allowed: {{"role": TEXT, "content": TEXT}}')
+            raise ValueError(f'messages[{number}]: got {quoted(message)}; allowed: {{"role": TEXT, "content": TEXT}}')
 
 
 def write(path: str, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
     """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`."""
     place = pathlib.Path(path).resolve()  # a link stays one
     partial = place.with_name(f"{place.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with os.fdopen(update(partial, os.O_TRUNC), "w", encoding="utf-8") as file:
         for fields, answer in lines:
             record = fields | {"text": answer.text, "finish": answer.finish}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 
-from mm01_jax import command
+from mm01_jax import command, files
 from mm01_jax.config import ConfigError, Problem
 
 
@@ -37,11 +37,8 @@ def make(workdir: str) -> pathlib.Path:
 
 def write(path: pathlib.Path, text: str) -> None:
     """Writes a file under a temporary name and renames it into place, a link's included; OSError names it."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        files.write(path, text.encode())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mm01_jax import files
+
 NAME = "metrics.jsonl"
 _MOST_WAITING = 2**24  # characters that wait for room on the disk
 _MOST_LINE = 2**24  # bytes of one line; the longest has layers x experts numbers
@@ -40,9 +42,7 @@ class MetricsLog:
         try:
             records = [record for record in read_metrics(workdir, log) if record["step"] <= resumed_step]
             text = "".join(json.dumps(record) + "\n" for record in records)
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self._path)
+            files.write(self._path, text.encode())
             self._length = len(text.encode())
         except OSError as error:
             self._say_failing(error)
@@ -71,7 +71,7 @@ class MetricsLog:
         if not data:
             return
         try:
-            with open(self._path, "ab") as file:
+            with os.fdopen(files.update(self._path, os.O_APPEND), "ab") as file:
                 self._length = min(self._length, os.fstat(file.fileno()).st_size)  # somebody may have removed it
                 file.truncate(self._length)
                 file.write(data)

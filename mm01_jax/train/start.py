@@ -43,7 +43,10 @@ def check_resumable(config: Config, meta: dict[str, Any] | None, init_from: str 
         if init_from:
             origins.check(config, init_from, log)
         return
-    before = saved.from_json(json.dumps(meta["config"]))
+    try:
+        before = saved.from_json(json.dumps(meta["config"]))
+    except ConfigError as error:
+        raise checkpoint.CheckpointError(f"{meta['config_file']}: {error}") from None
     problems = resume_problems(before, config)
     if problems:
         raise ConfigError(problems)

@@ -108,7 +108,7 @@ def test_a_last_line_that_was_cut_off_is_refused(tmp_path):
 def test_a_byte_order_mark_in_front_of_json_lines_is_refused(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "first"}\n')
-    with pytest.raises(DataError, match="data.jsonl line 1: it is not JSON.*BOM"):
+    with pytest.raises(DataError, match="data.jsonl line 1: it is not JSON.*byte order mark"):
         opened(path)
 
 
@@ -199,7 +199,7 @@ def test_data_of_which_nothing_is_left_is_refused(tmp_path):
 def test_a_broken_link_in_a_folder_is_refused_by_name(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match="b.txt cannot be read"):
+    with pytest.raises(DataError, match="b.txt: missing"):
         opened(tmp_path)
 
 

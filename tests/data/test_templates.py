@@ -145,7 +145,7 @@ def test_the_template_of_a_folder_is_found_as_the_hub_lays_it_out(tmp_path):
     jinja.write_text("newer")
     assert templates.find(tmp_path).source == "newer"
     config.write_text("{")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not valid JSON"):
         templates.find(tmp_path)
 
 

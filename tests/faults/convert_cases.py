@@ -51,6 +51,7 @@ class Case(NamedTuple):
 
 HUGE = struct.pack("<Q", 2**63)
 DEEP = b"[" * 100_000
+_FLOAT32 = ("config.json", "torch_dtype (or dtype) = float32, but 117 of 117 tensors are bfloat16")
 STRUCTURE = (
     Case("a shard cut in its data", edit_bytes(lambda raw: raw[:-5]), (SHARD, "is cut")),
     Case("a shard cut in its header", truncated(40), (SHARD, "header of")),
@@ -85,9 +86,14 @@ STRUCTURE = (
         ("surplus model.layers.0.shared_mlp.w1.weight (a shared expert",),
     ),
     Case(
-        "a float32 tensor among bfloat16",
-        edit_tensors(lambda t: t.update({NORM: t[NORM].astype(np.float32)})),
-        (f"tensor {NORM} is F32, the weights are bfloat16",),
+        "a float32 tensor among bfloat16, of values that bfloat16 has not",
+        edit_tensors(lambda t: t.update({NORM: t[NORM].astype(np.float32) + np.float32(2**-20)})),
+        (f"tensor '{NORM}'", "is float32 among bfloat16 weights", "--dtype=float32 keeps them"),
+    ),
+    Case(
+        "a float16 tensor among bfloat16",
+        edit_tensors(lambda t: t.update({NORM: t[NORM].astype(np.float16)})),
+        (f"tensor {NORM} of", "is F16, the weights are bfloat16"),
     ),
     Case(
         "a tensor of another shape",
@@ -145,7 +151,11 @@ CONFIG = (
     Case("a theta of infinity", edit_json("config.json", lambda p: p.update(rope_theta=float("inf"))), ("not valid",)),
     Case("another width than the tensors'", edit_config(hidden_size=24), ("config.json gives [24]",)),
     Case("more layers than the tensors'", edit_config(num_hidden_layers=9, attn_type_list=[0, 0, 1] * 3), ("missing",)),
-    Case("another dtype than the tensors'", edit_config(torch_dtype="float32"), ("is BF16, the weights are float32",)),
+    Case(
+        "another dtype than the tensors'",
+        edit_config(torch_dtype="float32"),
+        _FLOAT32,
+    ),
 )
 CONTENT = (
     Case(

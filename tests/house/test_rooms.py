@@ -8,6 +8,7 @@ from tests.house.checkout import ROOT, files, imports, inside, modules, tree
 
 # From the ground up. A room imports what lies below it; a module belongs to the longest name that fits.
 LEVELS = (
+    ("mm01_jax.files", "mm01_jax.messages"),
     (
         "pallas_kernels",
         "mm01_jax.config",
@@ -40,8 +41,8 @@ BESIDE = {
 # A room -> all of ours that it may import, though more lies below.
 ALONE = {
     "pallas_kernels": (),
-    "mm01_jax.checkpoint": ("mm01_jax.config",),
-    "mm01_jax.data": ("mm01_jax.config",),
+    "mm01_jax.checkpoint": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages"),
+    "mm01_jax.data": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages"),
     "configs": ("mm01_jax.config",),
 }
 

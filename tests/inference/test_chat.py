@@ -172,7 +172,7 @@ def test_an_interrupted_result_is_not_under_its_name(tmp_path):
         (b"{", "not JSON"),
         (b"\xff", "not UTF-8 (at byte 0"),
         (b"", "not JSON"),
-        (b"[" * 99999, "nested too deeply"),
+        (b"[" * 99999, "more than 64 deep"),
         (["a"], "got a JSON list; allowed: an object"),
         ({"id": 1}, "got neither; allowed: either 'prompt' or 'messages'"),
         ({"prompt": "a", "messages": []}, "got prompt and messages"),

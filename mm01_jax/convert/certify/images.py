@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.checkpoint import FILES, CheckpointError
 from mm01_jax.config import Config, VisionConfig
 from mm01_jax.convert.certify.vision import num_tiles
+from mm01_jax.files import why
 
 SIZES_SHAPE = "[[height, width], ...]"
 
@@ -27,10 +28,11 @@ def read(pixels: str, sizes: str) -> Images:
     """
     arrays = []
     for path in (pixels, sizes):
-        try:
-            arrays.append(np.load(path, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
-            raise CheckpointError(f"{path}: not an .npy of a plain array: {error}") from None
+        with FILES.open(path) as file:
+            try:
+                arrays.append(np.load(file, allow_pickle=False))
+            except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError) as error:
+                raise CheckpointError(f"{path}: not an .npy of a plain array: {why(error)}") from None
         if not isinstance(arrays[-1], np.ndarray):
             raise CheckpointError(f"{path}: several arrays; allowed: the .npy of one")
     return Images(*arrays)

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mm01_jax.checkpoint import CheckpointError, check_keys, parse_object
+from mm01_jax.checkpoint import FILES, CheckpointError, check_keys
 from mm01_jax.checkpoint.plain import SHA256, objects_of
 from mm01_jax.convert.torch import header
+from mm01_jax.files import quoted, shown
+from mm01_jax.messages import listing
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHA256S = "sha256.json"  # of tensors, headers and small files, written beside every export
-MAX_JSON_BYTES = 100_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_LISTED = 10_000  # VL-01 has 8,637 names; more is a crafted header
 # Rows of one read: they are hashed and transposed before they leave the processor's cache. Read through the library,
 # a gigabyte took 0.93 s of processor time; so it takes 0.05.
 _BLOCK_BYTES = 4 * 2**20
@@ -39,10 +39,9 @@ class TensorFiles:
         self.directory = pathlib.Path(directory)
         if not self.directory.is_dir():
             raise CheckpointError(f"{directory}: not a directory{_pickle_advice([self.directory.name])}")
-        self._root = self.directory.resolve()
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
-        read = {shard: header.read(self._inside(shard)) for shard in shards}
+        read = {shard: header.read(self.directory / shard, self.directory) for shard in shards}
         headers = {shard: shard_header.entries for shard, shard_header in read.items()}
         self.header_sha256s = {shard: shard_header.sha256 for shard, shard_header in read.items()}
         self._data = {shard: shard_header.data for shard, shard_header in read.items()}
@@ -54,28 +53,31 @@ class TensorFiles:
 
     def json(self, name: str) -> dict:
         """The JSON object in a file of the directory."""
-        return read_json(self._inside(name))
+        return FILES.json(self.directory / name, root=self.directory)
 
     def small_sha256s(self) -> dict[str, str]:
         """SHA-256 of config.json and of the index, where there is one."""
         names = [name for name in ("config.json", INDEX) if (self.directory / name).exists()]
-        return {name: hashlib.sha256(self._inside(name).read_bytes()).hexdigest() for name in names}
+        contents = {name: FILES.read(self.directory / name, root=self.directory) for name in names}
+        return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
     def _index(self) -> dict[str, str] | None:
         path = self.directory / INDEX
         if not os.path.lexists(path):
             return None
-        weight_map = read_json(self._inside(INDEX)).get("weight_map")
+        weight_map = self.json(INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{path}: no weight_map from tensor names to shards")
         for name, shard in weight_map.items():
             if not _plain_name(shard):
-                what = f"tensor {name!r}: shard {str(shard)[:120]!r} is not the plain name of a .safetensors file"
+                got = f"tensor {quoted(name)}: shard {quoted(shard)}"
+                what = f"{got} is not the plain name of a .safetensors file"
                 advice = _pickle_advice([shard]) if isinstance(shard, str) else ""
                 raise CheckpointError(f"{path}: {what}{advice}")
         surplus = sorted({p.name for p in self.directory.glob("*.safetensors")} - set(weight_map.values()))
         if surplus:
-            raise CheckpointError(f"{path}: does not name the shards {listing(surplus, ', ')} that lie beside it")
+            names = listing([shown(name) for name in surplus], ", ")
+            raise CheckpointError(f"{path}: does not name the shards {names} that lie beside it")
         return weight_map
 
     def _single(self) -> str:
@@ -88,27 +90,16 @@ class TensorFiles:
             raise CheckpointError(f"{self.directory}: no .safetensors file{ours}{_pickle_advice(names)}")
         raise CheckpointError(f"{self.directory}: {len(files)} .safetensors files and no {INDEX} to name them")
 
-    def _inside(self, name: str) -> pathlib.Path:
-        """The path of a shard, after following links; it must stay inside the directory."""
-        path = self.directory / name
-        try:
-            inside = path.resolve(strict=True).is_relative_to(self._root)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: missing ({getattr(error, 'strerror', error)})") from None
-        if not inside:
-            raise CheckpointError(f"{path}: a link out of the directory; copy the file into it")
-        return path
-
     def _check_index(self, index: dict[str, str], headers: dict[str, dict]) -> None:
         problems = []
         for name, shard in index.items():
             if name not in headers[shard]:
-                problems.append(f"{name!r} is not in {shard}, where the index puts it")
+                problems.append(f"{quoted(name)} is not in {shard}, where the index puts it")
         for shard, entries in headers.items():
-            problems += [f"{name!r} is in {shard}, unknown to the index" for name in entries if name not in index]
-            problems += [
-                f"{name!r} is in {shard} and in {index[name]}" for name in entries if index.get(name, shard) != shard
-            ]
+            unknown = (name for name in entries if name not in index)
+            problems += [f"{quoted(name)} is in {shard}, unknown to the index" for name in unknown]
+            twice = (name for name in entries if index.get(name, shard) != shard)
+            problems += [f"{quoted(name)} is in {shard} and in {index[name]}" for name in twice]
         if problems:
             raise CheckpointError(f"{self.directory / INDEX}: {listing(problems)}")
 
@@ -118,10 +109,11 @@ class TensorFiles:
         shard = self.shard[name]
         if shard not in handles:
             handles.clear()  # maps of more than one shard at a time would only add up
+            FILES.check(self.directory / shard, root=self.directory)
             try:
-                handles[shard] = safe_open(self._inside(shard), framework="numpy")
+                handles[shard] = safe_open(self.directory / shard, framework="numpy")
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{self.directory / shard}: tensor {name!r}: {error}") from error
+                raise CheckpointError(f"{self.directory / shard}: tensor {quoted(name)}: {error}") from error
         return handles[shard]
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -132,14 +124,14 @@ class TensorFiles:
                 return handle.get_tensor(name)
             return handle.get_slice(name)[start:stop]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.directory / self.shard[name]}: tensor {name!r}: {error}") from error
+            raise CheckpointError(f"{self.directory / self.shard[name]}: tensor {quoted(name)}: {error}") from error
 
     def box(self, name: str, bounds: tuple[slice, ...]) -> np.ndarray:
         """A box of a tensor."""
         try:
             return self.handle(name).get_slice(name)[bounds]
         except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.directory / self.shard[name]}: tensor {name!r}: {error}") from error
+            raise CheckpointError(f"{self.directory / self.shard[name]}: tensor {quoted(name)}: {error}") from error
 
     def blocks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of a tensor that has axes; the rows are overwritten by the next block."""
@@ -148,7 +140,7 @@ class TensorFiles:
         step = max(1, _BLOCK_BYTES * rows // max(1, entry.stop - entry.start))
         buffer = np.empty((min(step, rows), *entry.shape[1:]), header.DTYPES[entry.dtype])
         try:
-            with open(self._inside(shard), "rb", buffering=0) as file:
+            with FILES.open(self.directory / shard, root=self.directory, buffering=0) as file:
                 file.seek(self._data[shard] + entry.start)
                 for start in range(0, rows, step):
                     block = buffer[: min(step, rows - start)]
@@ -159,7 +151,7 @@ class TensorFiles:
 
     def where(self, name: str) -> str:
         """File and tensor, for a message."""
-        return f"{self.directory / self.shard[name]}: tensor {name!r}"
+        return f"{self.directory / self.shard[name]}: tensor {quoted(name)}"
 
 
 def _read_into(file, block: np.ndarray) -> None:
@@ -172,12 +164,6 @@ def _read_into(file, block: np.ndarray) -> None:
         left = left[done:]
 
 
-def listing(problems: list[str], between: str = "; ") -> str:
-    """All problems in one text."""
-    more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
-    return between.join(problems[:_LISTED] + more)
-
-
 def update_sha256(total, block: np.ndarray) -> None:
     """Adds a block's bytes to a hashlib object."""
     total.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
@@ -188,20 +174,6 @@ def sha256(array: np.ndarray) -> str:
     total = hashlib.sha256()
     update_sha256(total, array)
     return total.hexdigest()
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """A JSON object of at most 100 MB; duplicate keys and NaN are refused.
-
-    Raises:
-      CheckpointError: missing, not JSON, or no object.
-    """
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path}: missing, no regular file, or more than {MAX_JSON_BYTES} bytes")
-        return parse_object(path, path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
 def check_sha256s(path: pathlib.Path, listed: dict) -> dict[str, dict[str, str]]:
@@ -225,4 +197,4 @@ def _pickle_advice(names: list[str]) -> str:
     if not pickled:
         return ""
     convert = "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
-    return f"; {pickled[0]} is a pickle, which is never read here: where torch is installed, run {convert}"
+    return f"; {shown(pickled[0])} is a pickle, which is never read here: where torch is installed, run {convert}"

@@ -9,13 +9,14 @@ import hashlib
 import math
 import os
 import pathlib
-import stat
 import struct
 from typing import NamedTuple
 
-from mm01_jax.checkpoint import CheckpointError, parse_object
+from mm01_jax.checkpoint import FILES, CheckpointError
+from mm01_jax.files import quoted, shown
 
 MAX_HEADER_BYTES = 16_000_000  # the 8,637 tensors of VL-01 in one file take 1.4 MB; more is an attack on the parser
+_MAX_DIMS = 16
 DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"}
 _BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -38,50 +39,41 @@ class Header(NamedTuple):
     data: int
 
 
-def read(path: pathlib.Path) -> Header:
-    """The header of a file.
+def read(path: pathlib.Path, directory: pathlib.Path) -> Header:
+    """The header of a file of a directory.
 
     Raises:
       CheckpointError: not a regular file, cut, longer than its header says, or a header that contradicts itself.
     """
-    try:
-        # Without O_NONBLOCK, opening a FIFO would wait for a writer for ever.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(fd)
-        raise CheckpointError(f"{path}: not a regular file")
-    with os.fdopen(fd, "rb") as file:
-        raw = file.read(8)
+    with FILES.open(path, root=directory) as file, FILES.errors(path):
+        size, raw = os.fstat(file.fileno()).st_size, file.read(8)
         if len(raw) < 8:
-            raise CheckpointError(f"{path}: {status.st_size} bytes are no safetensors file")
+            raise ValueError(f"{size} bytes are no safetensors file")
         length = struct.unpack("<Q", raw)[0]
-        if length > MAX_HEADER_BYTES or length > status.st_size - 8:
-            allowed = min(MAX_HEADER_BYTES, status.st_size - 8)
-            raise CheckpointError(f"{path}: header of {length} bytes; allowed here: at most {allowed}")
+        if length > MAX_HEADER_BYTES or length > size - 8:
+            raise ValueError(f"header of {length} bytes; allowed here: at most {min(MAX_HEADER_BYTES, size - 8)}")
         body = file.read(length)
     entries = _parse(path, body)
-    _check_layout(path, entries, status.st_size - 8 - length)
+    _check_layout(path, entries, size - 8 - length)
     return Header(entries, hashlib.sha256(raw + body).hexdigest(), 8 + length)
 
 
 def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
-    plain = parse_object(path, raw)
+    plain = FILES.parse(path, raw)
     plain.pop("__metadata__", None)
     return {name: _entry(path, name, value) for name, value in plain.items()}
 
 
 def _entry(path: pathlib.Path, name: str, value: object) -> Entry:
-    where = f"{path}: tensor {name!r}"
+    where = f"{path}: tensor {quoted(name)}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets, got {str(value)[:80]}")
+        raise CheckpointError(f"{where}: an entry has dtype, shape and data_offsets, got {shown(str(value)[:80])}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise CheckpointError(f"{where}: dtype {str(dtype)[:40]!r}; known are {', '.join(_BYTES)}")
-    if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(offsets) != 2:
-        raise CheckpointError(f"{where}: shape {str(shape)[:80]} and data_offsets {str(offsets)[:80]} must be >= 0")
+        raise CheckpointError(f"{where}: dtype {quoted(str(dtype)[:40])}; known are {', '.join(_BYTES)}")
+    if not _whole_numbers(shape, _MAX_DIMS) or not _whole_numbers(offsets, 2) or len(offsets) != 2:
+        got = f"shape {shown(str(shape)[:80])} and data_offsets {shown(str(offsets)[:80])}"
+        raise CheckpointError(f"{where}: {got} must be >= 0; allowed: at most {_MAX_DIMS} dims and two offsets")
     start, stop = offsets
     if stop - start != math.prod(shape) * _BYTES[dtype]:
         needs = math.prod(shape) * _BYTES[dtype]
@@ -89,8 +81,8 @@ def _entry(path: pathlib.Path, name: str, value: object) -> Entry:
     return Entry(dtype, tuple(shape), start, stop)
 
 
-def _whole_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+def _whole_numbers(value: object, most: int) -> bool:
+    return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _check_layout(path: pathlib.Path, entries: dict[str, Entry], nbytes: int) -> None:
@@ -99,8 +91,8 @@ def _check_layout(path: pathlib.Path, entries: dict[str, Entry], nbytes: int) ->
     for name, entry in sorted(entries.items(), key=lambda item: item[1][2:]):
         if entry.start != at:
             what = "overlaps" if entry.start < at else "leaves a gap after"
-            raise CheckpointError(f"{path}: tensor {name!r} at {entry.start} {what} {before}, which ends at {at}")
-        at, before = entry.stop, repr(name)
+            raise CheckpointError(f"{path}: tensor {quoted(name)} at {entry.start} {what} {before}, which ends at {at}")
+        at, before = entry.stop, quoted(name)
     if at != nbytes:
         what = "cut" if at > nbytes else "followed by bytes that belong to no tensor"
         raise CheckpointError(f"{path}: is {what}: tensors end at byte {at}, the data of the file at {nbytes}")

@@ -12,6 +12,7 @@ from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, VisionConfig, rules
 from mm01_jax.convert import table
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
+from mm01_jax.files import quoted, shown
 
 # Our field -> (type, the original's name, transformers' name or names).
 FIELDS = {
@@ -44,6 +45,8 @@ VISION_FIELDS = {
 }
 KINDS = {mixer.original: kind for kind, mixer in table.MIXERS.items()}
 KINDS |= {mixer.native: kind for kind, mixer in table.MIXERS.items()}
+_MOST_LAYERS = 10_000
+_MOST_GRIDS = 1_000
 # Fields with one value that this model can have; `None` in the tuple lets the field be absent.
 _FIXED = {
     "hidden_act": ("silu",),
@@ -91,7 +94,7 @@ def read(plain: dict[str, Any], where: str) -> Settings:
             problems += native_problems(values["num_heads"])
         block = text.get("block_size")
         if block is not None and (type(block) is not int or not 0 < block <= 2**16):
-            problems.append(f"block_size={str(block)[:40]!r} is not a whole number from 1 to {2**16:,}")
+            problems.append(f"block_size={quoted(block)} is not a whole number from 1 to {2**16:,}")
         vision = _vision(plain, problems) if dialect.vision else None
     elif dialect:
         problems.append("text_config is missing")
@@ -118,7 +121,7 @@ def _dialect(plain: dict, problems: list[str]) -> Dialect | None:
         if plain.get("model_type") in dialect.model_types:
             return dialect
     allowed = ", ".join(dialect.model_types[0] for dialect in DIALECTS.values())
-    problems.append(f"model_type={plain.get('model_type')!r}; allowed: {allowed}")
+    problems.append(f"model_type={quoted(plain.get('model_type'))}; allowed: {allowed}")
     return None
 
 
@@ -137,7 +140,7 @@ def _field(plain: dict, names: list[str], problems: list[str]) -> Any:
         return None
     first = next(iter(values.values()))
     if any(value != first for value in values.values()):
-        problems.append(" contradicts ".join(f"{name}={value!r}" for name, value in values.items()))
+        problems.append(" contradicts ".join(f"{name}={shown(value)}" for name, value in values.items()))
         return None
     return first
 
@@ -154,7 +157,7 @@ def _number(field: tuple, value: Any, problems: list[str]) -> Any:
         return None
     right = type(value) in ((int,) if kind is int else (int, float)) and math.isfinite(value)
     if not right:
-        problems.append(f"{name}={str(value)[:40]!r} is not a {'whole ' if kind is int else 'finite '}number")
+        problems.append(f"{name}={quoted(value)} is not a {'whole ' if kind is int else 'finite '}number")
         return None
     return kind(value)
 
@@ -172,7 +175,10 @@ def _period(text: dict, problems: list[str]) -> tuple[tuple[str, ...] | None, in
             or not all(type(k) in (int, str) and k in KINDS for k in layer_kinds)
             or not layer_kinds
         ):
-            problems.append(f"{name}={str(layer_kinds)[:60]} is not a list of {', '.join(map(repr, KINDS))}")
+            problems.append(f"{name}={shown(str(layer_kinds)[:60])} is not a list of {', '.join(map(repr, KINDS))}")
+            return None, None
+        if len(layer_kinds) > _MOST_LAYERS:
+            problems.append(f"{name} lists {len(layer_kinds):,} layers; allowed: at most {_MOST_LAYERS:,}")
             return None, None
         lists.append(tuple(KINDS[kind] for kind in layer_kinds))
     if any(layer_kinds != lists[0] for layer_kinds in lists):
@@ -180,7 +186,7 @@ def _period(text: dict, problems: list[str]) -> tuple[tuple[str, ...] | None, in
     layers = lists[0]
     count = text.get("num_hidden_layers")
     if count != len(layers):
-        problems.append(f"num_hidden_layers={count!r} contradicts {next(iter(kinds))}, which lists {len(layers)}")
+        problems.append(f"num_hidden_layers={shown(count)} contradicts {next(iter(kinds))}, which lists {len(layers)}")
     size = next(
         n for n in range(1, len(layers) + 1) if len(layers) % n == 0 and layers[:n] * (len(layers) // n) == layers
     )
@@ -199,17 +205,24 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
     fixed["shared_intermediate_size"] = (text.get("shared_intermediate_size"), (*absent, 0, [0]))
     for name, (value, allowed) in fixed.items():
         if not any(type(value) is type(choice) and value == choice for choice in allowed):
-            got = "is missing" if value is None else f"= {str(value)[:60]}"
+            got = "is missing" if value is None else f"= {shown(value)}"
             words = " or ".join("none" if choice is None else repr(choice) for choice in allowed)
             problems.append(f"{name} {got}; this model has {words}")
     rope = text.get("rope_parameters")
     if isinstance(rope, dict):
         if rope.get("rope_type", "default") != "default":
-            problems.append(f"rope_parameters.rope_type={rope['rope_type']!r}; this model has 'default'")
+            problems.append(f"rope_parameters.rope_type={quoted(rope['rope_type'])}; this model has 'default'")
         text = rope | text
     share, rotary, head = (text.get(name) for name in ("partial_rotary_factor", "rotary_dim", "head_dim"))
-    if share is not None and None not in (rotary, head) and share * head != rotary:
-        problems.append(f"partial_rotary_factor={share} contradicts rotary_dim={rotary} of head_dim={head}")
+    if share is not None and (type(share) not in (int, float) or share * _whole(head) != _whole(rotary)):
+        problems.append(
+            f"partial_rotary_factor={shown(share)} contradicts rotary_dim={shown(rotary)} of head_dim={shown(head)}"
+        )
+
+
+def _whole(value: Any) -> int:
+    """A size; 0 of what is none, which is told where it is read."""
+    return value if type(value) is int else 0
 
 
 def _vision(plain: dict, problems: list[str]) -> VisionConfig | None:
@@ -232,11 +245,11 @@ def _vision(plain: dict, problems: list[str]) -> VisionConfig | None:
 
 def _grids(pinpoints: Any, side: int, problems: list[str]) -> tuple[tuple[int, int], ...] | None:
     """(columns, rows) of tiles of every resolution in `image_grid_pinpoints`, whose pairs are (width, height)."""
-    pairs = pinpoints if isinstance(pinpoints, list) and pinpoints else [None]
+    pairs = pinpoints if isinstance(pinpoints, list) and 0 < len(pinpoints) <= _MOST_GRIDS else [None]
     for pair in pairs:
         sizes = pair if isinstance(pair, list) and len(pair) == 2 else [None]
         if any(type(size) is not int or size < side or size % side for size in sizes):
-            got = "is missing" if pinpoints is None else f"has {str(pair)[:40]}"
+            got = "is missing" if pinpoints is None else f"has {shown(pair)}"
             problems.append(f"image_grid_pinpoints {got}; allowed: pairs [width, height] of multiples of {side}")
             return None
     return tuple((width // side, height // side) for width, height in pairs)

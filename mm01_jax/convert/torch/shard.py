@@ -17,6 +17,7 @@ import numpy as np
 from mm01_jax.convert.torch import header
 
 _DTYPES = {numpy: name for name, numpy in header.DTYPES.items()}
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 _SYNC_BYTES = 16 * 2**20  # from this size on a tensor goes to the disk while other threads make the next
 
 
@@ -31,7 +32,7 @@ class ShardFile:
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)  # the data aligned, as the library does
         self._starts = {name: 8 + len(text) + e["data_offsets"][0] for name, e in entries.items() if "dtype" in e}
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._fd = os.open(path, _NEW, 0o666)
         self._pwrite(struct.pack("<Q", len(text)) + text, 0)
 
     def __enter__(self) -> "ShardFile":

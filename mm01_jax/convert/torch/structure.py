@@ -10,8 +10,11 @@ from mm01_jax.convert import table
 from mm01_jax.convert.torch import decay, header
 from mm01_jax.convert.torch.dialects import Dialect
 from mm01_jax.convert.torch.files import TensorFiles
+from mm01_jax.files import quoted, shown
+from mm01_jax.messages import grouped
 
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
+_WEIGHTS = ("bfloat16", "float32", "float16")
 _MOST_EXPERTS = 100_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
 # Kind of layer -> its first tensor, which no other kind has.
 _FIRST = {
@@ -35,7 +38,8 @@ def common_dtype(files: TensorFiles) -> str:
     counts = collections.Counter(entry.dtype for entry in files.entries.values())
     if not counts:
         raise CheckpointError(f"{files.directory}: no tensors")
-    return header.DTYPES.get(counts.most_common(1)[0][0], "float32")
+    found = counts.most_common(1)[0][0]
+    return header.DTYPES.get(found, found)
 
 
 def decay_buffers(files: TensorFiles, model: ModelConfig, dialect: Dialect, plain: dict) -> list[decay.Buffer]:
@@ -52,20 +56,33 @@ def problems(source) -> list[str]:
     shapes = {dialect.torch_name(tensor): tensor.shape for tensor in source.tensors}
     shapes |= {buffer.name: buffer.shape for buffer in source.buffers}
     problems = _layer_kinds(entries, source.config.model)
-    problems += [f"missing {name}" for name in shapes if name not in entries]
-    problems += [f"surplus {name}{_surplus_advice(name)}" for name in entries if name not in shapes]
-    for name, shape in shapes.items():
-        if name not in entries:
-            continue
-        entry = entries[name]
-        where = f"{source.files.shard[name]}: tensor {name}"
-        if entry.shape != shape:
-            problems.append(f"{where} has shape {list(entry.shape)}, config.json gives {list(shape)}")
-        if header.DTYPES.get(entry.dtype) != source.dtype:
-            problems.append(f"{where} is {entry.dtype}, the weights are {source.dtype}")
-    if source.dtype not in ("bfloat16", "float32", "float16"):
-        problems.append(f"weights of dtype {source.dtype}; allowed are bfloat16, float32, float16")
-    return problems
+    problems += _dtypes(source)
+    problems += grouped("missing", (name for name in shapes if name not in entries))
+    surplus = [name for name in entries if name not in shapes]
+    problems += grouped("surplus", (f"{shown(name)}{_surplus_advice(name)}" for name in surplus))
+    other = [name for name, shape in shapes.items() if name in entries and entries[name].shape != shape]
+    told = (f"{n} has shape {list(entries[n].shape)}, config.json gives {list(shapes[n])}" for n in other)
+    return problems + grouped(
+        "tensor", (f"{text} ({source.files.shard[n]})" for n, text in zip(other, told, strict=True))
+    )
+
+
+def _dtypes(source) -> list[str]:
+    """A dtype that weights cannot have, or most tensors have not; tensors of a dtype that is not theirs nor wider."""
+    config = source.directory / "config.json"
+    if source.dtype not in _WEIGHTS:
+        return [f"{config}: torch_dtype (or dtype) = {quoted(source.dtype)}; allowed: {', '.join(_WEIGHTS)}"]
+    most = common_dtype(source.files)
+    if most != source.dtype:
+        count = sum(header.DTYPES.get(entry.dtype) == most for entry in source.files.entries.values())
+        got = f"{count:,} of {len(source.files.entries):,} tensors are {most}"
+        return [f"{config}: torch_dtype (or dtype) = {source.dtype}, but {got}"]
+    others = ((n, e) for n, e in source.files.entries.items() if header.DTYPES.get(e.dtype) not in (most, "float32"))
+    names = (
+        f"{shown(name)} of {source.files.shard[name]} is {entry.dtype}, the weights are {source.dtype}"
+        for name, entry in others
+    )
+    return grouped("tensor", names)
 
 
 def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:
@@ -86,8 +103,8 @@ def _surplus_advice(name: str) -> str:
 
 def leaf_problems(stored: dict, leaves: dict[str, table.Leaf]) -> list[str]:
     """Missing, surplus and mis-shaped leaves of one of our checkpoints."""
-    problems = [f"missing {path}" for path in leaves if path not in stored]
-    problems += [f"surplus {path}" for path in stored if path not in leaves]
+    problems = grouped("missing", (path for path in leaves if path not in stored))
+    problems += grouped("surplus", (path for path in stored if path not in leaves))
     for path in leaves.keys() & stored.keys():
         if stored[path].shape != leaves[path].shape or stored[path].stack != leaves[path].stack:
             problems.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(leaves[path].shape)}")

@@ -15,6 +15,7 @@ import warnings
 from PIL import Image, UnidentifiedImageError
 
 from mm01_jax.data.text import DataError
+from mm01_jax.files import Door
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
@@ -97,7 +98,7 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
             raise ImageError(f"{name}: is {words}, not a file")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{name}: has {status.st_size:,} bytes; allowed are {MAX_BYTES:,}")
-        return real.read_bytes()
+        return Door(ImageError).read(real, most=MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 

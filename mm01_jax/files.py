@@ -1,0 +1,300 @@
+"""The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
+
+Regular files alone are opened, without waiting; a size is bounded before a byte is read; a link leads nowhere outside
+the directory that owns it. JSON is read in linear time and bounded memory. What is written appears whole under its
+name and never goes through a link; what is deleted lies in the directory named.
+"""
+
+import codecs
+import contextlib
+import errno
+import json
+import math
+import os
+import pathlib
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
+MEMORY = 160 * 2**20  # that the values of one JSON text may take
+DEPTH = 64  # of JSON: lists and objects inside one another
+_FREE = 2**20  # bytes of JSON that take less than MEMORY, whatever they say
+_DIGITS = 40  # of a whole number
+_SHOWN = 200  # characters of a name in a message
+
+
+class FileError(Exception):
+    """A file of a directory cannot be taken; the message names it."""
+
+    exit_code = 3
+
+
+class Door(NamedTuple):
+    """How a room reads files: `error` is what it raises, with a message that names the file.
+
+    `root`, of its methods, is the directory that owns the file: links are followed as far as they stay inside it.
+    """
+
+    error: type[Exception] = FileError
+
+    def open(self, path, *, root=None, most: int | None = None, buffering: int = -1) -> BinaryIO:
+        """A regular file, open for reading; one of more than `most` bytes is refused."""
+        with self.errors(path):
+            real = _inside(path, root)
+            _check_kind(os.stat(real), most)  # before it is opened: that alone makes some devices act
+            fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            try:
+                _check_kind(os.fstat(fd), most)
+                return os.fdopen(fd, "rb", buffering=buffering)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def read(self, path, *, root=None, most: int = SMALL) -> bytes:
+        """The bytes of a file of at most `most` bytes."""
+        with self.open(path, root=root, most=most) as file, self.errors(path):
+            # As many as there are, and one that tells of more: a read allocates what it is asked for.
+            raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
+        if len(raw) > most:
+            raise self.error(f"{shown(path)}: grew while it was read")
+        return raw
+
+    def text(self, path, *, root=None, most: int = SMALL) -> str:
+        """The text of a file in UTF-8."""
+        raw = self.read(path, root=root, most=most)
+        with self.errors(path):
+            return utf8(raw)
+
+    def json(self, path, *, root=None, most: int = SMALL) -> dict:
+        """The JSON object of a file."""
+        return self.parse(path, self.read(path, root=root, most=most))
+
+    def parse(self, path, raw: bytes) -> dict:
+        """The JSON object in the bytes of `path`; each key once, numbers finite."""
+        try:
+            plain = parse_json(raw)
+        except ValueError as error:
+            raise self.error(f"{shown(path)}: not valid JSON: {error}") from None
+        if not isinstance(plain, dict):
+            raise self.error(f"{shown(path)}: JSON of a {type(plain).__name__}, not of an object")
+        return plain
+
+    def check(self, path, *, root, most: int | None = None) -> None:
+        """Refuses what `open` would, for a library that opens files itself."""
+        with self.errors(path):
+            _check_kind(os.stat(_inside(path, root)), most)
+
+    def inside(self, path, root) -> None:
+        """Refuses a directory that is missing or leads out of `root`."""
+        with self.errors(path):
+            _inside(path, root)
+
+    def folder(self, path) -> pathlib.Path:
+        """A directory to write and delete in, made where there is none; a link is no such directory."""
+        with self.errors(path):
+            pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        self.refuse_link(path)
+        return pathlib.Path(path)
+
+    def refuse_link(self, path) -> None:
+        if os.path.islink(path):
+            raise self.error(f"{shown(path)}: is a link; allowed: a directory, since files are deleted in it")
+
+    @contextlib.contextmanager
+    def errors(self, path) -> Iterator[None]:
+        """A context in which what is wrong with a file (RuntimeError: it links to itself) becomes this room's error."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self.error(f"{shown(path)}: {why(error)}") from None
+
+
+def owners(root) -> tuple[pathlib.Path, ...]:
+    """The folders that files of a directory may lie in: itself, and of a snapshot in the cache of Hugging Face's
+    libraries, whose files are links, the blobs of the same repository."""
+    real = pathlib.Path(root).resolve()
+    blobs = real.parent.parent / "blobs"
+    return (real, blobs) if real.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else (real,)
+
+
+def _inside(path, root) -> str:
+    """Where a path leads. ValueError where that is outside its directory."""
+    if "\0" in os.fspath(path):
+        raise ValueError("a name with a NUL")
+    if root is None:
+        return os.fspath(path)
+    real = pathlib.Path(path).resolve(strict=True)
+    if not any(real.is_relative_to(owner) for owner in owners(root)):
+        raise ValueError(f"a link out of the directory {shown(root)}; copy the file into it")
+    return str(real)
+
+
+def _check_kind(status: os.stat_result, most: int | None) -> None:
+    kinds = {stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    if not stat.S_ISREG(status.st_mode):
+        what = next((words for is_kind, words in kinds.items() if is_kind(status.st_mode)), "a device")
+        raise ValueError(f"is {what}, not a regular file")
+    if most is not None and status.st_size > most:
+        raise ValueError(f"has {status.st_size:,} bytes; allowed: at most {most:,}")
+
+
+def why(error: BaseException) -> str:
+    """An error in one line, without the name of the file, which the message has already."""
+    if isinstance(error, FileNotFoundError):
+        return "missing (No such file or directory)"
+    if isinstance(error, RuntimeError):
+        return "missing (a link that leads to itself)"
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(name: object) -> str:
+    """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
+    text = str(name)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
+
+
+def quoted(value: object) -> str:
+    """`shown`, text in quotes."""
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(repr(value))
+
+
+# JSON.
+
+
+def utf8(raw: bytes) -> str:
+    """Text in UTF-8; ValueError says what else it is."""
+    if raw.startswith(codecs.BOM_UTF8):
+        raise ValueError("it starts with a byte order mark (EF BB BF); allowed: UTF-8 without one")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
+
+
+def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None) -> Any:
+    """What a JSON text says, with each key once, numbers finite and not without end.
+
+    Args:
+      pairs: makes an object of its (name, value) pairs; the default refuses a name that occurs twice.
+
+    Raises:
+      ValueError: it is none, or would take more than `MEMORY`, or is more than `DEPTH` deep.
+    """
+    text = utf8(raw)
+    if len(raw) > _FREE:
+        # At least as many as there are: some may stand inside text. Counting takes a nanosecond a byte.
+        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+        needed = len(raw) * (3 if raw.isascii() else 9) + 250 * lists + 110 * commas
+        if needed > MEMORY:
+            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes are more than any file here has")
+    hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
+    try:
+        plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
+    except RecursionError:
+        raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
+    _check_depth(plain)
+    return plain
+
+
+def _once(pairs: list) -> dict:
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the name {quoted(twice)} occurs twice")
+    return plain
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """`1e400` is JSON, but no number here: it would be read as infinity."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text[:40]} is beyond float64")
+    return float(text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"a whole number of {len(text):,} digits; allowed: at most {_DIGITS}")
+    return int(text)
+
+
+def _check_depth(plain: Any) -> None:
+    level, depth = [plain], 0
+    while level := [value for value in level if isinstance(value, dict | list)]:
+        depth += 1
+        if depth > DEPTH:
+            raise ValueError(f"lists and objects are more than {DEPTH} deep")
+        level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+
+
+# Writing and deleting.
+
+
+def write(path, data: bytes) -> None:
+    """Writes a file that appears under its name whole and durable, or not at all; a link of that name is replaced."""
+    with written(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def written(path) -> Iterator[BinaryIO]:
+    """A context with the file that `write` writes."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(fd, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def update(path, flags: int = 0) -> int:
+    """The descriptor of a regular file to read and write in place, made where there is none; a link is refused."""
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, "is a link, not a regular file", os.fspath(path))
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o644)
+    try:
+        _check_kind(os.fstat(fd), None)
+    except ValueError as error:
+        os.close(fd)
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
+    return fd
+
+
+def sync_directory(path) -> None:
+    """Makes renames inside a directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(path, root) -> None:
+    """Deletes a directory with all that is in it, or a file, directly inside `root`; of a link, the link.
+
+    Raises:
+      OSError: it cannot be deleted, or `root` is a link, whose files are another directory's.
+    """
+    path, root = pathlib.Path(path), pathlib.Path(root)
+    if path.parent != root or root.is_symlink():
+        raise OSError(errno.EINVAL, f"not deleted: it does not lie in the directory {shown(root)}", os.fspath(path))
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)  # follows no link inside
+    else:
+        path.unlink()

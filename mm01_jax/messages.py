@@ -1,0 +1,38 @@
+"""How much a message says: what is listed is cut, and a message is at most a screen. Imports nothing of ours."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+LINES = 20  # of a message
+CHARACTERS = 4000  # of all of it: twenty lines of a wide terminal
+LISTED = 12  # of many problems
+_ALIKE = 3  # names alike but for their numbers are one problem from here on
+
+
+def listing(problems: Sequence[str], between: str = "; ") -> str:
+    """The first problems in one text, and how many more there are."""
+    more = [f"and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []
+    return between.join([*problems[:LISTED], *more])
+
+
+def grouped(what: str, names: Iterable[str]) -> list[str]:
+    """`what` and each name; names that differ in numbers alone are told together, with the first of them."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    told = []
+    for pattern, group in alike.items():
+        if len(group) < _ALIKE:
+            told += [f"{what} {name}" for name in group]
+        else:
+            told.append(f"{what} {len(group):,} of {pattern}, the first {group[0]}")
+    return told
+
+
+def screen(message: object) -> str:
+    """A message as it is printed: no character in it moves a cursor, and it is at most `LINES` lines."""
+    lines = str(message).splitlines() or [""]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1:,} more lines"]
+    text = "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
