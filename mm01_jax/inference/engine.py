@@ -15,10 +15,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from mm01_jax.config.fields import nearest_name
-from mm01_jax.inference.engine_devices import Devices, Work
+from mm01_jax.inference.engine_devices import Devices, Work, to_devices, to_host
+from mm01_jax.inference.engine_memory import Memory
 from mm01_jax.inference.engine_programs import Drawn, Sizes
-from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check
+from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
+from mm01_jax.inference.prefix import Prefix
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
 
@@ -31,6 +33,9 @@ class Engine:
       num_slots: requests that run at a time. max_length: positions of each, prompt and answer. Others: as in `Sizes`.
       vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen. None: all of the model's.
       budget: tokens of prompts taken in between two calls of decode. None: as many as a call of prefill takes.
+      prefix_bytes: of states, keys and values of earlier prompts and answers, kept on all devices together; 0: none.
+      host_bytes: the same on the host, for what has no room there. path_states: at most, of one prompt.
+      snapshots: states are kept after every so many pieces.
       poison: fill a slot with NaN when it is given back, so that a reader of it is seen.
 
     Raises:
@@ -45,6 +50,10 @@ class Engine:
         max_length: int,
         vocab_size: int | None = None,
         budget: int | None = None,
+        prefix_bytes: int = 0,
+        host_bytes: int = 0,
+        path_states: int = 64,
+        snapshots: int = 1,
         poison: bool = False,
         **sizes,
     ):
@@ -57,6 +66,8 @@ class Engine:
         self._schedule = Schedule(num_slots, self._devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self._poison = poison
+        kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes, "path_states": path_states}
+        self._memory = self._remembering(**kept, snapshots=snapshots)
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count()
         self._ended: list[Job] = []
@@ -64,6 +75,20 @@ class Engine:
         page = self._devices.page_bytes // self.sizes.grid
         state = self._devices.row_bytes - page * max_length
         self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
+
+    def _remembering(self, prefix_bytes: int, host_bytes: int, path_states: int, snapshots: int) -> Memory | None:
+        for name, value, least in (
+            ("prefix_bytes", prefix_bytes, 0),
+            ("host_bytes", host_bytes, 0),
+            ("path_states", path_states, 1),
+            ("snapshots", snapshots, 1),
+        ):
+            check_count(name, value, least, None)
+        if not prefix_bytes:
+            return None
+        moves = {"to_host": to_host, "to_devices": to_devices}
+        limits = {"host_budget": host_bytes, "path_states": path_states}
+        return Memory(self._devices, Prefix(self.sizes.grid, prefix_bytes, **limits, **moves), snapshots)
 
     # Asking.
 
@@ -98,10 +123,7 @@ class Engine:
         """Takes the slot of a request away; it goes on from where it was, when its turn comes again."""
         job = self._job(id)
         if job.slot is not None:
-            job.row = self._devices.get_row(job.slot)
-            self._free(job)
-            self._schedule.waiting.append(job)
-            self._counts["preempted"] += 1
+            self._take_away(job)
 
     def result(self, id: int) -> Result:
         """What a request has so far."""
@@ -116,15 +138,15 @@ class Engine:
 
     def statistics(self) -> dict:
         """Counts since the start, and what there is now."""
-        running = self._schedule.running()
+        running = [job for job in self._schedule.running() if not job.background]
         now = {
             "waiting": len(self._schedule.waiting),
             "running": len(running),
-            "free_slots": self.sizes.num_slots - len(running),
+            "free_slots": self.sizes.num_slots - len(self._schedule.running()),
             "programs": self._devices.num_programs,
             "slot_bytes": self._devices.row_bytes,
         }
-        return now | self._counts
+        return now | self._counts | ({} if self._memory is None else {"prefix": self._memory.prefix.statistics()})
 
     # Going on.
 
@@ -140,8 +162,9 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is asked that has not finished."""
-        return not self._schedule.waiting and not self._schedule.running() and not self._ended
+        """Whether nothing is asked that has not finished, and nothing is to be remembered that is not."""
+        schedule = self._schedule
+        return not (schedule.waiting or schedule.running() or schedule.later or self._ended)
 
     def run(self) -> None:
         """Steps until everything has finished."""
@@ -167,13 +190,23 @@ class Engine:
                 if (other := self._schedule.to_preempt(job)) is None:
                     return
                 slot = other.slot
-                self.preempt(other.id)
+                self._take_away(other)
             self._schedule.place(job, slot)
             if job.row is not None:
                 self._devices.put_row(slot, job.row)
                 job.row = None
             else:
                 self._devices.fill(slot, job.request.sampling, job.request.seed, job.prompt)
+                if self._memory is not None:
+                    self._memory.restore(job)
+
+    def _take_away(self, job: Job) -> None:
+        """A slot from its job, which waits then."""
+        if not job.background:
+            job.row = self._devices.get_row(job.slot)
+            self._counts["preempted"] += 1
+        self._free(job)
+        self._schedule.wait(job)
 
     def _take_in(self) -> None:
         jobs = list(self._schedule.to_take_in())
@@ -181,12 +214,19 @@ class Engine:
             return
         grid = self.sizes.grid
         most = max(1, min(self.budget // len(jobs), self.sizes.pieces * grid) // grid) * grid
-        work = [Work(job.slot, job.prompt[job.taken : job.taken + most]) for job in jobs]
+        counts = [most if self._memory is None else self._memory.cut(job, most) for job in jobs]
+        work = [
+            Work(job.slot, job.prompt[job.taken : job.taken + count]) for job, count in zip(jobs, counts, strict=True)
+        ]
         self._devices.prefill(work)
         for job, (_, tokens) in zip(jobs, work, strict=True):
             job.taken += len(tokens)
             self._counts["prefilled_tokens"] += len(tokens)
-            if job.decodes:
+            if self._memory is not None:
+                self._memory.store(job)
+            if job.background and job.taken == len(job.prompt):
+                self._free(job)
+            elif job.decodes:
                 self._branch(job)
 
     def _branch(self, job: Job) -> None:
@@ -232,6 +272,8 @@ class Engine:
     def _end(self, job: Job, finish: str) -> None:
         job.result.finish = finish
         self._free(job)
+        if self._memory is not None and finish != "cancelled" and (again := self._memory.again(job)) is not None:
+            self._schedule.wait(again)
         job.row = None
         self._ended.append(job)
         self._counts["cancelled" if finish == "cancelled" else "finished"] += 1

@@ -186,6 +186,16 @@ class Devices:
             self._slots = self._put_page(self._slots, page, self._scalar(slot), self._scalar(start))
 
 
+def to_host(tree):
+    """Arrays of the same sharding in the memory of the hosts."""
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), tree))
+
+
+def to_devices(tree):
+    """What `to_host` gave, where it was."""
+    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree))
+
+
 def _is_float(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 

@@ -79,7 +79,7 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)
     if not len(prompt):
         raise ValueError("prompt: got no token; allowed: at least one")
-    _check_count("max_tokens", request.max_tokens, 1, None)
+    check_count("max_tokens", request.max_tokens, 1, None)
     length = len(prompt) + request.max_tokens
     if length > limits.max_length:
         needs, has = (limits.state_bytes + limits.position_bytes * count for count in (length, limits.max_length))
@@ -95,8 +95,8 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if len(stop_ids) > limits.stop_ids:
         raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
     if request.logprobs is not None:
-        _check_count("logprobs", request.logprobs, 0, limits.logprobs)
-    _check_count("priority", request.priority, None, None)
+        check_count("logprobs", request.logprobs, 0, limits.logprobs)
+    check_count("priority", request.priority, None, None)
     if not isinstance(request.content, bytes):
         raise ValueError(f"content: got {request.content!r}; allowed: bytes")
     return prompt
@@ -117,7 +117,8 @@ def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def _check_count(name: str, value, least: int | None, most: int | None) -> None:
+def check_count(name: str, value, least: int | None, most: int | None) -> None:
+    """ValueError where a value is no whole number within the bounds."""
     bounds = [f"{word} {bound}" for word, bound in (("at least", least), ("at most", most)) if bound is not None]
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     fits = is_whole and (least is None or value >= least) and (most is None or value <= most)

@@ -12,13 +12,16 @@ import numpy as np
 from mm01_jax.inference.engine_programs import Slots
 from mm01_jax.inference.engine_request import Request, Result
 
+MOST_LATER = 4  # jobs of the background for each slot; what is more is never remembered
+
 
 @dataclasses.dataclass(eq=False)
 class Job:
     """A request on its way.
 
     taken: tokens of the prompt that its slot, or `row`, has taken in. row: all of its slot while it has none: it was
-    preempted, or goes on from another's prompt. waits_for: the job whose prompt it goes on from.
+    preempted, or goes on from another's prompt. waits_for: the job whose prompt it goes on from. branch: tokens of the
+    prompt after which another was known to part. background: asked by nobody, it takes in what is to be remembered.
     """
 
     id: int
@@ -29,10 +32,12 @@ class Job:
     taken: int = 0
     row: Slots | None = None
     waits_for: "Job | None" = None
+    branch: int = 0
+    background: bool = False
 
     @property
     def decodes(self) -> bool:
-        return self.taken == len(self.prompt)
+        return self.taken == len(self.prompt) and not self.background
 
     @property
     def left(self) -> int:
@@ -51,6 +56,7 @@ class Schedule:
     def __init__(self, num_slots: int, groups: int):
         self.jobs: list[Job | None] = [None] * num_slots
         self.waiting: list[Job] = []
+        self.later: list[Job] = []  # those of the background
         self._per_group = num_slots // groups
 
     def running(self) -> list[Job]:
@@ -58,8 +64,10 @@ class Schedule:
         return [job for job in self.jobs if job is not None]
 
     def next(self) -> Job | None:
-        """The first of those who wait and could begin."""
+        """The first of those who wait and could begin; of the background only when nobody waits."""
         ready = [job for job in self.waiting if job.waits_for is None]
+        if not self.waiting and self.later and self.free_slot() is not None:
+            return self.later[0]
         return min(ready, key=lambda job: job.rank, default=None)
 
     def free_slot(self) -> int | None:
@@ -71,13 +79,21 @@ class Schedule:
         return min(free, key=lambda slot: (load[slot // self._per_group], slot), default=None)
 
     def to_preempt(self, job: Job) -> Job | None:
-        """Who has to give its slot to `job`: the last of those of lower priority."""
-        lower = [other for other in self.running() if other.request.priority < job.request.priority]
-        return max(lower, key=lambda other: other.rank, default=None)
+        """Who has to give its slot to `job`: one of the background, or the last of those of lower priority."""
+        lower = [other for other in self.running() if other.background or other.request.priority < job.request.priority]
+        return max(lower, key=lambda other: (other.background, other.rank), default=None)
 
     def place(self, job: Job, slot: int) -> None:
-        self.waiting.remove(job)
+        (self.later if job.background else self.waiting).remove(job)
         self.jobs[slot], job.slot = job, slot
+
+    def wait(self, job: Job) -> None:
+        """A job, new or without its slot again, waits; one of the background begins anew."""
+        if job.background:
+            job.taken = 0
+            self.later = [job, *self.later][: MOST_LATER * len(self.jobs)]
+        else:
+            self.waiting.append(job)
 
     def remove(self, job: Job) -> int | None:
         """Takes a job out; the slot that it had."""
@@ -92,6 +108,6 @@ class Schedule:
         """In each group the first whose prompt is not taken in."""
         for first in range(0, len(self.jobs), self._per_group):
             group = self.jobs[first : first + self._per_group]
-            jobs = [job for job in group if job is not None and not job.decodes]
+            jobs = [job for job in group if job is not None and job.taken < len(job.prompt)]
             if jobs:
-                yield min(jobs, key=lambda job: job.rank)
+                yield min(jobs, key=lambda job: (job.background, job.rank))

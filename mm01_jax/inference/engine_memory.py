@@ -1,0 +1,60 @@
+"""What the engine remembers of prompts and answers: `prefix.py` filled from slots, and slots filled from it.
+
+An answer was made by decode, whose arithmetic is not prefill's: a conversation that goes on would get other bits from
+its states than from cold. So a finished request is taken in again, from the last grid point of its prompt on, when
+there is nothing else to do.
+"""
+
+import numpy as np
+
+from mm01_jax.inference.engine_devices import Devices
+from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.engine_schedule import Job
+from mm01_jax.inference.prefix import Prefix
+
+
+class Memory:
+    """snapshots: states are kept after every so many pieces of a prompt, at its last grid point, and where prompts
+    part."""
+
+    def __init__(self, devices: Devices, prefix: Prefix, snapshots: int):
+        self.prefix = prefix
+        self._devices, self._every = devices, snapshots * devices.sizes.grid
+
+    def restore(self, job: Job) -> None:
+        """Puts what is known of a prompt into the job's slot, which is empty."""
+        found = self.prefix.find(job.request.content, job.prompt, counted=not job.background)
+        grid = self._devices.sizes.grid
+        for number, page in enumerate(found.pages):
+            self._devices.put_page(job.slot, page, number * grid)
+        job.taken = len(found.pages) * grid
+        if job.taken:
+            self._devices.put_state(job.slot, found.state, job.taken)
+        job.result.cached, job.result.miss = job.taken, found.miss
+        job.branch = found.known * grid
+
+    def cut(self, job: Job, most: int) -> int:
+        """How many of the next `most` tokens are taken in before states are kept."""
+        grid, length = self._devices.sizes.grid, len(job.prompt)
+        last = (length if job.background else length - 1) // grid * grid
+        stops = [(job.taken // self._every + 1) * self._every, last, job.branch, job.taken + most, length]
+        return min(stop for stop in stops if stop > job.taken) - job.taken
+
+    def store(self, job: Job) -> None:
+        """Keeps what the job's slot has, where that is at a grid point."""
+        grid = self._devices.sizes.grid
+        if job.taken and job.taken % grid == 0:
+            self.prefix.put(
+                job.request.content,
+                job.prompt[: job.taken],
+                lambda number: self._devices.get_page(job.slot, number * grid),
+                lambda: self._devices.get_state(job.slot),
+            )
+
+    def again(self, job: Job) -> Job | None:
+        """A job that takes in the whole pieces of a finished prompt and its answer; None where they are known."""
+        tokens = np.concatenate([job.prompt, np.array(job.result.tokens, np.int32)])
+        tokens = tokens[: len(tokens) // self._devices.sizes.grid * self._devices.sizes.grid]
+        if not len(tokens) or self.prefix.has(job.request.content, tokens):
+            return None
+        return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True)

@@ -1,0 +1,274 @@
+"""What is kept of prompts: a tree of pieces, each with a page, some with the states at their end.
+
+A piece is `grid` tokens; its page is what layers hold of its positions (keys and values), its states what they hold of
+all tokens up to its end. A request goes on from the deepest piece of its prompt that has states: never from a page
+without, and never from inside a piece, so that its cuts are those it has from cold. Its last token is always taken in
+anew. Pages and states are pytrees of arrays that nobody changes.
+
+States are the larger part. Where memory is short the least recently used go first, to the host where it has room, and
+with them the pages that lead nowhere any more. A path keeps at most so many states: the last ones, those where paths
+part, the others ever wider apart from the end on.
+"""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+MOST_GONE = 100_000  # pieces of which is remembered that they were here once
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """A piece behind those before it. digest: of all tokens up to its end, and of what they mean besides."""
+
+    parent: "Node | None"
+    digest: bytes
+    depth: int
+    children: dict[bytes, "Node"] = dataclasses.field(default_factory=dict)
+    page: Any = None
+    state: Any = None
+    on_host: bool = False
+    used: int = 0
+
+
+class Found(NamedTuple):
+    """pages of the pieces to go on from, first to last, and the states after them (None: no piece). miss: why not all
+    pieces of the prompt. known: pieces of the prompt that are here, with states or not."""
+
+    pages: list[Any]
+    state: Any
+    miss: str | None
+    known: int
+
+
+class Prefix:
+    """The tree.
+
+    Args:
+      budget, host_budget: bytes of pages and states on the devices (all together), and on the host.
+      path_states: states of one path at most.
+      to_host, to_devices: move a page or states.
+    """
+
+    def __init__(
+        self,
+        grid: int,
+        budget: int,
+        *,
+        host_budget: int = 0,
+        path_states: int = 64,
+        to_host: Callable[[Any], Any] = lambda tree: tree,
+        to_devices: Callable[[Any], Any] = lambda tree: tree,
+    ):
+        self.grid, self.budget, self.host_budget, self.path_states = grid, budget, host_budget, path_states
+        self._to_host, self._to_devices = to_host, to_devices
+        self._roots: dict[bytes, Node] = {}
+        self._gone: collections.OrderedDict[bytes, str] = collections.OrderedDict()
+        self._clock = 0
+        self.bytes = self.host_bytes = 0
+        self.counts = collections.Counter()
+        self.misses = collections.Counter()
+
+    def find(self, content: bytes, tokens: np.ndarray, *, counted: bool = True) -> Found:
+        """Up to the deepest piece with states that leaves at least one token; on the devices, wherever it was."""
+        usable = (len(tokens) - 1) // self.grid
+        path = self._path(content, tokens, usable)
+        depth = max((node.depth for node in path if node.state is not None), default=0)
+        miss = self._why(content, tokens, path, depth, usable)
+        self._clock += 1
+        for node in path[:depth]:
+            node.used = self._clock
+            self._promote(node)
+        found = Found([node.page for node in path[:depth]], path[depth - 1].state if depth else None, miss, len(path))
+        if counted:
+            reused = depth * self.grid
+            self.counts.update(lookups=1, hits=int(depth > 0), asked_tokens=len(tokens), reused_tokens=reused)
+            self.misses.update([] if miss is None else [miss])
+        self._shrink()
+        return found
+
+    def has(self, content: bytes, tokens: np.ndarray) -> bool:
+        """Whether there are states after these tokens, whole pieces."""
+        path = self._path(content, tokens, len(tokens) // self.grid)
+        return bool(path) and path[-1].depth * self.grid == len(tokens) and path[-1].state is not None
+
+    def put(self, content: bytes, tokens: np.ndarray, take_page: Callable[[int], Any], take_state) -> None:
+        """Keeps pages of all `tokens`, whole pieces, and the states after the last of them.
+
+        Args:
+          take_page: of a piece by its number, called for those that are not here. take_state: called if need be.
+        """
+        assert len(tokens) % self.grid == 0, "states are kept at grid points alone"
+        self._clock += 1
+        node = self._root(content)
+        for number, key in enumerate(self._pieces(tokens)):
+            if key not in node.children:
+                child = Node(node, _digest(node.digest, key), number + 1, page=take_page(number))
+                node.children[key] = child
+                self._account(child, _size(child.page))
+            node = node.children[key]
+            node.used = self._clock
+        if node.state is None and node.parent is not None:
+            node.state = take_state()
+            self._gone.pop(node.digest, None)
+            self._account(node, _size(node.state))
+            self._thin(node)
+        self._shrink()
+
+    def clear(self, why: str) -> None:
+        """Forgets everything; whoever would have found it is told why."""
+        for node in list(self._nodes()):
+            self._remember(node, why)
+        self._roots.clear()
+        self.bytes = self.host_bytes = 0
+
+    def statistics(self) -> dict:
+        nodes = list(self._nodes())
+        now = {
+            "pages": len(nodes),
+            "states": sum(node.state is not None for node in nodes),
+            "bytes": self.bytes,
+            "host_bytes": self.host_bytes,
+        }
+        names = ("lookups", "hits", "asked_tokens", "reused_tokens", "evicted_states", "evicted_pages", "to_host")
+        return now | {name: self.counts[name] for name in names} | {"misses": dict(self.misses)}
+
+    # The tree.
+
+    def _pieces(self, tokens: np.ndarray) -> Iterator[bytes]:
+        tokens = np.ascontiguousarray(tokens, np.int32)
+        for start in range(0, len(tokens) // self.grid * self.grid, self.grid):
+            yield tokens[start : start + self.grid].tobytes()
+
+    def _root(self, content: bytes) -> Node:
+        if content not in self._roots:
+            self._roots[content] = Node(None, _digest(b"", content), 0)
+        return self._roots[content]
+
+    def _path(self, content: bytes, tokens: np.ndarray, usable: int) -> list[Node]:
+        """The nodes of the prompt's pieces as far as there are any, one token left over."""
+        path, node = [], self._roots.get(content)
+        for key in self._pieces(tokens[: usable * self.grid]):
+            node = None if node is None else node.children.get(key)
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def _nodes(self) -> Iterator[Node]:
+        stack = list(self._roots.values())
+        while stack:
+            node = stack.pop()
+            stack += node.children.values()
+            if node.parent is not None:
+                yield node
+
+    def _why(self, content: bytes, tokens: np.ndarray, path: list[Node], depth: int, usable: int) -> str | None:
+        """The reason why not more than `depth` pieces are reused."""
+        if depth == usable:
+            return "shorter than a piece" if usable == 0 else None
+        if len(path) > depth:
+            return self._gone.get(path[depth].digest, "no states kept there")
+        keys = list(self._pieces(tokens[: (depth + 1) * self.grid]))
+        digest = _digest(b"", content)
+        for key in keys:
+            digest = _digest(digest, key)
+        if digest in self._gone:
+            return self._gone[digest]
+        others = [root for name, root in self._roots.items() if name != content]
+        if depth == 0 and any(keys[0] in root.children for root in others):
+            return "other content"
+        return "new tokens"
+
+    # Memory.
+
+    def _account(self, node: Node, size: int) -> None:
+        if node.on_host:
+            self.host_bytes += size
+        else:
+            self.bytes += size
+
+    def _promote(self, node: Node) -> None:
+        if node.on_host:
+            size = _size(node.page) + _size(node.state)
+            node.page, node.state = self._to_devices(node.page), self._to_devices(node.state)
+            node.on_host = False
+            self.host_bytes -= size
+            self.bytes += size
+
+    def _shrink(self) -> None:
+        """Back within both budgets: what was used longest ago goes to the host, and from there for good."""
+        while self.bytes > self.budget and (node := self._oldest(on_host=False)) is not None:
+            size = _size(node.page) + _size(node.state)
+            if size <= self.host_budget and _is_last_here(node):
+                node.page, node.state = self._to_host(node.page), self._to_host(node.state)
+                node.on_host = True
+                self.bytes -= size
+                self.host_bytes += size
+                self.counts["to_host"] += 1
+            elif node.state is not None:
+                self._drop_state(node, "evicted")
+            else:  # the host has no room for it: what it leads to goes, and it with that
+                self._drop_state(self._oldest(on_host=True), "evicted")
+        while self.host_bytes > self.host_budget and (node := self._oldest(on_host=True)) is not None:
+            self._drop_state(node, "evicted")
+
+    def _oldest(self, *, on_host: bool) -> Node | None:
+        """The least recently used that can go: it has states, or leads to nothing on the devices. The deepest of
+        several."""
+        nodes = [node for node in self._nodes() if node.on_host == on_host]
+        nodes = [node for node in nodes if node.state is not None or (not on_host and _is_last_here(node))]
+        return min(nodes, key=lambda node: (node.used, -node.depth), default=None)
+
+    def _thin(self, last: Node) -> None:
+        """Keeps a path's states few: the one goes whose neighbours are closest for their distance from the end."""
+        path, node = [], last
+        while node.parent is not None:
+            path.append(node)
+            node = node.parent
+        held = [node for node in reversed(path) if node.state is not None]
+        if len(held) <= self.path_states:
+            return
+        before = [0, *(node.depth for node in held)]
+        inner = [n for n in range(len(held) - 1) if len(held[n].children) < 2] or list(range(len(held) - 1))
+        gap = {n: (held[n + 1].depth - before[n]) / (last.depth - held[n].depth) for n in inner}
+        if inner:
+            self._drop_state(held[min(inner, key=lambda n: (gap[n], n))], "thinned out")
+
+    def _drop_state(self, node: Node, why: str) -> None:
+        """Forgets a node's states, and the pages that lead nowhere then."""
+        if node.state is not None:
+            self._account(node, -_size(node.state))
+            node.state = None
+            self._remember(node, why)
+            self.counts["evicted_states"] += 1
+        while node.parent is not None and node.state is None and not node.children:
+            self._account(node, -_size(node.page))
+            self._remember(node, why)
+            self.counts["evicted_pages"] += 1
+            parent = node.parent
+            parent.children = {key: child for key, child in parent.children.items() if child is not node}
+            node = parent
+
+    def _remember(self, node: Node, why: str) -> None:
+        self._gone[node.digest] = why
+        while len(self._gone) > MOST_GONE:
+            self._gone.popitem(last=False)
+
+
+def _is_last_here(node: Node) -> bool:
+    """Whether nothing behind it is on the devices."""
+    return all(child.on_host for child in node.children.values())
+
+
+def _digest(before: bytes, key: bytes) -> bytes:
+    return hashlib.sha256(len(before).to_bytes(8, "little") + before + key).digest()
+
+
+def _size(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
