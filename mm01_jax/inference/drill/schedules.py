@@ -5,6 +5,7 @@ After each schedule every request's tokens and logits are compared, bit by bit, 
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from mm01_jax.inference.drill.cases import Cases
@@ -15,7 +16,8 @@ from mm01_jax.inference.engine_request import Result
 @dataclasses.dataclass
 class Count:
     """Requests of all schedules. equal: tokens and logits have the bits that they have alone, of one that was
-    cancelled as far as it came. differing_tokens: requests whose tokens already differ.
+    cancelled as far as it came. differing_tokens: requests whose tokens already differ. kl: the largest divergence, in
+    nats, of a token's distribution from the one alone, where both followed the same tokens.
     """
 
     schedules: int = 0
@@ -25,6 +27,22 @@ class Count:
     differing_tokens: int = 0
     cancelled: int = 0
     tokens: int = 0
+    kl: float = 0.0
+
+
+class Compiled:
+    """How many programs are compiled while it is open: `count`."""
+
+    def __enter__(self) -> "Compiled":
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, *_, **__) -> None:
+        self.count += "backend_compile" in event
 
 
 def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Generator, count: Count) -> None:
@@ -64,3 +82,15 @@ def _compare(found: Result, alone: Result, count: Count) -> None:
     count.equal += same
     count.different += not same
     count.differing_tokens += not same_tokens
+    if not same:
+        for a, b, *tokens in zip(found.logits, logits, found.tokens, alone.tokens, strict=False):
+            count.kl = max(count.kl, _divergence(a, b))
+            if tokens[0] != tokens[1]:
+                break
+
+
+def _divergence(found: np.ndarray, alone: np.ndarray) -> float:
+    """KL(alone || found) in float64."""
+    p, q = (x.astype(np.float64) - x.max() for x in (alone, found))
+    p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
+    return float((np.exp(p) * (p - q)).sum())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.inference import decoding
-from mm01_jax.inference.drill.schedules import Count, run_schedule
+from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.sampling import Sampling
@@ -174,15 +174,13 @@ def test_cancelling_whenever_leaks_no_slot(times):
 
 
 def test_traffic_compiles_nothing():
-    compiled = []
-    listener = lambda event, _, **__: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
     engine().run()
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    try:
+    engines.cases()
+    with Compiled() as compiled:
         drilled(engine(), engines.cases(), 1, seed=5)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
-    assert not compiled
+        assert compiled.count == 0
+        jax.jit(lambda x: x * 3 + len("traffic")).lower(np.ones(3, np.float32)).compile()
+        assert compiled.count == 1, "the count counts"
     assert engine().statistics()["programs"] <= 12
 
 
