@@ -1,6 +1,7 @@
 """How every command ends: what went wrong as a message on stderr instead of a traceback, and one of these exit codes.
 
     0    done
+    1    a bug; of a drill or a bench: something went wrong
     2    what was typed is wrong
     3    bad checkpoint or data
     4    too many refused (non-finite) steps
@@ -13,7 +14,7 @@
 
 An exception says its own code in a class attribute `exit_code`. A plain ValueError, an OSError (a file that is not
 there) and an error of absl's flags are what was typed; an OSError of a full or broken disk is the disk's. Memory that
-does not suffice is what was typed, too. Anything else is a bug: it shows its traceback, and Python's 1.
+does not suffice is what was typed, too. Anything else is a bug: it shows its traceback.
 """
 
 import contextlib

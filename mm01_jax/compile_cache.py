@@ -32,18 +32,23 @@ def use(log: Callable[[str], None] = _to_stderr) -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if not jax.config.jax_enable_compilation_cache:
         return
+    chosen = jax.config.jax_compilation_cache_dir
     bounded = importlib.util.find_spec("filelock") is not None  # without it jax has no bound and no lock
     try:
-        folder = default_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if bounded:
+        folder = pathlib.Path(chosen) if chosen else default_folder()
+        if "://" not in str(chosen):  # of a bucket jax knows more
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        if bounded and not chosen:
             drop_half_written(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home
         log(f"no compile cache, every start compiles anew: {error}")
+        jax.config.update("jax_enable_compilation_cache", False)  # jax would warn of every program
+        return
+    if chosen:
         return
     settings = {"jax_compilation_cache_max_size": MOST_BYTES} if bounded else {}
     settings |= {

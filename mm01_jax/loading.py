@@ -60,10 +60,13 @@ def load(
     Raises:
       CheckpointError: there is nothing to load, it is damaged, or weights are not finite; names file and tensor.
       ConfigError: the mesh is none, not of these devices, or an axis does not divide a dim of the model.
-      ValueError: a dtype or tokenizer that is none, or more ids than the model has.
+      ValueError: a dtype or tokenizer that is none, or more ids than the model has; a tokenizer that is not named and
+        not the one of the training.
     """
     opened = _open(path, dtype, of_computation=True)
     words = _tokenizer(pathlib.Path(path), opened.config, tokenizer)
+    if not tokenizer:
+        _check_tokenizer(opened, words)
     config = fields.replace(opened.config, "data.tokenizer", words.name)
     model, config = _onto(opened._replace(config=config), mesh, allow_nonfinite)
     return Loaded(model, words, config)
@@ -75,6 +78,14 @@ def load_as_asked(given) -> Loaded:
     cluster.let_the_first_print()
     options = {"tokenizer": given.tokenizer, "allow_nonfinite": given.allow_nonfinite}
     return load(given.checkpoint, given.mesh, given.dtype, **options)
+
+
+def data_of(path) -> dict | None:
+    """What the run in `path` was trained on (`Dataset.manifest`), None of what is no run."""
+    if not is_checkpoint(path):
+        return None
+    data = open_checkpoint(path).manifest.meta.get("data")
+    return data if isinstance(data, dict) else None
 
 
 def is_without_run(path) -> bool:
@@ -194,6 +205,18 @@ def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokeniz
             f"model.vocab_size={config.model.vocab_size} of {root}, so it is another model's"
         )
     return words
+
+
+def _check_tokenizer(opened: _Opened, words: Tokenizer) -> None:
+    """Raises ValueError where the weights were trained on the tokens of another one: its ids mean other words."""
+    meta = opened.source.manifest.meta if isinstance(opened.source, Checkpoint) else {}
+    data = meta.get("data")
+    trained = data.get("tokenizer") if isinstance(data, dict) else None
+    if trained is not None and trained != words.fingerprint:
+        raise ValueError(
+            f"{opened.path}: trained with the tokenizer {trained}, and {words.name} is {words.fingerprint}: its ids "
+            f"mean other words. Put the right one there, or go on knowingly: --tokenizer={words.name}"
+        )
 
 
 # Weights out of a PyTorch directory.

@@ -1,9 +1,16 @@
-"""Command lines of drills and benches: `--help` is the module's docstring, a wrong argument is refused in one line."""
+"""Command lines of drills and benches: `--help` is the module's docstring, a wrong argument is refused in one line.
+
+They end as commands do (`mm01_jax/command.py`), with 1 where what they look for went wrong.
+"""
 
 import argparse
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 from typing import NoReturn
+
+from mm01_jax import command, signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,13 +25,30 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse's, but an unknown flag names the nearest one."""
+        """As argparse's; an unknown flag names the nearest, a repeated one is refused, and errors end in a line."""
+        if args is None:
+            signals.end_at_once()
+            sys.excepthook = self._end
+            args = sys.argv[1:]
+        names = [text.partition("=")[0] for text in args if text.startswith("--") and text != "--"]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            self.error(f"argument {repeated}: given {names.count(repeated)} times; allowed: once")
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
             shown = [name for name, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
             self.error(refusal("argument", flag, [name for name in shown if name.startswith("--")]))
         return parsed
+
+    def _end(self, kind: type, error: BaseException, trace) -> None:
+        """In the place of a traceback, where what went wrong is no bug: a line, and its exit code."""
+        code = command.exit_code(error) if isinstance(error, Exception) else None
+        if code is None:
+            sys.__excepthook__(kind, error, trace)
+            return
+        print(f"{self.prog}: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, exit code 2."""

@@ -19,8 +19,14 @@ from mm01_jax.arguments import Flag, Task
 
 def _perplexity(loaded, given: types.SimpleNamespace):
     from mm01_jax.evals.perplexity import perplexity
+    from mm01_jax.loading import data_of
 
-    return perplexity(loaded.model, loaded.config, given.source)
+    trained_on = data_of(given.checkpoint)
+    if trained_on and given.tokenizer:
+        trained_on = {
+            key: value for key, value in trained_on.items() if key != "tokenizer"
+        }  # another one was asked for
+    return perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on)
 
 
 # Name -> what is asked of a `loading.Loaded`, given the flags; what comes back is printed.

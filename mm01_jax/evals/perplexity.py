@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,10 +10,10 @@ import numpy as np
 from mm01_jax import sharding
 from mm01_jax.config import Config, MeshConfig
 from mm01_jax.data import pipeline
-from mm01_jax.data.dataset import open_dataset
+from mm01_jax.data.dataset import check_unchanged, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.packing import PackedRows, Rows
-from mm01_jax.inference import scoring
+from mm01_jax.inference import nonfinite, scoring
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.progress import Progress
@@ -38,22 +38,26 @@ class Perplexity(NamedTuple):
         )
 
 
-def perplexity(model: TextModel, config: Config, source: str | None = None) -> Perplexity:
+def perplexity(
+    model: TextModel, config: Config, source: str | None = None, *, trained_on: dict[str, Any] | None = None
+) -> Perplexity:
     """Scores every held-out row of the run's own data, or all of `source`, on the mesh that the model lies on.
 
     Every process of the mesh calls it alike; rows of padding fill up the last batch.
 
     Args:
       config: of the run that the model is from.
+      trained_on: the manifest of its data (`Dataset.manifest`), with which the run's own data is compared.
 
     Raises:
       ValueError: the run held nothing out and no source is named; its rows cannot be cut over `sequence`.
-      DataError: the text is damaged.
+      DataError: the text is damaged, or the run's own data is not what it was trained on.
+      NotFinite: the loss is no number; says in which layer that began.
     """
     mesh, length = sharding.mesh_of(model), config.train.sequence_length
     sizes = MeshConfig(**mesh.shape, rules=model.rules)
     order = sequence_layout.order(length, sizes, model.compute.sequence_layout)
-    rows, targets_per_byte = _rows(config, source)
+    rows, targets_per_byte = _rows(config, source, trained_on)
     size = _batch_size(config, sizes)
     batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
     placed = sharding.named(mesh, model.rules, "batch", "seq")
@@ -62,6 +66,8 @@ def perplexity(model: TextModel, config: Config, source: str | None = None) -> P
         with jax.set_mesh(mesh):
             scored = _score(model, pipeline.whole_to_global(batch, placed, order), chunk=config.train.loss_chunk)
         total += jax.device_get(scored)
+        if not np.isfinite(total).all():
+            nonfinite.report(model, batches[number - 1].tokens, batches[number - 1].segments)
         if progress:
             progress.show(number, f"loss {total[0] / max(total[1], 1.0):.4f}")
     counted, loss = entropy(batches), total[0] / total[1]
@@ -72,13 +78,15 @@ def perplexity(model: TextModel, config: Config, source: str | None = None) -> P
 _score = jax.jit(scoring.score, static_argnames="chunk")
 
 
-def _rows(config: Config, source: str | None) -> tuple[Rows, float]:
+def _rows(config: Config, source: str | None, trained_on: dict[str, Any] | None) -> tuple[Rows, float]:
     """(what is scored, targets a byte of it)."""
     data, length = config.data, config.train.sequence_length
     if source is not None:
         data = dataclasses.replace(data, source=source, held_out=0.0)
     dataset = open_dataset(data, length, config.model.vocab_size, vision=config.vision)
     rows = dataset.held_out
+    if source is None and trained_on is not None:
+        check_unchanged(trained_on, dataset.manifest)
     if source is not None:
         rows = PackedRows(dataset.train.documents, length, data.seed, epochs=1)
     if rows is None:

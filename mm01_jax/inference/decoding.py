@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax import sharding
-from mm01_jax.inference import views
+from mm01_jax.inference import nonfinite, views
 from mm01_jax.inference.asked import Images, check_images, check_prompts
 from mm01_jax.inference.sampling import History, Rows, Sampling, check_seed, rows, sample, with_token
 from mm01_jax.model.cache import DecodeCache
@@ -24,6 +24,7 @@ from mm01_jax.model.multimodal import VLModel
 
 PREFILL_CHUNK = 512  # tokens of a row on one shard of the sequence
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
+NOT_FINITE = -2  # the token where logits are no numbers; no id, and not what `stop_K` has for none
 _CACHE_STEP = 256
 
 
@@ -101,11 +102,13 @@ def decode_block(model, answers: Answers, draw: Draw, *, count: int) -> tuple[ja
 
 
 def _taken(answers: Answers, logits_BV: jax.Array, draw: Draw) -> Answers:
-    """The answers with one more token in every row that has not stopped."""
+    """The answers with one more token in every row that has not stopped; one whose logits are not finite stops."""
     _, last, done, number, history = answers
     token = jnp.where(done, last, sample(logits_BV, draw.rows, history, number, draw.allowed_V))
-    history = with_token(history, token, ~done)
-    done |= jnp.any(token[:, None] == draw.stop_K[None, :], axis=1)
+    broken = ~done & ~jnp.isfinite(logits_BV).all(axis=1)
+    token = jnp.where(broken, NOT_FINITE, token)
+    history = with_token(history, token, ~done & ~broken)
+    done |= broken | jnp.any(token[:, None] == draw.stop_K[None, :], axis=1)
     return Answers(answers.cache, token, done, number + 1, history)
 
 
@@ -194,14 +197,31 @@ def _blocks(model, prompts, images: Images | None, max_tokens: int, drawn) -> It
         answers, draw = _begin(decoder, prompts, lengths, drawn)
         answers = first_token(decoder, answers, hidden, draw)._replace(cache=cache)
         tokens, done = np.array(answers.token_B)[:, None], np.asarray(answers.done_B)
+    blocks = [tokens]
+    _check_finite(model, prompts, blocks)
     written = 1
     yield tokens[: len(prompts)]
     while written < max_tokens and not done.all():
         with jax.set_mesh(mesh):
             tokens, done, answers = decode_block(decoder, answers, draw, count=DECODE_BLOCK)
             tokens, done = np.asarray(tokens), np.asarray(done)
+        blocks.append(tokens)
+        _check_finite(model, prompts, blocks)
         yield tokens[: len(prompts), : max_tokens - written]  # the last block is whole, too, and cut here
         written += DECODE_BLOCK
+
+
+def _check_finite(model, prompts, blocks: list[np.ndarray]) -> None:
+    """Raises nonfinite.NotFinite where a row has stopped because its logits were no numbers."""
+    if not (blocks[-1] == NOT_FINITE).any():
+        return
+    tokens = np.concatenate(blocks, axis=1)
+    mesh, rules = sharding.mesh_of(model), model.rules
+    texts = [[*prompt, *row[row != NOT_FINITE]] for prompt, row in zip(prompts, tokens, strict=False)]
+    shape = _multiple(len(texts), mesh, rules.batch), _multiple(max(map(len, texts)), mesh, rules.seq)
+    rows = _chunk(texts, shape[0], 0, shape[1], 0)
+    lengths = np.array([*map(len, texts), *[0] * (shape[0] - len(texts))])
+    nonfinite.report(model, rows, np.where(np.arange(shape[1]) < lengths[:, None], 0, -1))
 
 
 def _begin(decoder, prompts, lengths: np.ndarray, drawn) -> tuple[Answers, Draw]:

@@ -106,3 +106,11 @@ def test_without_xdg_the_folder_lies_in_the_home(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert compile_cache.default_folder().parent == tmp_path / ".cache" / "mm01_jax"
+
+
+def test_a_folder_of_one_s_own_that_cannot_be_written_is_said_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    done = subprocess.run([sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("no compile cache, every start compiles anew: ") and str(tmp_path / "file") in line

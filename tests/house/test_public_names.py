@@ -41,6 +41,15 @@ def test_the_stub_of_type_checkers_says_the_same():
 def test_an_unknown_name_is_an_attribute_error_that_lists_them():
     with pytest.raises(AttributeError, match=r"no attribute 'Confg'; public names: .*Config"):
         mm01_jax.Confg  # noqa: B018
+    assert not hasattr(mm01_jax, "lod")
+
+
+def test_so_is_one_that_is_imported_though_python_would_hide_the_list():
+    with pytest.raises(ImportError, match=r"no attribute 'lod'; public names: .*load_config"):
+        from mm01_jax import lod  # noqa: F401
+    from mm01_jax import train
+
+    assert train.__name__ == "mm01_jax.train"
 
 
 def test_no_module_has_a_public_name():

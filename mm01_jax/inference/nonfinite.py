@@ -1,0 +1,92 @@
+"""Where numbers first are none: in the embedding, in which layer, in the head. Asked when logits or a loss are not."""
+
+import functools
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mm01_jax import sharding
+from mm01_jax.model import decoder
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import rms_norm
+from mm01_jax.model.multimodal import VLModel
+from mm01_jax.parallel.documents import document_ids
+
+MOST_TOKENS = 8192  # of a row that are looked at
+
+
+class NotFinite(Exception):
+    """Logits or a loss are not finite; the message says in which layer that began. The weights are bad, or too large
+    for the dtype they are computed in.
+    """
+
+    exit_code = 3
+
+
+def report(model: TextModel | VLModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> NoReturn:
+    """Raises NotFinite, after a walk through the layers with these rows, of which images are left out.
+
+    Every process of the mesh calls it alike.
+
+    Args:
+      tokens_BS: whole numbers. segments_BS: of documents, < 0 is padding. B is a multiple of the shards of `batch`, and
+        S of those of `seq`.
+    """
+    text = model.text if isinstance(model, VLModel) else model
+    dtype = text.compute.dtype
+    with jax.set_mesh(sharding.mesh_of(model)):
+        place = _walk(text, tokens_BS[:, :MOST_TOKENS], segments_BS[:, :MOST_TOKENS])
+    found = place or f"in none of the layers, of the first {MOST_TOKENS} tokens"
+    raise NotFinite(
+        f"the logits are not finite: numbers first are none {found}. Computed in {dtype}; weights that are sound in a "
+        "wider dtype may be too large for it (--dtype=float32), others are damaged (mm01-convert check --check-finite)"
+    )
+
+
+def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> str | None:
+    """The first place and token of a value that is not finite, in words."""
+    rules = text.rules
+    tokens, segments = (sharding.put(np.asarray(x, np.int32), rules, "batch", "seq") for x in (tokens_BS, segments_BS))
+    places = np.broadcast_to(np.arange(tokens_BS.shape[1], dtype=np.int32), tokens_BS.shape)
+    positions = sharding.put(places, rules, "batch", "seq")
+    h = jax.jit(lambda model, tokens: model.embed_tokens(tokens))(text, tokens)
+    if at := _first(h, segments):
+        return f"in the embedding, {at}"
+    number, slopes = 0, text._slopes()
+    for period in range(text.config.num_periods):
+        for (kind, count), stack, slope_MnN in zip(text.config.stacks, text.stacks, slopes, strict=True):
+            for index in range(count):
+                h = _layer(stack, h, slope_MnN[period, index], positions, segments, (period, index))
+                if at := _first(h, segments):
+                    return f"in layer {number} ({kind}), {at}"
+                number += 1
+    norm = rms_norm(h, text.final_norm[...].astype(h.dtype), text.config.norm_eps)
+    if at := _first(norm, segments):
+        return f"in the final norm, {at}"
+    logits = jax.jit(lambda model, hidden: model.logits(hidden))(text, norm)
+    return f"in the head, {at}" if (at := _first(logits, segments)) else None
+
+
+@functools.partial(jax.jit, static_argnames=("place",))
+def _layer(stack, h, slope_N, positions, segments, place: tuple[int, int]):
+    """One layer of a stack, without a cache."""
+    documents = document_ids(segments, rules=stack.rules, layout="contiguous")
+    layer = jax.tree.map(lambda weight: weight[place], stack)
+    return decoder._one_layer("contiguous", (slope_N, positions, documents), h, layer)[0]
+
+
+def _first(x_BSD: jax.Array, segments_BS: jax.Array) -> str | None:
+    """The first token whose values are not all finite, in words; padding is left out."""
+    bad_BS = np.asarray(_bad(x_BSD, segments_BS))
+    if not bad_BS.any():
+        return None
+    row, at = np.unravel_index(np.argmax(bad_BS), bad_BS.shape)
+    return f"at token {at} of row {row}"
+
+
+@jax.jit
+def _bad(x_BSD: jax.Array, segments_BS: jax.Array) -> jax.Array:
+    bad_BS = ~jnp.isfinite(x_BSD).all(axis=-1) & (segments_BS >= 0)
+    return jax.lax.with_sharding_constraint(bad_BS, jax.P())

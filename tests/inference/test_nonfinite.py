@@ -1,0 +1,52 @@
+"""Generation and scoring that meet numbers which are none say where that began, instead of an answer."""
+
+import jax
+import numpy as np
+import pytest
+
+from mm01_jax.evals import perplexity
+from mm01_jax.inference import decoding
+from mm01_jax.inference.nonfinite import NotFinite
+from tests import small
+
+
+def spoilt(path: str, value: float):
+    """The small model with the first number of a leaf replaced in its last layer, or of the whole leaf."""
+
+    def plant(keys, x):
+        if jax.tree_util.keystr(keys, simple=True, separator="/").removesuffix("/value") != path:
+            return x
+        changed = np.array(x)
+        changed[(*(-1 for _ in range(2)), ...) if "stacks" in path else ...] = value
+        return jax.device_put(changed, x.sharding)
+
+    with small.one_device():
+        model = small.model()
+        found = jax.tree_util.tree_map_with_path(plant, model)
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (model, found)), strict=True)
+    )
+    return found
+
+
+PLACES = {
+    ("embed", np.nan): "in the embedding, at token 0 of row 0",
+    ("stacks/0/mixer/out", np.inf): "in layer 0 (lightning), at token 0 of row 0",
+    ("stacks/1/experts/down", np.nan): "in layer 1 (softmax), at token 0 of row 0",
+    ("final_norm", np.nan): "in the final norm, at token 0 of row 0",
+    ("head", np.inf): "in the head, at token 0 of row 0",
+}
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
+def test_generation_says_in_which_layer_numbers_first_are_none(place):
+    model = spoilt(*place)
+    with pytest.raises(NotFinite, match=r"^the logits are not finite: numbers first are none") as caught:
+        list(decoding.generate(model, [np.array([65, 66, 67])], max_tokens=4))
+    assert PLACES[place] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_scoring_says_so_too(tmp_path):
+    config = small.config(small.write_text(tmp_path), train__batch_size=2)
+    with pytest.raises(NotFinite, match=r"layer 1 \(softmax\)"):
+        perplexity.perplexity(spoilt("stacks/1/experts/down", np.nan), config)
