@@ -67,8 +67,9 @@ class Item(NamedTuple):
     head: jax.Array
     t: jax.Array  # the own side's tile
     span: blocks.Span
-    number: jax.Array  # of this program's items
-    done: jax.Array  # blocks of the items before
+    steps: jax.Array
+    number: jax.Array | int = 0  # of this program's items
+    done: jax.Array | int = 0  # blocks of the items before
 
     def own(self, warpgroup):
         return pl.ds(self.t * TILE + warpgroup * HALF, HALF)
@@ -123,14 +124,14 @@ def each_item(inputs: Inputs, items: int, programs: int, heads: int, steps_of, b
     """body(item) for every item of this program; items beside each other are heads of the same tokens."""
     tiles = inputs.spans.shape[2]
 
-    def item_of(index, number=0, done=0) -> Item:
+    def item_of(index) -> Item:
         b, t = blocks.place(inputs.order, lax.div(index, jnp.int32(heads)), tiles)
-        return Item(b, lax.rem(index, jnp.int32(heads)), t, blocks.Span.of(inputs.spans, b, t), number, done)
+        span = blocks.Span.of(inputs.spans, b, t)
+        return Item(b, lax.rem(index, jnp.int32(heads)), t, span, steps_of(span))
 
-    def steps(index):
-        return steps_of(item_of(index).span)
-
-    blocks.each_item(items, programs, steps, lambda number, index, done: body(item_of(index, number, done)))
+    blocks.each_item(
+        items, programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done))
+    )
 
 
 def visible(smem: Scratch, own_tags, slot, *, keys_down: bool):

@@ -50,23 +50,28 @@ def place(order_gmem, item, tiles: int):
     return lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
 
 
-def each_item(items: int, programs: int, steps_of, body):
+def each_item(items: int, programs: int, describe, body):
     """body(number, item, done) for every item of this program, its `number`-th, after `done` steps of those before.
 
     Items come in order of their length, so the programs take them there and back: the first of one round is the last of
-    the next, and all end at about the same time.
+    the next, and all end at about the same time. describe(index) reads what an item is, its `steps` among it; that of
+    the next one is on its way from memory while this one is worked at.
     """
     program, whole_rounds = lax.axis_index("program"), items // programs
     backwards = programs - 1 - program
     place_in_last = backwards if whole_rounds % 2 else program
     count = whole_rounds + jnp.where(place_in_last < items % programs, 1, 0)
 
-    def one(number, done):
-        item = number * programs + jnp.where(lax.rem(number, jnp.int32(2)) == 1, backwards, program)
-        body(number, item, done)
-        return done + steps_of(item)
+    def index_of(number):
+        return number * programs + jnp.where(lax.rem(number, jnp.int32(2)) == 1, backwards, program)
 
-    lax.fori_loop(0, count, one, jnp.int32(0))
+    def one(number, carry):
+        done, item = carry
+        following = describe(jnp.minimum(index_of(number + 1), items - 1))
+        body(number, item, done)
+        return done + item.steps, following
+
+    lax.fori_loop(0, count, one, (jnp.int32(0), describe(program)))
 
 
 class Span(NamedTuple):
@@ -148,16 +153,29 @@ def add_product(total, left, right):
     return pl.run_state(run)(plgpu.ACC.init(total))
 
 
+def add_products(totals, *pairs):
+    """totals + left right each, one behind the other: left(), in registers, is made beside the product before it."""
+
+    def run(accumulators):
+        for accumulator, (left, right) in zip(accumulators, pairs, strict=True):
+            plgpu.wgmma(accumulator, left(), right)
+
+    return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total in totals))
+
+
 def zeros(*shape):
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else DOWN
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
-def leave(value, gmem, staged):
-    """Writes a warpgroup's (HALF, H) out: bfloat16 through SMEM, float32 as it is."""
+def leave(value, gmem, staged, *others):
+    """Writes a warpgroup's (HALF, H) out: bfloat16 through SMEM, float32 as it is; others: (SMEM, its place)."""
     if gmem.dtype == jnp.float32:
         gmem[...] = value
-        return
-    staged[...] = value.astype(gmem.dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(staged, gmem)
+    else:
+        staged[...] = value.astype(gmem.dtype)
+        others += ((staged, gmem),)
+    if others:
+        plgpu.commit_smem()
+    for source, target in others:
+        plgpu.copy_smem_to_gmem(source, target)

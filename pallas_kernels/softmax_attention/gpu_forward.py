@@ -87,6 +87,8 @@ def attend(query, key, value, query_tags, key_tags, spans: Spans, out_dtype):
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
+    # A block at least: a warpgroup that has none would wait for queries that the other, half a step behind, holds up.
+    spans = spans._replace(end=jnp.maximum(spans.end, 1))
     order, table = longest_first(spans), jnp.stack(spans)
     inputs = _Inputs(k=key, key_tags=key_tags, order=order, query_tags=query_tags, q=query, spans=table, v=value)
     with declared.flops(2 * 2 * B * N * S * key.shape[1] * H):
@@ -120,8 +122,12 @@ class _Item(NamedTuple):
     n: jax.Array
     t: jax.Array  # the tile of queries
     span: blocks.Span
-    number: jax.Array  # of this program's items
-    done: jax.Array  # blocks of the items before
+    number: jax.Array | int = 0  # of this program's items
+    done: jax.Array | int = 0  # blocks of the items before
+
+    @property
+    def steps(self):
+        return self.span.steps
 
     @property
     def queries(self):
@@ -131,16 +137,15 @@ class _Item(NamedTuple):
 def _program(items: int, programs: int, inputs: _Inputs, out_gmem, lse_gmem, smem: _Scratch):
     heads, kv_heads, tiles = inputs.q.shape[2], inputs.k.shape[2], inputs.spans.shape[2]
 
-    def item_of(index, number=0, done=0) -> _Item:
+    def item_of(index) -> _Item:
         """Items beside each other are heads of the same queries: what they read is in L2."""
         b, t = blocks.place(inputs.order, lax.div(index, jnp.int32(heads)), tiles)
-        return _Item(b, lax.rem(index, jnp.int32(heads)), t, blocks.Span.of(inputs.spans, b, t), number, done)
+        return _Item(b, lax.rem(index, jnp.int32(heads)), t, blocks.Span.of(inputs.spans, b, t))
 
     def each(body):
-        def steps_of(index):
-            return item_of(index).span.steps
-
-        blocks.each_item(items, programs, steps_of, lambda number, index, done: body(item_of(index, number, done)))
+        blocks.each_item(
+            items, programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done))
+        )
 
     def load_item(item: _Item):
         buffer = lax.rem(item.number, jnp.int32(QUERIES))
@@ -168,10 +173,18 @@ def _program(items: int, programs: int, inputs: _Inputs, out_gmem, lse_gmem, sme
         blocks.stream(item.span.steps, STAGES, (smem.k_free, smem.v_free), fill, item.done)
 
     def compute(warpgroup):
+        # The second warpgroup is half a step behind the first, over the ends of items too.
+        pl.when(warpgroup == 1)(lambda: _pass_on(smem))
         each(functools.partial(_compute, out_gmem, lse_gmem, smem, warpgroup))
+        pl.when(warpgroup == 0)(lambda: _pass_on(smem))
         plgpu.wait_smem_to_gmem(0)
 
     blocks.compute_and_load(compute, lambda: each(load_item))
+
+
+def _pass_on(smem: _Scratch):
+    plgpu.barrier_arrive(smem.turn)
+    plgpu.barrier_wait(smem.turn)
 
 
 def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: _Item):
@@ -182,16 +195,12 @@ def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: _Item):
     H = q.shape[1]
     scale = math.log2(math.e) / math.sqrt(H)
 
-    def pass_on():
-        plgpu.barrier_arrive(smem.turn)
-        plgpu.barrier_wait(smem.turn)
-
     def step(block, carry, *, masked: bool):
         out, peak, total = carry
         slot = lax.rem(item.done + block - span.first, jnp.int32(STAGES))
+        pl.when((block == span.end - 1) & (item.number > 0))(let_next_in)
         plgpu.barrier_wait(smem.k_full.at[slot])
-        (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=pass_on)
-        logits = logits * scale
+        (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=lambda: _pass_on(smem))
         if masked:
             position, document = (plgpu.load(own_tags.at[i], layout=DOWN) for i in range(2))
             tags = smem.key_positions, smem.key_documents
@@ -201,8 +210,8 @@ def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: _Item):
             logits = jnp.where(visible, logits, jnp.float32(2 * LOW))
         plgpu.barrier_arrive(smem.k_free.at[slot])
         new_peak = jnp.maximum(peak, logits.max(axis=1))
-        rescale = jnp.exp2(peak - new_peak)
-        weights = jnp.exp2(logits - blocks.down(new_peak, KEYS))
+        rescale = jnp.exp2((peak - new_peak) * scale)
+        weights = jnp.exp2(logits * scale - blocks.down(new_peak * scale, KEYS))
         total = total * rescale + weights.sum(axis=1)
         out = out * blocks.down(rescale, H)
         weights = weights.astype(jnp.bfloat16)
@@ -216,20 +225,14 @@ def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: _Item):
 
     def let_next_in():
         """Once the result of the item before has left its queries' place, which those of the next one take."""
-
-        @pl.when(item.number > 0)
-        def _():
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            plgpu.barrier_arrive(smem.q_free.at[1 - buffer])
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.barrier_arrive(smem.q_free.at[1 - buffer])
 
     peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
-    pl.when(warpgroup == 1)(pass_on)
-    out, peak, total = span.walk(step, (blocks.zeros(HALF, H), peak, blocks.zeros(HALF)), let_next_in)
-    pl.when(warpgroup == 0)(pass_on)
+    out, peak, total = span.walk(step, (blocks.zeros(HALF, H), peak, blocks.zeros(HALF)))
     sees_any = total > 0
     total = jnp.where(sees_any, total, jnp.float32(1))
     least = jnp.float32(jnp.finfo(jnp.float32).min)
-    smem.lse.at[warpgroup][...] = jnp.where(sees_any, (peak + jnp.log2(total)) * math.log(2), least)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(smem.lse.at[warpgroup], lse_gmem.at[item.b, item.n, queries])
-    blocks.leave(out / blocks.down(total, H), out_gmem.at[item.b, queries, item.n], q)
+    smem.lse.at[warpgroup][...] = jnp.where(sees_any, (peak * scale + jnp.log2(total)) * math.log(2), least)
+    lse = smem.lse.at[warpgroup], lse_gmem.at[item.b, item.n, queries]
+    blocks.leave(out * blocks.down(1 / total, H), out_gmem.at[item.b, queries, item.n], q, lse)

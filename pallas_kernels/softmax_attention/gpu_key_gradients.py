@@ -85,16 +85,20 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
             slot = lax.rem(item.done + head * span.steps + block - span.first, jnp.int32(STAGES))
             plgpu.barrier_wait(smem.full.at[slot])
             q, d = smem.q.at[slot], smem.d.at[slot]
-            lse, delta = (plgpu.load(x.at[slot], layout=ACROSS) for x in (smem.lse, smem.delta))
+            lse = plgpu.load(smem.lse.at[slot], layout=ACROSS)
             logits, d_weights = blocks.products((k, q.transpose((1, 0))), (v, d.transpose((1, 0))))
             logits = logits * (scale * math.log2(math.e)) - blocks.across(lse * math.log2(math.e), HALF)
             if masked:
                 visible = backward.visible(smem, own_tags, slot, keys_down=True)
                 logits = jnp.where(visible, logits, jnp.float32(blocks.LOW))
             weights = jnp.exp2(logits)
-            dv = blocks.add_product(dv, weights.astype(jnp.bfloat16), d)
-            d_logits = weights * (d_weights - blocks.across(delta, HALF))
-            dk = blocks.add_product(dk, d_logits.astype(jnp.bfloat16), q)
+
+            def d_logits():
+                # Read here and not with lse: one of them at a time, and no register is spilled.
+                delta = plgpu.load(smem.delta.at[slot], layout=ACROSS)
+                return (weights * (d_weights - blocks.across(delta, HALF))).astype(jnp.bfloat16)
+
+            dv, dk = blocks.add_products((dv, dk), (lambda: weights.astype(jnp.bfloat16), d), (d_logits, q))
             plgpu.barrier_arrive(smem.free.at[slot])
             return dk, dv
 

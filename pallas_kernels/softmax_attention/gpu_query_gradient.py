@@ -72,12 +72,14 @@ def _query_program(items: int, programs: int, heads: int, inputs: backward.Input
         q, d, own_tags = (x.at[buffer, warpgroup] for x in (smem.q, smem.d, smem.own_tags))
         lse, delta = (plgpu.load(x.at[buffer, warpgroup], layout=DOWN) for x in (smem.lse, smem.delta))
         lse = lse * math.log2(math.e)
+        # Left operands in registers: from shared memory every product of 64 keys would read them again.
+        held_q, held_d = (plgpu.load(x, layout=plgpu.Layout.WGMMA) for x in (q, d))
 
         def step(block, dq, *, masked: bool):
             slot = lax.rem(item.done + block - span.first, jnp.int32(STAGES))
             plgpu.barrier_wait(smem.full.at[slot])
             k, v = smem.k.at[slot], smem.v.at[slot]
-            logits, d_weights = blocks.products((q, k.transpose((1, 0))), (d, v.transpose((1, 0))))
+            logits, d_weights = blocks.products((held_q, k.transpose((1, 0))), (held_d, v.transpose((1, 0))))
             logits = logits * (scale * math.log2(math.e)) - blocks.down(lse, BLOCK)
             if masked:
                 visible = backward.visible(smem, own_tags, slot, keys_down=False)

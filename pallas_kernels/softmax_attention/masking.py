@@ -72,11 +72,15 @@ class Spans(NamedTuple):
 
 
 def longest_first(spans: Spans) -> jax.Array:
-    """int32 (B * blocks,): all blocks of all rows, numbered row by row, those with the most blocks to see first."""
-    steps = (spans.end - spans.first).reshape(-1)
+    """int32 (B * blocks,): all blocks of all rows, numbered row by row, those with the most to do first.
+
+    A block that is masked takes a third longer than one that is not.
+    """
+    masked = spans.end - spans.first - (spans.clear_end - spans.clear)
+    work = (3 * (spans.end - spans.first) + masked).reshape(-1)
     # lax.sort, not argsort, whose indices are typed as equal on all devices inside a checked shard_map.
-    index = jnp.arange(steps.size, dtype=jnp.int32) + 0 * steps
-    return jax.lax.sort((-steps, index), num_keys=1)[1]
+    index = jnp.arange(work.size, dtype=jnp.int32) + 0 * work
+    return jax.lax.sort((-work, index), num_keys=1)[1]
 
 
 class _Extent(NamedTuple):

@@ -25,11 +25,22 @@ def interpreted(monkeypatch):
     """As on an H200. The interpreter (jax 0.12) knows no product with a left operand in registers: the same sum outside
     of wgmma.
     """
+    from_memory = gpu_blocks.products
+
+    def products(*pairs, **then):
+        if all(isinstance(left, jax.Array) for left, _ in pairs):
+            return tuple(add_product(0.0, *pair) for pair in pairs)
+        return from_memory(*pairs, **then)
 
     def add_product(total, left, right):
         return total + jnp.dot(left.astype(jnp.float32), right[...].astype(jnp.float32))
 
+    def add_products(totals, *pairs):
+        return tuple(add_product(total, left(), right) for total, (left, right) in zip(totals, pairs, strict=True))
+
+    monkeypatch.setattr(gpu_blocks, "products", products)
     monkeypatch.setattr(gpu_blocks, "add_product", add_product)
+    monkeypatch.setattr(gpu_blocks, "add_products", add_products)
     monkeypatch.setattr(gpu_blocks, "MULTIPROCESSORS", 3)  # a program has several items
     with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(ABSTRACT((1,), ("chip",))):
         yield
