@@ -178,12 +178,12 @@ def apart(losses: list[float], others: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
 
 
-def rows(config: Config, at: int, length: int | None = None) -> Batch:
+def rows(config: Config, at: int, length: int | None = None, document: int = DOCUMENT) -> Batch:
     """Step `at`'s rows: an odd number of documents, so that one lies across the middle; ids even over a quarter of the
     vocabulary, so that no expert is popular and there is something to learn."""
     shape = (config.train.batch_size, length or config.train.sequence_length)
     tokens = np.random.default_rng(at).integers(0, config.model.vocab_size // 4, (shape[0], shape[1] + 1), np.int32)
-    size = -(-shape[1] // (-(-shape[1] // DOCUMENT) | 1))
+    size = -(-shape[1] // (-(-shape[1] // document) | 1))
     place = np.arange(shape[1], dtype=np.int32)
     segments, positions = (np.broadcast_to(x, shape) for x in (place // size, place % size))
     weights = np.ones(shape, np.float32)

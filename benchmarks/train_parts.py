@@ -16,8 +16,11 @@ from flax import nnx
 from benchmarks import mesh as meshes
 from mm01_jax import sharding
 from mm01_jax.config import Config
-from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.decoder import REMAT, LayerStack, TextModel
 from mm01_jax.model.flops import train_flops_per_token
+from mm01_jax.model.lightning import slopes
+from mm01_jax.model.softmax import Softmax
+from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.experts.layer import expert_layer
 from mm01_jax.train.objectives import pretrain
 
@@ -38,15 +41,18 @@ class Part:
     wait: Callable[[Any], Any] = jax.block_until_ready
 
 
-def training_step(config: Config) -> Part:
-    """One optimiser step: rows that differ from call to call, the state of the last one donated."""
+def training_step(config: Config, document: int = meshes.DOCUMENT) -> Part:
+    """One optimiser step: rows that differ from call to call, the state of the last one donated.
+
+    document: tokens of one at most.
+    """
     mesh, (train, initial) = meshes.trace(config)
     tokens = config.train.batch_size * config.train.sequence_length
     compiled_start = functools.cache(lambda: initial.compile())
 
     @functools.cache
     def batch(number: int):
-        return meshes.place(meshes.rows(config, number), config, mesh)
+        return meshes.place(meshes.rows(config, number, document=document), config, mesh)
 
     def run(compiled, state, number: int):
         state, metrics = compiled(state, batch(number % 8))
@@ -75,23 +81,48 @@ def forward_backward(config: Config) -> Part:
 
 
 def period(config: Config) -> Part:
-    """Forward and backward of the layers of one period on one row, without embedding, head and loss."""
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_periods=1, vocab_size=128))
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    B, S, D = config.train.batch_size, config.train.sequence_length, config.model.embed_dim
+    """Forward and backward of the layers of one period, without embedding, head and loss.
+
+    A layer's weights and gradients are arrays of their own: a stack's gradient would be a second copy of all, which
+    a step never makes.
+    """
+    mesh, shape, compute = sharding.make_mesh(config.mesh, jax.devices()[:1]), config.model, config.compute
+    B, S, D = config.train.batch_size, config.train.sequence_length, shape.embed_dim
     positions = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S))
-    shape = jax.ShapeDtypeStruct((B, S, D), config.compute.dtype)
+    slopes_LN = slopes(shape.num_heads, shape.num_layers)[: len(shape.period)]
+    array = jax.ShapeDtypeStruct((B, S, D), compute.dtype)
 
-    def gradient(model, x, d_out):
-        def inner(model, x):
-            hidden = model.forward(x, positions, jnp.zeros_like(positions))[0]
-            return jnp.sum(hidden.astype(jnp.float32) * d_out.astype(jnp.float32))
+    def make(kind, key):
+        return LayerStack(kind, shape, compute, config.mesh.rules, rngs=nnx.Rngs(key), stack=(1, 1))
 
-        return jax.value_and_grad(inner, argnums=(0, 1))(model, x)
+    def one(slope_N, h, layer):
+        layer = jax.tree.map(lambda weight: weight.reshape(weight.shape[2:]), layer)
+        return layer(h, Tokens(slope_N, positions, jnp.zeros_like(positions), "contiguous"), None)[0]
 
-    head = 6.0 * config.model.vocab_size * D
-    flops = B * S * (train_flops_per_token(config.model, S) - head)
-    return _of_model(config, mesh, gradient, B * S, flops, (shape, shape))
+    def gradient(layers, x, d_out):
+        step = jax.jit(one if compute.remat == "none" else jax.checkpoint(one, policy=REMAT[compute.remat]))
+
+        def inner(layers, h):
+            for slope_N, layer in zip(slopes_LN, layers, strict=True):
+                h = step(slope_N, h, layer)
+            return jnp.sum(h.astype(jnp.float32) * d_out.astype(jnp.float32))
+
+        return jax.value_and_grad(inner, argnums=(0, 1))(layers, x)
+
+    makers = {kind: jax.jit(functools.partial(make, kind)) for kind in set(shape.period)}
+    layers = [jax.eval_shape(makers[kind], jax.random.key(0)) for kind in shape.period]
+    one_period = dataclasses.replace(shape, num_periods=1, vocab_size=128)
+    flops = B * S * (train_flops_per_token(one_period, S) - 6.0 * 128 * D)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(gradient).lower(layers, array, array)
+
+    def start():
+        keys = jax.random.split(jax.random.key(config.train.seed), len(shape.period) + 2)
+        with jax.set_mesh(mesh):
+            layers = [makers[kind](key) for kind, key in zip(shape.period, keys[2:], strict=True)]
+        return layers, *(jax.random.normal(key, array.shape, array.dtype) for key in keys[:2])
+
+    return Part(lowered, start, _loss_of, B * S, flops)
 
 
 def experts(config: Config) -> Part:
@@ -124,25 +155,28 @@ def abstract_weights(config: Config) -> TextModel:
     return jax.eval_shape(lambda: TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(params=0)))
 
 
-def _of_model(config: Config, mesh, gradient: Callable, tokens: int, flops: float, shapes: tuple = ()) -> Part:
-    """A part that takes the model's weights, and random arrays of these shapes, and gives a scalar and gradients."""
+def softmax_share(config: Config) -> float:
+    """Of a step's model FLOPs those of softmax attention's mixing."""
+    model, length = config.model, config.train.sequence_length
+    mixing = 3.0 * model.num_periods * model.period.count("softmax") * Softmax.flops(model, (length + 1) / 2)
+    return mixing / train_flops_per_token(model, length)
+
+
+def _of_model(config: Config, mesh, gradient: Callable, tokens: int, flops: float) -> Part:
+    """A part that takes the model's weights and gives a scalar and gradients."""
 
     def make(key):
         return TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(key))
 
     with jax.set_mesh(mesh):
-        lowered = jax.jit(gradient).lower(jax.eval_shape(make, jax.random.key(0)), *shapes)
+        lowered = jax.jit(gradient).lower(jax.eval_shape(make, jax.random.key(0)))
+    key = jax.random.key(np.int32(config.train.seed))
+    return Part(lowered, lambda: (jax.jit(make)(key),), _loss_of, tokens, flops)
 
-    def start():
-        key = jax.random.key(np.int32(config.train.seed))
-        randoms = (jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(shapes))
-        return jax.jit(make)(key), *randoms
 
-    def run(compiled, arguments, number: int):
-        loss, _ = compiled(*arguments)
-        return arguments, loss
-
-    return Part(lowered, start, run, tokens, flops)
+def _loss_of(compiled, arguments, number: int):
+    del number
+    return arguments, compiled(*arguments)[0]
 
 
 PARTS = {"step": training_step, "forward_backward": forward_backward, "period": period, "experts": experts}

@@ -4,7 +4,7 @@
     python -m benchmarks.train_step --part=experts --width=2048 --experts=8 --expert-width=3072 --rows=1 --peer=torch
     python -m benchmarks.train_step --part=forward_backward --config=benchmarks/peer_shape.py --peer=transformers
     python -m benchmarks.train_step --config=configs/text_01.py --part=period --rows=1 --experts=16
-    python -m benchmarks.train_step --layers=lightning --length=8192,32768,131072 --rows=16 --remat=full
+    python -m benchmarks.train_step --layers=lightning --length=8192,32768 --whole-documents --rows=8 --remat=full
 
 All programs compile at once; then each runs alone: its first loss is compared with that of another remat, then batches
 of steps are timed, then two are profiled. With several lengths a step has as many tokens as `rows` of the first.
@@ -13,6 +13,7 @@ As in `benchmarks.mesh` a quarter of a mixer's output goes into the residual: ra
 
 import concurrent.futures
 import dataclasses
+import functools
 import gc
 import math
 import pathlib
@@ -36,7 +37,8 @@ LAYERS = ("hybrid", "lightning", "softmax")
 SIZES = ("width", "experts", "expert-width")
 REMATS = ("none", "named", "dots", "full")
 PEERS = train_peers.PEERS
-STEPS, BATCHES = 8, 3  # timed together; so many times
+STEPS, BATCHES = 8, 3  # timed together, where that takes no longer than SECONDS; so many times
+SECONDS = 1.0
 # Without command buffers, of which a profile knows no parts; other platforms have none.
 UNGRAPHED = {"xla_gpu_graph_min_graph_size": 1_000_000}
 # Losses of two remats may differ by the rounding of bfloat16, in which the models multiply (bench of meshes).
@@ -53,7 +55,7 @@ class Case:
     part: train_parts.Part
     seconds_to_lower: float
     compiled: concurrent.futures.Future
-    profiled: concurrent.futures.Future | None  # the same program, whose kernels a profile can name
+    profiled: concurrent.futures.Future | None  # the same program, whose kernels a profile can name; None: no profile
 
 
 def configured(arguments, length: int, remat: str) -> Config:
@@ -87,8 +89,8 @@ def configured(arguments, length: int, remat: str) -> Config:
 class Bench:
     """One report, one pool of compilers, the bars of the picture."""
 
-    def __init__(self, report: Report):
-        self.report, self.began, self.bars = report, time.monotonic(), {}
+    def __init__(self, report: Report, *, profiles: bool):
+        self.report, self.profiles, self.began, self.bars = report, profiles, time.monotonic(), {}
         self.pool = concurrent.futures.ThreadPoolExecutor(max_workers=8)
         self.peak = peak_flops(jax.devices()[0].device_kind)
         self.copy = copy_bytes_per_second(2**30 if self.peak else 2**20)
@@ -111,8 +113,9 @@ class Bench:
         if peer:
             return Case(subject, peer, config, part, seconds, self.pool.submit(_compiled, part.lowered, None), None)
         options = compiler_options(jax.devices()[0].platform)
-        futures = [self.pool.submit(_compiled, part.lowered, o) for o in (options, options | UNGRAPHED)]
-        return Case(subject, peer, config, part, seconds, *futures)
+        compiled = self.pool.submit(_compiled, part.lowered, options)
+        profiled = self.pool.submit(_compiled, part.lowered, options | UNGRAPHED) if self.profiles else None
+        return Case(subject, peer, config, part, seconds, compiled, profiled)
 
     def measure(self, case: Case) -> None:
         """Times one program and adds its rows; of one that fails the reason."""
@@ -124,19 +127,23 @@ class Bench:
         gc.collect()
 
     def _measure(self, case: Case, compiled, seconds_to_compile: float) -> None:
-        part, state, losses = case.part, case.part.start(), []
-        for number in range(4):
-            state, loss = part.run(compiled, state, number)
-            losses.append(float(loss))
-        self._check(case, losses[0])
-        times = []
-        for _ in range(BATCHES):
+        part, state, losses, times = case.part, case.part.start(), [], []
+        while len(losses) < 4 and sum(times) < SECONDS:
             part.wait(state)
             began = time.monotonic()
-            for number in range(STEPS):
+            state, loss = part.run(compiled, state, len(losses))
+            losses.append(float(loss))
+            times.append(time.monotonic() - began)
+        self._check(case, losses[0])
+        steps = max(1, min(STEPS, int(SECONDS / times[-1])))
+        batches, times = BATCHES if times[-1] < 2 * SECONDS else 1, []
+        for _ in range(batches):
+            part.wait(state)
+            began = time.monotonic()
+            for number in range(steps):
                 state, loss = part.run(compiled, state, number)
             part.wait((state, loss))
-            times.append((time.monotonic() - began) / STEPS)
+            times.append((time.monotonic() - began) / steps)
         second = statistics.median(times)
         self.add(case, "speed", part.tokens / second, "tokens/s")
         self.add(case, "step", 1e3 * second, "ms")
@@ -148,6 +155,9 @@ class Bench:
             self.add(case, "MFU", 100 * part.flops / second / self.peak, "%")
         if case.peer is None:
             self.add(case, "memory", mesh.gib(compiled), "GiB")
+            if case.subject.startswith("step"):
+                self.add(case, "softmax's share of the FLOPs", 100 * train_parts.softmax_share(case.config), "%")
+        if case.profiled:
             self._profile(case, case.profiled.result()[0], state, second)
 
     def _check(self, case: Case, loss: float) -> None:
@@ -201,6 +211,8 @@ def cases(bench: Bench, arguments) -> list[Case]:
         for remat in arguments.remat:
             config = configured(arguments, length, remat)
             lower = train_parts.PARTS[arguments.part]
+            if arguments.whole_documents:
+                lower = functools.partial(train_parts.training_step, document=length)
             subject = f"{_subject(arguments, config)}, remat {remat}"
             found.append(bench.start(subject, None, config, lambda c=config, f=lower: f(c)))
     return found
@@ -208,6 +220,7 @@ def cases(bench: Bench, arguments) -> list[Case]:
 
 def _subject(arguments, config: Config) -> str:
     name = config.name if arguments.layers == "hybrid" else f"{config.name} of {arguments.layers}"
+    name += " whole" * arguments.whole_documents
     changed = [f", {size} {getattr(arguments, size.replace('-', '_'))}" for size in SIZES]
     changed = [text for text in changed if not text.endswith(" None")]
     return f"{arguments.part} {name} {config.train.batch_size}x{config.train.sequence_length}{''.join(changed)}"
@@ -226,12 +239,16 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("rows", *SIZES):
         parser.add_argument(f"--{name}", type=whole(1), help="instead of the config's")
     parser.add_argument("--picture", metavar="FILE", help="stacked bars, SVG")
+    parser.add_argument("--whole-documents", action="store_true", help="a row is one document, not several; of a step")
+    parser.add_argument("--no-profile", action="store_true", help="speeds alone")
     arguments = parser.parse_args(argv)
     for peer in arguments.peer:
         (part,) = {part for part, _ in PEERS[peer].values()}
         if part != arguments.part:
             parser.error(f"--peer={peer} is a peer of --part={part}, not of {arguments.part}")
-    bench = Bench(Report(arguments.json, "benchmarks.train_step", argv))
+    if arguments.whole_documents and arguments.part != "step":
+        parser.error(f"--whole-documents is of --part=step, not of --part={arguments.part}")
+    bench = Bench(Report(arguments.json, "benchmarks.train_step", argv), profiles=not arguments.no_profile)
     started = cases(bench, arguments)
     compiling = [future for case in started for future in (case.compiled, case.profiled) if future]
     concurrent.futures.wait(compiling)  # nothing is timed beside a compiler

@@ -129,9 +129,7 @@ def each_item(inputs: Inputs, items: int, programs: int, heads: int, steps_of, b
         span = blocks.Span.of(inputs.spans, b, t)
         return Item(b, lax.rem(index, jnp.int32(heads)), t, span, steps_of(span))
 
-    blocks.each_item(
-        items, programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done))
-    )
+    blocks.each_item(items, programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done)))
 
 
 def visible(smem: Scratch, own_tags, slot, *, keys_down: bool):

@@ -34,3 +34,15 @@ def test_lightning_tpu_kernels_compile_for_v5e():
 def test_lightning_tpu_kernels_compile_for_every_generation(generation):
     pytest.importorskip("libtpu")
     _compile(generation, f"[r for r in t.ROWS if {generation!r} in r.chips]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["softmax_attention", "grouped_matmul", "expert_ffn", "gated_norm"])
+def test_tpu_implementations_compile_with_gradients(operation):
+    pytest.importorskip("libtpu")
+    arguments = [operation, "--compile-only-tpu", "--generations=v5e", "--shapes=bench_1b"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.kernels", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("MiB of temporaries") == 2
