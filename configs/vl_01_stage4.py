@@ -1,7 +1,7 @@
 """Stage IV of VL-01, preference: 40,000 pairs with images and much text, stopped before one epoch (paper 5.3).
 
-The paper minimises DPO's loss. This is its data and its schedule on the preferred answers alone: cross-entropy, until
-there is an objective of pairs.
+The paper minimises DPO's loss. This is its data, pairs of answers, and its schedule; learnt are the preferred ones
+alone, by cross-entropy, until there is an objective of pairs.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ def get_config() -> Config:
         whole,
         name="vl_01_stage4",
         data=DataConfig(
-            source="data/preferred/*.arrayrecord",
+            source="data/pairs/*.arrayrecord",
             tokenizer="data/tokenizer.json",
-            records="conversations",
-            mixed_in="data/preferred_text/*.arrayrecord",
+            records="pairs",
+            mixed_in="data/pairs_of_text/*.arrayrecord",
             rows_between=1,
         ),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=5e-7, warmup_steps=20, decay_start=100, final=5e-8)),

@@ -19,6 +19,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=20, decay_start=200, final=5e-5)),
         train=TrainConfig(
-            steps=600, batch_size=16, sequence_length=128, eval_every=600, checkpoint_every=600, loss_chunk=2048
+            steps=600, batch_size=14, sequence_length=144, eval_every=600, checkpoint_every=600, loss_chunk=2048
         ),
     )

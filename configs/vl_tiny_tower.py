@@ -13,20 +13,20 @@ def get_config() -> Config:
         whole,
         name="vl_tiny_tower",
         model=dataclasses.replace(
-            whole.model, embed_dim=32, period=("lightning", "softmax"), num_heads=2, num_kv_heads=1, expert_dim=32
+            whole.model, embed_dim=32, period=("softmax",), num_heads=2, num_kv_heads=1, expert_dim=32
         ),
         vision=dataclasses.replace(whole.vision, grids=((1, 1),)),
         data=DataConfig(
             source="runs/vl/data/captions.arrayrecord", records="conversations", template="plain", held_out=0.02
         ),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=20, decay_start=400, final=1e-4)),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=20, decay_start=1000, final=1e-4)),
         train=TrainConfig(
-            steps=1000,
-            batch_size=24,
-            sequence_length=64,
+            steps=2400,
+            batch_size=12,
+            sequence_length=128,  # seven captions
             objective="captions_and_contrast",
-            eval_every=1000,
-            checkpoint_every=1000,
-            loss_chunk=4096,
+            eval_every=2400,
+            checkpoint_every=2400,
+            loss_chunk=2048,
         ),
     )

@@ -3,7 +3,7 @@
 Four runs: the text model on pictures told in letters, the tower on captions, stage I, stage II. Then questions about
 pictures that no run has seen are answered, and report.json says how many rightly, beside chance and training pictures.
 
-    python -m benchmarks.train_vl [--workdir=runs/vl] [--questions=300]
+    python -m benchmarks.train_vl [--workdir=runs/vl] [--questions=300] [--json=FILE]
 """
 
 import json
@@ -11,6 +11,9 @@ import pathlib
 import sys
 import time
 
+import jax
+
+from benchmarks.results import Report, add_json
 from benchmarks.train_vl.questions import CHANCE, TASKS, messages, questions, write
 from mm01_jax import loading
 from mm01_jax.config import command_line, fields
@@ -40,8 +43,8 @@ def train(root: pathlib.Path) -> dict[str, float]:
     return took
 
 
-def accuracy(loaded: loading.Loaded, task: str, count: int, *, held_out: bool) -> float:
-    """The share of questions whose whole answer, generated greedily, is right."""
+def right_answers(loaded: loading.Loaded, task: str, count: int, *, held_out: bool) -> int:
+    """Of so many questions those whose whole answer, generated greedily, is right."""
     asked = list(questions(100, count, [task], held_out=held_out))
     settings, right = Settings(12, Sampling(temperature=0.0), 0), 0
     stop = loaded.tokenizer.special(END)
@@ -52,34 +55,46 @@ def accuracy(loaded: loading.Loaded, task: str, count: int, *, held_out: bool) -
         ids, shown = pictures.prompts(conversations, files, loaded.tokenizer, loaded.config.vision)
         given = answers(loaded.model, loaded.tokenizer, ids, settings, stop, shown)
         right += sum(answer.text == question.answer for answer, question in zip(given, some, strict=True))
-    return right / count
+    return right
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.train_vl", __doc__)
     parser.add_argument("--workdir", default="runs/vl")
     parser.add_argument("--questions", type=whole(1), default=300, help="of each task, twice: held out, trained on")
+    add_json(parser)
     given = parser.parse_args(argv)
-    root, start = pathlib.Path(given.workdir), time.monotonic()
+    root, start, count = pathlib.Path(given.workdir), time.monotonic(), given.questions
     write(root / "data")
     took = {"data": round(time.monotonic() - start, 1)} | train(root)
-    loaded = loading.load(str(root / "stage2"))
+    loaded, asking = loading.load(str(root / "stage2")), time.monotonic()
     scores = {
         task: {
-            "held_out": accuracy(loaded, task, given.questions, held_out=True),
-            "training": accuracy(loaded, task, given.questions, held_out=False),
-            "chance": round(CHANCE[task], 3),
+            "held_out": right_answers(loaded, task, count, held_out=True),
+            "training": right_answers(loaded, task, count, held_out=False),
+            "chance": round(CHANCE[task] * count),
         }
         for task in TASKS
     }
-    took["all"] = round(time.monotonic() - start, 1)
-    report = {"questions": given.questions, "goals": GOALS, "accuracy": scores, "seconds": took}
-    (root / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    took |= {"asking": round(time.monotonic() - asking, 1), "all": round(time.monotonic() - start, 1)}
+    say(root, Report(given.json, "benchmarks.train_vl", argv), count, scores, took)
+    return 0 if all(scores[task]["held_out"] >= goal * count for task, goal in GOALS.items()) else 1
+
+
+def say(root: pathlib.Path, report: Report, count: int, scores: dict, took: dict[str, float]) -> None:
+    """Prints and writes what was right of `count` questions a task, and the seconds of each part."""
+    plain = {"questions": count, "goals": GOALS, "right": scores, "seconds": took}
+    (root / "report.json").write_text(json.dumps(plain, indent=1) + "\n")
+    device = jax.devices()[0].device_kind
     for task, score in scores.items():
-        shares = ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in score.items())
-        print(f"{task}: {shares}")
+        for kind, right in score.items():
+            what = f"vl_tiny, {task}, of {count} questions: {kind.replace('_', ' ')}"
+            report.add(what, right, "right answers", device=device)
+            report.add(f"{what}, share", 100 * right / count, "%", device=device)
+        print(f"{task}: " + ", ".join(f"{kind.replace('_', ' ')} {n / count:.1%}" for kind, n in score.items()))
+    for part, seconds in took.items():
+        report.add(f"vl_tiny, seconds: {part}", seconds, "s", device=device)
     print(f"{took['all']:.0f} s; {root / 'report.json'}")
-    return 0 if all(scores[task]["held_out"] >= goal for task, goal in GOALS.items()) else 1
 
 
 if __name__ == "__main__":

@@ -82,14 +82,17 @@ def questions(seed: int, count: int, tasks: list[str], *, held_out: bool = False
 
 
 def write(folder: pathlib.Path) -> None:
-    """The data of every run, about 5 MB: text.jsonl, captions, stage1 and stage2.arrayrecord."""
+    """The data of every run, about 50 MB: text.jsonl, captions, stage1 and stage2.arrayrecord."""
     folder.mkdir(parents=True, exist_ok=True)
     told = np.random.default_rng(1)
     asked = questions(2, 6000, ["digit", "larger", "larger", "colour", "count", "description"])
     lines = [json.dumps({"messages": messages(question, told=told)}) for question in asked]
     (folder / "text.jsonl").write_text("\n".join(lines) + "\n")
-    _write_records(folder / "captions.arrayrecord", questions(3, 8000, ["description"]))
-    _write_records(folder / "stage1.arrayrecord", questions(4, 4000, ["digit", "colour", "description"]))
+    _write_records(folder / "captions.arrayrecord", questions(3, 20_000, ["description"]))
+    _write_records(
+        folder / "stage1.arrayrecord",
+        questions(4, 5000, ["digit", "digit", "larger", "larger", "colour", "description"]),
+    )
     _write_records(folder / "stage2.arrayrecord", questions(5, 6000, ["digit", "larger", "larger", "colour", "count"]))
 
 

@@ -184,7 +184,7 @@ def _source(config: Config) -> Iterator[Problem]:
 
 def _records(config: Config) -> Iterator[Problem]:
     data = config.data
-    if data.source == "stdlib" and data.records == "conversations":
+    if data.source == "stdlib" and data.records != "text":
         yield Problem(key="data.records", got=data.records, allowed="'text' of 'stdlib'", nearest="'text'")
     if data.mixed_in is not None and data.records == "text":
         yield Problem(key="data.mixed_in", got=data.mixed_in, allowed="None, as data.records='text'", nearest="None")

@@ -151,8 +151,9 @@ class DataConfig:
     source: str = "stdlib"  # "stdlib", or a path or glob of .txt / .jsonl / .arrayrecord files
     tokenizer: str = "bytes"  # "bytes", or a path to a tokenizer.json (extra: tokenizers)
     text_field: str = "text"  # the key of a jsonl record
-    # What a record is: a text, all of it learnt, or a conversation, some with images, of which the answers are learnt.
-    records: Literal["text", "conversations"] = "text"
+    # What a record is: a text, all of it learnt; a conversation, some with images, of which the answers are learnt; a
+    # pair of answers, of which the preferred one is.
+    records: Literal["text", "conversations", "pairs"] = "text"
     template: Literal["official", "plain"] = "official"  # of conversations; plain has their texts alone
     # Other conversations, mixed in: one row of them after each `rows_between` rows of `source` (paper 5: 20 to 1).
     mixed_in: str | None = None

@@ -2,6 +2,9 @@
 
     {"messages": [{"role": "user", "content": "<image>What is it?"}, ...], "images": ["a.png"]}
 
+A pair, for learning a preference, is a conversation with a second answer, `"rejected": "It is a dog."`; preferred is
+its last message.
+
 A line of .jsonl names its images by paths from the folder it lies in, which they may not leave. A record of
 .arrayrecord holds the same, `images` being the byte counts of files that follow: 8 bytes with the length of the JSON
 (little endian), the JSON, the files (`pack_record`).
@@ -14,7 +17,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mm01_jax.data.conversations import IMAGE, check_messages, count_images
+from mm01_jax.data.conversations import IMAGE, check_messages, count_images, text_of
 from mm01_jax.data.text import DataError, JsonLines, Record, Shard, json_object, whole_line
 from mm01_jax.files import quoted, shown
 
@@ -28,19 +31,24 @@ class Picture(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """messages: as `conversations.check_messages` allows, one `<image>` in them for each of `pictures`."""
+    """messages: as `conversations.check_messages` allows, one `<image>` in them for each of `pictures`. rejected: of a
+    pair, the answer that the last message was preferred to.
+    """
 
     messages: list[dict[str, Any]]
     pictures: tuple[Picture, ...]
+    rejected: str | None = None
 
 
 class ConversationShard:
-    """A shard whose documents are conversations: text, checked to be one, and its images, checked to be whole."""
+    """A shard whose documents are conversations: text, checked to be one, and its images, checked to be whole. With
+    `pairs` each has a rejected answer; without, what a record has of one is left aside.
+    """
 
     reads_ranges = False
 
-    def __init__(self, shard: Shard, folder: pathlib.Path):
-        self.name, self._shard, self._folder = shard.name, shard, folder.resolve()
+    def __init__(self, shard: Shard, folder: pathlib.Path, pairs: bool = False):
+        self.name, self._shard, self._folder, self._pairs = shard.name, shard, folder.resolve(), pairs
         # Many questions may be asked of one image.
         self._digest = functools.lru_cache(maxsize=1 << 16)(_digest_of_whole)
 
@@ -77,7 +85,7 @@ class ConversationShard:
             pictures = [self._beside(image) for image in images]
         else:
             pictures = [Picture(f"{label} image {i}", image, None) for i, image in enumerate(_cut(files, images))]
-        return Conversation(messages, tuple(pictures))
+        return Conversation(messages, tuple(pictures), _rejected(fields) if self._pairs else None)
 
     def _beside(self, image: Any) -> Picture:
         if not isinstance(image, str) or not image:
@@ -115,10 +123,24 @@ class Packed:
         return self._file.read(key, start, stop)
 
 
-def pack_record(messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> bytes:
-    """One record of an .arrayrecord file; `images` are whole files."""
-    head = json.dumps({"messages": list(messages), "images": [len(image) for image in images]}).encode()
+def pack_record(messages: Sequence[dict[str, Any]], images: Sequence[bytes], rejected: str | None = None) -> bytes:
+    """One record of an .arrayrecord file; `images` are whole files; `rejected` makes it a pair."""
+    fields = {"messages": list(messages), "images": [len(image) for image in images]}
+    head = json.dumps(fields if rejected is None else fields | {"rejected": rejected}).encode()
     return len(head).to_bytes(8, "little") + head + b"".join(images)
+
+
+def _rejected(fields: dict[str, Any]) -> str:
+    last, rejected = fields["messages"][-1], fields.get("rejected")
+    if last["role"] != "assistant":
+        raise ValueError(f"its last message is of the {last['role']}; of a pair it is the preferred answer")
+    if not isinstance(rejected, str) or not rejected:
+        raise ValueError(f"rejected is {quoted(rejected)}; of a pair it is the text of the answer not preferred")
+    if IMAGE in rejected:
+        raise ValueError(f"rejected has {IMAGE} marks; the images of a pair stand before its two answers")
+    if rejected == text_of(last):
+        raise ValueError("its two answers are the same")
+    return rejected
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -90,7 +90,7 @@ def open_dataset(
     train = rows(np.flatnonzero(~held_out_D), None)
     others = None
     if config.mixed_in is not None:
-        others = scan_corpus(find_shards(config.mixed_in, "", "conversations"), config.max_bad_records, log)
+        others = scan_corpus(find_shards(config.mixed_in, "", config.records), config.max_bad_records, log)
         samples = Samples(others, np.arange(len(others)), tokenizer, vision, template=config.template, log=log)
         train = MixedRows(train, WholeRows(samples, sequence_length, config.seed), config.rows_between)
     return Dataset(

@@ -113,3 +113,8 @@ def text_table(is_image: np.ndarray, images: Sequence[ImageLayout], first_tile: 
     table = np.full(is_image.shape, TEXT, np.int32)
     table[is_image] = np.concatenate(tables)
     return table
+
+
+def bucket(num_tiles: int) -> int:
+    """The shape that so many tiles get, a power of two: few shapes are few programs, whatever the images are."""
+    return 0 if num_tiles == 0 else 1 << (num_tiles - 1).bit_length()

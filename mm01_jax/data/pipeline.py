@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mm01_jax.data.batch import Batch
+from mm01_jax.data.image_grid import bucket
 from mm01_jax.data.packing import Rows
 from mm01_jax.data.text import DataError
 
@@ -80,11 +81,6 @@ def _graph(
 
     options = grain.ReadOptions(num_threads=min(prefetch, 8), prefetch_buffer_size=prefetch)
     return grain.MapDataset.range(steps * share).map(row).batch(share).to_iter_dataset(options)
-
-
-def bucket(num_tiles: int) -> int:
-    """The shape that so many tiles get, a power of two: few shapes are few programs, whatever the images are."""
-    return 0 if num_tiles == 0 else 1 << (num_tiles - 1).bit_length()
 
 
 def with_tiles(row: dict[str, np.ndarray], num_tiles: int) -> Batch:

@@ -72,15 +72,24 @@ class Samples:
         Raises:
           DataError: an image or a record that is not what it was when it was measured.
         """
-        conversation = self._conversation(document)
+        sample = self._made(document, self._conversation(document))
+        if len(sample.ids) != self.num_tokens_D[document]:
+            raise DataError(f"{self.label(document)} changed while in use: it has other images or another text now.")
+        return sample
+
+    def rejected(self, document: int) -> Sample:
+        """Of a pair the sample with the answer that was not preferred in the place of the last; errors as `sample`."""
+        pair = self._conversation(document)
+        answer = {"role": "assistant", "content": pair.rejected}
+        return self._made(document, pair._replace(messages=[*pair.messages[:-1], answer]))
+
+    def _made(self, document: int, conversation: Conversation) -> Sample:
         layouts, tiles = [], []
         for picture in conversation.pictures:
             layout, pixels = self._see(picture)
             layouts.append(layout)
             tiles.append(pixels)
         rendered = self._render(conversation, layouts, document)
-        if len(rendered.ids) != self.num_tokens_D[document]:
-            raise DataError(f"{self.label(document)} changed while in use: it has other images or another text now.")
         image_index = np.full(len(rendered.ids), TEXT, np.int32)
         if tiles:
             image_index = text_table(rendered.ids == self._vision.image_token, layouts)

@@ -28,8 +28,8 @@ def find_shards(source: str, text_field: str, records: str = "text") -> list[Sha
     paths = _find_paths(source)
     root = paths[0].parent if len(paths) == 1 else pathlib.Path(os.path.commonpath([path.parent for path in paths]))
     named = sorted((path.relative_to(root).as_posix(), path) for path in paths)
-    if records == "conversations":
-        return [_open_conversations(name, path) for name, path in named]
+    if records != "text":
+        return [_open_conversations(name, path, records == "pairs") for name, path in named]
     return [_open_shard(name, path, text_field) for name, path in named]
 
 
@@ -109,8 +109,9 @@ def _open_shard(name: str, path: pathlib.Path, text_field: str) -> Shard:
     return ArrayRecordFile(name, path)
 
 
-def _open_conversations(name: str, path: pathlib.Path) -> Shard:
+def _open_conversations(name: str, path: pathlib.Path, pairs: bool) -> Shard:
     if path.suffix == ".txt":
-        raise ValueError(f"{path} holds no conversations; data.records='conversations' reads .jsonl and .arrayrecord.")
+        what = "pairs" if pairs else "conversations"
+        raise ValueError(f"{path} holds no conversations; data.records='{what}' reads .jsonl and .arrayrecord.")
     kind = ConversationLines if path.suffix == ".jsonl" else Packed
-    return ConversationShard(kind(name, path), path.parent)
+    return ConversationShard(kind(name, path), path.parent, pairs)

@@ -6,10 +6,10 @@
   mm01-generate --checkpoint=MiniMax-Text-01 --chat --mesh=auto
   mm01-generate --checkpoint=runs/vl/stage2 --image=a.png --image=b.png --prompt='<image><image>larger?'
 
-A line of --prompts is {"prompt": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}; what else it has is
-kept beside the `text` and `finish` of the answer. --chat and messages use the template that lies with the checkpoint or
-its tokenizer (chat_template.jinja, tokenizer_config.json), or --template. With --image the prompt is what a user says,
-in the official template. `python -m mm01_jax.inference` is the same.
+A line of --prompts is {"prompt": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}, with pictures also
+"images": [PATH, ...]; what else it has is kept beside the `text` and `finish` of the answer. --chat and messages use
+the template that lies with the checkpoint or its tokenizer (chat_template.jinja, tokenizer_config.json), or --template.
+With pictures the prompt is what a user says, in the official template. `python -m mm01_jax.inference` is the same.
 
 Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a full or broken disk,
 130 interrupted.
@@ -89,10 +89,9 @@ def _generate(argv: Sequence[str]) -> None:
 def _check_images(images: Sequence[str]) -> None:
     """Refuses what is no sound image, before weights are read."""
     if images:
-        from mm01_jax.data.images.opening import decode, open_image
+        from mm01_jax.inference import pictures
 
-        for name in images:
-            decode(open_image(name), name)
+        pictures.check_sound(images)
 
 
 def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequence[str]) -> None:
@@ -103,10 +102,10 @@ def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequen
 
     if loaded.config.vision is None:
         raise arguments.refused("--image", images[0], "a checkpoint with vision", "--checkpoint=runs/vl/stage2")
-    asked = [{"role": "user", "content": given.prompt}]
-    (prompt,), shown = pictures.prompts([asked], [images], loaded.tokenizer, loaded.config.vision)
-    stop = loaded.tokenizer.special(END)
-    for piece in stream(loaded.model, loaded.tokenizer, prompt, settings, stop, shown):
+    said, config = [{"role": "user", "content": given.prompt}], loaded.config
+    asked = pictures.ask(said, images, loaded.tokenizer, config.vision, config.train.sequence_length)
+    shown, stop = pictures.show([asked], config.vision), loaded.tokenizer.special(END)
+    for piece in stream(loaded.model, loaded.tokenizer, asked.ids, settings, stop, shown):
         print(piece, end="", flush=True)
     print()
 
@@ -167,6 +166,59 @@ def _read_prompts(given: types.SimpleNamespace) -> list[dict]:
     return lines
 
 
+def _asked(given: types.SimpleNamespace, loaded, lines: list[dict]) -> tuple[list, int | None]:
+    """(the `Asked` of every line, the token that ends an answer)."""
+    from mm01_jax.data.conversations import END
+    from mm01_jax.inference import prompt_file
+    from mm01_jax.inference.asked import Asked
+
+    with_images = any(fields.get("images") for fields in lines)
+    in_conversation = any("messages" in fields and not fields.get("images") for fields in lines)
+    template = _template(given, loaded) if in_conversation else None
+    stop = template.stop(loaded.tokenizer) if in_conversation else None
+
+    def asked(fields: dict) -> Asked:
+        if fields.get("images"):
+            return _about_images(given, loaded, fields)
+        if "messages" in fields:
+            return Asked(template.ids(fields["messages"], loaded.tokenizer, fields.get("tools")))
+        return Asked(loaded.tokenizer.encode(fields["prompt"]))
+
+    prompts = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
+    return prompts, loaded.tokenizer.special(END) if with_images and stop is None else stop
+
+
+def _about_images(given: types.SimpleNamespace, loaded, fields: dict):
+    """A line with images, in the official template: the one that has a place for them."""
+    import pathlib
+
+    from mm01_jax.data.conversations import check_messages
+    from mm01_jax.data.text import DataError
+    from mm01_jax.files import quoted
+    from mm01_jax.inference import pictures
+
+    config, folder = loaded.config, pathlib.Path(given.prompts).parent
+    if config.vision is None:
+        got = quoted(fields["images"])
+        raise ValueError(f"images: got {got}; allowed: a checkpoint with vision, which this one has not")
+    said = fields.get("messages") or [{"role": "user", "content": fields["prompt"]}]
+    check_messages(said)
+    files = [folder / image for image in fields["images"]]
+    try:
+        return pictures.ask(said, files, loaded.tokenizer, config.vision, config.train.sequence_length)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _shown(prompts: Sequence, vision):
+    """The images of some prompts; None where there are none."""
+    if not any(prompt.files for prompt in prompts):
+        return None
+    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+    return pictures.show(prompts, vision)
+
+
 def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dict]) -> None:
     """Answers every line, a batch at a time; says how far it is on stderr."""
     from mm01_jax import cluster
@@ -174,23 +226,15 @@ def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dic
     from mm01_jax.inference.text import answers
     from mm01_jax.progress import Progress
 
-    in_conversation = any("messages" in fields for fields in lines)
-    template = _template(given, loaded) if in_conversation else None
-    stop = template.stop(loaded.tokenizer) if in_conversation else None
-
-    def ids(fields: dict):
-        if "messages" in fields:
-            return template.ids(fields["messages"], loaded.tokenizer, fields.get("tools"))
-        return loaded.tokenizer.encode(fields["prompt"])
-
-    prompts = [prompt_file.at_line(given.prompts, n, ids, fields) for n, fields in enumerate(lines, start=1)]
+    prompts, stop = _asked(given, loaded, lines)
     progress = Progress(0, len(lines), sys.stderr)
 
     def answered() -> Iterator:
         done = 0
         for batch in prompt_file.batches(prompts, given.batch):
             seeded = settings._replace(seed=settings.seed + done)  # a line's text does not depend on --batch
-            for answer in answers(loaded.model, loaded.tokenizer, batch, seeded, stop)[: len(lines) - done]:
+            shown, ids = _shown(batch, loaded.config.vision), [prompt.ids for prompt in batch]
+            for answer in answers(loaded.model, loaded.tokenizer, ids, seeded, stop, shown)[: len(lines) - done]:
                 yield lines[done], answer
                 done += 1
             if cluster.is_first():

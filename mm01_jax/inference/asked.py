@@ -1,5 +1,6 @@
 """What is asked of a model: prompts and the images in them, refused by name before anything is computed."""
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,17 @@ import numpy as np
 
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+
+
+class Asked(NamedTuple):
+    """A prompt and what it shows.
+
+    ids: (S,) int32. index: (S,) int32, their index table. files: the images; without any there is no table.
+    """
+
+    ids: np.ndarray
+    index: np.ndarray | None = None
+    files: tuple[str | os.PathLike | bytes, ...] = ()
 
 
 class Images(NamedTuple):

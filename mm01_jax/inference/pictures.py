@@ -1,6 +1,7 @@
 """Conversations with images as what `decoding.generate` takes: prompts, tiles, index tables."""
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,28 +9,68 @@ import numpy as np
 
 from mm01_jax.config import VisionConfig
 from mm01_jax.data.conversations import render
-from mm01_jax.data.image_grid import text_table
-from mm01_jax.data.images.opening import decode, open_image
+from mm01_jax.data.image_grid import TEXT, bucket, text_table
+from mm01_jax.data.images.opening import ImageError, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.decoding import Images
+from mm01_jax.inference.asked import Asked, Images
 
 File = str | os.PathLike | bytes
 
 
-def look(files: Sequence[File], vision: VisionConfig) -> tuple[list, np.ndarray]:
-    """(layout of each image, the tiles of all of them (n, 3, side, side) float32).
+def check_sound(files: Sequence[File], root: pathlib.Path | None = None) -> None:
+    """Refuses what is no sound image, and with `root` what does not lie in that folder.
 
     Raises:
       ImageError: names the image that is none.
     """
-    layouts, tiles = [], [np.zeros((0, 3, vision.image_size, vision.image_size), np.float32)]
     for number, file in enumerate(files, start=1):
-        name = f"image {number}" if isinstance(file, bytes) else os.fspath(file)
-        image = open_image(file, name)
-        layouts.append(layout_of(image.size, vision, name))
-        tiles.append(normalise(make_tiles(decode(image, name), vision, name)))
-    return layouts, np.concatenate(tiles)
+        name = _name(file, number)
+        decode(open_image(file, name, root), name)
+
+
+def ask(
+    conversation: Sequence[dict[str, Any]],
+    files: Sequence[File],
+    tokenizer: Tokenizer,
+    vision: VisionConfig,
+    context: int | None = None,
+) -> Asked:
+    """A prompt that the assistant is to answer. Of the images nothing but their headers is read.
+
+    Args:
+      files: the images, in the order of the `<image>` marks.
+      context: the most tokens that prompt and answer may have together; None: any number.
+
+    Raises:
+      ImageError: an image that is none, or ends beyond the context. ValueError: more or fewer marks than images.
+    """
+    names = [_name(file, number) for number, file in enumerate(files, start=1)]
+    sizes = [open_image(file, name).size for file, name in zip(files, names, strict=True)]
+    layouts = [layout_of(size, vision, name) for size, name in zip(sizes, names, strict=True)]
+    tokens = [layout.num_tokens for layout in layouts]
+    ids = render(conversation, tokenizer, tokens, generate=True).ids
+    places = np.flatnonzero(ids == vision.image_token)
+    for end, taken, name in zip(np.cumsum(tokens), tokens, names, strict=True):
+        if context is not None and places[end - 1] + 1 >= context:
+            raise ImageError(
+                f"{name}: takes {taken:,} tokens and ends at token {places[end - 1] + 1:,} of its prompt; allowed: "
+                f"before {context:,}, the context (train.sequence_length of the checkpoint's config)"
+            )
+    return Asked(ids, text_table(ids == vision.image_token, layouts), tuple(files))
+
+
+def show(asked: Sequence[Asked], vision: VisionConfig) -> Images:
+    """The pixels of all images of some prompts. Prompts get a number of tiles that few programs are made for.
+
+    Raises:
+      ImageError: names the image that is none.
+    """
+    seen = [_tiles(one.files, vision) for one in asked]
+    most = bucket(max(1, *map(len, seen)))
+    padded = [np.pad(tiles, [(0, most - len(tiles)), *[(0, 0)] * 3]) for tiles in seen]
+    tables = [np.full(len(one.ids), TEXT, np.int32) if one.index is None else one.index for one in asked]
+    return Images(np.stack(padded), tables)
 
 
 def prompts(
@@ -38,19 +79,19 @@ def prompts(
     tokenizer: Tokenizer,
     vision: VisionConfig,
 ) -> tuple[list[np.ndarray], Images]:
-    """Prompts that the assistant is to answer, and what they show.
+    """Prompts that the assistant is to answer, and what they show; files and errors are those of `ask`."""
+    asked = [ask(said, some, tokenizer, vision) for said, some in zip(conversations, files, strict=True)]
+    return [one.ids for one in asked], show(asked, vision)
 
-    Args:
-      files: the images of each conversation, in the order of their `<image>` marks.
 
-    Raises:
-      ImageError: as `look`. ValueError: more or fewer marks than images.
-    """
-    ids, index, seen = [], [], [look(some, vision) for some in files]
-    for conversation, (layouts, _) in zip(conversations, seen, strict=True):
-        tokens = [layout.num_tokens for layout in layouts]
-        ids.append(render(conversation, tokenizer, tokens, generate=True).ids)
-        index.append(text_table(ids[-1] == vision.image_token, layouts))
-    most = max(1, *(len(tiles) for _, tiles in seen))
-    padded = [np.pad(tiles, [(0, most - len(tiles)), *[(0, 0)] * 3]) for _, tiles in seen]
-    return ids, Images(np.stack(padded), index)
+def _tiles(files: Sequence[File], vision: VisionConfig) -> np.ndarray:
+    """(n, 3, side, side) float32, of all images one after another."""
+    tiles = [np.zeros((0, 3, vision.image_size, vision.image_size), np.float32)]
+    for number, file in enumerate(files, start=1):
+        name = _name(file, number)
+        tiles.append(normalise(make_tiles(decode(open_image(file, name), name), vision, name)))
+    return np.concatenate(tiles)
+
+
+def _name(file: File, number: int) -> str:
+    return f"image {number}" if isinstance(file, bytes) else os.fspath(file)

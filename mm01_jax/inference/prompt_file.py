@@ -1,7 +1,8 @@
 """A file of prompts, one JSON object a line, and the file of what the model says to each.
 
-A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. A line of
-the result is the same with `text` and `finish` ("stop" or "length"), in the same order.
+A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. With
+`images`, paths from the folder of the file, which they may not leave, it asks about them: a `prompt` is then what a
+user says. A line of the result is the same with `text` and `finish` ("stop" or "length"), in the same order.
 """
 
 import json
@@ -10,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mm01_jax.data.text import lines, whole_line
+from mm01_jax.data.text import DataError, lines, whole_line
 from mm01_jax.files import Door, parse_json, quoted, update
 from mm01_jax.inference.text import Answer
 
@@ -27,6 +28,8 @@ def read(path: str) -> list[dict[str, Any]]:
     with Door(ValueError).open(path) as file:
         for number, _, line in lines(file):
             found.append(at_line(path, number, _read_line, line))
+            if images := found[-1].get("images"):
+                at_line(path, number, _check_images, images, pathlib.Path(path).parent)
     if not found:
         raise ValueError(f"{path}: no line; allowed: one JSON object a line")
     return found
@@ -56,7 +59,19 @@ def _read_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"prompt: got {quoted(fields['prompt'])}; allowed: a text that is not empty")
     if "messages" in fields:
         _check_messages(fields["messages"])
+    images = fields.get("images", [])
+    if not (isinstance(images, list) and all(isinstance(image, str) and image for image in images)):
+        raise ValueError(f'images: got {quoted(images)}; allowed: a list of paths; nearest: "images": ["a.png"]')
     return fields
+
+
+def _check_images(images: Sequence[str], folder: pathlib.Path) -> None:
+    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+    try:
+        pictures.check_sound([folder / image for image in images], folder)
+    except DataError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_messages(messages: Any) -> None:

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mm01_jax.data.pipeline import batches, bucket
+from mm01_jax.data.image_grid import bucket
+from mm01_jax.data.pipeline import batches
 from mm01_jax.data.text import DataError
 from tests.data import conversation_data as data
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from mm01_jax.data.image_grid import index_table, lay_out
-from mm01_jax.data.pipeline import bucket
+from mm01_jax.data.image_grid import bucket, index_table, lay_out
 from tests.data.image_samples import VISION
 
 # W x H -> tokens (docs/model.md C.4 gives the rule, the released code these counts).
