@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,12 +109,22 @@ def _of_torch(config: Config, call: Callable[[], Any], flops_per_token: float) -
     return train_parts.Part(_Eager(call), lambda: None, run, tokens, flops, lambda _: torch.cuda.synchronize())
 
 
-# Name on the command line -> its ways, which part of a step they are, and how one is made. jla's step is measured as
-# its preset comes, and with its kernels for head and loss and its cheaper guard of refused steps, which its
-# documentation has for speed.
 _JLA_FAST = {"ce_impl": "mosaic_gpu", "ce_grad_in_forward": True, "update_guard": "select"}
-PEERS: dict[str, dict[str, tuple[str, Callable[[Config], train_parts.Part]]]] = {
-    "jla": {"jla": ("step", jla), "jla, its head kernel": ("step", functools.partial(jla, **_JLA_FAST))},
-    "torch": {"torch, products alone": ("experts", torch_products)},
-    "transformers": {"transformers": ("forward_backward", transformers_model)},
+
+
+class Peer(NamedTuple):
+    """What a peer is called in results, the part of a step that it is a peer of, how that is made."""
+
+    title: str
+    part: str
+    make: Callable[[Config], train_parts.Part]
+
+
+# By name on the command line. jla's step as its preset comes, and with its kernels for head and loss and its cheaper
+# guard of refused steps, which its documentation has for speed.
+PEERS = {
+    "jla": Peer("jla", "step", jla),
+    "jla-head": Peer("jla, its head kernel", "step", functools.partial(jla, **_JLA_FAST)),
+    "torch": Peer("torch, products alone", "experts", torch_products),
+    "transformers": Peer("transformers", "forward_backward", transformers_model),
 }
