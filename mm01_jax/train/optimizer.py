@@ -38,13 +38,40 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     `moment_dtype` is the storage type of the first moment; the second stays float32, whose small values bfloat16
     would freeze (an update below 1/256 of the old value rounds away).
     """
-    clip = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    clip = [] if config.clip_norm is None else [_clip(config.clip_norm)]
     return optax.chain(
         *clip,
         optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moment_dtype)),
         _decay_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate(config.schedule, steps)),
     )
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """sqrt(sum x^2) over all leaves, float32."""
+    return jnp.sqrt(sum(_sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    """The sum of x; on a GPU row by row first.
+
+    XLA (jax 0.11) makes one sum of two that follow each other, and walks it in pieces that cross the rows: of a stack
+    that is a concatenation it finds every element by itself then, at 1.3 TB/s instead of 3.4 (H200).
+    """
+    if x.ndim and dispatch.platform() == "gpu":
+        x = jax.lax.optimization_barrier(jnp.sum(x, axis=-1))
+    return jnp.sum(x)
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with the norm that the step reports: one value, formed once."""
+
+    def update(updates, state, params=None):
+        del params
+        norm = global_norm(updates)
+        return jax.tree.map(lambda x: jnp.where(norm < most, x, x / norm.astype(x.dtype) * most), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _decay_weights(weight_decay: float) -> optax.GradientTransformation:
@@ -118,7 +145,7 @@ def _checked_norm(updates: Any, opt_state: Any, model: Any) -> jax.Array:
 
     def one(update, *made):
         finite = functools.reduce(jnp.logical_and, (jnp.isfinite(x) for x in made))
-        return jnp.sum(jnp.where(finite, jnp.square(update.astype(jnp.float32)), jnp.nan))
+        return _sum(jnp.where(finite, jnp.square(update.astype(jnp.float32)), jnp.nan))
 
     return jnp.sqrt(sum(jax.tree.leaves(jax.tree.map(one, updates, model, *moments))))
 

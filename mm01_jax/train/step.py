@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -20,6 +19,7 @@ from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.train.objectives import captions_and_contrast, pretrain
 from mm01_jax.train.optimizer import (
     apply_gradients,
+    global_norm,
     is_bounded,
     join_frozen,
     learning_rate,
@@ -101,7 +101,7 @@ def train_step(
     losses, stats, gradients = _gradients(state.model, batch, config, chosen)
     overflow = jnp.sum(stats.overflow)
     with jax.named_scope("optimizer"):
-        norm = optax.tree.norm(gradients)
+        norm = global_norm(gradients)
         rate = learning_rate(config.optimizer.schedule, config.train.steps)(steps_taken(state.opt_state))
         finite = jnp.isfinite(losses["loss"]) & jnp.isfinite(norm)
         accepted = finite & (overflow == 0) & is_bounded(config.optimizer, rate)
