@@ -16,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from typing import NamedTuple
@@ -43,11 +44,15 @@ class Ended(NamedTuple):
 
     code: as of a process; negative is a signal. hung: it was killed when its time was up. memory: bytes of resident
     memory at its peak, less those at its start. outside: paths outside the folders allowed that it wrote or deleted.
+    complained: what it said on stderr,. processor: seconds of it, which a
+    busy machine does not change as it does `seconds`.
     """
 
     code: int
     said: str
+    complained: str
     seconds: float
+    processor: float
     hung: bool
     memory: int
     outside: list[str]
@@ -58,7 +63,10 @@ class Server:
 
     def __init__(self, *imports: str, environment: dict[str, str] | None = None):
         command = [sys.executable, "-m", "tests.faults.forked", *imports]
-        settings = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
+        settings = {
+            "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir()) / "mm01_jax_compiled_by_faults")
+        }
+        settings |= os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, cwd=ROOT, env=settings, **pipes)
 
@@ -94,6 +102,10 @@ def _serve(imports: list[str]) -> None:
         asked = json.loads(line)
         room = pathlib.Path(asked["room"])
         (room / "tmp").mkdir(exist_ok=True)
+        for name in ("said", "complained", "report"):
+            (room / "tmp" / name).unlink(missing_ok=True)
+        for name in ("said", "complained"):
+            (room / "tmp" / name).touch()
         pid = os.fork()
         if pid == 0:
             _child(asked, room)
@@ -104,7 +116,7 @@ def _serve(imports: list[str]) -> None:
 def _wait(pid: int, seconds: float, room: pathlib.Path) -> dict:
     start, hung, most, base = time.monotonic(), False, 0, None
     while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
         passed = time.monotonic() - start
         if ended:
             break
@@ -112,14 +124,15 @@ def _wait(pid: int, seconds: float, room: pathlib.Path) -> dict:
         if passed > seconds or most > MOST_MEMORY:
             hung = passed > seconds
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            _, status, used = os.wait4(pid, 0)
             break
         time.sleep(0.002 if passed < 0.5 else 0.02)
-    said = (room / "tmp" / "said").read_bytes().decode(errors="replace")
+    said, complained = ((room / "tmp" / name).read_bytes().decode(errors="replace") for name in ("said", "complained"))
     report = room / "tmp" / "report"
     notes = json.loads(report.read_text()) if report.exists() else {"memory": max(0, most - (base or 0)), "outside": []}
     code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "said": said, "seconds": passed, "hung": hung, **notes}
+    times = {"seconds": passed, "processor": used.ru_utime + used.ru_stime}
+    return {"code": code, "said": said, "complained": complained, "hung": hung, **times, **notes}
 
 
 def _resident(pid: int, base: int | None, most: int) -> tuple[int | None, int]:
@@ -135,9 +148,8 @@ def _child(asked: dict, room: pathlib.Path) -> None:
     code = 1
     try:
         os.setsid()
-        out = os.open(room / "tmp" / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for fd in (1, 2):
-            os.dup2(out, fd)
+        for fd, name in ((1, "said"), (2, "complained")):
+            os.dup2(os.open(room / "tmp" / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ["TMPDIR"] = str(room / "tmp")
         base = _peak_from_now()

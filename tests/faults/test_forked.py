@@ -46,7 +46,7 @@ def test_a_call_says_how_it_ended(tmp_path):
         assert good.memory < 50 << 20
         assert call("fine", str(tmp_path / "a")).outside == [f"open {tmp_path.resolve() / 'a'}"]
         bug = call("raises")
-        assert bug.code == 1 and "Traceback" in bug.said and "KeyError" in bug.said
+        assert bug.code == 1 and "Traceback" in bug.complained and "KeyError" in bug.complained
         assert call("hangs", seconds=0.3).hung
         large = call("takes", "150")
         assert large.code == 3 and 150 << 20 <= large.memory < 250 << 20

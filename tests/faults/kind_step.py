@@ -1,0 +1,8 @@
+"""A step of a run, made hostile, looked at and verified."""
+
+from tests.faults import hostile
+from tests.faults.hostile import BYTES, INSTEAD, JSON
+
+WORDS = "a hostile step is refused in a screen that names the file; nothing outside is touched"
+judge = hostile.judge
+MEMBERS = hostile.members("step", hostile.ways(INSTEAD, JSON, BYTES, (hostile.folder_linked_out,)))

@@ -1,0 +1,9 @@
+"""A directory of PyTorch weights, made hostile, converted."""
+
+from tests.faults import hostile
+from tests.faults.hostile import BYTES, HEADERS, INSTEAD, JSON
+
+WORDS = "a hostile directory of PyTorch weights is refused in a screen that names the file; nothing outside is touched"
+judge = hostile.judge
+_WAYS = hostile.ways(HEADERS, (hostile.header_of_2_to_63,), INSTEAD, JSON, BYTES)
+MEMBERS = hostile.members("torch", _WAYS, refused=tuple(hostile.ways(HEADERS, (hostile.header_of_2_to_63,))))
