@@ -70,12 +70,21 @@ class TokenizedDocuments:
 
     def _count(self, log: Callable[[str], None]) -> np.ndarray:
         counts_D = np.zeros(len(self._chosen_D), np.int64)
+        dropped = in_documents = 0
         clock = time.monotonic()
         for document in range(len(counts_D)):
             counts_D[document] = len(self._encode_once(document))
+            if getattr(self._tokenizer, "can_drop", False):
+                lost = self._tokenizer.dropped(self._corpus.read(int(self._chosen_D[document])).decode())
+                dropped, in_documents = dropped + lost, in_documents + (lost > 0)
             if time.monotonic() - clock > PROGRESS_SECONDS:
                 clock = time.monotonic()
                 log(f"data: counted the tokens of {document + 1:,} of {len(counts_D):,} documents")
+        if dropped:
+            name = self._tokenizer.name
+            log(
+                f"data: {dropped:,} characters of {in_documents:,} documents have no token of {name!r} and are left out"
+            )
         return counts_D
 
     def _load_counts(self, file: pathlib.Path) -> np.ndarray:

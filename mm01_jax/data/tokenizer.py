@@ -1,14 +1,16 @@
 """Text to token ids and back: bytes, which need nothing, or a user's `tokenizer.json`."""
 
+import contextlib
 import difflib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
-from mm01_jax.files import Door
+from mm01_jax.data import tokenizer_guard, tokenizer_process
+from mm01_jax.files import Door, shown, utf8, why
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
@@ -62,7 +64,10 @@ class BytesTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library."""
+    """A `tokenizer.json` of the `tokenizers` library, in a process of its own where it may take more than its time.
+
+    can_drop: whether a character may become no token (`dropped` counts them).
+    """
 
     def __init__(self, path: str):
         try:
@@ -73,39 +78,70 @@ class FileTokenizer:
                 "data.tokenizer='bytes' needs nothing."
             ) from error
         content = FILES.read(path, most=MOST_BYTES)
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"data.tokenizer={path!r} is not a tokenizer.json: {error}") from error
-        # A file may ask for truncation: documents would silently become shorter.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # "<|endoftext|>" in a document is text, never the end of that document.
-        self._tokenizer.encode_special_tokens = True
-        self.name = path
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.end_of_document = self._find_end()
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.specials = {token.content: number for number, token in added.items() if token.special}
+        self.name, self.fingerprint = path, hashlib.sha256(content).hexdigest()
+        if tokenizer_guard.is_needed(content):
+            self._guarded = tokenizer_guard.Guarded(path, content, END_NAMES)
+            facts, ends = self._guarded.facts, self._guarded.facts["ends"]
+        else:
+            self._guarded = None
+            with self._errors("is not a tokenizer.json"):
+                self._tokenizer = tokenizers.Tokenizer.from_str(utf8(content))
+                facts = tokenizer_process.facts(self._tokenizer)
+            ends = facts["vocabulary"]
+        self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
+        self.end_of_document = self._find_end(ends)
+        self.can_drop = b'"byte_fallback":true' not in content.replace(b" ", b"") and not self._has_every_byte()
 
-    def _find_end(self) -> int:
+    def _find_end(self, ids: Mapping[str, int]) -> int:
         for name in END_NAMES:
-            if (token := self._tokenizer.token_to_id(name)) is not None:
-                return token
+            if name in ids:
+                return ids[name]
         raise ValueError(
             f"data.tokenizer={self.name!r} has no token that ends a text; known are {', '.join(END_NAMES)}."
         )
 
+    def _has_every_byte(self) -> bool:
+        """Whether it is byte-level with a token for each byte, so that no character can be lost."""
+        probe = bytes(range(0x20, 0x7F)).decode() + "é\u07ff\u0800\uffee\U0001f600"
+        try:
+            return self.decode(self.encode(probe)).strip() == probe.strip()
+        except tokenizer_guard.Stopped:
+            raise
+        except ValueError:  # what has no token is refused, not dropped
+            return True
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """A context in which what the library raises, panics among it, is a ValueError in one line."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise ValueError(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
+
     def encode(self, text: bytes | str) -> np.ndarray:
         text = text.decode() if isinstance(text, bytes) else text
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        if self._guarded is not None:
+            return self._guarded.encode(text)
+        with self._errors("cannot encode a text"):
+            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def dropped(self, text: str) -> int:
+        """Characters, blanks aside, that no token stands for."""
+        if self._guarded is not None:
+            return self._guarded.dropped(text)
+        with self._errors("cannot encode a text"):
+            return tokenizer_process.dropped(self._tokenizer, text)
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        if self._guarded is not None:
+            return self._guarded.decode(ids)
+        with self._errors("cannot decode ids"):
+            return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 def _known(special: str, token: int | None, tokenizer: str) -> int:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mm01_jax.data.tokenizer import Tokenizer
 
 _UNFINISHED = "\ufffd"  # what a decoder shows of half a character
+_CONTEXT = 8  # ids of the prompt that are decoded with the first that are new
 
 
 class Stops(NamedTuple):
@@ -46,14 +47,14 @@ class TextStream:
     finish: "stop" once the text has ended. count: ids that were taken in, that of a stop aside.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Stops):
+    def __init__(self, tokenizer: Tokenizer, stop: Stops, prompt: Sequence[int] = ()):
         self.finish: str | None = None
         self.count = 0
         self._tokenizer, self._stop = tokenizer, stop
         # A decoder may treat the first token otherwise than the same token later: some before it are decoded again.
-        self._context: list[int] = []
+        self._context = [int(token) for token in prompt[-_CONTEXT:]]
         self._fresh: list[int] = []
-        self._context_length = self._shown = 0
+        self._context_length, self._shown = len(tokenizer.decode(self._context)) if self._context else 0, 0
         self._held = ""
 
     def take(self, ids: Iterable[int]) -> str:

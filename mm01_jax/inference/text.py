@@ -82,7 +82,7 @@ def stream(
     Returns:
       (of the generator) how it finished, as in `Answer`.
     """
-    text = TextStream(tokenizer, ends(tokenizer, settings, stop))
+    text = TextStream(tokenizer, ends(tokenizer, settings, stop), prompt)
     for block in _blocks(model, tokenizer, [prompt], settings, stop, images):
         yield text.take(block[0])
         if text.finish is not None:
@@ -100,7 +100,7 @@ def answers(
     images: decoding.Images | None = None,
 ) -> list[Answer]:
     """The text after each of some prompts, generated together; `stop` as in `stream`."""
-    texts = [TextStream(tokenizer, ends(tokenizer, settings, stop)) for _ in prompts]
+    texts = [TextStream(tokenizer, ends(tokenizer, settings, stop), prompt) for prompt in prompts]
     pieces = [[] for _ in prompts]
     for block in _blocks(model, tokenizer, prompts, settings, stop, images):
         for row, ids in enumerate(block):

@@ -66,6 +66,10 @@ class Server:
         settings = {
             "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(tempfile.gettempdir()) / "mm01_jax_compiled_by_faults")
         }
+        settings |= {
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
         settings |= os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self._process = subprocess.Popen(command, cwd=ROOT, env=settings, **pipes)
@@ -151,7 +155,7 @@ def _child(asked: dict, room: pathlib.Path) -> None:
         for fd, name in ((1, "said"), (2, "complained")):
             os.dup2(os.open(room / "tmp" / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ["TMPDIR"] = str(room / "tmp")
+        os.environ |= {"TMPDIR": str(room / "tmp"), "MPLCONFIGDIR": str(room / "tmp")}
         base = _peak_from_now()
         outside = _watch_writes(room)
         code = _run(asked["function"], asked["arguments"])

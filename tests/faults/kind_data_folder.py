@@ -5,7 +5,7 @@ import pathlib
 import random
 
 from tests.faults import hostile
-from tests.faults.hostile import BYTES, INSTEAD
+from tests.faults.hostile_bytes import BYTES, INSTEAD, folder_linked_out
 
 WORDS = "a hostile folder of text is refused in a screen that names the file; nothing outside is touched"
 judge = hostile.judge
@@ -51,5 +51,5 @@ LINES = (
     _named(b"\xff\xfe.txt", "a name that is no UTF-8"),
 )
 # Text may have any bit flipped and any length: only what is none must be refused.
-_WAYS = hostile.ways(LINES, INSTEAD, BYTES, (hostile.folder_linked_out,))
+_WAYS = hostile.ways(LINES, INSTEAD, BYTES, (folder_linked_out,))
 MEMBERS = hostile.members("data", _WAYS, refused=tuple(hostile.ways(LINES, INSTEAD).keys() - {"folder"}))

@@ -7,7 +7,8 @@ import random
 import shutil
 
 from tests.faults import hostile
-from tests.faults.hostile import BYTES, INSTEAD, JSON
+from tests.faults.hostile_bytes import BYTES, INSTEAD, folder_linked_out
+from tests.faults.hostile_json import JSON
 
 WORDS = "a hostile work directory is refused in a screen that names the file, or gone on with"
 judge = hostile.judge
@@ -91,4 +92,4 @@ OWN = tuple(
     }.items()
 )
 _REFUSED = ("retired is a link", "damaged is a link", "checkpoints is a link", "run.lock is a link out")
-MEMBERS = hostile.members("run", hostile.ways(OWN, INSTEAD, JSON, BYTES, (hostile.folder_linked_out,)), _REFUSED)
+MEMBERS = hostile.members("run", hostile.ways(OWN, INSTEAD, JSON, BYTES, (folder_linked_out,)), _REFUSED)

@@ -46,12 +46,13 @@ def _cheap() -> None:
     from tests.train import cheap_run
 
     loop.step.train_step, loop.scoring.score = cheap_run.cheap_step, cheap_run.cheap_score
+    loop.report.end = lambda *_: None  # its pictures cost more than all the rest
 
 
-def _config(text: pathlib.Path):
+def _config(text: pathlib.Path | str, steps: int):
     from tests import small
 
-    return small.config(text, train__steps=4, train__keep_checkpoints=2, data__held_out=0.2)
+    return small.config(text, train__steps=steps, train__eval_every=100, train__keep_checkpoints=2, data__held_out=0.2)
 
 
 def make_run(path: str) -> None:
@@ -59,8 +60,10 @@ def make_run(path: str) -> None:
     from tests import small
 
     _cheap()
+    # A resumed run's data lie where they lay: beside the sound run, whoever copies it.
     text = small.write_text(pathlib.Path(path) / "text")
-    loop.run(_config(text), f"{path}/run", log=lambda line: None)
+    loop.run(_config(text, 4), f"{path}/run", log=lambda line: None)
+    (pathlib.Path(path) / "source").write_text(str(text))
 
 
 def make_step(path: str) -> None:
@@ -69,6 +72,7 @@ def make_step(path: str) -> None:
     (steps / "00000004").rename(pathlib.Path(path) / "step")
     shutil.rmtree(pathlib.Path(path) / "run")
     shutil.rmtree(pathlib.Path(path) / "text")
+    (pathlib.Path(path) / "source").unlink()
 
 
 def make_torch(path: str) -> None:
@@ -117,7 +121,7 @@ def run(path: str) -> int:
     from mm01_jax.train import loop
 
     _cheap()
-    config = _config(pathlib.Path(path) / "text" / "text.jsonl")
+    config = _config((pathlib.Path(path) / "source").read_text(), 6)
     return command.run(lambda _: loop.run(config, f"{path}/run", log=print), [], name="mm01-train")
 
 

@@ -1,0 +1,160 @@
+"""A tokenizer.json in a process of its own, with bounded time and memory (`tokenizer_process.py` says what is spoken).
+
+The `tokenizers` library runs what a file asks for: regular expressions that backtrack for hours, replacements that
+grow a text without end; and it ends a process that it panics in. The patterns of published tokenizers are known not
+to; a file with any other part that could runs here.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from mm01_jax.files import parse_json, shown
+
+SECONDS = 2.0  # of the processor, for one text, and a second more for every
+CHARACTERS_A_SECOND = 100_000
+LOAD_BYTES_A_SECOND = 4_000_000
+MEMORY = 2 << 30
+_WALL_SECONDS = 120.0  # of a machine that is busy with other things
+_LETTERS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_GPT_4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Patterns of published tokenizers, none of which takes longer than in proportion to the text: MiniMax-01 (o200k's),
+# Llama 3 and Qwen 2 (cl100k's with other lengths of numbers), GPT-2.
+KNOWN = frozenset(
+    {
+        rf"{_LETTERS}*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_SHORT}{_LETTERS}+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SHORT}"
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        _GPT_4 + r"\p{N}{1,3}" + _REST,
+        _GPT_4 + r"\p{N}" + _REST,
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    }
+)
+_REGEX = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]++|\\.)*+")')  # possessive: no memory for what cannot match
+_MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
+# Parts that may make a text longer, or that the library panics in when they are damaged.
+_GROWING = re.compile(rb'"type"\s*:\s*"(?:Replace|Prepend|Precompiled)"')
+_DISGUISED = re.compile(rb'\\u00[2-7][0-9a-fA-F][^"]{0,40}"\s*:')  # a key spelt so that the above do not see it
+
+
+def is_needed(content: bytes) -> bool:
+    """Whether something in a tokenizer.json may take more than its text's own time and memory."""
+    if _GROWING.search(content) or _DISGUISED.search(content):
+        return True
+    if content.count(b",") + content.count(b"[") > _MOST_VALUES:
+        return True
+    longest = 2 * max(map(len, KNOWN))  # as JSON, where a backslash is two
+    try:
+        return any(len(text) > longest or parse_json(text) not in KNOWN for text in _REGEX.findall(content))
+    except ValueError:
+        return True
+
+
+class Stopped(ValueError):
+    """The process was ended, because it took too long, or ended by itself."""
+
+
+class Guarded:
+    """The tokenizer in `content`, a tokenizer.json; `facts` as `tokenizer_process.facts`, and `ends`, name -> id.
+
+    Raises:
+      ValueError: it is none, or takes too long; so do its methods. The message begins with `name`.
+    """
+
+    def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
+        self._name, self._content, self._ends = name, content, ends
+        self._process: subprocess.Popen | None = None
+        self.facts: dict[str, Any] = self._start()
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 ids."""
+        return np.frombuffer(self._ask("encode", text.encode()), np.int32)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self._ask("decode", np.asarray(ids, np.int32).tobytes()).decode(errors="replace")
+
+    def dropped(self, text: str) -> int:
+        """As `tokenizer_process.dropped`."""
+        return int(parse_json(self._ask("dropped", text.encode())))
+
+    def _start(self) -> dict[str, Any]:
+        shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("tokenizer_process.py"))]
+        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(shell, env=environment, **pipes)
+        seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
+        first = {"size": len(self._content), "seconds": seconds, "bytes": MEMORY, "ends": self._ends}
+        return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
+
+    def _ask(self, what: str, content: bytes) -> bytes:
+        if self._process is None:
+            self._start()
+        seconds = SECONDS + len(content) / CHARACTERS_A_SECOND
+        request = json.dumps({"do": what, "size": len(content), "seconds": seconds}).encode() + b"\n" + content
+        return self._exchange(request, f"{what}s {len(content):,} bytes", seconds)
+
+    def _exchange(self, request: bytes, doing: str, seconds: float) -> bytes:
+        try:
+            # The process reads the whole of a request before it answers, so that neither waits for the other.
+            self._process.stdin.write(request)
+            self._process.stdin.flush()
+            deadline = time.monotonic() + _WALL_SECONDS + seconds
+            head = parse_json(self._read(None, deadline))
+            content = self._read(head["size"], deadline)
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            raise Stopped(f"data.tokenizer={self._name!r}: {self._end()} while it {doing}") from None
+        except BaseException:
+            self._end()
+            raise
+        if "error" in head:
+            raise ValueError(f"data.tokenizer={self._name!r}: while it {doing}: {shown(head['error'])}")
+        return content
+
+    def _read(self, size: int | None, deadline: float) -> bytes:
+        """A line, or so many bytes."""
+        found = bytearray()
+        fd = self._process.stdout.fileno()
+        while size is None or len(found) < size:
+            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            piece = os.read(fd, 1 if size is None else min(1 << 20, size - len(found)))
+            if not piece:
+                raise EOFError
+            found += piece
+            if size is None and piece == b"\n":
+                break
+        return bytes(found)
+
+    def _end(self) -> str:
+        """Ends the process; why it could not answer."""
+        process, self._process = self._process, None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it may be on its way out
+        process.kill()
+        code = process.wait()
+        process.stdout.close()
+        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+            return "takes too long"
+        return f"ended the library ({signal.Signals(-code).name if code < 0 else code})"
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._end()
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.close()

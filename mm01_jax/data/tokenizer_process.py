@@ -1,0 +1,98 @@
+"""Runs a tokenizer.json that anybody may have made: a program of its own (`data/tokenizer_guard.py` starts it).
+
+stdin begins with a line, {"size": bytes of the tokenizer.json that follow, "seconds": of the processor to load it,
+"bytes": of memory}. Then each request is a line {"do": "encode" | "decode" | "dropped", "size", "seconds"} and `size`
+bytes: UTF-8, or int32 ids. Each answer is a line, {"size"} or {"error"}, and `size` bytes. The first answer is what
+`facts` says of the tokenizer. A regular expression that backtracks, a pattern that grows, a panic of the library: all
+end here. Nothing of ours is imported.
+"""
+
+import array
+import json
+import math
+import resource
+import sys
+
+
+def facts(tokenizer) -> dict:
+    """What is asked of a tokenizer before any text: ids and names."""
+    tokenizer.no_truncation()  # a file may ask for truncation: documents would silently become shorter
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, never the end of that document
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None  # a text has one encoding here
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    added = tokenizer.get_added_tokens_decoder()
+    return {
+        "vocab_size": max(vocabulary.values(), default=-1) + 1,
+        "vocabulary": vocabulary,
+        "specials": {token.content: number for number, token in added.items() if token.special},
+    }
+
+
+def dropped(tokenizer, text: str) -> int:
+    """Characters of a text, blanks aside, that no token of it stands for."""
+    at = gone = 0
+    for start, stop in sorted(tokenizer.encode(text, add_special_tokens=False).offsets):
+        gone += sum(not c.isspace() for c in text[at:start])
+        at = max(at, stop)
+    return gone + sum(not c.isspace() for c in text[at:])
+
+
+def answer(tokenizer, request: dict, content: bytes) -> bytes:
+    if request["do"] == "decode":
+        ids = array.array("i", content).tolist()
+        return tokenizer.decode(ids, skip_special_tokens=False).encode()
+    if request["do"] == "dropped":
+        return json.dumps(dropped(tokenizer, content.decode())).encode()
+    return array.array("i", tokenizer.encode(content.decode(), add_special_tokens=False).ids).tobytes()
+
+
+def confine(seconds: float) -> None:
+    """So many more seconds of the processor."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    until = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def serve(requests, answers) -> None:
+    first = json.loads(requests.readline())
+    confine(first["seconds"])
+    resource.setrlimit(resource.RLIMIT_AS, (first["bytes"], first["bytes"]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    content = requests.read(first["size"]).decode()
+    tokenizer = None
+
+    def load() -> bytes:
+        nonlocal tokenizer
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(content)
+        found = facts(tokenizer)
+        return json.dumps(found | {"vocabulary": {}} | {"ends": _ends(found, first["ends"])}).encode()
+
+    good = _say(answers, load)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    while good and (line := requests.readline()):
+        request = json.loads(line)
+        confine(request["seconds"])
+        content = requests.read(request["size"])
+        _say(answers, lambda: answer(tokenizer, request, content))  # noqa: B023
+
+
+def _ends(found: dict, names: list[str]) -> dict[str, int]:
+    return {name: found["vocabulary"][name] for name in names if name in found["vocabulary"]}
+
+
+def _say(answers, work) -> bool:
+    try:
+        said, head = work(), {}
+    except BaseException as error:  # of the library: Exception, and PanicException, which is none
+        said, head = b"", {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+    answers.write(json.dumps({"size": len(said)} | head).encode() + b"\n" + said)
+    answers.flush()
+    return not head
+
+
+if __name__ == "__main__":
+    serve(sys.stdin.buffer, sys.stdout.buffer)
