@@ -20,6 +20,7 @@ import numpy as np
 
 from mm01_jax.data import conversations
 from mm01_jax.data.conversations import Rendered, text_of
+from mm01_jax.data.m1_template import DOCUMENT, M1
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import Door
 
@@ -136,21 +137,24 @@ class Released:
         return tokenizer.special(conversations.END)
 
 
-def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokenizer) -> Template | Released:
-    """The template to use: what is asked for, else the first folder's, else MiniMax-01's where the tokenizer is its.
+OURS = {template.name: template for template in (Released, M1)}
+
+
+def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokenizer) -> Template | Released | M1:
+    """The template to use: what is asked for, else the first folder's, else the one that the tokenizer is made for.
 
     Args:
-      asked: "minimax-01" or a .jinja file.
+      asked: a name of OURS or a .jinja file.
 
     Raises:
       ValueError: there is none, or none in the file.
     """
     if asked is not None:
-        return Released() if asked == Released.name else from_file(asked)
+        return OURS[asked]() if asked in OURS else from_file(asked)
     if found := find(*folders):
         return found
     if tokenizer.name != "bytes" and {conversations.BEGIN, conversations.END} <= set(tokenizer.specials):
-        return Released()
+        return M1() if DOCUMENT in tokenizer.specials else Released()
     places = " or ".join(f"{folder / _JINJA}" for folder in folders)
     raise ValueError(f"no chat template: no {places}; --template={Released.name} or --template=FILE.jinja gives one")
 
@@ -178,7 +182,7 @@ def find(*folders: pathlib.Path) -> Template | None:
 def from_file(path: str) -> Template:
     """The template of a .jinja file; ValueError where there is none."""
     if not os.path.isfile(path):
-        raise ValueError(f"--template={path}: no such file; allowed: {Released.name}, or a .jinja file")
+        raise ValueError(f"--template={path}: no such file; allowed: {', '.join(OURS)}, or a .jinja file")
     return Template(FILES.text(path), path)
 
 

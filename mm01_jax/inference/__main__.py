@@ -35,7 +35,7 @@ COMMAND = arguments.Command(
         Flag("batch", "how many of --prompts are answered together", int, default=8, least=1),
         Flag("chat", "a conversation: lines of a terminal, or of a pipe", bool, default=False),
         Flag("system", "what a conversation begins with, before the first line of --chat"),
-        Flag("template", "how a conversation becomes text: minimax-01, or a .jinja file", example="NAME"),
+        Flag("template", "how a conversation becomes text: minimax-01, minimax-m1, or a .jinja file", example="NAME"),
         Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
         Flag("temperature", "0 is greedy", float, default=0.8, least=0),
         Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0, least=0),

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mm01_jax.model.deterministic import NUMBERS, filled, real
+
 _TINY = float(jnp.finfo(jnp.float32).tiny)
 MOST_BIASES = 300  # entries of `logit_bias`: the width of a table that every step adds
 _ABOVE_ZERO = np.finfo(np.float32).smallest_normal
@@ -191,9 +193,10 @@ def log_probabilities(
     """What the model says before any setting: (of token_B (B,), the `top` likeliest ids (B, top), theirs).
 
     float32 nats over the whole vocabulary, as the losses of training and evaluation are; only ids that may be chosen
-    are among the likeliest. A token has the same bits in both places.
+    are among the likeliest. A token has the same bits in both places, and in a batch of any size.
     """
-    total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+    B, V = logits_BV.shape
+    total_B1 = real(jax.nn.logsumexp(filled(logits_BV[None], -(-NUMBERS // V)), axis=-1)[..., None], B)[0]
     best_BT, ids_BT = jax.lax.top_k(jnp.where(allowed_V[None, :], logits_BV, -jnp.inf), top)
     chosen_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)
     return (chosen_B1 - total_B1)[:, 0], ids_BT, best_BT - total_B1

@@ -5,6 +5,8 @@ fill up, and no buffer a bound, beyond which a training step refuses itself.
 
 `decoding`: a step has one token a row, which `sequence` cannot cut, so rows lie over it as well. The cache of prefill,
 whose positions are cut, is whole on every shard of the sequence; decoding takes from it the rows of each.
+
+`deterministic`: its answers have the bits of training's forward (`model/deterministic.py`).
 """
 
 import dataclasses
@@ -12,8 +14,10 @@ import dataclasses
 import jax
 from flax import nnx
 
+from mm01_jax import sharding
 from mm01_jax.config import Rules
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.deterministic import BY_ROW, ByRowConfig, filled, least_rows, real
 from mm01_jax.model.multimodal import VLModel
 
 
@@ -37,11 +41,46 @@ def without_rows(rules: Rules) -> Rules:
     return dataclasses.replace(rules, batch=())
 
 
+class TextModelByRow(TextModel):
+    """The text model of such layers: with a cache its stream has the rows that they need."""
+
+    def forward(self, x_BSD, positions_BS, segments_BS, cache=None):
+        if cache is None:
+            return super().forward(x_BSD, positions_BS, segments_BS)
+        S, least = x_BSD.shape[1], least_rows(x_BSD.shape[0], self.config, self.rules)
+        hidden, cache, stats = super().forward(filled(x_BSD, least), positions_BS, segments_BS, cache)
+        return real(hidden, S), cache, stats
+
+    def logits(self, hidden_BSD: jax.Array) -> jax.Array:
+        S, least = hidden_BSD.shape[1], least_rows(hidden_BSD.shape[0], self.config, self.rules)
+        return real(super().logits(filled(hidden_BSD, least)), S)
+
+
+def deterministic[Model: TextModel | VLModel](model: Model) -> Model:
+    """The model whose log-probabilities with a cache are those of its forward without one, to the bit on a CPU.
+
+    Raises:
+      ValueError: the model drops tokens (training is then no function of one row), or its mesh cuts the sequence.
+    """
+    if model.config.routing != "dropless":
+        raise ValueError(f"deterministic: got routing={model.config.routing!r}; allowed: 'dropless', as it was trained")
+    if cut := {
+        axis: size for axis, size in sharding.mesh_of(model).shape.items() if axis in model.rules.seq and size > 1
+    }:
+        raise ValueError(f"deterministic: got a mesh with {cut}; allowed: one that does not cut the sequence")
+    names = [field.name for field in dataclasses.fields(model.config)]
+    view = _told(model, config=ByRowConfig(**{name: getattr(model.config, name) for name in names}))
+    by_row = BY_ROW | {TextModel: TextModelByRow}
+    for _, module in nnx.iter_modules(view):
+        module.__class__ = by_row.get(type(module), type(module))
+    return view
+
+
 def _told[Model: TextModel | VLModel](model: Model, **settings) -> Model:
     """A copy of the modules, around the same arrays, with other settings wherever they have such."""
     copy = jax.tree.map(lambda array: array, model)
     for _, module in nnx.iter_modules(copy):
         for name, value in settings.items():
-            if isinstance(vars(module).get(name), type(value)):
+            if isinstance(value, type(vars(module).get(name))):
                 setattr(module, name, value)
     return copy

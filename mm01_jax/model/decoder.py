@@ -119,7 +119,8 @@ class TextModel(nnx.Module):
         layout = self.compute.sequence_layout if cache is None else "contiguous"
         h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
         documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
-        body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout))
+        start_B = None if cache is None else cache.lengths - positions_BS[:, 0]
+        body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout, start_B))
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())

@@ -12,6 +12,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model import deterministic
 from mm01_jax.model.cache import DecodeCache, StackCache
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.softmax import Softmax
@@ -67,12 +68,17 @@ class Mixer(Protocol):
 MIXERS: dict[str, type[Mixer]] = {"lightning": Lightning, "softmax": Softmax}
 
 
+def mixer(kind: str, config: ModelConfig) -> type[Mixer]:
+    """The mixer of a kind in a model with this config."""
+    return deterministic.BY_ROW[MIXERS[kind]] if isinstance(config, deterministic.ByRowConfig) else MIXERS[kind]
+
+
 def empty_cache(
     config: ModelConfig, compute: ComputeConfig, rules: Rules, batch_size: int, max_length: int
 ) -> DecodeCache:
     """A cache of no token for `batch_size` rows of at most `max_length` tokens, sharded at birth."""
     stacks = tuple(
-        MIXERS[kind].empty_cache(config, compute, (config.num_periods, count), batch_size, max_length)
+        mixer(kind, config).empty_cache(config, compute, (config.num_periods, count), batch_size, max_length)
         for kind, count in config.stacks
     )
     return constrain_cache(DecodeCache(stacks, jnp.zeros((batch_size,), jnp.int32)), config, rules)
@@ -85,5 +91,5 @@ def constrain_cache(cache: DecodeCache, config: ModelConfig, rules: Rules) -> De
 
 def cache_specs(config: ModelConfig, rules: Rules) -> DecodeCache:
     """The PartitionSpec of every array of the cache: rows over the batch's axes, heads over theirs."""
-    stacks = tuple(MIXERS[kind].cache_spec(rules) for kind, _ in config.stacks)
+    stacks = tuple(mixer(kind, config).cache_spec(rules) for kind, _ in config.stacks)
     return DecodeCache(stacks, sharding.spec(rules, "batch"))

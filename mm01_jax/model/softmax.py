@@ -56,22 +56,29 @@ class Softmax(nnx.Module):
         self, x_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
     ) -> tuple[jax.Array, StackCache | None]:
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with this call's keys and values written)."""
+        query, key, value = self.project(x_BSD, tokens.positions_BS)
+        tags, rules = (tokens.positions_BS, tokens.documents_BS), self.rules
+        if cache is None:
+            out = self_attention(query, key, value, tags, compute=self.compute, rules=rules, layout=tokens.layout)
+        else:
+            cache = write(cache, key, value, tokens, rules)
+            key, value, key_tags = read(cache)
+            out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)
+        return self.finish(out), cache
+
+    def project(self, x_BSD: jax.Array, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """query (B, S, N, H), key and value (B, S, K, H): the first two rotated."""
         config, dtype, rules = self.config, x_BSD.dtype, self.rules
         query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, rules))
         key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, rules))
         value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, rules))
         query, key, value = (keep(x, PROJECTED) for x in (query, key, value))
-        query = rope(query, tokens.positions_BS, config.rotary_dim, config.rope_theta)
-        key = rope(key, tokens.positions_BS, config.rotary_dim, config.rope_theta)
-        tags = (tokens.positions_BS, tokens.documents_BS)
-        if cache is None:
-            out = self_attention(query, key, value, tags, compute=self.compute, rules=rules, layout=tokens.layout)
-        else:
-            key, value = (sharding.constrain(x, rules, "batch", None, "kv_heads", None) for x in (key, value))
-            cache = _write(cache, key, value, tokens)
-            key, value, key_tags = _read(cache)
-            out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)
-        return einsum("bsnh,nhd->bsd", out, cast_and_gather(self.out, dtype, rules)), cache
+        query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
+        return query, rope(key, positions_BS, config.rotary_dim, config.rope_theta), value
+
+    def finish(self, out_BSNH: jax.Array) -> jax.Array:
+        """The output projection."""
+        return einsum("bsnh,nhd->bsd", out_BSNH, cast_and_gather(self.out, out_BSNH.dtype, self.rules))
 
     @staticmethod
     def residual(config: ModelConfig) -> tuple[float, float]:
@@ -99,8 +106,11 @@ class Softmax(nnx.Module):
         return KeysValues(keys, keys)
 
 
-def _write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens: Tokens) -> StackCache:
+def write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens: Tokens, rules: Rules) -> StackCache:
     """Puts each row's tokens into the slots of their positions; padding is not written."""
+    key_BSKH, value_BSKH = (
+        sharding.constrain(x, rules, "batch", None, "kv_heads", None) for x in (key_BSKH, value_BSKH)
+    )
     past_the_end = cache.arrays.keys.shape[4]  # dropped
     slots = jnp.where(tokens.documents_BS >= 0, tokens.positions_BS, past_the_end)
     rows = jnp.arange(slots.shape[0], dtype=slots.dtype)[:, None]
@@ -111,7 +121,7 @@ def _write(cache: StackCache, key_BSKH: jax.Array, value_BSKH: jax.Array, tokens
     return cache.replace(KeysValues(*map(put, cache.arrays, (key_BSKH, value_BSKH))))
 
 
-def _read(cache: StackCache) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+def read(cache: StackCache) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
     """(key (B, T, K, H), value, (positions (B, T), documents (B, T))) of the layer in hand.
 
     Slots after a query's position may hold nothing; the causal mask hides them, so no length is needed.

@@ -32,8 +32,8 @@ def problems(kind: str, config: Config, target: Target) -> list[Problem]:
 
 def _misplaced(kind: str, mesh: MeshConfig, target: Target) -> list[Problem]:
     problems = []
-    if kind != "train" and mesh.sequence > 1:
-        allowed = f"1 for {kind}: a token and its cache are not split over sequence"
+    if kind == "decode" and mesh.sequence > 1:
+        allowed = "1 for decode: a token and its cache are not split over sequence"
         problems.append(Problem(key="mesh.sequence", got=mesh.sequence, allowed=allowed, nearest="1"))
     if mesh.data % target.slices:  # sharding.make_mesh
         allowed = f"a multiple of the {target.slices} slices of {target.name}, over which data alone goes"

@@ -92,13 +92,13 @@ def _infer(kind: str, config: Config, mesh) -> Step:
     config = dataclasses.replace(config, compute=compute)
     rules, rows = config.mesh.rules, config.train.batch_size
     model, cache = abstract_model(config, mesh), _abstract_cache(config, mesh)
-    row = sharding.named(mesh, rules, "batch")
 
     def of_rows(dtype, *shape):
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=row)
+        cut = ("seq",) if len(shape) == 1 else ()  # the tokens of a chunk
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.named(mesh, rules, "batch", *cut))
 
     if kind == "prefill":
-        chunk = min(PREFILL_CHUNK, config.train.sequence_length)
+        chunk = min(PREFILL_CHUNK * config.mesh.shards("seq"), config.train.sequence_length)
         function, batch = prefill, (of_rows(jnp.int32, chunk), of_rows(jnp.int32))
         if config.vision is not None:
             tiles = _dealt(1 + max(math.prod(grid) for grid in config.vision.grids), config)

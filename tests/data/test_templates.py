@@ -152,7 +152,9 @@ def test_the_template_of_a_folder_is_found_as_the_hub_lays_it_out(tmp_path):
 def test_without_a_template_one_line_says_where_it_was_looked_for_and_what_gives_one(tmp_path):
     with pytest.raises(ValueError, match=r"^no chat template: no .*chat_template\.jinja; --template=minimax-01 or "):
         templates.choose(None, [tmp_path], BYTES)
-    with pytest.raises(ValueError, match=r"^--template=minimax: no such file; allowed: minimax-01, or a \.jinja file"):
+    with pytest.raises(
+        ValueError, match=r"^--template=minimax: no such file; allowed: minimax-01, minimax-m1, or a \.jinja file"
+    ):
         templates.choose("minimax", [tmp_path], BYTES)
     assert isinstance(templates.choose("minimax-01", [tmp_path], BYTES), Released)
     (tmp_path / "mine.jinja").write_text("x")

@@ -58,16 +58,26 @@ def cached_attention(
     query_tags: tuple[jax.Array, jax.Array],
     key_tags: tuple[jax.Array, jax.Array],
     rules: Rules,
+    row_by_row: bool = False,
 ) -> jax.Array:
     """The same over the keys and values (B, T, K, H) of a cache, with tags of (B, S) and (B, T).
 
-    A cache lies whole on every shard of the sequence; queries are cut over it.
+    A cache lies whole on every shard of the sequence; queries are cut over it. row_by_row: one row of the batch after
+    another, so that none depends on how many there are.
     """
 
     def local(query, key, value, query_tags, key_tags):
         key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
         query, key, value, *tags = vary_alike(query, key, value, *query_tags, *key_tags)
-        return kernel(query, key, value, query_tags=tuple(tags[:2]), key_tags=tuple(tags[2:]))
+
+        def attend(row):
+            query, key, value, *tags = row
+            return kernel(query, key, value, query_tags=tuple(tags[:2]), key_tags=tuple(tags[2:]))
+
+        if row_by_row:
+            rows = jax.tree.map(lambda x: x[:, None], (query, key, value, *tags))
+            return lax.map(attend, rows)[:, 0]
+        return attend((query, key, value, *tags))
 
     tags, queries, _ = _specs(rules)
     keys, key_tag = sharding.spec(rules, "batch", None, "kv_heads", None), sharding.spec(rules, "batch", None)
