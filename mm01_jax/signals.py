@@ -37,6 +37,12 @@ def _exit(number: int, text: str) -> None:
     os._exit(128 + number)
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 class Ends:
     """A context in which these signals end the command; outside the main thread, where none can be set, nothing.
 
@@ -79,6 +85,8 @@ class Ends:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = self.came or number
+        if _is_importing(frame):  # what C code makes of an exception there is a traceback, and there is nothing to end
+            _exit(number, f"{self.text(number)}\n")
         raise KeyboardInterrupt if number == signal.SIGINT else Ended
 
     def _unraisable(self, given) -> None:

@@ -4,6 +4,7 @@ Such a module has
 
     WORDS    one line: what holds of every member
     MEMBERS  {name of a member: whatever the judge takes}
+    EVERY    optional: one of so many members is tried by default, for members that take seconds
     judge(member, room) -> None where it holds, else what went wrong; `room` is an empty folder that is removed after it
 
 and is found by its name alone. A judge that raises has found a fault.
@@ -27,10 +28,11 @@ class Kind(NamedTuple):
     words: str
     members: Mapping[str, Any]
     judge: Callable[[Any, pathlib.Path], str | None]
+    every: int = TENTH
 
     def chosen(self, counts: str) -> list[str]:
-        """Names of the members of a count: "full" is all of them, "fast" a tenth, spread over the list."""
-        return list(self.members) if counts == "full" else list(self.members)[::TENTH]
+        """Names of the members of a count: "full" is all of them, "fast" a tenth or less, spread over the list."""
+        return list(self.members) if counts == "full" else list(self.members)[:: self.every]
 
 
 class Outcome(NamedTuple):
@@ -53,7 +55,7 @@ def names() -> list[str]:
 def load(name: str) -> Kind:
     """The kind of a name; its module is imported now."""
     module = importlib.import_module(f"tests.faults.kind_{name}")
-    return Kind(name, module.WORDS, module.MEMBERS, module.judge)
+    return Kind(name, module.WORDS, module.MEMBERS, module.judge, getattr(module, "EVERY", TENTH))
 
 
 def attempt(kind: Kind, members: Iterable[str], done: Callable[[str, str | None], None] = lambda *_: None) -> Outcome:
