@@ -8,6 +8,8 @@ import sys
 
 import jax
 
+HEARTBEAT_SECONDS = 30  # after which a process that is not heard of counts as dead, and ends the others (jax: 100)
+
 
 def join() -> bool:
     """Connects this process with the others of its job; False where it is alone. Call it before anything else of jax.
@@ -20,7 +22,7 @@ def join() -> bool:
     if jax.distributed.is_initialized():
         return True
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except ValueError as error:
         # What jax says where it detects no cluster: nobody gave it an address.
         if "coordinator_address" not in str(error):

@@ -61,7 +61,7 @@ def _rest(config: Config, state: Any) -> int:
 
 def with_remat_settled(config: Config, state: Any, log: Callable[[str], None]) -> Config:
     """The config that a step is made of on the current mesh; what "auto" became is said."""
-    device = jax.sharding.get_mesh().devices.flat[0]
+    device = jax.sharding.get_mesh().local_devices[0]  # another process's says nothing of its memory
     memory = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     remat = settle(config, state, memory)
     if config.compute.remat == "auto":

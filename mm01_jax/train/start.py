@@ -62,7 +62,7 @@ def check_memory(state: step.TrainState, mesh: Mesh) -> None:
     Args:
       state: with shapes, dtypes and shardings.
     """
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]  # another process's says nothing of its memory
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None and device.platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
