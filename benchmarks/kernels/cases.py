@@ -89,6 +89,7 @@ _LIGHTNING = [
 _SOFTMAX = [
     Softmax("bench_1b", 4, 8192, 8, 1, 128),  # configs/bench_1b.py
     Softmax("bench_1b_packed", 4, 8192, 8, 1, 128, documents=3),
+    Softmax("bench_1b_packed16", 4, 8192, 8, 1, 128, documents=16),
     Softmax("text_01", 1, 8192, 64, 8, 128),  # the released model's heads
     Softmax("small", 16, 2048, 16, 4, 64),  # configs/small.py
     Softmax("tiny", 2, 64, 4, 2, 64, documents=2),
