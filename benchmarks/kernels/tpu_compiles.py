@@ -77,7 +77,7 @@ def measure(report: Report, operations: list[str], generations: list[str], shape
                 add = functools.partial(report.add, device=f"compiled for {generation}")
                 for quantity, run in (("forward", function), ("forward+backward", _with_gradients(function))):
                     temporary, error = compiled(generation, run, arrays, others)
-                    add(f"{subject}: {quantity}", error or temporary / MIB, "" if error else "MiB")
+                    add(f"{subject}: {quantity}", error or round(temporary / MIB, 1), "" if error else "MiB")
                     print(f"{subject}: {quantity}: {error or f'{temporary / MIB:,.1f} MiB of temporaries'}", flush=True)
                     failed |= error is not None
     return int(failed)
