@@ -15,14 +15,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from mm01_jax.config.fields import nearest_name
+from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices, Work, to_devices, to_host
 from mm01_jax.inference.engine_memory import Memory
-from mm01_jax.inference.engine_programs import Drawn, Sizes
+from mm01_jax.inference.engine_programs import Sizes
 from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.prefix import Prefix
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
+
+_COUNTED = ("finished", "cancelled", "preempted", "prefilled_tokens", "decoded_tokens", "guessed_tokens")
 
 
 class Engine:
@@ -71,7 +74,7 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count()
         self._ended: list[Job] = []
-        self._counts = dict.fromkeys(("finished", "cancelled", "preempted", "prefilled_tokens", "decoded_tokens"), 0)
+        self._counts = dict.fromkeys(_COUNTED, 0)
         page = self._devices.page_bytes // self.sizes.grid
         state = self._devices.row_bytes - page * max_length
         self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
@@ -196,7 +199,7 @@ class Engine:
                 self._devices.put_row(slot, job.row)
                 job.row = None
             else:
-                self._devices.fill(slot, job.request.sampling, job.request.seed, job.prompt)
+                self._devices.fill(slot, job.request, job.prompt)
                 if self._memory is not None:
                     self._memory.restore(job)
 
@@ -233,8 +236,8 @@ class Engine:
         """Those that go on from this prompt may begin."""
         for other in self._schedule.waiting:
             if other.waits_for is job:
-                how = other.request.sampling, other.request.seed, other.prompt
-                other.row = self._devices.with_settings(self._devices.get_row(job.slot), *how)
+                row = self._devices.get_row(job.slot)
+                other.row = self._devices.with_settings(row, other.request, other.prompt)
                 other.taken, other.waits_for = job.taken, None
 
     def _decode(self) -> dict[int, list[int]]:
@@ -246,23 +249,26 @@ class Engine:
         alone = len(jobs) == len(self._schedule.running())
         count = min(self.sizes.steps if alone else max(1, self.sizes.steps // 4), max(job.left for job in jobs))
         left = np.array([0 if job is None else job.left for job in slots], np.int32)
+        guesses = [job is not None and job.request.guesses for job in slots]
         stops = [() if job is None else job.request.stop_ids for job in slots]
-        drawn = self._devices.decode(left > 0, left, stops, count)
+        drawn = self._devices.decode(left > 0, left, guesses, stops, count=count)
         return {job.id: self._note(job, drawn) for job in jobs}
 
     def _note(self, job: Job, drawn: Drawn) -> list[int]:
         """Puts what was drawn into the result; the new tokens."""
         row, result, wants = job.slot, job.result, job.request.logprobs
-        new = [int(token) for token in drawn.tokens[:, row] if token >= 0]
+        (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
+        new = drawn.tokens[places, row].tolist()
         result.tokens += new
         if wants is not None:
-            result.logprobs += [float(value) for value in drawn.logprob[: len(new), row]]
-            for n in range(len(new)):
+            result.logprobs += drawn.logprob[places, row].tolist()
+            for n in places:
                 ids, values = (x[n, row, :wants].tolist() for x in (drawn.top_ids, drawn.top_logprobs))
                 result.top.append([*zip(ids, values, strict=True)])
         if drawn.logits is not None:
-            result.logits += [drawn.logits[n, row] for n in range(len(new))]
+            result.logits += [drawn.logits[n, row] for n in places]
         self._counts["decoded_tokens"] += len(new)
+        self._counts["guessed_tokens"] += int((places % (1 + self.sizes.drafts) > 0).sum())
         if new[-1] in job.request.stop_ids:
             self._end(job, "stop")
         elif job.left == 0:

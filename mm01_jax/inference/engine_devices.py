@@ -15,7 +15,9 @@ from mm01_jax import sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import sampling, views
 from mm01_jax.inference.decoding import allowed_ids
-from mm01_jax.inference.engine_programs import Drawn, Sizes, Slots, Turn
+from mm01_jax.inference.engine_decode import Drawn, Turn, decode
+from mm01_jax.inference.engine_programs import Sizes, Slots
+from mm01_jax.inference.engine_request import Request
 from mm01_jax.model.decoder import TextModel
 
 jit = jax.jit  # tests put one here that compiles faster
@@ -70,9 +72,9 @@ class Devices:
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
         told = self._told([], (0, 0))
         self._prefill = self._program(prefill, model, slots, *told, donate=1)
-        decode = functools.partial(programs.decode, sizes=sizes, specs=one.whole)
-        turn = self._turn(*(np.zeros(sizes.num_slots, np.int32) for _ in range(2)), [()] * sizes.num_slots)
-        self._decode = self._program(decode, decoder, slots, turn, self._allowed, zero, donate=1)
+        going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
+        turn = self._turn(*(np.zeros(sizes.num_slots, np.int32) for _ in range(3)), [()] * sizes.num_slots)
+        self._decode = self._program(going_on, decoder, slots, turn, self._allowed, zero, donate=1)
         self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
         self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
 
@@ -103,36 +105,41 @@ class Devices:
             put(np.array(trips, np.int32), None),
         )
 
-    def _turn(self, active, left, stops: Sequence[Sequence[int]]) -> Turn:
+    def _turn(self, active, left, guesses, stops: Sequence[Sequence[int]]) -> Turn:
         stop = np.full((self.sizes.num_slots, self.sizes.stop_ids), -1, np.int32)
         for row, ids in zip(stop, stops, strict=True):
             row[: len(ids)] = ids
-        return Turn(
-            self._put(np.asarray(active, bool), "batch"), self._put(left, "batch"), self._put(stop, "batch", None)
+        active, left, guesses = (
+            self._put(np.asarray(x, dtype), "batch") for x, dtype in ((active, bool), (left, np.int32), (guesses, bool))
         )
+        return Turn(active, left, self._put(stop, "batch", None), guesses)
 
     # What is done to the slots.
 
     def group(self, slot: int) -> int:
         return slot // (self.sizes.num_slots // self.groups)
 
-    def fill(self, slot: int, how: sampling.Sampling, seed: int, prompt: np.ndarray) -> None:
+    def fill(self, slot: int, asked: Request, prompt: np.ndarray) -> None:
         """Zeroes a slot and gives it to a request."""
         with jax.set_mesh(self.mesh):
-            self._slots = self._put_row(
-                self._slots, self.with_settings(self._empty, how, seed, prompt), self._scalar(slot)
-            )
+            self._slots = self._put_row(self._slots, self.with_settings(self._empty, asked, prompt), self._scalar(slot))
 
-    def with_settings(self, row: Slots, how: sampling.Sampling, seed: int, prompt: np.ndarray) -> Slots:
+    def with_settings(self, row: Slots, asked: Request, prompt: np.ndarray) -> Slots:
         """A row that draws its tokens so, with none drawn yet."""
         seen = np.zeros((1, self._decoder.config.vocab_size), bool)
         seen[0, prompt] = True
         with jax.set_mesh(self.mesh):
-            settings = jax.tree.map(lambda x: self._put(x, *[None] * x.ndim), sampling.rows([how], [seed]))
+            settings = jax.tree.map(
+                lambda x: self._put(x, *[None] * x.ndim), sampling.rows([asked.sampling], [asked.seed])
+            )
             history = sampling.History(
                 self._put(seen, None, None), self._put(np.zeros(seen.shape, np.int32), None, None)
             )
-            return row._replace(rows=settings, history=history, number_B=self._put(np.zeros(1, np.int32), None))
+            tokens = np.full(row.tokens_BT.shape, -1, np.int32)
+            known = np.concatenate([prompt, np.asarray(asked.expected, np.int32)])[: tokens.shape[1]]
+            tokens[0, : len(known)] = known
+            number, tokens = self._put(np.zeros(1, np.int32), None), self._put(tokens, None, None)
+            return row._replace(rows=settings, history=history, number_B=number, tokens_BT=tokens)
 
     def poison(self, slot: int) -> None:
         """A slot whose every number is NaN: what reads it shows it."""
@@ -153,12 +160,12 @@ class Devices:
             told = self._told(work, (wide, pieces - wide * self.sizes.wide))
             self._slots = self._prefill(self._model, self._slots, *told)
 
-    def decode(self, active, left, stops: Sequence[Sequence[int]], count: int) -> Drawn:
-        """`count` tokens of the active slots, as NumPy arrays (count, slots, ...)."""
+    def decode(self, active, left, guesses, stops: Sequence[Sequence[int]], *, count: int) -> Drawn:
+        """`count` steps of the active slots, as NumPy arrays (count * (1 + drafts), slots, ...)."""
         with jax.set_mesh(self.mesh):
-            turn = self._turn(active, left, stops)
+            turn = self._turn(active, left, guesses, stops)
             self._slots, drawn = self._decode(self._decoder, self._slots, turn, self._allowed, self._scalar(count))
-            return jax.tree.map(lambda x: np.asarray(x)[:count], drawn)
+            return jax.tree.map(lambda x: np.asarray(x)[: count * (1 + self.sizes.drafts)], drawn)
 
     def get_row(self, slot: int) -> Slots:
         """A copy of all that a slot holds."""
@@ -218,5 +225,7 @@ def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
         refuse("max_length", f"a multiple of grid={sizes.grid}", -(-sizes.max_length // sizes.grid) * sizes.grid)
     if sizes.pieces % sizes.wide:
         refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
+    if not 0 <= sizes.drafts <= 16:
+        refuse("drafts", "0 to 16", 4)
     if not 0 <= sizes.logprobs <= 100:
         refuse("logprobs", "0 to 100", 20)

@@ -34,7 +34,7 @@ class Sizes:
 
     max_length: positions of a slot. grid: tokens of a piece. pieces: at most in one call of prefill; `wide` of them
     make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
-    steps: at most in one call of decode. stop_ids: of one request, at most.
+    steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
     logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
     """
 
@@ -44,6 +44,7 @@ class Sizes:
     pieces: int = 8
     wide: int = 1
     steps: int = 16
+    drafts: int = 0
     stop_ids: int = 8
     logprobs: int = 0
     keep_logits: bool = False
@@ -52,7 +53,8 @@ class Sizes:
 class Slots(NamedTuple):
     """All that the running requests have on the devices; every leaf has a row a slot.
 
-    hidden_BD: final hidden of the last token taken in. number_B: int32, new tokens drawn so far.
+    hidden_BD: final hidden of the last token taken in. number_B: int32, new tokens drawn so far. tokens_BT: int32, all
+    that were taken in, by position, then those expected, then -1; T is 0 where nothing is guessed from them.
     """
 
     cache: DecodeCache
@@ -60,26 +62,7 @@ class Slots(NamedTuple):
     number_B: jax.Array
     rows: Rows
     history: History
-
-
-class Turn(NamedTuple):
-    """Whose turn it is to decode: active_B bool, left_B int32 tokens that may come yet, stop_BK int32 ids that end a
-    row (-1: none)."""
-
-    active_B: jax.Array
-    left_B: jax.Array
-    stop_BK: jax.Array
-
-
-class Drawn(NamedTuple):
-    """New tokens (N, B), -1 where a row had ended; log-probabilities of them (N, B) and of the likeliest (N, B, T) with
-    their ids; logits (N, B, V) where kept."""
-
-    tokens: jax.Array
-    logprob: jax.Array
-    top_ids: jax.Array
-    top_logprobs: jax.Array
-    logits: jax.Array | None
+    tokens_BT: jax.Array
 
 
 def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slots:
@@ -91,6 +74,7 @@ def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slo
         jnp.zeros((B,), jnp.int32),
         jax.tree.map(jnp.asarray, sampling.rows([sampling.Sampling()] * B, [0] * B)),
         sampling.empty_history(B, V),
+        jnp.zeros((B, sizes.max_length if sizes.drafts else 0), jnp.int32),
     )
     return constrain(slots, slot_specs(slots, config, rules))
 
@@ -126,12 +110,10 @@ def prefill(model: TextModel, slots: Slots, index_R, tokens_RS, count_R, trips_2
       index_R: the slot, counted from the first of the shard. tokens_RS: S = pieces * grid.
       trips_2: int32, how often the wide and the narrow body run; the tokens begin with those of the wide one.
     """
-    part = layout._replace(
-        axes=layout.axes._replace(rows=None, history=None, number_B=None),
-        whole=layout.whole._replace(rows=None, history=None, number_B=None),
-        part=layout.part._replace(rows=None, history=None, number_B=None),
+    moved, *part = (
+        Slots(tree.cache, tree.hidden_BD, *[None] * 4) for tree in (slots, layout.axes, layout.whole, layout.part)
     )
-    moved = slots._replace(rows=None, history=None, number_B=None)
+    part = layout._replace(axes=part[0], whole=part[1], part=part[2])
     carry = take_rows(moved, index_R, part)
     width = sizes.wide * sizes.grid
     told = tokens_RS, count_R
@@ -179,51 +161,6 @@ def _kept_where_empty(config: ModelConfig, count_R, new: DecodeCache, old: Decod
         for kind, *pair in zip(kinds, new.stacks, old.stacks, strict=True)
     ]
     return DecodeCache(tuple(stacks), new.lengths)
-
-
-def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots):
-    """`count` <= sizes.steps tokens of every active slot: (slots, Drawn).
-
-    A token is drawn from the hidden of the last one, then taken in, unless it ends its row: so the first new token,
-    whose hidden prefill left, is drawn as all others are.
-    """
-    rules, (N, B) = model.rules, (sizes.steps, sizes.num_slots)
-
-    def step(n, carry):
-        slots, turn, drawn = carry
-        logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], rules, "batch", None, None))[:, 0]
-        logits = sharding.constrain(logits, rules, "batch", None)
-        token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V)
-        drawn = _noted(n, drawn, token_B, logits, allowed_V, turn.active_B)
-        history = sampling.with_token(slots.history, token_B, turn.active_B)
-        number_B, left_B = (
-            x + d * turn.active_B.astype(jnp.int32) for x, d in ((slots.number_B, 1), (turn.left_B, -1))
-        )
-        ends_B = (left_B <= 0) | jnp.any(token_B[:, None] == turn.stop_BK, axis=1)
-        active_B = turn.active_B & ~ends_B
-        segments = jnp.where(active_B, 0, -1)[:, None]
-        x = model.embed_tokens(jnp.where(active_B, token_B, 0)[:, None])
-        hidden, cache, _ = model.forward(x, slots.cache.lengths[:, None], segments, slots.cache)
-        hidden_BD = jnp.where(active_B[:, None], hidden[:, 0], slots.hidden_BD)
-        slots = constrain(slots._replace(cache=cache, hidden_BD=hidden_BD, number_B=number_B, history=history), specs)
-        return slots, turn._replace(active_B=active_B, left_B=left_B), drawn
-
-    drawn = Drawn(
-        jnp.full((N, B), -1, jnp.int32),
-        jnp.zeros((N, B), jnp.float32),
-        jnp.zeros((N, B, sizes.logprobs), jnp.int32),
-        jnp.zeros((N, B, sizes.logprobs), jnp.float32),
-        jnp.zeros((N, B, model.config.vocab_size), jnp.float32) if sizes.keep_logits else None,
-    )
-    slots, _, drawn = lax.fori_loop(0, count, step, (slots, turn, drawn))
-    return slots, everywhere(drawn)
-
-
-def _noted(n, drawn: Drawn, token_B, logits_BV, allowed_V, active_B) -> Drawn:
-    """`drawn` with its n-th row."""
-    said = sampling.log_probabilities(logits_BV, token_B, allowed_V, drawn.top_ids.shape[2])
-    new = Drawn(jnp.where(active_B, token_B, -1), *said, None if drawn.logits is None else logits_BV)
-    return jax.tree.map(lambda all, one: all.at[n].set(one.astype(all.dtype)), drawn, new)
 
 
 def _single(slots: Slots, layout: RowLayout, index):

@@ -16,8 +16,10 @@ class Request:
     prompt: whole numbers of the vocabulary, at least one. max_tokens: new tokens at most. sampling, seed: the same ones
     give the same tokens whatever else runs. stop_ids: ids that end the answer, the last of its tokens. logprobs: how
     many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
-    priority: a higher one is admitted first and may take a slot away. content: what beside its tokens the prompt means
-    (a digest of pixels): prefix states are found only by requests with the same.
+    guesses: whether an engine with `drafts` guesses what comes; expected: the answer, as far as somebody has an idea of
+    it, to guess from. Neither changes a bit. priority: a higher one is
+    admitted first and may take a slot away. content: what beside its tokens the prompt means (a digest of pixels):
+    states of prompts are found only by requests with the same.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -26,6 +28,8 @@ class Request:
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     logprobs: int | None = None
+    guesses: bool = True
+    expected: Sequence[int] | np.ndarray = ()
     priority: int = 0
     content: bytes = b""
 
@@ -94,6 +98,7 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     stop_ids = _whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
     if len(stop_ids) > limits.stop_ids:
         raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
+    _whole_numbers("expected", request.expected, limits.vocab_size)
     if request.logprobs is not None:
         check_count("logprobs", request.logprobs, 0, limits.logprobs)
     check_count("priority", request.priority, None, None)

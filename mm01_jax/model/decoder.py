@@ -123,7 +123,7 @@ class TextModel(nnx.Module):
         body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout, start_B))
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
-        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self._slopes())
+        xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self.slopes())
         if cache is None and unrolls(config):
             h, stats = self._every_layer(Tokens(None, positions_BS, documents_BS, layout), h)
             return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), None, stats
@@ -144,7 +144,7 @@ class TextModel(nnx.Module):
         """float32 logits (B, S, V) of whole rows."""
         return self.logits(self.forward(self.embed_tokens(tokens_BS), positions_BS, segments_BS)[0])
 
-    def _slopes(self) -> list[jax.Array]:
+    def slopes(self) -> list[jax.Array]:
         """Per stack, float32 slopes (M, n, N): constants that enter the scan as values, out of any dtype policy."""
         config = self.config
         table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
@@ -164,7 +164,7 @@ class TextModel(nnx.Module):
             step = jax.checkpoint(step, policy=REMAT[self.compute.remat])
         step = jax.jit(step)
         for period in range(config.num_periods):
-            for stack, slopes_MnN in zip(layers, self._slopes(), strict=True):
+            for stack, slopes_MnN in zip(layers, self.slopes(), strict=True):
                 for slope_N in slopes_MnN[period]:
                     h, layer_stats = step((slope_N, tokens.positions_BS, tokens.documents_BS), h, next(stack))
                     stats.append(layer_stats)

@@ -16,6 +16,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
@@ -89,7 +90,9 @@ class Lightning(nnx.Module):
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with the state after the last token)."""
         state = None if cache is None else cache.take()
         arguments = (*self.project(x_BSD), tokens.slope_N, state, tokens.documents_BS)
-        if cache is not None and x_BSD.shape[1] == 1:
+        if isinstance(state, drafts.Drafts):
+            out, state = drafts.attend(state, arguments[:3], tokens.slope_N, tokens.documents_BS, self.rules)
+        elif cache is not None and x_BSD.shape[1] == 1:
             out, state = lightning_attention_step(*arguments, rules=self.rules)
         else:
             out, state = lightning_attention(*arguments, rules=self.rules, layout=tokens.layout)

@@ -80,6 +80,28 @@ def lightning_attention_step(
     return mapped(q, k, v, slope_N, documents_B1, state_BNHH)
 
 
+def lightning_attention_steps(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    slope_N: jax.Array,
+    state_BNHH: jax.Array,
+    documents_BS: jax.Array,
+    *,
+    rules: Rules,
+) -> tuple[jax.Array, jax.Array]:
+    """Decode of a few tokens a row, with the bits of as many calls of `lightning_attention_step`."""
+
+    def one(state_BNHH, x):
+        q, k, v, documents = (array[:, None] for array in x)
+        out, state_BNHH = lightning_attention_step(q, k, v, slope_N, state_BNHH, documents, rules=rules)
+        return state_BNHH, out[:, 0]
+
+    by_token = [jnp.moveaxis(array, 1, 0) for array in (q, k, v, documents_BS)]
+    state_BNHH, out = lax.scan(one, state_BNHH, by_token)
+    return jnp.moveaxis(out, 0, 1), state_BNHH
+
+
 def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[str, ...], layout: SequenceLayout):
     """One device's share; with one sequence shard the op alone."""
     shards = math.prod(lax.axis_size(axis) for axis in seq_axes)

@@ -1,7 +1,8 @@
 """The requests of a drill, and what each answers alone from cold.
 
 Their prompts meet in every way that a cache could get wrong: some begin alike and part anywhere, some go on from
-another's answer, many end just before, at or just after a grid point.
+another's answer, many end just before, at or just after a grid point, some repeat
+themselves.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Cases:
     def cold(self, number: int) -> Result:
         """What a request answers alone."""
         if number not in self._cold:
-            id = self._alone.submit(self.requests[number])
+            id = self._alone.submit(dataclasses.replace(self.requests[number], guesses=False))
             self._alone.run()
             self._cold[number] = self._alone.forget(id)
         return self._cold[number]
@@ -54,7 +55,8 @@ class Cases:
         if random.integers(2):
             length = max(1, length // grid * grid + int(random.integers(-1, 2)))
         length = min(max(length, len(start) + int(random.integers(0, 2))), self._longest)
-        tail = random.integers(self._vocab_size, size=max(0, length - len(start)))
+        ids = self._vocab_size if random.integers(2) else 3  # of three, so that guesses of what follows are made
+        tail = random.integers(ids, size=max(0, length - len(start)))
         return np.concatenate([start, tail.astype(np.int32)])[: self._longest]
 
     def _request(self, prompt: np.ndarray) -> Request:

@@ -15,19 +15,19 @@ LOUD = 4.0  # what matrices are multiplied by: answers of a model fresh from its
 
 
 def random_model(width: int, mesh: str | None, dtype: str = "float32") -> TextModel:
-    """Three layers, both mixers, four experts; heads of 64, or a fourth of a small width.
+    """Two layers, both mixers, four experts; heads of 128, or a fourth of a small width.
 
     Raises:
       ValueError: a width that is no multiple of 32.
     """
     if width % 32 or width < 32:
         raise ValueError(f"--random: got {width}; allowed: multiples of 32; nearest: {max(1, round(width / 32)) * 32}")
-    heads = max(4, width // 64)
+    heads = max(4, width // 128)
     config = ModelConfig(
         vocab_size=320,
         embed_dim=width,
         num_periods=1,
-        period=("lightning", "lightning", "softmax"),
+        period=("lightning", "softmax"),
         num_heads=heads,
         num_kv_heads=heads // 2,
         head_dim=width // heads,
@@ -35,7 +35,7 @@ def random_model(width: int, mesh: str | None, dtype: str = "float32") -> TextMo
         rope_theta=10_000.0,
         num_experts=4,
         num_experts_per_token=2,
-        expert_dim=width,
+        expert_dim=min(width, 128),
         lightning_alpha=1.5,
         softmax_alpha=1.5,
         experts_alpha=1.5,

@@ -54,7 +54,9 @@ def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Gene
     while len(ids) < size or not engine.idle:
         for number in numbers[len(ids) :][: int(random.poisson(eagerness))]:
             priority = int(random.integers(3)) if restlessness else 0
-            ids.append(engine.submit(dataclasses.replace(cases.requests[number], priority=priority)))
+            changes = {"priority": priority, "guesses": bool(random.integers(4))}
+            expected = _half_right(cases.cold(number).tokens, random)
+            ids.append(engine.submit(dataclasses.replace(cases.requests[number], expected=expected, **changes)))
         if ids and random.random() < restlessness:
             engine.preempt(int(random.choice(ids)))
         if ids and random.random() < restlessness / 4:
@@ -64,6 +66,12 @@ def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Gene
     count.schedules += 1
     for id, number in zip(ids, numbers, strict=True):
         _compare(engine.forget(id), cases.cold(number), count)
+
+
+def _half_right(tokens: list[int], random: np.random.Generator) -> list[int]:
+    """An answer to expect, wrong here and there, or nothing."""
+    wrong = random.random(len(tokens)) < random.choice([0.0, 0.3, 1.0])
+    return [token ^ int(bad) for token, bad in zip(tokens, wrong, strict=True)]
 
 
 def _compare(found: Result, alone: Result, count: Count) -> None:

@@ -66,9 +66,9 @@ def test_a_drill_sees_a_slot_that_keeps_what_its_former_tenant_left(monkeypatch)
     broken = engines.engine()
     fill, empty = broken._devices.fill, broken._devices._empty
 
-    def forget_to_clear(slot, *how):
+    def forget_to_clear(slot, *asked):
         broken._devices._empty = broken._devices.get_row(slot)
-        fill(slot, *how)
+        fill(slot, *asked)
         broken._devices._empty = empty
 
     monkeypatch.setattr(broken._devices, "fill", forget_to_clear)

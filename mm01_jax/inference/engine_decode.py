@@ -1,0 +1,177 @@
+"""The engine's decode: tokens of all slots, some steps in one call.
+
+A step draws a token from the hidden of the last one, then takes it in, unless it ends its row: so the first new token,
+whose hidden prefill left, is drawn as all others are.
+
+With `drafts` = D the step takes in D guesses of what follows as well (the answer that was expected, or what followed
+the same two tokens before: prompt lookup), draws after each, in the same way, the token that comes, and goes on while
+that is the guess. What was not is taken back (`model/drafts.py`). Shapes are the same whether anything is guessed or
+right, and so are the bits.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mm01_jax import sharding
+from mm01_jax.inference import sampling
+from mm01_jax.inference.engine_programs import Sizes, Slots, constrain, everywhere
+from mm01_jax.model import drafts
+from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.lightning import Lightning
+from mm01_jax.model.mixers import MIXERS
+
+
+class Turn(NamedTuple):
+    """Whose turn it is to decode: active_B bool, left_B int32 tokens that may come yet, stop_BK int32 ids that end a
+    row (-1: none), guesses_B bool: whether the row may be guessed."""
+
+    active_B: jax.Array
+    left_B: jax.Array
+    stop_BK: jax.Array
+    guesses_B: jax.Array
+
+
+class Drawn(NamedTuple):
+    """New tokens (steps * (1 + drafts), B), -1 where there is none; log-probabilities of them and of the likeliest
+    (..., B, T) with their ids; logits (..., B, V) where kept."""
+
+    tokens: jax.Array
+    logprob: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+    logits: jax.Array | None
+
+
+def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots):
+    """`count` <= sizes.steps steps of every active slot: (slots, Drawn)."""
+    N, B = sizes.steps * (1 + sizes.drafts), sizes.num_slots
+    drawn = Drawn(
+        jnp.full((N, B), -1, jnp.int32),
+        jnp.zeros((N, B), jnp.float32),
+        jnp.zeros((N, B, sizes.logprobs), jnp.int32),
+        jnp.zeros((N, B, sizes.logprobs), jnp.float32),
+        jnp.zeros((N, B, model.config.vocab_size), jnp.float32) if sizes.keep_logits else None,
+    )
+    step = functools.partial(_step, model, allowed_V, sizes, specs)
+    slots, _, drawn = lax.fori_loop(0, count, step, (slots, turn, drawn))
+    return slots, everywhere(drawn)
+
+
+def _step(model: TextModel, allowed_V, sizes: Sizes, specs: Slots, n, carry):
+    slots, turn, drawn = carry
+    width, draw = 1 + sizes.drafts, functools.partial(_draw, model, allowed_V)
+    token_B, slots, turn, drawn = draw((slots, turn, drawn), n * width, turn.active_B, None)
+    tokens_BS = token_B[:, None]
+    if sizes.drafts:
+        guessed = lookup(slots.tokens_BT, slots.cache.lengths, token_B, sizes.drafts)
+        tokens_BS = jnp.concatenate([tokens_BS, jnp.where(turn.guesses_B[:, None], guessed, -1)], axis=1)
+    valid_BS = turn.active_B[:, None] & (jnp.cumsum(tokens_BS < 0, axis=1) == 0)
+    hidden_BSD, cache = _take_in(model, slots.cache, jnp.where(valid_BS, tokens_BS, 0), valid_BS)
+    hidden_BD = jnp.where(turn.active_B[:, None], hidden_BSD[:, 0], slots.hidden_BD)
+    slots, taken_B = slots._replace(hidden_BD=hidden_BD), turn.active_B.astype(jnp.int32)
+
+    def go_on(place, carry):
+        """Draws what follows the tokens before `place`, of rows that go on; those go on whose guess it is."""
+        slots, turn, drawn, taken_B, going_B = carry
+        guess_B = jnp.where(going_B & valid_BS[:, place], tokens_BS[:, place], -1)
+        token_B, slots, turn, drawn = draw((slots, turn, drawn), n * width + place, guess_B >= 0, guess_B)
+        right_B = (guess_B >= 0) & (token_B == guess_B)
+        hidden_BD = jnp.where(right_B[:, None], hidden_BSD[:, place], slots.hidden_BD)
+        return (
+            slots._replace(hidden_BD=hidden_BD),
+            turn,
+            drawn,
+            taken_B + right_B.astype(jnp.int32),
+            right_B & turn.active_B,
+        )
+
+    carry = slots, turn, drawn, taken_B, turn.active_B
+    slots, turn, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, carry)
+    cache = _taken_back(model, slots.cache, cache, taken_B)
+    slots = slots._replace(cache=cache, tokens_BT=_written(slots, tokens_BS, taken_B))
+    return constrain(slots, specs), turn, drawn
+
+
+def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, may_B, only_B):
+    """(tokens, slots, turn, drawn): the next token of each row that may have one, noted at `place`; where it is not
+    `only` it is as if none had been drawn."""
+    slots, turn, drawn = carry
+    logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
+    logits = sharding.constrain(logits, model.rules, "batch", None)
+    token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V)
+    stands_B = may_B if only_B is None else may_B & (token_B == only_B)
+    said = sampling.log_probabilities(logits, token_B, allowed_V, drawn.top_ids.shape[2])
+    new = Drawn(jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits)
+    drawn = jax.tree.map(lambda all, one: all.at[place].set(one.astype(all.dtype)), drawn, new)
+    one_B = stands_B.astype(jnp.int32)
+    history = sampling.with_token(slots.history, token_B, stands_B)
+    slots = slots._replace(number_B=slots.number_B + one_B, history=history)
+    left_B = turn.left_B - one_B
+    ends_B = stands_B & ((left_B <= 0) | jnp.any(token_B[:, None] == turn.stop_BK, axis=1))
+    return token_B, slots, turn._replace(active_B=turn.active_B & ~ends_B, left_B=left_B), drawn
+
+
+def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS) -> tuple[jax.Array, DecodeCache]:
+    """The hidden states of some tokens, and the cache with them, of which some may yet be taken back."""
+    width = tokens_BS.shape[1]
+    if width > 1:
+        dtype = jnp.dtype(model.compute.dtype)
+        cache = _by_lightning(model, cache, lambda stack, _: drafts.begin(stack, width, dtype, model.rules))
+    positions = cache.lengths[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
+    hidden, cache, _ = model.forward(model.embed_tokens(tokens_BS), positions, jnp.where(valid_BS, 0, -1), cache)
+    return hidden, cache
+
+
+def _taken_back(model: TextModel, old: DecodeCache, new: DecodeCache, taken_B) -> DecodeCache:
+    """The cache with the first `taken` of each row's tokens alone."""
+
+    def ended(stack, slopes):
+        is_open = isinstance(stack, drafts.Drafts)
+        return drafts.end(stack, slopes, taken_B, model.config, model.rules) if is_open else stack
+
+    return DecodeCache(_by_lightning(model, new, ended).stacks, old.lengths + taken_B)
+
+
+def _by_lightning(model: TextModel, cache: DecodeCache, change) -> DecodeCache:
+    """change(stack, its slopes) of the stacks of lightning layers."""
+    told = zip(model.config.stacks, cache.stacks, model.slopes(), strict=True)
+    stacks = [change(stack, slopes) if MIXERS[kind] is Lightning else stack for (kind, _), stack, slopes in told]
+    return DecodeCache(tuple(stacks), cache.lengths)
+
+
+def lookup(tokens_BT: jax.Array, length_B: jax.Array, token_B: jax.Array, count: int) -> jax.Array:
+    """(B, count) int32: what is expected to follow `token`, -1 where nothing is.
+
+    That is what stands behind it where it comes as expected, else what followed it and the one before where both stood
+    last.
+
+    Args:
+      tokens_BT: a row's tokens so far in its first `length` places, then those that were expected, then -1. token_B:
+        the one after them.
+    """
+    T = tokens_BT.shape[1]
+    at_T, rows_B1 = jnp.arange(T, dtype=jnp.int32), jnp.arange(len(token_B))[:, None]
+    last_B1 = tokens_BT[rows_B1, jnp.maximum(length_B - 1, 0)[:, None]]
+    before_BT = jnp.concatenate([jnp.full_like(last_B1, -1), tokens_BT[:, :-1]], axis=1)
+    same_BT = (tokens_BT == token_B[:, None]) & (before_BT == last_B1) & (at_T[None, :] < length_B[:, None])
+    found_B = jnp.max(jnp.where(same_BT, at_T[None, :], -1), axis=1)
+    next_BD = jnp.arange(1, 1 + count, dtype=jnp.int32)[None, :]
+    seen_BD, ahead_BD = found_B[:, None] + next_BD, length_B[:, None] + next_BD
+    as_expected_B1 = tokens_BT[rows_B1, jnp.minimum(length_B, T - 1)[:, None]] == token_B[:, None]
+    known_BD = (found_B >= 0)[:, None] & (seen_BD < length_B[:, None])
+    seen_BD = jnp.where(known_BD, tokens_BT[rows_B1, jnp.minimum(seen_BD, T - 1)], -1)
+    ahead_BD = jnp.where(ahead_BD < T, tokens_BT[rows_B1, jnp.minimum(ahead_BD, T - 1)], -1)
+    return jnp.where(as_expected_B1, ahead_BD, seen_BD)
+
+
+def _written(slots: Slots, tokens_BS: jax.Array, taken_B: jax.Array) -> jax.Array:
+    """The slots' tokens with those that were taken in; nothing where no tokens are kept."""
+    place_BS = jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None, :]
+    past_the_end = slots.tokens_BT.shape[1]  # dropped
+    at_BS = jnp.where(place_BS < taken_B[:, None], slots.cache.lengths[:, None] + place_BS, past_the_end)
+    return slots.tokens_BT.at[jnp.arange(len(taken_B))[:, None], at_BS].set(tokens_BS, mode="drop")

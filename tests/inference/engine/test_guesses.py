@@ -1,0 +1,108 @@
+"""Laws of guessing: each request has the bits that it has without; what is not right is taken back."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mm01_jax.inference import engine_decode
+from mm01_jax.inference.drill.cases import Cases
+from mm01_jax.inference.drill.schedules import Count, run_schedule
+from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.sampling import Sampling
+from tests.inference.engine import engines
+
+GREEDY = Sampling(temperature=0.0)
+_ENGINES = {}
+
+
+def guessing(**options):
+    """One engine for each of these options."""
+    key = tuple(sorted(options.items()))
+    if key not in _ENGINES:
+        _ENGINES[key] = engines.engine(**{"drafts": 3, "steps": 2, **options})
+    return _ENGINES[key]
+
+
+def answer(engine, prompt, **options):
+    id = engine.submit(Request(prompt=prompt, **{"max_tokens": 20, "sampling": GREEDY, **options}))
+    engine.run()
+    return engine.forget(id)
+
+
+def bits(result) -> list[bytes]:
+    return [logits.tobytes() for logits in result.logits]
+
+
+def guessed(engine) -> int:
+    return engine.statistics()["guessed_tokens"]
+
+
+def test_random_schedules_with_guesses_have_the_bits_of_each_request_alone_without():
+    engine, count, random = guessing(poison=True, prefix_bytes=40_000), Count(), np.random.default_rng(11)
+    cases = Cases(guessing(), engines.VOCAB, longest=48, count=40, seed=2)
+    for _ in range(4):
+        run_schedule(engine, cases, 32, random, count)
+    assert (count.equal, count.different) == (128, 0)
+    assert guessed(engine) > 50
+
+
+@pytest.mark.parametrize(
+    "sampling", (GREEDY, Sampling(temperature=1.0, repetition_penalty=1.2)), ids=("greedy", "drawn")
+)
+@pytest.mark.parametrize("right", (0, 1, 2, 7, 20))
+def test_an_answer_that_is_expected_is_taken_in_several_tokens_at_a_time_as_far_as_it_is_right(right, sampling):
+    engine, prompt = guessing(), np.arange(13) * 7
+    plain = answer(engine, prompt, sampling=sampling, guesses=False)
+    expected = plain.tokens[:right] + [token ^ 1 for token in plain.tokens[right:]]
+    before = guessed(engine)
+    found = answer(engine, prompt, sampling=sampling, expected=expected)
+    assert (found.tokens, bits(found)) == (plain.tokens, bits(plain))
+    # Of each four tokens the first is drawn before the guess is looked at.
+    assert guessed(engine) - before <= max(0, right - (right + 3) // 4)
+    if right == 20:
+        assert guessed(engine) - before == 15
+
+
+def test_greedy_tokens_are_those_of_an_engine_that_never_guesses():
+    prompt = np.tile(np.arange(6), 4)
+    assert answer(guessing(), prompt).tokens == answer(engines.alone(), prompt).tokens
+
+
+@pytest.mark.parametrize("kind", ("always", "random", "one"))
+def test_adversarial_guesses_change_no_bit(kind, monkeypatch):
+    def adversary(tokens_BT, length_B, token_B, count):
+        base = token_B[:, None] + jnp.arange(1, 1 + count, dtype=jnp.int32)[None, :]
+        if kind == "always":
+            return base % 300
+        if kind == "random":
+            return (base * 7919 + length_B[:, None] * 104729) % 320 - 20
+        return jnp.where(jnp.arange(count)[None, :] == 0, base % 300, -1)
+
+    monkeypatch.setattr(engine_decode, "lookup", adversary)
+    broken = engines.engine(drafts=3, steps=2)
+    for length in (1, 8, 21):
+        prompt = np.arange(length) * 3
+        plain = answer(guessing(), prompt, guesses=False)
+        found = answer(broken, prompt)
+        assert (found.tokens, bits(found)) == (plain.tokens, bits(plain))
+
+
+def test_lookup_gives_what_followed_the_last_two_tokens_where_they_stood_last():
+    rows = [[5, 6, 1, 5, 6, 2, 3, 5, -1, -1], [5, 6, 1, 5, 6, 2, 3, 5, 9, 8], [1, 1, 1, 1, -1, -1, -1, -1, -1, -1]]
+    tokens, lengths = jnp.array(rows, jnp.int32), jnp.array([8, 8, 4], jnp.int32)
+    found = engine_decode.lookup(tokens, lengths, jnp.array([6, 9, 1], jnp.int32), 4)
+    # The second is as expected: what is expected behind it, as far as that goes.
+    assert found.tolist() == [[2, 3, 5, -1], [8, -1, -1, -1], [-1, -1, -1, -1]]
+    found = engine_decode.lookup(tokens, lengths, jnp.array([7, 6, 4], jnp.int32), 2)
+    assert found.tolist() == [[-1, -1], [2, 3], [-1, -1]]
+
+
+def test_a_stop_id_among_right_guesses_ends_the_answer_there():
+    engine, prompt = guessing(), np.arange(11)
+    plain = answer(engine, prompt, guesses=False)
+    stop = plain.tokens[6]
+    cut = plain.tokens.index(stop) + 1
+    found = answer(engine, prompt, expected=plain.tokens, stop_ids=(stop,))
+    assert (found.tokens, found.finish) == (plain.tokens[:cut], "stop")
+    again = answer(engine, prompt, max_tokens=6, expected=plain.tokens)
+    assert (again.tokens, again.finish) == (plain.tokens[:6], "length")
