@@ -13,4 +13,4 @@ def get_config() -> Config:
     )
     mesh = dataclasses.replace(config.mesh, rules=Rules())
     train = dataclasses.replace(config.train, batch_size=2)
-    return dataclasses.replace(config, name="2.64 B", model=model, mesh=mesh, train=train)
+    return dataclasses.replace(config, name="peer_2.64b", model=model, mesh=mesh, train=train)

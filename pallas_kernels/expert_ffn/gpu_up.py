@@ -53,6 +53,7 @@ class _Scratch(NamedTuple):
     up: jax.Ref  # bfloat16 (STAGES, DEPTH, WIDTH)
 
 
+@functools.partial(jax.jit, static_argnames="keeps")  # lowered once for all layers
 def gated(x_RD, gate_EDF, up_EDF, weight_R, experts, *, keeps: bool):
     """(hidden,) or (hidden, x G, x U), (R, F) each in bfloat16; of rows of expert E, which is none, all are 0.
 

@@ -43,6 +43,7 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
     return multiply_sum([(x_RD, weights)], experts, transposed=transposed)
 
 
+@functools.partial(jax.jit, static_argnames="transposed")  # lowered once for all layers and both directions
 def multiply_sum(pairs: list[tuple[jax.Array, jax.Array]], experts: jax.Array, *, transposed: bool) -> jax.Array:
     """The same summed over pairs (x, weights) of equal shapes, accumulated in float32 and rounded once."""
     x_RD, weights = pairs[0]

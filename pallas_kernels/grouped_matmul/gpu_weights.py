@@ -36,6 +36,7 @@ class _Inputs(NamedTuple):
     x: jax.Ref  # bfloat16 (R, D)
 
 
+@jax.jit  # lowered once for all layers and matrices of a shape
 def outer(x_RD: jax.Array, d_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
     """(E, D, F) in x's dtype; groups are multiples of DEPTH."""
     (E,), D, F = group_sizes_E.shape, x_RD.shape[1], d_RF.shape[1]
