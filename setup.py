@@ -4,6 +4,9 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+# A Jupyter kernel, and what runs a notebook from a program.
+_NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10"]
+
 setup(
     name="mm01_jax",
     version="0.3.0",
@@ -39,10 +42,12 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
+        "notebooks": _NOTEBOOKS,
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
         # libtpu compiles for TPUs on a machine without one.
         "test": [
+            *_NOTEBOOKS,
             "pytest>=8",
             "pytest-xdist>=3.7",
             "hypothesis>=6",

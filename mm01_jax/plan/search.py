@@ -18,11 +18,16 @@ from mm01_jax.plan.traced_work import Collective
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A mesh, the bytes of one chip, and the seconds of a step (no message overlapped)."""
+    """A mesh, the bytes of one chip, and what the time of a step is made of."""
 
     config: Config
     bytes: int
-    seconds: float
+    times: roofline.Times
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, no message beside other work."""
+        return self.times.worst
 
 
 def search(kind: str, config: Config, target: Target) -> list[Candidate]:
@@ -42,7 +47,7 @@ def _judge(kind: str, config: Config, target: Target) -> Candidate:
     given = memory.per_chip(step)
     made = memory.estimated(kind, config, step.tokens, given["parameters"])
     times = _times(kind, config, target, step.tokens, given)
-    return Candidate(config, sum(given.values()) + sum(made.values()), times.worst)
+    return Candidate(config, sum(given.values()) + sum(made.values()), times)
 
 
 def _times(kind: str, config: Config, target: Target, tokens: int, given: dict[str, int]) -> roofline.Times:

@@ -65,16 +65,14 @@ def draw(workdir: pathlib.Path, records: list[dict[str, Any]], bigram: float | N
     """
     if not importlib.util.find_spec("matplotlib"):
         return []
-    import matplotlib
-
-    matplotlib.use("agg")
     return [_loss(workdir / "loss.png", records, bigram), _router_load(workdir / "router_load.png", records)]
 
 
 def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> pathlib.Path:
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # not pyplot, whose backend belongs to who runs this: a notebook shows with it
 
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for name, label in (("loss", "training"), ("held_out_loss", "held out")):
         points = [(r["step"], r[name]) for r in records if name in r]
         if points:
@@ -84,19 +82,20 @@ def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | Non
     axes.set(xlabel="step", ylabel="cross-entropy (nats a token)")
     axes.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return path
 
 
 def _router_load(path: pathlib.Path, records: list[dict[str, Any]]) -> pathlib.Path:
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     loads = [record["expert_load"] for record in records if "expert_load" in record][-50:]
     mean = [[sum(column) / len(loads) for column in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     image = axes.imshow(mean, aspect="auto", vmin=0.0, vmax=2.0, cmap="RdBu_r", interpolation="nearest")
     figure.colorbar(image, label="load (1 = balanced)")
     axes.set(xlabel="expert", ylabel="layer", title=f"mean of the last {len(loads)} steps")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return path
