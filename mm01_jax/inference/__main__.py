@@ -220,23 +220,20 @@ def _shown(prompts: Sequence, vision):
 
 
 def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dict]) -> None:
-    """Answers every line, a batch at a time; says how far it is on stderr."""
+    """Answers every line, --batch at a time; says how far it is on stderr."""
     from mm01_jax import cluster
     from mm01_jax.inference import prompt_file
-    from mm01_jax.inference.text import answers
     from mm01_jax.progress import Progress
 
     prompts, stop = _asked(given, loaded, lines)
     progress = Progress(0, len(lines), sys.stderr)
+    about_images = any(prompt.files for prompt in prompts)
+    found = (_with_images if about_images else _of_texts)(given, loaded, settings, lines, (prompts, stop))
 
     def answered() -> Iterator:
-        done = 0
-        for batch in prompt_file.batches(prompts, given.batch):
-            seeded = settings._replace(seed=settings.seed + done)  # a line's text does not depend on --batch
-            shown, ids = _shown(batch, loaded.config.vision), [prompt.ids for prompt in batch]
-            for answer in answers(loaded.model, loaded.tokenizer, ids, seeded, stop, shown)[: len(lines) - done]:
-                yield lines[done], answer
-                done += 1
+        for done, (fields, answers) in enumerate(zip(lines, found, strict=True), start=1):
+            for number, answer in enumerate(answers):
+                yield fields if len(answers) == 1 else fields | {"sample": number}, answer
             if cluster.is_first():
                 progress.show(done, "prompts answered")
 
@@ -245,6 +242,34 @@ def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dic
         return
     prompt_file.write(given.out, answered())
     print(f"{given.out}: {len(lines)} answers")
+
+
+def _of_texts(given: types.SimpleNamespace, loaded, settings, lines: list[dict], asked: tuple) -> Iterator[list]:
+    """The answers to each line; of lines without a seed the n-th has n more than the first, whatever --batch is."""
+    from mm01_jax.inference import batch, prompt_file
+
+    prompts, stop = asked
+
+    def job(number: int):
+        seeded = settings._replace(seed=settings.seed + number)
+        return batch.job(prompts[number].ids, seeded, lines[number].get("options", {}))
+
+    jobs = [prompt_file.at_line(given.prompts, n + 1, job, n) for n in range(len(lines))]
+    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, stop=stop)
+
+
+def _with_images(given: types.SimpleNamespace, loaded, settings, lines: list[dict], asked: tuple) -> Iterator[list]:
+    """The same of lines some of which show images: batch by batch."""
+    from mm01_jax.inference import prompt_file
+    from mm01_jax.inference.text import answers
+
+    (prompts, stop), done = asked, 0
+    for batch in prompt_file.batches(prompts, given.batch):
+        seeded = settings._replace(seed=settings.seed + done)
+        shown, ids = _shown(batch, loaded.config.vision), [prompt.ids for prompt in batch]
+        for answer in answers(loaded.model, loaded.tokenizer, ids, seeded, stop, shown)[: len(lines) - done]:
+            yield [answer]
+            done += 1
 
 
 if __name__ == "__main__":

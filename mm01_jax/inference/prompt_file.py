@@ -2,7 +2,8 @@
 
 A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. With
 `images`, paths from the folder of the file, which they may not leave, it asks about them: a `prompt` is then what a
-user says. A line of the result is the same with `text` and `finish` ("stop" or "length"), in the same order.
+user says. Without images anywhere a line may have `options` (`batch.OPTIONS`). A line of the result is the same with
+`text` and `finish` ("stop" or "length"), in the same order; of several answers each has a line, with its `sample`.
 """
 
 import json

@@ -1,0 +1,117 @@
+"""Many prompts through the engine: each begins as soon as another has ended, and has settings of its own.
+
+A line of a file of prompts may say them: {"prompt": ..., "options": {"temperature": 0, "stop": ["\\n"], "n": 2, ...}};
+what it does not say is as of the command.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mm01_jax import sharding
+from mm01_jax.config.fields import nearest_name
+from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Request, check_count
+from mm01_jax.inference.sampling import Sampling, check_seed
+from mm01_jax.inference.stops import TextStream, stops
+from mm01_jax.inference.text import Answer, Settings, ends
+from mm01_jax.model.decoder import TextModel
+
+GRID = 64  # tokens of a piece of a prompt
+_SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
+OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n")
+
+
+class Job(NamedTuple):
+    """A prompt, how it is answered, and how many times."""
+
+    prompt: np.ndarray
+    settings: Settings
+    samples: int = 1
+
+
+def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> Job:
+    """A prompt with `settings`, but for what its options say.
+
+    Raises:
+      ValueError: names the option that is none, or whose value may not be.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options: got {options!r}; allowed: an object of {', '.join(OPTIONS)}")
+    for name in options.keys() - set(OPTIONS):
+        raise ValueError(
+            f"options: got {name!r}; allowed: {', '.join(OPTIONS)}; nearest: {nearest_name(name, OPTIONS)}"
+        )
+    said = {name: options[name] for name in _SAMPLING if name in options}
+    if isinstance(bias := said.get("logit_bias"), Mapping):
+        said["logit_bias"] = {_token_id(token): value for token, value in bias.items()}
+    sampling = dataclasses.replace(settings.sampling, **said)
+    max_tokens, samples = options.get("max_tokens", settings.max_tokens), options.get("n", 1)
+    check_count("max_tokens", max_tokens, 1, None)
+    check_count("n", samples, 1, None)
+    seed = check_seed(options.get("seed", settings.seed))
+    stop = stops(options["stop"]) if "stop" in options else settings.stop
+    return Job(prompt, Settings(max_tokens, sampling, seed, stop), samples)
+
+
+def _token_id(text: str) -> int:
+    """An id as JSON has it for a key."""
+    if not (isinstance(text, str) and text.isdecimal()):
+        raise ValueError(f"logit_bias has the id {text!r}; allowed are whole numbers from 0 on")
+    return int(text)
+
+
+def answers(
+    model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], *, slots: int, stop: int | None = None
+) -> Iterator[list[Answer]]:
+    """The answers to each job, in order, as soon as it and those before it are done; `stop` as in `text.stream`.
+
+    Every process of the model's mesh calls it alike. slots: how many answers run at a time, at least.
+    """
+    engine = _engine(model, tokenizer, jobs, slots, stop)
+    waiting, streams, pieces = [], {}, {}
+    for job in jobs:
+        ending = ends(tokenizer, job.settings, stop)
+        request = Request(
+            prompt=job.prompt,
+            max_tokens=job.settings.max_tokens,
+            sampling=job.settings.sampling,
+            seed=job.settings.seed,
+            stop_ids=tuple(sorted(ending.ids)),
+        )
+        ids = engine.submit_samples(request, job.samples)
+        waiting.append(ids)
+        for id in ids:
+            streams[id], pieces[id] = TextStream(tokenizer, ending, job.prompt), []
+    finished: dict[int, Answer] = {}
+    while waiting:
+        for event in engine.step():
+            if event.id not in finished:
+                stream = streams[event.id]
+                pieces[event.id].append(stream.take(event.tokens))
+                if stream.finish is not None or event.finish is not None:
+                    engine.cancel(event.id)  # a stop string ended it; of a finished request it does nothing
+                    text = "".join([*pieces.pop(event.id), stream.end()])
+                    finished[event.id] = Answer(text, stream.finish or "length")
+        while waiting and all(id in finished for id in waiting[0]):
+            yield [finished[id] for id in waiting.pop(0)]
+
+
+def _engine(model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], slots: int, stop: int | None) -> Engine:
+    """As small as these jobs allow."""
+    sizes = sharding.mesh_of(model).shape
+    rows = np.prod([sizes[axis] for axis in (*model.rules.batch, *model.rules.seq)], dtype=int)
+    num_slots = -(-min(slots, sum(job.samples for job in jobs)) // rows) * rows
+    longest = max(len(job.prompt) + job.settings.max_tokens for job in jobs)
+    most_stops = max(len(ends(tokenizer, job.settings, stop).ids) for job in jobs)
+    return Engine(
+        model,
+        num_slots=int(num_slots),
+        max_length=-(-longest // GRID) * GRID,
+        vocab_size=tokenizer.vocab_size,
+        grid=GRID,
+        stop_ids=max(8, most_stops),
+    )

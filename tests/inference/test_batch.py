@@ -1,0 +1,75 @@
+"""Laws of many prompts through the engine: an answer is that of its prompt alone, and ends where its options say."""
+
+import numpy as np
+import pytest
+
+from mm01_jax.data.tokenizer import BytesTokenizer
+from mm01_jax.inference import batch, engine_devices
+from mm01_jax.inference.sampling import Sampling, seed_of_sample
+from mm01_jax.inference.stops import Stops
+from mm01_jax.inference.text import Settings
+from tests import small
+
+TOKENIZER = BytesTokenizer()
+SETTINGS = Settings(12, Sampling(temperature=1.0), 5)
+PROMPT = TOKENIZER.encode("def f")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cheap():
+    with small.one_device(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_devices, "jit", small.unoptimised)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small.model(seed=1)
+
+
+def test_answers_come_in_order_each_as_its_options_say(model):
+    """Six prompts over two slots; the answer of one, cut by a stop string of its own text, frees its slot."""
+    options = [{}, {"seed": 9}, {"n": 2}, {"temperature": 0, "max_tokens": 3}, {"logit_bias": {"65": 1e6}}]
+    jobs = [batch.job(PROMPT, SETTINGS, one) for one in options]
+    found = [*batch.answers(model, TOKENIZER, jobs, slots=2)]
+    assert [len(answers) for answers in found] == [1, 1, 2, 1, 1]
+    assert found[0][0] == found[2][0]  # the first sample has the request's own seed
+    assert len({answers[0].text for answers in found} | {found[2][1].text}) == 5
+    assert found[4][0] == ("A" * 12, "length")
+    alone = [
+        batch.job(PROMPT, SETTINGS, {"seed": seed_of_sample(5, 1)}),
+        batch.job(PROMPT, SETTINGS, {"stop": found[0][0].text[2:4]}),
+    ]
+    (sample,), (stopped,) = batch.answers(model, TOKENIZER, alone, slots=2)
+    assert sample == found[2][1]
+    text = found[0][0].text
+    assert stopped == (text[: text.index(text[2:4])], "stop")
+
+
+def test_options_change_what_they_name_alone():
+    assert batch.job(PROMPT, SETTINGS, {}) == batch.Job(PROMPT, SETTINGS)
+    said = {"top_k": 3, "logit_bias": {"7": -1}, "max_tokens": 4, "seed": 2**40, "stop": ["x", 7], "n": 3}
+    found = batch.job(PROMPT, SETTINGS, said)
+    sampling = Sampling(temperature=1.0, top_k=3, logit_bias={7: -1})
+    assert found.settings == Settings(4, sampling, 2**40, Stops(frozenset({7}), ("x",)))
+    assert found.samples == 3
+    np.testing.assert_array_equal(found.prompt, PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["n"], "options: got"),
+        ({"temprature": 1}, "options: got 'temprature'; allowed: .*; nearest: temperature"),
+        ({"temperature": -1}, "temperature=-1 must be"),
+        ({"logit_bias": {"a": 1}}, "logit_bias has the id 'a'"),
+        ({"logit_bias": 3}, "logit_bias=3 must be"),
+        ({"max_tokens": 0}, "max_tokens: got 0"),
+        ({"n": 1.5}, "n: got 1.5"),
+        ({"seed": -1}, "seed=-1 must be"),
+        ({"stop": [1.5]}, "stop: got 1.5"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(options, named):
+    with pytest.raises(ValueError, match=named):
+        batch.job(PROMPT, SETTINGS, options)
