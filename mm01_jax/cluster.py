@@ -18,7 +18,21 @@ def join() -> bool:
 
     Raises:
       RuntimeError: a cluster is there and its processes do not find each other.
+      ValueError: JAX_PLATFORMS names devices that are not here.
     """
+    joined = _join()
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # jax asserts that of several platforms one is there
+        named = os.environ.get("JAX_PLATFORMS", "")
+        if not named:
+            raise
+        why = " ".join(str(error).split())[:200] or "no such device"
+        raise ValueError(f"JAX_PLATFORMS={named}: no device of it here ({why}); nearest: leave it unset") from None
+    return joined
+
+
+def _join() -> bool:
     if jax.distributed.is_initialized():
         return True
     try:

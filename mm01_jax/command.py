@@ -56,6 +56,7 @@ def run(
       interrupted: what to say after Ctrl-C.
     """
     prefix = f"{name}: " if name else ""
+    os.environ.pop("JAX_ENABLE_X64", None)  # before jax is imported: whoever set it, results are the same
     _open_what_is_closed()
     ends = signals.Ends(prefix, interrupted)
     try:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mm01_jax import cluster, sharding
-from mm01_jax.checkpoint import Checkpoint, CheckpointError, check_finite, leaf_paths, open_checkpoint, place
+from mm01_jax.checkpoint import FILES, Checkpoint, CheckpointError, check_finite, leaf_paths, open_checkpoint, place
+from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import weight_problems
@@ -190,8 +192,11 @@ def _sizes(config: Config, mesh: Mesh | MeshConfig | str | None) -> MeshConfig:
 
 def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokenizer:
     name = asked or config.data.tokenizer
-    beside = root / TOKENIZER_FILE
-    if not asked and beside.is_file():
+    # A step's lies with its run.
+    folders = [root, *root.absolute().parents[1:2]] if root.absolute().parent.name == CHECKPOINTS else [root]
+    beside = next((folder / TOKENIZER_FILE for folder in folders if os.path.lexists(folder / TOKENIZER_FILE)), None)
+    if not asked and beside is not None:
+        FILES.check(beside, root=beside.parent)
         name = str(beside)
     elif not asked and name != "bytes" and not pathlib.Path(name).is_file():
         raise ValueError(

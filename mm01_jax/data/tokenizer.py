@@ -4,13 +4,14 @@ import contextlib
 import difflib
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_process
-from mm01_jax.files import Door, shown, utf8, why
+from mm01_jax.files import Door, shown, utf8, why, write
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
@@ -176,6 +177,13 @@ def _is_bytes(path: str) -> bool:
         return FILES.json(path, most=_BYTES_JSON) == bytes_json()
     except ValueError:
         return False
+
+
+def save_beside(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """Puts the tokenizer.json that a run uses into its folder, so that its checkpoints can be taken elsewhere."""
+    kept = folder / TOKENIZER_FILE
+    if tokenizer.name != "bytes" and not (kept.exists() and kept.samefile(tokenizer.name)):
+        write(kept, FILES.read(tokenizer.name, most=MOST_BYTES))
 
 
 def open_tokenizer(name: str) -> Tokenizer:

@@ -225,7 +225,7 @@ def _drawn(logits_BV, rows: Rows, number_B):
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) * rows.scale_B[:, None]
     cuts_B = (rows.scale_B > 0) & ((rows.top_k_B > 0) | (rows.top_p_B < 1.0))
     lowest_B = jax.lax.cond(
-        jnp.any(cuts_B), _lowest, lambda logits, _: jnp.full(logits.shape[:1], -jnp.inf), logits_BV, rows
+        jnp.any(cuts_B), _lowest, lambda logits, _: jnp.full(logits.shape[:1], -jnp.inf, logits.dtype), logits_BV, rows
     )
     lowest_B = jnp.maximum(lowest_B, jnp.log(rows.min_p_B))  # the likeliest has logit 0
     logits_BV = jnp.where(logits_BV >= lowest_B[:, None], logits_BV, -jnp.inf)

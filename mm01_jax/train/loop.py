@@ -24,6 +24,7 @@ from mm01_jax.data import pipeline
 from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
+from mm01_jax.data.tokenizer import save_beside
 from mm01_jax.inference import scoring
 from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.model.remat import with_remat_settled
@@ -85,6 +86,7 @@ def run(
             return
         if jax.process_index() == 0:
             folder.write(root / "config.json", saved.to_json(config))
+            save_beside(dataset.tokenizer, root)
         _Loop(config, root, checkpoints, dataset, start, log).train(Preemption(save_on))
 
 

@@ -143,3 +143,34 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(ValueError, match=r"needs the `tokenizers` extra: pip install 'mm01_jax\[tokenizers\]'"):
         open_tokenizer(str(tmp_path / "t.json"))
+
+
+def test_characters_that_have_no_token_are_counted(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = {"</s>": 0} | {letter: number for number, letter in enumerate("abcdef ", start=1)}
+    tokenizers.Tokenizer(tokenizers.models.BPE(letters, [])).save(str(tmp_path / "t.json"))
+    (tmp_path / "a.txt").write_text("abé é c")
+    (tmp_path / "b.txt").write_text("abc")
+    said = []
+    config = DataConfig(source=str(tmp_path / "*.txt"), tokenizer=str(tmp_path / "t.json"), held_out=0.0)
+    open_dataset(config, 2, 257, log=said.append)
+    assert any("2 characters of 1 documents have no token of" in line for line in said), said
+
+
+def test_a_pattern_that_backtracks_is_stopped_and_named(tmp_path):
+    pytest.importorskip("tokenizers")
+    path = word_level(tmp_path / "t.json", {"</s>": 0, "far": 1, "<unk>": 2})
+    plain = json.loads((tmp_path / "t.json").read_text())
+    plain["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(x+x+)+y"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    plain["model"]["unk_token"] = "<unk>"
+    (tmp_path / "t.json").write_text(json.dumps(plain))
+    words = open_tokenizer(path)
+    assert words.encode("far").tolist() == [1]
+    with pytest.raises(ValueError, match=r"t\.json'.*(takes too long|retry-limit)"):
+        words.encode("x" * 20_000)
+    assert words.encode("far").tolist() == [1]

@@ -1,0 +1,33 @@
+"""What is said is at most a screen, and nothing in it is obeyed by a terminal."""
+
+import pytest
+
+from mm01_jax import messages
+from mm01_jax.files import quoted, shown
+
+
+def test_a_message_is_a_screen_and_nothing_in_it_moves_a_cursor():
+    said = messages.screen("a name \x1b[2J\x07 of a tensor\r\n" + "line\n" * 5000)
+    assert said.count("\n") == messages.LINES - 1 and said.endswith("more lines")
+    assert all(line.isprintable() for line in said.splitlines())
+    assert len(messages.screen("x" * 10**6)) <= messages.CHARACTERS
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;x\x07", "a\nb", "\u202egpj", "\udcff", "k" * 10**6, "\r\n" * 5000])
+def test_a_name_out_of_a_file_is_shown_in_one_short_line(name):
+    for text in (shown(name), quoted(name), quoted([name])):
+        assert text.isprintable() and len(text) < 220
+
+
+def test_names_that_differ_in_numbers_alone_are_one_problem():
+    names = [f"layers.{i}.experts.{j}.w1" for i in range(80) for j in range(32)]
+    assert messages.grouped("missing", [*names, "norm"]) == [
+        "missing 2,560 of layers.*.experts.*.w*, the first layers.0.experts.0.w1",
+        "missing norm",
+    ]
+    assert messages.grouped("missing", names[:2]) == [f"missing {name}" for name in names[:2]]
+
+
+def test_a_listing_says_how_much_it_leaves_out():
+    said = messages.listing([f"problem {i}" for i in range(8243)])
+    assert said.endswith("; and 8,231 more") and said.count(";") == messages.LISTED
