@@ -79,13 +79,16 @@ class RunLock:
         """Frees the lock."""
         if not self._closed.is_set():
             self._closed.set()
-            with contextlib.suppress(Locked):
+            with contextlib.suppress(Locked, OSError):  # a full disk, or one that is gone, holds no lock either
                 self.check()
                 self._replace({})
             os.close(self._fd)
 
     def _replace(self, holder: dict):
-        os.pwrite(self._fd, json.dumps(holder).encode().ljust(512), 0)
+        try:
+            os.pwrite(self._fd, json.dumps(holder).encode().ljust(512), 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
     def _holder(self) -> dict:
         try:

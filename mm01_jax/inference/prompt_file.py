@@ -85,15 +85,21 @@ def _check_messages(messages: Any) -> None:
 
 
 def write(path: str, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
-    """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`."""
+    """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`.
+
+    An OSError names the file.
+    """
     place = pathlib.Path(path).resolve()  # a link stays one
     partial = place.with_name(f"{place.name}.partial")
-    with os.fdopen(update(partial, os.O_TRUNC), "w", encoding="utf-8") as file:
-        for fields, answer in lines:
-            record = fields | {"text": answer.text, "finish": answer.finish}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-    partial.replace(place)
+    try:
+        with os.fdopen(update(partial, os.O_TRUNC), "w", encoding="utf-8") as file:
+            for fields, answer in lines:
+                record = fields | {"text": answer.text, "finish": answer.finish}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+        partial.replace(place)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(partial)) from None
 
 
 def check_place(path: str, source: str) -> None:

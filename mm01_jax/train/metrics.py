@@ -93,6 +93,10 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        # Its thread ends with a traceback on a full disk (2.6.5), and then whoever waits for it hangs: write here.
+        events = self._board.file_writer.event_writer
+        events._worker.stop()
+        events.add_event = events._ev_writer.write_event
 
     def _add_to_board(self, record: dict[str, Any]) -> None:
         for name, value in record.items():
@@ -100,13 +104,17 @@ class MetricsLog:
                 self._board.add_scalar(name, value, record["step"])
             elif isinstance(value, list) and np.isfinite(value).all():  # a histogram of NaN is an error there
                 self._board.add_histogram(name, np.ravel(value), record["step"])
+        self._board.flush()
 
     def _on_board(self, act: Callable, *given) -> None:
         try:
             act(*given)
         except (OSError, ValueError) as error:
-            self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
-            self._board = None
+            self._drop_board(error)
+
+    def _drop_board(self, error: BaseException) -> None:
+        self._board = None
+        self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
 
 
 def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda message: None) -> list[dict[str, Any]]:

@@ -28,7 +28,9 @@ class Preemption:
     INTERRUPTED = 128 + signal.SIGINT  # exit code of a process that a second SIGINT ended
 
     def __init__(self, more: Sequence[signal.Signals] = ()):
-        self._signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *more)
+        # Of several processes jax's coordination service listens to SIGTERM itself, and a handler here would end that.
+        alone = (signal.SIGTERM,) if jax.process_count() == 1 else ()
+        self._signals = (*alone, signal.SIGINT, signal.SIGHUP, *more)
         self._signal: int | None = None
         self._before = {}
 
@@ -50,6 +52,8 @@ class Preemption:
 
     def _remember(self, number: int, frame) -> None:
         self._signal = number
+        if signal.SIGTERM not in self._signals:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _watch(self, read: int) -> None:
         """Sees signals while the main thread is inside compiled code or a compilation, where no handler runs.
@@ -67,6 +71,5 @@ class Preemption:
         """Whether to stop after `step`; all processes of a run get the same answer at the same step."""
         if jax.process_count() == 1:
             return self._signal is not None
-        # The coordination service sees the signal of any process and picks a step that all of them reach. It listens
-        # to SIGTERM itself, so a process that also has a Python handler still takes part.
+        # The coordination service sees the signal of any process and picks a step that all of them reach.
         return multihost_utils.reached_preemption_sync_point(step)

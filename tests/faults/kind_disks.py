@@ -9,7 +9,7 @@ from tests.faults import disk
 from tests.faults.world import World, noise, world
 
 WORDS = "a full or broken disk ends a command with its code, names a file, and leaves what was there; it goes on later"
-EVERY = 8
+EVERY = 17
 FULL, BROKEN = errno.ENOSPC, errno.EIO
 DISK, BAD = 74, 3
 
@@ -24,12 +24,12 @@ class Moment(NamedTuple):
     of: str = "write"
 
 
-MEMBERS = {
-    "training, no byte": Moment("train", 0),
+MEMBERS = {  # a training run tries 4,096 bytes first
     "converting to PyTorch, in a shard": Moment("to-torch", 20_000),
+    "training, no byte": Moment("train", 0),
     "generating, in an answer": Moment("generate", 200),
-    "training, the lock alone": Moment("train", 600),
-    "training, the first lines of metrics": Moment("train", 6_000),
+    "training, the lock alone": Moment("train", 4_700),
+    "training, the first lines of metrics": Moment("train", 12_000),
     "training, in the first save": Moment("train", 60_000),
     "training, in a later save": Moment("train", 700_000, (DISK, 0)),
     "training, the last report": Moment("train", 1_200_000, (DISK, 0)),

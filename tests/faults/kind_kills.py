@@ -23,7 +23,7 @@ class Kill(NamedTuple):
 
 MEMBERS = {
     f"{command} {seed}": Kill(command, seed)
-    for command, count in (("train", 14), ("from-torch", 3), ("generate", 3))
+    for command, count in (("from-torch", 3), ("generate", 3), ("train", 14))
     for seed in range(count)
 }
 

@@ -11,7 +11,7 @@ from tests.faults import nonfinite
 from tests.faults.forked import Server
 
 WORDS = "no bad rate, weight or batch reaches a checkpoint, and the last good step is restored"
-EVERY = 25
+EVERY = 50
 MEMBERS = nonfinite.cases()
 
 

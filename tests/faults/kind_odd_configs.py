@@ -11,7 +11,7 @@ from tests.faults import odd_configs
 from tests.faults.forked import Server
 
 WORDS = "a config whose values are at the ends of what they may be runs three steps, or is refused by name"
-EVERY = 100
+EVERY = 200
 MEMBERS = odd_configs.cases()
 
 

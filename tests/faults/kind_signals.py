@@ -10,7 +10,7 @@ from mm01_jax.checkpoint import Checkpoint
 from tests.faults.world import World, noise, wait_for, world
 
 WORDS = "a signal saves a run that steps and ends every other command, within 30 s and without a traceback"
-EVERY = 12
+EVERY = 24
 MOST_SECONDS = 30.0
 INT, TERM, HUP, USR1, USR2 = (getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "HUP", "USR1", "USR2"))
 SAVED = 75

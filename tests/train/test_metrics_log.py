@@ -54,6 +54,23 @@ def test_lines_that_a_full_disk_does_not_take_wait_and_none_is_cut(tmp_path):
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_full_disk_under_tensorboard_is_said_once_and_nothing_waits_for_it(tmp_path):
+    pytest.importorskip("tensorboardX")
+    said = []
+    log = MetricsLog(tmp_path, 0, tensorboard=True, log=said.append)
+    log.write({"step": 1, "loss": 0.5})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        for step in range(2, 40):
+            log.write({"step": step, "loss": 0.25, "expert_load": [[1.0, 1.0]]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.close()
+    assert sum("tensorboard" in message for message in said) == 1
+    assert len(read_metrics(tmp_path)) == 39
+
+
 def test_a_folder_that_is_gone_or_in_the_place_of_the_file_ends_no_run(tmp_path):
     said = []
     (tmp_path / "metrics.jsonl").mkdir()
