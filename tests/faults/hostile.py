@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.faults import readers
+from tests.faults.forked import Ended
 
 SECONDS = 60.0  # after which it hangs, on a machine that does other things as well
 PROCESSOR = 5.0  # seconds of it that a reader may take
@@ -33,6 +34,11 @@ class Member(NamedTuple):
 
 def judge(member: Member, room: pathlib.Path) -> str | None:
     """What of the promise above is broken; None where all of it is kept."""
+    return tried(member, room)[0]
+
+
+def tried(member: Member, room: pathlib.Path) -> tuple[str | None, Ended]:
+    """What is broken, and how the reader ended."""
     shutil.copytree(readers.sound(member.reader), room / "in", symlinks=True)
     outside = room / "outside"
     outside.mkdir()
@@ -43,11 +49,11 @@ def judge(member: Member, room: pathlib.Path) -> str | None:
     before = _contents(outside)
     thing = member.spoil(room / "in", random.Random(f"{member.reader} {member.seed}"))
     ended = readers.server().call(f"tests.faults.readers:{member.reader}", str(room / "in"), room=room, seconds=SECONDS)
-    return _broken(member, ended, thing, _contents(outside) != before)
+    return _broken(member, ended, thing, _contents(outside) != before), ended
 
 
 def _broken(member: Member, ended, thing: str, changed: bool) -> str | None:
-    message = [line for line in ended.complained.splitlines() if not _is_progress(line)]
+    message = [line for line in ended.complained.splitlines() if not is_progress(line)]
     if ended.hung:
         return f"hangs: {ended.said[-300:]}"
     if ended.code < 0 or "Traceback" in ended.complained or ended.code == 1:
@@ -70,7 +76,8 @@ def _broken(member: Member, ended, thing: str, changed: bool) -> str | None:
     return None
 
 
-def _is_progress(line: str) -> bool:
+def is_progress(line: str) -> bool:
+    """Whether a line of stderr says how far a command is, and no more."""
     return line.startswith(("from-torch ", "check ", "step ", "thread '")) or not line.strip()
 
 

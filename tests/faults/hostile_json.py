@@ -12,7 +12,7 @@ from tests.faults.hostile import Spoil
 from tests.faults.hostile_bytes import a_file
 
 
-def _sign(path: pathlib.Path) -> None:
+def sign(path: pathlib.Path) -> None:
     """Lets a manifest, and the digest of config.json in it, say again that all is well."""
     manifest = path.parent / "manifest.json"
     if "state" not in path.parts or not manifest.is_file():
@@ -39,7 +39,7 @@ def _json(change: Callable[[Any, random.Random], Any] | bytes, title: str) -> Sp
         if path.name == "manifest.json":
             text = b'{"sha256": "' + b"0" * 64 + b'",\n' + text[1:]
         path.write_bytes(text)
-        _sign(path)
+        sign(path)
         return f"{path.name}|state|shard|torch"
 
     spoil.__name__ = title.replace(" ", "_")

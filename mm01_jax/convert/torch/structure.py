@@ -60,11 +60,22 @@ def problems(source) -> list[str]:
     problems += grouped("missing", (name for name in shapes if name not in entries))
     surplus = [name for name in entries if name not in shapes]
     problems += grouped("surplus", (f"{shown(name)}{_surplus_advice(name)}" for name in surplus))
+    return problems + _shapes(source, shapes)
+
+
+def _shapes(source, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Tensors of another shape than config.json gives; of many, which one size of it has made, how many and one."""
+    entries = source.files.entries
     other = [name for name, shape in shapes.items() if name in entries and entries[name].shape != shape]
-    told = (f"{n} has shape {list(entries[n].shape)}, config.json gives {list(shapes[n])}" for n in other)
-    return problems + grouped(
-        "tensor", (f"{text} ({source.files.shard[n]})" for n, text in zip(other, told, strict=True))
-    )
+    told = {
+        name: f"tensor {name} has shape {list(entries[name].shape)}, config.json gives {list(shapes[name])} "
+        f"({source.files.shard[name]})"
+        for name in other
+    }
+    if len(other) <= 3:
+        return list(told.values())
+    plainest = min(other, key=lambda name: len(shapes[name]))
+    return [f"{len(other):,} of {len(entries):,} tensors have other shapes than config.json gives: {told[plainest]}"]
 
 
 def _dtypes(source) -> list[str]:
