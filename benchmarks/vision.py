@@ -75,7 +75,7 @@ def computed_in(config: Config, dtype: str, remat: str = "none") -> Config:
 
 def tower_loss(eyes: Eyes, pixels: jax.Array, cotangent: jax.Array):
     """A loss whose gradient at the tower's output is `cotangent`; and that output."""
-    out = eyes.vision(pixels)
+    out = eyes.vision(pixels, training=True)
     return jnp.sum((out * cotangent.astype(out.dtype)).astype(jnp.float32)), out
 
 
@@ -133,7 +133,7 @@ def lower_gradient(eyes: Eyes, pixels, cotangent, *, plain: bool):
     """(gradients, output), lowered; `plain` has attention in XLA whatever the device."""
     local = tiles._local_attention
     if plain:
-        tiles._local_attention = lambda *heads, in_cudnn: local(*heads, in_cudnn=False)
+        tiles._local_attention = lambda *heads, in_cudnn, **kept: local(*heads, in_cudnn=False, **kept)
     try:
         return jax.jit(jax.grad(lambda *a: tower_loss(*a), has_aux=True)).lower(eyes, pixels, cotangent)
     finally:

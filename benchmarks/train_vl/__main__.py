@@ -11,9 +11,7 @@ import pathlib
 import sys
 import time
 
-import jax
-
-from benchmarks.results import Report, add_json
+from benchmarks.results import Report, add_json, device
 from benchmarks.train_vl.questions import CHANCE, TASKS, messages, questions, write
 from mm01_jax import loading
 from mm01_jax.config import command_line, fields
@@ -85,15 +83,14 @@ def say(root: pathlib.Path, report: Report, count: int, scores: dict, took: dict
     """Prints and writes what was right of `count` questions a task, and the seconds of each part."""
     plain = {"questions": count, "goals": GOALS, "right": scores, "seconds": took}
     (root / "report.json").write_text(json.dumps(plain, indent=1) + "\n")
-    device = jax.devices()[0].device_kind
     for task, score in scores.items():
         for kind, right in score.items():
             what = f"vl_tiny, {task}, of {count} questions: {kind.replace('_', ' ')}"
-            report.add(what, right, "right answers", device=device)
-            report.add(f"{what}, share", 100 * right / count, "%", device=device)
+            report.add(what, right, "right answers", device=device())
+            report.add(f"{what}, share", 100 * right / count, "%", device=device())
         print(f"{task}: " + ", ".join(f"{kind.replace('_', ' ')} {n / count:.1%}" for kind, n in score.items()))
     for part, seconds in took.items():
-        report.add(f"vl_tiny, seconds: {part}", seconds, "s", device=device)
+        report.add(f"vl_tiny, seconds: {part}", seconds, "s", device=device())
     print(f"{took['all']:.0f} s; {root / 'report.json'}")
 
 

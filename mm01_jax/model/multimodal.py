@@ -29,9 +29,9 @@ class VLModel(nnx.Module):
         self.image_newline = param(rngs, (D,), ("act_embed",), xavier(D, D), dtype=compute.param_dtype)
 
     @jax.named_scope("vision")
-    def features(self, tiles_BTCYX: jax.Array) -> jax.Array:
+    def features(self, tiles_BTCYX: jax.Array, *, training: bool = False) -> jax.Array:
         """Normalised pixels (B, T, 3, side, side) float32 -> projected features (B, T, P, D) of their patches."""
-        return self.projector(self.vision(tiles_BTCYX)[:, :, 1:])
+        return self.projector(self.vision(tiles_BTCYX, training=training)[:, :, 1:])
 
     @jax.named_scope("embed")
     def place(self, tokens_BS: jax.Array, features_BTPD: jax.Array, index_BS: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ class VLModel(nnx.Module):
         """What the layers take in, (B, S, D); without tiles that of the text model, to the bit."""
         if tiles_BTCYX is None:
             return self.text.embed_tokens(tokens_BS)
-        return self.place(tokens_BS, self.features(tiles_BTCYX), index_BS)
+        return self.place(tokens_BS, self.features(tiles_BTCYX, training=True), index_BS)
 
     def forward(self, *arguments):
         """`TextModel.forward`."""

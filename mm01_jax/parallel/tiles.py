@@ -20,36 +20,50 @@ from pallas_kernels.precision import matmul_precision
 TEXT, NEWLINE = -1, 0  # of an index table (data/image_grid.py); from 1 on features count
 
 
-def tile_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, rules: Rules) -> jax.Array:
-    """softmax(q k' / sqrt(H)) v over the P patches of each tile, all of which see each other; (B, T, P, N, H) each."""
+def unseen_patches(patches: int, dtype: jnp.dtype) -> int:
+    """How many patches that nobody sees a tile needs behind its own: cuDNN's gradient wants an even number (jax 0.11).
+
+    They are put behind once for all blocks: copies of queries, keys and values in every block cost more.
+    """
+    return patches % 2 if _in_cudnn(dtype) else 0
+
+
+def tile_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, patches: int, rules: Rules) -> jax.Array:
+    """softmax(q k' / sqrt(H)) v inside each tile, every patch over the first `patches` of it; (B, T, P, N, H) each."""
     heads = sharding.spec(rules, "batch", "seq", None, "heads", None)
-    # A CPU that compiles for a GPU has no cuDNN to ask.
-    in_cudnn = dispatch.platform() == jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
-    local = functools.partial(_local_attention, in_cudnn=in_cudnn)
+    in_cudnn = _in_cudnn(query.dtype)
+    local = functools.partial(_local_attention, patches=patches, in_cudnn=in_cudnn)
     mapped = jax.shard_map(local, in_specs=(heads,) * 3, out_specs=heads, check_vma=not in_cudnn)
     return mapped(query, key, value)
 
 
-def _local_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, in_cudnn: bool) -> jax.Array:
+def _in_cudnn(dtype: jnp.dtype) -> bool:
+    # A CPU that compiles for a GPU has no cuDNN to ask.
+    return dispatch.platform() == jax.default_backend() == "gpu" and dtype == jnp.bfloat16
+
+
+def _local_attention(query: jax.Array, key: jax.Array, value: jax.Array, *, patches: int, in_cudnn: bool) -> jax.Array:
     tiles = tuple(x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
-    return (_attend_in_cudnn if in_cudnn else _attend)(*tiles).reshape(query.shape)
+    return (_attend_in_cudnn if in_cudnn else _attend)(*tiles, patches).reshape(query.shape)
 
 
-def _attend_in_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """(R, P, N, H) each. Its gradient wants an even number of patches (jax 0.11): one more, which nobody sees."""
+def _attend_in_cudnn(query: jax.Array, key: jax.Array, value: jax.Array, patches: int) -> jax.Array:
+    """(R, P, N, H) each."""
     R, P = query.shape[:2]
-    even = [jnp.pad(x, ((0, 0), (0, P % 2), (0, 0), (0, 0))) for x in (query, key, value)]
-    lengths = jnp.full((R,), P, jnp.int32) if P % 2 else None
-    out = jax.nn.dot_product_attention(
-        *even, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
-    )
-    return out[:, :P]
+    lengths = {}
+    if patches != P:
+        lengths = {
+            "query_seq_lengths": jnp.full((R,), P, jnp.int32),
+            "key_value_seq_lengths": jnp.full((R,), patches, jnp.int32),
+        }
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **lengths)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, patches: int) -> jax.Array:
     """The same in plain XLA, (R, P, N, H) each; scores and their softmax are float32."""
     dtype, wide = query.dtype, np.promote_types(query.dtype, np.float32)
     einsum = functools.partial(jnp.einsum, precision=matmul_precision(dtype), preferred_element_type=wide)
+    key, value = key[:, :patches], value[:, :patches]
     scores = einsum("rqnh,rknh->rnqk", query, key) * (1.0 / math.sqrt(query.shape[-1]))
     return einsum("rnqk,rknh->rqnh", jax.nn.softmax(scores, axis=-1).astype(dtype), value).astype(dtype)
 

@@ -10,6 +10,7 @@ import pytest
 from mm01_jax.convert import axes, table
 from mm01_jax.data.batch import Batch
 from mm01_jax.inference.scoring import score
+from mm01_jax.model import vision as tower
 from tests.model import jax_model, vl_model
 from tests.reference import losses, vision, vision_fixture
 from tests.reference.complex_step import directional_derivative
@@ -41,6 +42,10 @@ def reference_loss(weights):
 
 @functools.cache
 def differentiated():
+    return _differentiated()
+
+
+def _differentiated():
     """(loss, gradient by leaf path) of the JAX model in float64, as NumPy."""
     rows = vl_model.rows([(IDS, IMAGES)], pixels, length=len(IDS), num_tiles=6)
     target, counts = targets()
@@ -77,3 +82,14 @@ def test_gradient_of_every_leaf_of_vision_is_the_reference_s_by_complex_step(lea
     # A bias of the keys moves all scores of a query alike: its gradient is zero, of which rounding is no share.
     floor = 1e-14 if leaf.endswith("key_bias") else 0.0
     assert abs(ours - directional_derivative(reference_loss, exact_weights(), direction)) <= ROUNDING * size + floor
+
+
+def test_blocks_written_out_before_a_patch_that_nobody_sees_have_the_same_loss_and_gradients(monkeypatch):
+    """As a training step has them on GPUs."""
+    monkeypatch.setattr(tower, "unrolls", lambda vision: True)
+    monkeypatch.setattr(tower, "unseen_patches", lambda patches, dtype: patches % 2)
+    (loss, gradient), (found_loss, found) = differentiated(), _differentiated()
+    np.testing.assert_allclose(found_loss, loss, rtol=ROUNDING)
+    assert found.keys() == gradient.keys()
+    for path, exact in gradient.items():
+        assert np.max(np.abs(found[path] - exact)) <= ROUNDING * np.max(np.abs(exact)) + 1e-14, path

@@ -25,7 +25,7 @@ def objective(
     model: VLModel, batch: Batch, total_weight: jax.Array, share: float, config: TrainConfig
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], RouterStats]]:
     """As `pretrain.objective`: loss is that of the captions, contrast_loss the contrastive one."""
-    features_BTPD = model.features(batch.tiles)
+    features_BTPD = model.features(batch.tiles, training=True)
     x = model.place(batch.tokens, features_BTPD, batch.image_index)
     hidden, _, stats = model.forward(x, batch.positions, batch.segments)
     captions = token_loss(model, hidden, batch, config.loss_chunk, total_weight)
