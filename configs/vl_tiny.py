@@ -1,4 +1,4 @@
-"""CPU size of MiniMax-VL-01: half of tiny's text model, and a tower whose images take at most 16 tokens."""
+"""CPU size of MiniMax-VL-01: a quarter of tiny's text model, and a tower whose images take at most 16 tokens."""
 
 import dataclasses
 
@@ -9,10 +9,11 @@ from . import tiny
 
 def get_config() -> Config:
     text = tiny.get_config()
-    deepnorm_alpha = (2 * 4) ** 0.25  # (2 x layers)^(1/4), paper 4.2
+    deepnorm_alpha = (2 * 2) ** 0.25  # (2 x layers)^(1/4), paper 4.2
     model = dataclasses.replace(
         text.model,
         num_periods=1,
+        period=("lightning", "softmax"),
         lightning_alpha=deepnorm_alpha,
         softmax_alpha=deepnorm_alpha,
         experts_alpha=deepnorm_alpha,

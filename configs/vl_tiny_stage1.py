@@ -15,9 +15,9 @@ def get_config() -> Config:
         vision=dataclasses.replace(whole.vision, grids=((1, 1),)),  # one resolution, as the paper's 336 x 336
         data=DataConfig(source="runs/vl/data/stage1.arrayrecord", records="conversations", held_out=0.02),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=1e-3, warmup_steps=20, decay_start=150, final=1e-4), frozen=("text",)
+            schedule=ScheduleConfig(peak=1e-3, warmup_steps=20, decay_start=200, final=5e-5), frozen=("text",)
         ),
         train=TrainConfig(
-            steps=350, batch_size=14, sequence_length=144, eval_every=350, checkpoint_every=350, loss_chunk=2048
+            steps=600, batch_size=14, sequence_length=144, eval_every=600, checkpoint_every=600, loss_chunk=2048
         ),
     )

@@ -17,8 +17,8 @@ def get_config() -> Config:
             mixed_in="runs/vl/data/text.jsonl",
             held_out=0.02,
         ),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=20, decay_start=200, final=5e-5)),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=6e-4, warmup_steps=20, decay_start=300, final=2e-5)),
         train=TrainConfig(
-            steps=600, batch_size=14, sequence_length=144, eval_every=600, checkpoint_every=600, loss_chunk=2048
+            steps=900, batch_size=14, sequence_length=144, eval_every=900, checkpoint_every=900, loss_chunk=2048
         ),
     )

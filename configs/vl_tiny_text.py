@@ -13,8 +13,8 @@ def get_config() -> Config:
         name="vl_tiny_text",
         vision=None,
         data=DataConfig(source="runs/vl/data/text.jsonl", records="conversations", held_out=0.05),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=20, decay_start=100, final=3e-4)),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=20, decay_start=150, final=3e-4)),
         train=TrainConfig(
-            steps=300, batch_size=14, sequence_length=144, eval_every=300, checkpoint_every=300, loss_chunk=2048
+            steps=400, batch_size=14, sequence_length=144, eval_every=400, checkpoint_every=400, loss_chunk=2048
         ),
     )

@@ -93,7 +93,8 @@ def write(folder: pathlib.Path) -> None:
         folder / "stage1.arrayrecord",
         questions(4, 5000, ["digit", "digit", "larger", "larger", "colour", "description"]),
     )
-    _write_records(folder / "stage2.arrayrecord", questions(5, 6000, ["digit", "larger", "larger", "colour", "count"]))
+    understood = ["digit", "digit", "larger", "larger", "colour", "count"]
+    _write_records(folder / "stage2.arrayrecord", questions(5, 12_000, understood))
 
 
 def _write_records(path: pathlib.Path, asked: Iterator[Question]) -> None:
