@@ -65,18 +65,18 @@ class Engine:
             near = nearest_name(name, names) or "grid"
             raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
         self.sizes = Sizes(num_slots=num_slots, max_length=max_length, **sizes)
-        self._devices = Devices(model, self.sizes, vocab_size or model.config.vocab_size)
-        self._schedule = Schedule(num_slots, self._devices.groups)
+        self.devices = Devices(model, self.sizes, vocab_size or model.config.vocab_size)
+        self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self._poison = poison
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes, "path_states": path_states}
-        self._memory = self._remembering(**kept, snapshots=snapshots)
+        self.memory = self._remembering(**kept, snapshots=snapshots)
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count()
         self._ended: list[Job] = []
         self._counts = dict.fromkeys(_COUNTED, 0)
-        page = self._devices.page_bytes // self.sizes.grid
-        state = self._devices.row_bytes - page * max_length
+        page = self.devices.page_bytes // self.sizes.grid
+        state = self.devices.row_bytes - page * max_length
         self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
 
     def _remembering(self, prefix_bytes: int, host_bytes: int, path_states: int, snapshots: int) -> Memory | None:
@@ -91,7 +91,7 @@ class Engine:
             return None
         moves = {"to_host": to_host, "to_devices": to_devices}
         limits = {"host_budget": host_bytes, "path_states": path_states}
-        return Memory(self._devices, Prefix(self.sizes.grid, prefix_bytes, **limits, **moves), snapshots)
+        return Memory(self.devices, Prefix(self.sizes.grid, prefix_bytes, **limits, **moves), snapshots)
 
     # Asking.
 
@@ -146,10 +146,10 @@ class Engine:
             "waiting": len(self._schedule.waiting),
             "running": len(running),
             "free_slots": self.sizes.num_slots - len(self._schedule.running()),
-            "programs": self._devices.num_programs,
-            "slot_bytes": self._devices.row_bytes,
+            "programs": self.devices.num_programs,
+            "slot_bytes": self.devices.row_bytes,
         }
-        return now | self._counts | ({} if self._memory is None else {"prefix": self._memory.prefix.statistics()})
+        return now | self._counts | ({} if self.memory is None else {"prefix": self.memory.prefix.statistics()})
 
     # Going on.
 
@@ -196,17 +196,17 @@ class Engine:
                 self._take_away(other)
             self._schedule.place(job, slot)
             if job.row is not None:
-                self._devices.put_row(slot, job.row)
+                self.devices.put_row(slot, job.row)
                 job.row = None
             else:
-                self._devices.fill(slot, job.request, job.prompt)
-                if self._memory is not None:
-                    self._memory.restore(job)
+                self.devices.fill(slot, job.request, job.prompt)
+                if self.memory is not None:
+                    self.memory.restore(job)
 
     def _take_away(self, job: Job) -> None:
         """A slot from its job, which waits then."""
         if not job.background:
-            job.row = self._devices.get_row(job.slot)
+            job.row = self.devices.get_row(job.slot)
             self._counts["preempted"] += 1
         self._free(job)
         self._schedule.wait(job)
@@ -217,16 +217,16 @@ class Engine:
             return
         grid = self.sizes.grid
         most = max(1, min(self.budget // len(jobs), self.sizes.pieces * grid) // grid) * grid
-        counts = [most if self._memory is None else self._memory.cut(job, most) for job in jobs]
+        counts = [most if self.memory is None else self.memory.cut(job, most) for job in jobs]
         work = [
             Work(job.slot, job.prompt[job.taken : job.taken + count]) for job, count in zip(jobs, counts, strict=True)
         ]
-        self._devices.prefill(work)
+        self.devices.prefill(work)
         for job, (_, tokens) in zip(jobs, work, strict=True):
             job.taken += len(tokens)
             self._counts["prefilled_tokens"] += len(tokens)
-            if self._memory is not None:
-                self._memory.store(job)
+            if self.memory is not None:
+                self.memory.store(job)
             if job.background and job.taken == len(job.prompt):
                 self._free(job)
             elif job.decodes:
@@ -236,8 +236,8 @@ class Engine:
         """Those that go on from this prompt may begin."""
         for other in self._schedule.waiting:
             if other.waits_for is job:
-                row = self._devices.get_row(job.slot)
-                other.row = self._devices.with_settings(row, other.request, other.prompt)
+                row = self.devices.get_row(job.slot)
+                other.row = self.devices.with_settings(row, other.request, other.prompt)
                 other.taken, other.waits_for = job.taken, None
 
     def _decode(self) -> dict[int, list[int]]:
@@ -251,7 +251,7 @@ class Engine:
         left = np.array([0 if job is None else job.left for job in slots], np.int32)
         guesses = [job is not None and job.request.guesses for job in slots]
         stops = [() if job is None else job.request.stop_ids for job in slots]
-        drawn = self._devices.decode(left > 0, left, guesses, stops, count=count)
+        drawn = self.devices.decode(left > 0, left, guesses, stops, count=count)
         return {job.id: self._note(job, drawn) for job in jobs}
 
     def _note(self, job: Job, drawn: Drawn) -> list[int]:
@@ -278,7 +278,7 @@ class Engine:
     def _end(self, job: Job, finish: str) -> None:
         job.result.finish = finish
         self._free(job)
-        if self._memory is not None and finish != "cancelled" and (again := self._memory.again(job)) is not None:
+        if self.memory is not None and finish != "cancelled" and (again := self.memory.again(job)) is not None:
             self._schedule.wait(again)
         job.row = None
         self._ended.append(job)
@@ -290,7 +290,7 @@ class Engine:
     def _free(self, job: Job) -> None:
         slot = self._schedule.remove(job)
         if slot is not None and self._poison:
-            self._devices.poison(slot)
+            self.devices.poison(slot)
 
     def _job(self, id: int) -> Job:
         if id not in self._jobs:

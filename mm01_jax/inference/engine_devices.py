@@ -39,10 +39,10 @@ class Devices:
     def __init__(self, model: TextModel, sizes: Sizes, vocab_size: int):
         self.sizes, self.num_programs = sizes, 1  # `allowed_ids`
         self.mesh = sharding.mesh_of(model)
-        self._model = views.answering(model)
-        self._decoder = views.decoding(self._model, self.mesh)
-        self.groups = self._shards(self._model.rules.batch)
-        _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self._model.rules.seq))
+        self.model = views.answering(model)
+        self._decoder = views.decoding(self.model, self.mesh)
+        self.groups = self._shards(self.model.rules.batch)
+        _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
         with jax.set_mesh(self.mesh):
             self._compile(vocab_size)
 
@@ -50,7 +50,7 @@ class Devices:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
     def _compile(self, vocab_size: int) -> None:
-        model, decoder, sizes = self._model, self._decoder, self.sizes
+        model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
         self._slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))()
         self._allowed = allowed_ids(decoder, vocab_size)
@@ -77,6 +77,7 @@ class Devices:
         self._decode = self._program(going_on, decoder, slots, turn, self._allowed, zero, donate=1)
         self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
         self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
+        self.page_like, self.state_like = (jax.tree.map(_like, tree) for tree in (pages, state))
 
     def _program(self, function, *arguments, donate: int | None = None):
         self.num_programs += 1
@@ -97,7 +98,7 @@ class Devices:
         for slot, ids in work:
             group = slot // per_group
             index[group], count[group], tokens[group, : len(ids)] = slot % per_group, len(ids), ids
-        put = functools.partial(self._put, rules=self._model.rules)
+        put = functools.partial(self._put, rules=self.model.rules)
         return (
             put(index, "batch"),
             put(tokens, "batch", None),
@@ -113,6 +114,13 @@ class Devices:
             self._put(np.asarray(x, dtype), "batch") for x, dtype in ((active, bool), (left, np.int32), (guesses, bool))
         )
         return Turn(active, left, self._put(stop, "batch", None), guesses)
+
+    def everywhere(self, array: np.ndarray) -> jax.Array:
+        """Whole on every device."""
+        return self._put(array, *[None] * array.ndim)
+
+    def tokens_like(self, count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count,), np.int32, sharding=self.everywhere(np.zeros(1, np.int32)).sharding)
 
     # What is done to the slots.
 
@@ -158,7 +166,7 @@ class Devices:
         wide = pieces // self.sizes.wide if self.sizes.wide > 1 else 0
         with jax.set_mesh(self.mesh):
             told = self._told(work, (wide, pieces - wide * self.sizes.wide))
-            self._slots = self._prefill(self._model, self._slots, *told)
+            self._slots = self._prefill(self.model, self._slots, *told)
 
     def decode(self, active, left, guesses, stops: Sequence[Sequence[int]], *, count: int) -> Drawn:
         """`count` steps of the active slots, as NumPy arrays (count * (1 + drafts), slots, ...)."""
@@ -201,6 +209,10 @@ def to_host(tree):
 def to_devices(tree):
     """What `to_host` gave, where it was."""
     return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree))
+
+
+def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def _is_float(x) -> bool:

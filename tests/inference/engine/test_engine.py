@@ -64,14 +64,14 @@ def test_random_schedules_have_the_bits_of_each_request_alone():
 
 def test_a_drill_sees_a_slot_that_keeps_what_its_former_tenant_left(monkeypatch):
     broken = engines.engine()
-    fill, empty = broken._devices.fill, broken._devices._empty
+    fill, empty = broken.devices.fill, broken.devices._empty
 
     def forget_to_clear(slot, *asked):
-        broken._devices._empty = broken._devices.get_row(slot)
+        broken.devices._empty = broken.devices.get_row(slot)
         fill(slot, *asked)
-        broken._devices._empty = empty
+        broken.devices._empty = empty
 
-    monkeypatch.setattr(broken._devices, "fill", forget_to_clear)
+    monkeypatch.setattr(broken.devices, "fill", forget_to_clear)
     assert drilled(broken, engines.cases(), 1).different > 0
 
 

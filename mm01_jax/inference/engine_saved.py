@@ -1,0 +1,115 @@
+"""A conversation's state on disk: what the engine remembers of its tokens, in the format of checkpoints.
+
+Every array is digested (`checkpoint/digest.py`), and the weights that made it are part of what is written: loaded into
+an engine with other weights, another config or another grid it is refused, as it is when it is damaged.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from mm01_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    digest,
+    leaf_paths,
+    leaf_stacks,
+    open_checkpoint,
+    processes,
+)
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_memory import Memory
+from mm01_jax.model.decoder import TextModel
+
+_FIELD = "conversation"  # of the manifest's meta
+
+
+def save(engine: Engine, tokens, directory, content: bytes = b"") -> int:
+    """Writes what is remembered of the longest known beginning of `tokens`; how many tokens that is.
+
+    Args:
+      directory: new or empty.
+
+    Raises:
+      ValueError: the engine remembers nothing, or nothing of these; the directory holds something.
+      SaveFailed: the disk is full or broken.
+    """
+    memory, tokens = _memory(engine), np.asarray(tokens, np.int32)
+    if pathlib.Path(directory).exists() and any(pathlib.Path(directory).iterdir()):
+        raise ValueError(f"directory: got {directory}, which holds something; allowed: a new or empty one")
+    found = memory.prefix.find(content, np.append(tokens, np.int32(0)), counted=False)
+    if not found.pages:
+        raise ValueError(f"tokens: nothing of these {len(tokens)} is remembered ({found.miss})")
+    count = len(found.pages) * engine.sizes.grid
+    told = {**_identity(engine), "tokens": count, "content": content.hex()}
+    with jax.set_mesh(engine.devices.mesh):
+        tree = _tree(found.pages, found.state, engine.devices.everywhere(tokens[:count]))
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, tree, {"config": _config(engine), _FIELD: told})
+    return count
+
+
+def load(engine: Engine, directory) -> int:
+    """Remembers what `save` wrote; how many tokens that is.
+
+    Raises:
+      ValueError: the engine remembers nothing.
+      CheckpointError: it is damaged, no conversation, or of other weights, another config or another grid.
+    """
+    memory = _memory(engine)
+    checkpoint = open_checkpoint(directory, prefix="")
+    told = checkpoint.manifest.meta.get(_FIELD)
+    if not isinstance(told, dict) or type(told.get("tokens")) is not int or not isinstance(told.get("content"), str):
+        raise CheckpointError(f"{directory}: no saved conversation")
+    for name, here in _identity(engine).items():
+        if told.get(name) != here:
+            raise CheckpointError(f"{directory}: saved with {name} {told.get(name)!r}, here it is {here!r}")
+    if checkpoint.config_object != _config(engine):
+        raise CheckpointError(f"{directory}: saved with another model config")
+    count, grid = told["tokens"], engine.sizes.grid
+    if not 0 < count <= engine.sizes.max_length or count % grid:
+        raise CheckpointError(f"{directory}: of {count} tokens; allowed: whole pieces of {grid}, up to a slot's length")
+    devices = engine.devices
+    with jax.set_mesh(devices.mesh):
+        like = _tree([devices.page_like] * (count // grid), devices.state_like, devices.tokens_like(count))
+        try:
+            tree = checkpoint.restore(like)
+            content = bytes.fromhex(told["content"])
+        except ValueError as error:
+            raise CheckpointError(f"{directory}: {error}") from None
+    pages = [page for _, page in sorted(tree["pages"].items())]
+    memory.prefix.put(content, np.asarray(tree["tokens"]), pages.__getitem__, lambda: tree["state"])
+    return count
+
+
+def _memory(engine: Engine) -> Memory:
+    if engine.memory is None:
+        raise ValueError("prefix_bytes=0: the engine remembers nothing; nearest: Engine(prefix_bytes=1000000000)")
+    return engine.memory
+
+
+def _tree(pages: list, state, tokens) -> dict:
+    return {"pages": {f"{number:08d}": page for number, page in enumerate(pages)}, "state": state, "tokens": tokens}
+
+
+def _config(engine: Engine) -> dict:
+    model = engine.devices.model
+    plain = {"model": dataclasses.asdict(model.config), "dtype": model.compute.dtype}
+    return json.loads(json.dumps(plain))
+
+
+def _identity(engine: Engine) -> dict:
+    return {"grid": engine.sizes.grid, "weights": _digest(engine.devices.model)}
+
+
+def _digest(model: TextModel) -> str:
+    """Of all weights, the same on every mesh."""
+    arrays, paths, stacks = jax.tree.leaves(model), leaf_paths(model), leaf_stacks(model)
+    lanes = processes.add([digest.array_digest(array, stack) for array, stack in zip(arrays, stacks, strict=True)])
+    named = zip(paths, arrays, lanes, strict=True)
+    return digest.tree_sha256(
+        {path: digest.leaf_sha256(path, array.shape, array.dtype.name, lane) for path, array, lane in named}
+    )
