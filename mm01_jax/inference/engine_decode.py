@@ -6,7 +6,7 @@ whose hidden prefill left, is drawn as all others are.
 With `drafts` = D the step takes in D guesses of what follows as well (the answer that was expected, or what followed
 the same two tokens before: prompt lookup), draws after each, in the same way, the token that comes, and goes on while
 that is the guess. What was not is taken back (`model/drafts.py`). Shapes are the same whether anything is guessed or
-right, and so are the bits.
+right; docs/engine.md says where the bits are, too.
 """
 
 import functools

@@ -17,9 +17,8 @@ class Request:
     give the same tokens whatever else runs. stop_ids: ids that end the answer, the last of its tokens. logprobs: how
     many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
     guesses: whether an engine with `drafts` guesses what comes; expected: the answer, as far as somebody has an idea of
-    it, to guess from. Neither changes a bit. priority: a higher one is
-    admitted first and may take a slot away. content: what beside its tokens the prompt means (a digest of pixels):
-    states of prompts are found only by requests with the same.
+    it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
+    tokens the prompt means (a digest of pixels): states of prompts are found only by requests with the same.
     """
 
     prompt: Sequence[int] | np.ndarray

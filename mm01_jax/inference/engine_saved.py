@@ -97,8 +97,7 @@ def _tree(pages: list, state, tokens) -> dict:
 
 def _config(engine: Engine) -> dict:
     model = engine.devices.model
-    plain = {"model": dataclasses.asdict(model.config), "dtype": model.compute.dtype}
-    return json.loads(json.dumps(plain))
+    return {"model": json.dumps(dataclasses.asdict(model.config)), "dtype": model.compute.dtype}
 
 
 def _identity(engine: Engine) -> dict:

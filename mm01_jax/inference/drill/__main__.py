@@ -37,7 +37,7 @@ COMMAND = arguments.Command(
         Flag("grid", "tokens of a piece", int, default=8, example="64", least=1, most=256),
         Flag("prefix_bytes", "remembered of earlier requests", int, default=200_000_000, example="100000", least=0),
         Flag("host_bytes", "remembered on the host", int, default=0, example="100000", least=0),
-        Flag("drafts", "tokens guessed in each step of decode", int, default=2, example="0", least=0, most=16),
+        Flag("drafts", "tokens guessed in each step of decode", int, default=0, example="2", least=0, most=16),
         Flag("json", "a file for what was counted", example="FILE"),
         arguments.COMPILE_CACHE,
     ),

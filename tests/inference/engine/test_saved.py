@@ -47,7 +47,10 @@ def test_another_engine_goes_on_from_a_saved_conversation_with_the_same_bits(sav
 
 def test_what_was_saved_and_is_damaged_is_refused(saved, other, tmp_path):
     folder = shutil.copytree(saved[0], tmp_path / "damaged")
-    data = max((path for path in folder.rglob("*") if path.suffix != ".json"), key=lambda path: path.stat().st_size)
+    data = max(
+        (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"),
+        key=lambda path: path.stat().st_size,
+    )
     raw = bytearray(data.read_bytes())
     raw[len(raw) // 2] ^= 4
     data.write_bytes(raw)
