@@ -113,6 +113,8 @@ class MetricsLog:
             self._drop_board(error)
 
     def _drop_board(self, error: BaseException) -> None:
+        if self._board is not None:
+            self._board.file_writer.event_writer._closed = True  # what it does at exit would fail again
         self._board = None
         self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
 
