@@ -21,7 +21,7 @@ import numpy as np
 
 from mm01_jax.files import parse_json, shown
 
-SECONDS = 2.0  # of the processor, for one text, and a second more for every
+SECONDS = 2.0  # of the processor, for all texts together, and a second more for every
 CHARACTERS_A_SECOND = 100_000
 LOAD_BYTES_A_SECOND = 4_000_000
 MEMORY = 2 << 30
@@ -45,6 +45,7 @@ _REGEX = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]++|\\.)*+")')  # possessive: no 
 _MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
 # Parts that may make a text longer, or that the library panics in when they are damaged.
 _GROWING = re.compile(rb'"type"\s*:\s*"(?:Replace|Prepend|Precompiled)"')
+_LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
 _DISGUISED = re.compile(rb'\\u00[2-7][0-9a-fA-F][^"]{0,40}"\s*:')  # a key spelt so that the above do not see it
 
 
@@ -75,6 +76,8 @@ class Guarded:
     def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
         self._name, self._content, self._ends = name, content, ends
         self._process: subprocess.Popen | None = None
+        if _LONG_PREFIX.search(content):
+            raise ValueError(f"data.tokenizer={name!r}: puts more than 1,000 bytes before every text")
         self.facts: dict[str, Any] = self._start()
 
     def encode(self, text: str) -> np.ndarray:
@@ -94,13 +97,13 @@ class Guarded:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(shell, env=environment, **pipes)
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
-        first = {"size": len(self._content), "seconds": seconds, "bytes": MEMORY, "ends": self._ends}
+        first = {"size": len(self._content), "seconds": seconds, "left": SECONDS, "bytes": MEMORY, "ends": self._ends}
         return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
 
     def _ask(self, what: str, content: bytes) -> bytes:
         if self._process is None:
             self._start()
-        seconds = SECONDS + len(content) / CHARACTERS_A_SECOND
+        seconds = 0.001 + len(content) / CHARACTERS_A_SECOND
         request = json.dumps({"do": what, "size": len(content), "seconds": seconds}).encode() + b"\n" + content
         return self._exchange(request, f"{what}s {len(content):,} bytes", seconds)
 

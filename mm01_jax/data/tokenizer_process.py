@@ -1,6 +1,7 @@
 """Runs a tokenizer.json that anybody may have made: a program of its own (`data/tokenizer_guard.py` starts it).
 
 stdin begins with a line, {"size": bytes of the tokenizer.json that follow, "seconds": of the processor to load it,
+"left": for all texts, beside their own,
 "bytes": of memory}. Then each request is a line {"do": "encode" | "decode" | "dropped", "size", "seconds"} and `size`
 bytes: UTF-8, or int32 ids. Each answer is a line, {"size"} or {"error"}, and `size` bytes. The first answer is what
 `facts` says of the tokenizer. A regular expression that backtracks, a pattern that grows, a panic of the library: all
@@ -49,10 +50,14 @@ def answer(tokenizer, request: dict, content: bytes) -> bytes:
 
 
 def confine(seconds: float) -> None:
-    """So many more seconds of the processor."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    until = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    """So many seconds of the processor from now on."""
+    until = math.ceil(_used() + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _used() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def serve(requests, answers) -> None:
@@ -73,11 +78,15 @@ def serve(requests, answers) -> None:
 
     good = _say(answers, load)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    left = first["left"]
     while good and (line := requests.readline()):
-        request = json.loads(line)
-        confine(request["seconds"])
+        request, before = json.loads(line), _used()
+        # What many texts take together is bounded too: each adds its own time, and what one saves another has.
+        left = min(first["left"], left) + request["seconds"]
+        confine(left)
         content = requests.read(request["size"])
         _say(answers, lambda: answer(tokenizer, request, content))  # noqa: B023
+        left -= _used() - before
 
 
 def _ends(found: dict, names: list[str]) -> dict[str, int]:
