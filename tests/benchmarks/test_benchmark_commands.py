@@ -17,6 +17,7 @@ STARTED_BY_TESTS = (
     "tests.convert.peer",
     "tests.faults.forked",
     "tests.inference.answering",
+    "tests.inference.engine.several",
     "tests.benchmarks.test_benchmark_commands",
 )
 

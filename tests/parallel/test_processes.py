@@ -62,7 +62,19 @@ with jax.set_mesh(mesh):
 
 
 def start(command: list, processes: int, devices: int = 8) -> list[str]:
-    """What each process printed; they know of each other through Open MPI's environment alone."""
+    """What each process printed."""
+    running = launch(command, processes, devices)
+    try:
+        outputs = [process.communicate(timeout=900)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert all(process.returncode == 0 for process in running), "\n".join(outputs)
+    return outputs
+
+
+def launch(command: list, processes: int, devices: int = 8) -> list[subprocess.Popen]:
+    """Processes that know of each other through Open MPI's environment alone."""
     running = []
     for index in range(processes):
         environment = os.environ | {
@@ -84,13 +96,7 @@ def start(command: list, processes: int, devices: int = 8) -> list[str]:
                 whole, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
         )
-    try:
-        outputs = [process.communicate(timeout=900)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert all(process.returncode == 0 for process in running), "\n".join(outputs)
-    return outputs
+    return running
 
 
 def digest(workdir: pathlib.Path) -> str:

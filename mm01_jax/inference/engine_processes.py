@@ -1,0 +1,135 @@
+"""One engine over several processes: the first is asked, all of them step alike.
+
+    engine = lead(Engine(model, ...))          in process 0; then as any engine, and `close` in the end
+    follow(Engine(model, ...))                 in all others; returns when the first has closed
+
+Before each step the first process says what it was asked since the last: a few bytes to every process. What follows is
+decided by all of them alike. A process that dies ends the others: the next collective fails, and says so with its name.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Event, Request, check
+from mm01_jax.inference.sampling import Sampling
+
+
+class Led:
+    """An engine as the first process asks it: each call is taken note of, and done by everyone at the next step."""
+
+    def __init__(self, engine: Engine):
+        self.engine = engine
+        self._asked: list[list[Any]] = []
+        self._next = 0
+
+    def submit(self, request: Request) -> int:
+        """As the engine's; the id is known before the request is."""
+        check(request, self.engine.limits)
+        self._asked.append(["submit", _plain(request)])
+        self._next += 1
+        return self._next - 1
+
+    def cancel(self, id: int) -> None:
+        self._asked.append(["cancel", id])
+
+    def step(self) -> list[Event]:
+        return self._say()
+
+    def run(self) -> None:
+        while self._asked or not self.engine.idle:
+            self.step()
+
+    def result(self, id: int):
+        return self.engine.result(id)
+
+    def statistics(self) -> dict:
+        return self.engine.statistics()
+
+    def close(self) -> None:
+        """Lets the others go."""
+        self._asked.append(["close"])
+        self._say()
+
+    def _say(self) -> list[Event]:
+        asked, self._asked = self._asked, []
+        with _named():
+            return _do(self.engine, json.loads(_from_first(json.dumps(asked).encode())))
+
+
+def lead(engine: Engine) -> Led:
+    """In process 0 alone."""
+    return Led(engine)
+
+
+def follow(engine: Engine, each: Callable[[list[Event]], None] = lambda _: None) -> None:
+    """Does what the first process does, until it closes; `each` gets what every step brought.
+
+    Raises:
+      RuntimeError: another process has died; names it (of more than two, those that it may be).
+    """
+    while True:
+        with _named():
+            asked = json.loads(_from_first(b""))
+            if ["close"] in asked:
+                return
+            events = _do(engine, asked)
+        each(events)
+
+
+def _do(engine: Engine, asked: list[list[Any]]) -> list[Event]:
+    for what, *of in asked:
+        if what == "submit":
+            engine.submit(_request(*of))
+        elif what == "cancel":
+            engine.cancel(*of)
+        else:
+            return []
+    return engine.step()
+
+
+def _from_first(data: bytes) -> bytes:
+    """The bytes of the first process."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(1 << max(8, (size - 1).bit_length()), np.uint8)  # few lengths: few programs
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size])
+
+
+@contextlib.contextmanager
+def _named() -> Iterator[None]:
+    """What a collective says when another process is no longer there, with that process's name."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if jax.process_count() == 1:
+            raise
+        others = ", ".join(str(index) for index in range(jax.process_count()) if index != jax.process_index())
+        first = str(error).splitlines()[0]
+        raise RuntimeError(f"process {others} of this job has died or left ({first})") from None
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    fields = dataclasses.asdict(request)
+    fields["prompt"] = [int(token) for token in request.prompt]
+    fields["content"] = request.content.hex()
+    fields["sampling"]["logit_bias"] = [*request.sampling.logit_bias.items()]
+    return fields
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    sampling = fields["sampling"]
+    sampling = Sampling(**sampling | {"logit_bias": dict(map(tuple, sampling["logit_bias"]))})
+    changed = {
+        "sampling": sampling,
+        "content": bytes.fromhex(fields["content"]),
+        "stop_ids": tuple(fields["stop_ids"]),
+    }
+    return Request(**fields | changed)

@@ -1,0 +1,48 @@
+"""One process of several that hold one engine: python -m tests.inference.engine.several CHECKPOINT MESH [STEPS]
+
+After so many steps the second process dies without a word.
+"""
+
+import os
+import sys
+
+from mm01_jax import cluster
+
+PROMPTS = ("def f", "x", "import self for", "return", "class")
+
+if __name__ == "__main__":
+    cluster.join()
+
+    from mm01_jax.inference import engine_devices
+    from mm01_jax.inference.engine import Engine
+    from mm01_jax.inference.engine_processes import follow, lead
+    from mm01_jax.inference.engine_request import Request
+    from mm01_jax.inference.sampling import Sampling
+    from mm01_jax.loading import load
+    from tests import small
+
+    engine_devices.jit = small.unoptimised
+    model, tokenizer, _ = load(sys.argv[1], sys.argv[2])
+    engine = Engine(model, num_slots=4, max_length=64, grid=16, steps=4, vocab_size=tokenizer.vocab_size)
+    if cluster.is_first():
+        led = lead(engine)
+        sampling = Sampling(temperature=1.0, top_p=0.9)
+        ids = [
+            led.submit(Request(prompt=tokenizer.encode(text), max_tokens=20, sampling=sampling, seed=n))
+            for n, text in enumerate(PROMPTS)
+        ]
+        led.step()
+        led.cancel(ids[1])
+        led.run()
+        led.close()
+        print("answer", [led.result(id).tokens for id in ids if id != ids[1]], flush=True)
+    else:
+        steps = [int(sys.argv[3]) if len(sys.argv) > 3 else -1]
+
+        def each(events) -> None:
+            steps[0] -= 1
+            if steps[0] == 0:
+                os._exit(9)
+
+        follow(engine, each)
+        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4)], flush=True)

@@ -1,0 +1,42 @@
+"""Several processes hold one engine: the first is asked, the text is that of one process, and none outlives another."""
+
+import subprocess
+import time
+
+import pytest
+
+from tests.inference import answering
+from tests.parallel.test_processes import launch, start
+
+MESH = "data=2,expert=2"
+
+
+def answers(output: str) -> str:
+    (line,) = [line for line in output.splitlines() if line.startswith("answer ")]
+    return line
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_tokens_of_one_and_cancel_alike(tmp_path):
+    command = ["-m", "tests.inference.engine.several", answering.write_run(tmp_path), MESH]
+    pair = [answers(output) for output in start(command, processes=2, devices=4)]
+    (one,) = (answers(output) for output in start(command, processes=1, devices=4))
+    assert pair == [one, one]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_other_with_its_name_within_a_minute(tmp_path):
+    command = ["-m", "tests.inference.engine.several", answering.write_run(tmp_path), MESH, 2]
+    first, second = launch(command, processes=2, devices=4)
+    try:
+        assert second.wait(timeout=600) == 9
+        died = time.monotonic()
+        said, _ = first.communicate(timeout=120)
+        assert time.monotonic() - died < 60
+        assert first.returncode != 0
+        assert "process 1 of this job" in said
+    except subprocess.TimeoutExpired:
+        pytest.fail("a process outlived another")
+    finally:
+        first.kill()
+        second.kill()
