@@ -19,6 +19,6 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=6e-4, warmup_steps=20, decay_start=300, final=2e-5)),
         train=TrainConfig(
-            steps=900, batch_size=14, sequence_length=144, eval_every=900, checkpoint_every=900, loss_chunk=2048
+            steps=1100, batch_size=14, sequence_length=144, eval_every=1100, checkpoint_every=1100, loss_chunk=2048
         ),
     )

@@ -93,7 +93,7 @@ def write(folder: pathlib.Path) -> None:
         folder / "stage1.arrayrecord",
         questions(4, 5000, ["digit", "digit", "larger", "larger", "colour", "description"]),
     )
-    understood = ["digit", "digit", "larger", "larger", "colour", "count"]
+    understood = ["digit"] * 3 + ["larger"] * 4 + ["colour", "count"]
     _write_records(folder / "stage2.arrayrecord", questions(5, 12_000, understood))
 
 
