@@ -228,6 +228,8 @@ def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dic
     prompts, stop = _asked(given, loaded, lines)
     progress = Progress(0, len(lines), sys.stderr)
     about_images = any(prompt.files for prompt in prompts)
+    if about_images and (told := next((n for n, fields in enumerate(lines, 1) if "options" in fields), None)):
+        raise ValueError(f"{given.prompts}, line {told}: options: allowed only where no line of the file has images")
     found = (_with_images if about_images else _of_texts)(given, loaded, settings, lines, (prompts, stop))
 
     def answered() -> Iterator:

@@ -19,8 +19,10 @@ from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import TextStream, stops
 from mm01_jax.inference.text import Answer, Settings, ends
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.multimodal import VLModel
 
 GRID = 64  # tokens of a piece of a prompt
+MOST_SAMPLES = 1024  # answers to one prompt
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n")
 
@@ -51,7 +53,7 @@ def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> J
     sampling = dataclasses.replace(settings.sampling, **said)
     max_tokens, samples = options.get("max_tokens", settings.max_tokens), options.get("n", 1)
     check_count("max_tokens", max_tokens, 1, None)
-    check_count("n", samples, 1, None)
+    check_count("n", samples, 1, MOST_SAMPLES)
     seed = check_seed(options.get("seed", settings.seed))
     stop = stops(options["stop"]) if "stop" in options else settings.stop
     return Job(prompt, Settings(max_tokens, sampling, seed, stop), samples)
@@ -65,12 +67,13 @@ def _token_id(text: str) -> int:
 
 
 def answers(
-    model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], *, slots: int, stop: int | None = None
+    model: TextModel | VLModel, tokenizer: Tokenizer, jobs: Sequence[Job], *, slots: int, stop: int | None = None
 ) -> Iterator[list[Answer]]:
     """The answers to each job, in order, as soon as it and those before it are done; `stop` as in `text.stream`.
 
     Every process of the model's mesh calls it alike. slots: how many answers run at a time, at least.
     """
+    model = model.text if isinstance(model, VLModel) else model
     engine = _engine(model, tokenizer, jobs, slots, stop)
     waiting, streams, pieces = [], {}, {}
     for job in jobs:
@@ -96,6 +99,7 @@ def answers(
                     engine.cancel(event.id)  # a stop string ended it; of a finished request it does nothing
                     text = "".join([*pieces.pop(event.id), stream.end()])
                     finished[event.id] = Answer(text, stream.finish or "length")
+                    engine.forget(event.id)
         while waiting and all(id in finished for id in waiting[0]):
             yield [finished[id] for id in waiting.pop(0)]
 

@@ -216,8 +216,12 @@ def _check_finite(model, prompts, blocks: list[np.ndarray]) -> None:
     if not (blocks[-1] == NOT_FINITE).any():
         return
     tokens = np.concatenate(blocks, axis=1)
+    report_texts(model, [[*prompt, *row[row != NOT_FINITE]] for prompt, row in zip(prompts, tokens, strict=False)])
+
+
+def report_texts(model, texts: Sequence[Sequence[int]]) -> None:
+    """Raises nonfinite.NotFinite for texts (prompts and answers) after which logits were no numbers."""
     mesh, rules = sharding.mesh_of(model), model.rules
-    texts = [[*prompt, *row[row != NOT_FINITE]] for prompt, row in zip(prompts, tokens, strict=False)]
     shape = _multiple(len(texts), mesh, rules.batch), _multiple(max(map(len, texts)), mesh, rules.seq)
     rows = _chunk(texts, shape[0], 0, shape[1], 0)
     lengths = np.array([*map(len, texts), *[0] * (shape[0] - len(texts))])

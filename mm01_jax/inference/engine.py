@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from mm01_jax.config.fields import nearest_name
+from mm01_jax.inference.decoding import report_texts
 from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices, Work, to_devices, to_host
 from mm01_jax.inference.engine_memory import Memory
 from mm01_jax.inference.engine_programs import Sizes
-from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, check_count
+from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, check_count, noted
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.prefix import Prefix
 from mm01_jax.inference.sampling import seed_of_sample
@@ -110,6 +111,7 @@ class Engine:
         """So many answers to one prompt, which is taken in once; the first has the request's own seed."""
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"count: got {count!r}; allowed: a whole number at least 1")
+        check(request, self.limits)
         seeds = [seed_of_sample(request.seed, number) for number in range(count)]
         ids = [self.submit(dataclasses.replace(request, seed=seed)) for seed in seeds]
         for id in ids[1:]:
@@ -154,7 +156,11 @@ class Engine:
     # Going on.
 
     def step(self) -> list[Event]:
-        """Admits who waits, takes in prompts within the budget, draws tokens; what that brought, in order of ids."""
+        """Admits who waits, takes in prompts within the budget, draws tokens; what that brought, in order of ids.
+
+        Raises:
+          nonfinite.NotFinite: logits of a request are no numbers; says in which layer and at which token that began.
+        """
         self._admit()
         self._take_in()
         drawn = self._decode()
@@ -178,8 +184,11 @@ class Engine:
         """New tokens of a request as they come; others go on meanwhile. Leaving it early leaves the request running."""
         result, shown = self._job(id).result, 0
         while True:
-            yield from result.tokens[shown:]
-            shown = len(result.tokens)
+            new = result.tokens[shown:]
+            shown += len(new)
+            yield from new
+            if shown < len(result.tokens):  # others stepped while this one was waited for
+                continue
             if result.finish is not None:
                 return
             self.step()
@@ -234,9 +243,10 @@ class Engine:
 
     def _branch(self, job: Job) -> None:
         """Those that go on from this prompt may begin."""
+        row = None  # one copy for all: what is told of each is its own
         for other in self._schedule.waiting:
             if other.waits_for is job:
-                row = self.devices.get_row(job.slot)
+                row = self.devices.get_row(job.slot) if row is None else row
                 other.row = self.devices.with_settings(row, other.request, other.prompt)
                 other.taken, other.waits_for = job.taken, None
 
@@ -256,17 +266,9 @@ class Engine:
 
     def _note(self, job: Job, drawn: Drawn) -> list[int]:
         """Puts what was drawn into the result; the new tokens."""
-        row, result, wants = job.slot, job.result, job.request.logprobs
-        (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
-        new = drawn.tokens[places, row].tolist()
-        result.tokens += new
-        if wants is not None:
-            result.logprobs += drawn.logprob[places, row].tolist()
-            for n in places:
-                ids, values = (x[n, row, :wants].tolist() for x in (drawn.top_ids, drawn.top_logprobs))
-                result.top.append([*zip(ids, values, strict=True)])
-        if drawn.logits is not None:
-            result.logits += [drawn.logits[n, row] for n in places]
+        new, places = noted(job.result, drawn, job.slot, job.request.logprobs)
+        if not np.isfinite(drawn.logprob[places, job.slot]).all():
+            report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens]])
         self._counts["decoded_tokens"] += len(new)
         self._counts["guessed_tokens"] += int((places % (1 + self.sizes.drafts) > 0).sum())
         if new[-1] in job.request.stop_ids:

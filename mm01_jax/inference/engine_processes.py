@@ -38,6 +38,8 @@ class Led:
         return self._next - 1
 
     def cancel(self, id: int) -> None:
+        if not 0 <= id < self._next:
+            raise ValueError(f"request {id!r}: the engine knows none of this id")
         self._asked.append(["cancel", id])
 
     def step(self) -> list[Event]:
@@ -118,9 +120,14 @@ def _named() -> Iterator[None]:
 
 def _plain(request: Request) -> dict[str, Any]:
     fields = dataclasses.asdict(request)
-    fields["prompt"] = [int(token) for token in request.prompt]
+    for name in ("prompt", "stop_ids", "expected"):
+        fields[name] = [int(token) for token in fields[name]]
+    for name in ("max_tokens", "seed", "priority"):
+        fields[name] = int(fields[name])
     fields["content"] = request.content.hex()
-    fields["sampling"]["logit_bias"] = [*request.sampling.logit_bias.items()]
+    fields["sampling"]["logit_bias"] = [
+        (int(token), float(bias)) for token, bias in request.sampling.logit_bias.items()
+    ]
     return fields
 
 
@@ -131,5 +138,6 @@ def _request(fields: dict[str, Any]) -> Request:
         "sampling": sampling,
         "content": bytes.fromhex(fields["content"]),
         "stop_ids": tuple(fields["stop_ids"]),
+        "expected": tuple(fields["expected"]),
     }
     return Request(**fields | changed)

@@ -94,6 +94,8 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if not isinstance(request.sampling, Sampling):
         raise ValueError(f"sampling: got {request.sampling!r}; allowed: a Sampling")
     check_seed(request.seed)
+    if bad := [token for token in request.sampling.logit_bias if token >= limits.vocab_size]:
+        raise ValueError(f"logit_bias: got the id {bad[0]}; allowed: 0 to {limits.vocab_size - 1}")
     stop_ids = _whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
     if len(stop_ids) > limits.stop_ids:
         raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
@@ -107,8 +109,10 @@ def check(request: Request, limits: Limits) -> np.ndarray:
 
 
 def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:
+    if not isinstance(values, np.ndarray | list | tuple):  # what has no order, or can be read once alone, is none
+        raise ValueError(f"{name}: got a {type(values).__name__}; allowed: a list, tuple or array of token ids")
     try:
-        array = np.asarray(values if isinstance(values, np.ndarray) else list(values))
+        array = np.asarray(values)
     except (TypeError, ValueError):
         raise ValueError(f"{name}: got {values!r}; allowed: token ids") from None
     if array.size == 0:
@@ -128,3 +132,18 @@ def check_count(name: str, value, least: int | None, most: int | None) -> None:
     fits = is_whole and (least is None or value >= least) and (most is None or value <= most)
     if not fits:
         raise ValueError(f"{name}: got {value!r}; allowed: a whole number {' and '.join(bounds)}".rstrip())
+
+
+def noted(result: Result, drawn, row: int, wants: int | None) -> tuple[list[int], np.ndarray]:
+    """Puts what `drawn` (engine_decode.Drawn) has of a row into its result; the new tokens, and their places in it."""
+    (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
+    new = drawn.tokens[places, row].tolist()
+    result.tokens += new
+    if wants is not None:
+        result.logprobs += drawn.logprob[places, row].tolist()
+        for n in places:
+            ids, values = (x[n, row, :wants].tolist() for x in (drawn.top_ids, drawn.top_logprobs))
+            result.top.append([*zip(ids, values, strict=True)])
+    if drawn.logits is not None:
+        result.logits += [drawn.logits[n, row].copy() for n in places]  # a view would keep all rows
+    return new, places

@@ -54,7 +54,7 @@ def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> st
     h = jax.jit(lambda model, tokens: model.embed_tokens(tokens))(text, tokens)
     if at := _first(h, segments):
         return f"in the embedding, {at}"
-    number, slopes = 0, text._slopes()
+    number, slopes = 0, text.slopes()
     for period in range(text.config.num_periods):
         for (kind, count), stack, slope_MnN in zip(text.config.stacks, text.stacks, slopes, strict=True):
             for index in range(count):

@@ -6,6 +6,8 @@ import pytest
 
 from mm01_jax.evals import perplexity
 from mm01_jax.inference import decoding
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.nonfinite import NotFinite
 from tests import small
 
@@ -44,6 +46,14 @@ def test_generation_says_in_which_layer_numbers_first_are_none(place):
     with pytest.raises(NotFinite, match=r"^the logits are not finite: numbers first are none") as caught:
         list(decoding.generate(model, [np.array([65, 66, 67])], max_tokens=4))
     assert PLACES[place] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_engine_says_so_too():
+    model = spoilt("stacks/1/experts/down", np.nan)
+    engine = Engine(model, num_slots=1, max_length=16, grid=8, pieces=1, steps=2)
+    engine.submit(Request(prompt=[65, 66, 67], max_tokens=4))
+    with pytest.raises(NotFinite, match=r"layer 1 \(softmax\), at token 0 of row 0"):
+        engine.run()
 
 
 def test_scoring_says_so_too(tmp_path):

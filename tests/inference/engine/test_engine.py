@@ -193,6 +193,14 @@ def test_streaming_gives_each_token_once_while_others_go_on():
     engine().run()
 
 
+def test_two_streams_at_once_lose_no_token():
+    asked = [request(length, max_tokens=9) for length in (11, 30)]
+    expected = [answer(engine(), one).tokens for one in asked]
+    streams = [engine().stream(engine().submit(one)) for one in asked]
+    assert [list(column) for column in zip(*zip(*streams, strict=True), strict=True)] == expected
+    engine().run()
+
+
 REFUSED = (
     ({"prompt": []}, "prompt: got no token"),
     ({"prompt": "text"}, "prompt: got text"),
@@ -206,6 +214,9 @@ REFUSED = (
     ({"seed": -1}, "seed"),
     ({"stop_ids": (1,) * 9}, "stop_ids: got 9 ids; allowed: at most 8"),
     ({"stop_ids": ("x",)}, "stop_ids: got "),
+    ({"stop_ids": {1, 2}}, "stop_ids: got a set; allowed: a list, tuple or array of token ids"),
+    ({"expected": iter([1])}, "expected: got a list_iterator"),
+    ({"sampling": Sampling(logit_bias={320: 1.0})}, "logit_bias: got the id 320; allowed: 0 to 319"),
     ({"logprobs": 1}, "logprobs: got 1; allowed: a whole number at least 0 and at most 0"),
     ({"sampling": 0.8}, "sampling: got 0.8; allowed: a Sampling"),
     ({"priority": 0.5}, "priority: got 0.5"),
