@@ -23,9 +23,7 @@ def _perplexity(loaded, given: types.SimpleNamespace):
 
     trained_on = data_of(given.checkpoint)
     if trained_on and given.tokenizer:
-        trained_on = {
-            key: value for key, value in trained_on.items() if key != "tokenizer"
-        }  # another one was asked for
+        trained_on = trained_on | {"tokenizer": loaded.tokenizer.fingerprint}  # another one was asked for
     return perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on)
 
 

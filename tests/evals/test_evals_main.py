@@ -79,6 +79,12 @@ def test_perplexity_of_a_run_is_said_beside_what_counting_achieves(run, capsys):
     assert int(whole.split(" targets")[0].split()[-1].replace(",", "")) > found.num_targets
 
 
+def test_perplexity_with_a_tokenizer_that_is_named_is_of_the_run_s_own_data(run, capsys):
+    workdir, _ = run
+    code, out, err = command(capsys, "perplexity", f"--checkpoint={workdir}", "--tokenizer=bytes")
+    assert (code, err) == (0, "") and "perplexity" in out
+
+
 def test_perplexity_is_the_mean_over_every_held_out_row(run):
     workdir, _ = run
     with small.one_device():
