@@ -171,7 +171,7 @@ class Checkpoints:
           ValueError: a sound step holds other leaves than `abstract_state`.
         """
         self.wait()
-        problems = []
+        problems, restored = [], None
         for step, path in reversed(list_steps(self.directory)):
             try:
                 checkpoint = Checkpoint(path, root=self.directory.parent)
@@ -184,6 +184,7 @@ class Checkpoints:
             except CheckpointError as error:
                 self._log(f"step {step} is skipped: {error}")
                 problems.append((path, str(error)))
+                restored = None  # what `judge` refused makes room for an older state
                 continue
             self._set_aside([path for path, _ in problems])
             return restored
@@ -206,8 +207,11 @@ class Checkpoints:
     def _retire(self):
         for _, path in list_steps(self.directory)[: -self._keep]:
             retired = self.directory / _RETIRED / path.name
-            FILES.folder(retired.parent)
-            path.rename(retired)
+            try:
+                FILES.folder(retired.parent)
+                path.rename(retired)
+            except OSError as error:  # as in `_purge`: the new step is saved
+                self._log(f"{path} could not be retired: {error}")
         files.sync_directory(self.directory)
         self._purge()
 

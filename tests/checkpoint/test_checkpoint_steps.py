@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,44 @@ def test_a_damaged_newest_step_is_skipped_by_name_and_its_number_can_be_saved_ag
     with checkpoint.Checkpoints(run) as checkpoints:
         checkpoints.save(2, states[3], META)
     assert bits(restore(run, states[0]).state) == bits(states[3])
+
+
+def test_a_state_that_is_refused_is_dropped_before_an_older_one_is_restored(run, states, monkeypatch):
+    refused, restore = [], steps.Checkpoint.restore
+
+    def restoring(self, state):
+        assert not any(leaf() for leaf in refused)
+        return restore(self, state)
+
+    def judge(found):
+        if found.step > 0:
+            refused.append(weakref.ref(jax.tree.leaves(found.state)[0]))
+            raise checkpoint.CheckpointError("not this one")
+
+    monkeypatch.setattr(steps.Checkpoint, "restore", restoring)
+    with checkpoint.Checkpoints(run) as checkpoints:
+        assert checkpoints.restore_latest(abstract(states[0]), judge).step == 0
+    assert len(refused) == 2
+
+
+def test_a_step_that_cannot_be_retired_is_said_and_the_new_one_is_saved(run, states, monkeypatch):
+    def rename(path, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    said = []
+    with checkpoint.Checkpoints(run, keep=3, log=said.append) as checkpoints:
+        retire = checkpoints._retire
+
+        def refused():
+            with monkeypatch.context() as patch:
+                patch.setattr(pathlib.Path, "rename", rename)
+                retire()
+
+        checkpoints._retire = refused
+        checkpoints.save(3, states[3], META)
+        checkpoints.wait()
+    assert len(said) == 1 and "00000000 could not be retired" in said[0]
+    assert listed(run) == ["00000000", "00000001", "00000002", "00000003"]
 
 
 def test_a_damaged_array_with_a_right_crc_is_still_refused(run, states, mesh):
