@@ -27,8 +27,9 @@ def _to_stderr(message: str) -> None:
 def use(log: Callable[[str], None] = _to_stderr) -> None:
     """Lets this process's programs come from the cache and go into it; call it before the first is compiled.
 
-    Whoever has set a cache of their own (JAX_COMPILATION_CACHE_DIR), or none (JAX_ENABLE_COMPILATION_CACHE=0), keeps
-    that. Where the folder cannot be written there is no cache, which is said.
+    Whoever has set a cache of their own (JAX_COMPILATION_CACHE_DIR), be it read-only, or none
+    (JAX_ENABLE_COMPILATION_CACHE=0), keeps that. Where it is no folder that can be read, or ours none that can be
+    written, there is no cache, which is said.
     """
     import jax
 
@@ -40,6 +41,8 @@ def use(log: Callable[[str], None] = _to_stderr) -> None:
         folder = pathlib.Path(chosen) if chosen else default_folder()
         if "://" not in str(chosen):  # of a bucket jax knows more
             folder.mkdir(parents=True, exist_ok=True)
+            os.scandir(folder).close()
+        if not chosen:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         if bounded and not chosen:

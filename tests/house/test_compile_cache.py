@@ -82,13 +82,13 @@ def unset():
     jax.config.update("jax_compilation_cache_dir", None)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_enable_compilation_cache", True)  # what cannot be written switches it off
 
 
 def test_a_cache_that_the_user_has_switched_off_is_left_so(unset, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_enable_compilation_cache", False)
     compile_cache.use()
-    jax.config.update("jax_enable_compilation_cache", True)
     assert not list(tmp_path.iterdir())
 
 
@@ -114,3 +114,14 @@ def test_a_folder_of_one_s_own_that_cannot_be_written_is_said_once(tmp_path):
     done = subprocess.run([sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True, check=True)
     (line,) = done.stderr.splitlines()
     assert line.startswith("no compile cache, every start compiles anew: ") and str(tmp_path / "file") in line
+
+
+def test_a_folder_of_one_s_own_that_is_only_read_is_used(unset, tmp_path, monkeypatch):
+    def read_only(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(compile_cache.tempfile, "TemporaryFile", read_only)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    said = []
+    compile_cache.use(said.append)
+    assert said == [] and jax.config.jax_enable_compilation_cache
