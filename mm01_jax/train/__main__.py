@@ -27,7 +27,9 @@ COMMAND = arguments.Command(
         arguments.CONFIG,
         Flag("workdir", "the run's folder: checkpoints, metrics, config; an old run resumes", example="DIR"),
         Flag("init_from", "a run or checkpoint whose weights a new run starts from; its parts: DIR,DIR", example="DIR"),
-        arguments.ALLOW_NONFINITE._replace(words="let --init-from have NaN and infinity"),
+        arguments.ALLOW_NONFINITE._replace(
+            words="let --init-from, and so the run's steps, have NaN and infinity: in frozen parts"
+        ),
         Flag("save_on", "signals that save and end the run besides TERM, HUP and Ctrl-C", example="USR1,USR2"),
         Flag("dry_run", "check the config, print it whole, stop", bool, default=False),
         arguments.COMPILE_CACHE,

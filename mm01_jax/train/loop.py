@@ -57,7 +57,7 @@ def run(
 
     Args:
       init_from: a run or checkpoint whose weights a new run starts from.
-      allow_nonfinite: those may have NaN and infinity.
+      allow_nonfinite: those, and the run's own steps, may have NaN and infinity: in parts that are frozen.
       save_on: further signals that save and end the run, as SIGTERM does.
 
     Raises:

@@ -22,11 +22,14 @@ _DATA = {
 _META = {"row": plain.WHOLE, "data": plain.OBJECT, "mesh": plain.objects_of(plain.POSITIVE)}
 
 
-def check(restored: Restored, config: Config, mesh: Mesh, manifest: pathlib.Path) -> None:
+def check(
+    restored: Restored, config: Config, mesh: Mesh, manifest: pathlib.Path, *, allow_nonfinite: bool = False
+) -> None:
     """Raises CheckpointError that names the file and the fact, or the leaves that are not finite.
 
     Args:
       config: of the run that goes on. manifest: the file that the facts stand in.
+      allow_nonfinite: of a run that began from weights with NaN and infinity.
     """
     meta, step = restored.meta, restored.step
     check_keys(meta, _META, manifest, "meta")
@@ -38,7 +41,8 @@ def check(restored: Restored, config: Config, mesh: Mesh, manifest: pathlib.Path
         _refuse(manifest, "row", meta["row"], f"{rows}, the next after {step} steps of this run's batch sizes")
     if int(restored.state.step) != step:
         _refuse(manifest, "step", step, f"{int(restored.state.step)}, as the state that was saved counts")
-    check_finite(manifest.parent, restored.state, mesh)
+    if not allow_nonfinite:
+        check_finite(manifest.parent, restored.state, mesh)
 
 
 def _refuse(manifest: pathlib.Path, name: str, got: object, allowed: str) -> None:

@@ -92,7 +92,7 @@ def begin(
     """Restores the newest sound step, or loads weights from `init_from`, or initialises.
 
     Args:
-      allow_nonfinite: begin from weights with NaN and infinity, too.
+      allow_nonfinite: begin from weights with NaN and infinity, and go on from a step that has them, too.
 
     Raises:
       DataError: the data is not what the run began with.
@@ -100,9 +100,12 @@ def begin(
     """
     abstract = step.abstract_state(config, mesh)
     began = time.monotonic()
-    restored = checkpoints.restore_latest(
-        abstract, lambda found: resumed.check(found, config, mesh, checkpoints.manifest_of(found.step))
-    )
+
+    def judge(found: checkpoint.Restored) -> None:
+        manifest = checkpoints.manifest_of(found.step)
+        resumed.check(found, config, mesh, manifest, allow_nonfinite=allow_nonfinite)
+
+    restored = checkpoints.restore_latest(abstract, judge)
     if restored is not None:
         check_unchanged(restored.meta["data"], dataset.manifest)
         log(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")

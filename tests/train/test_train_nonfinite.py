@@ -99,6 +99,10 @@ def test_a_run_begins_from_weights_that_are_not_finite_only_where_that_is_asked_
     said = f"{spoilt}: weights that are not finite: embed; --allow-nonfinite takes them as they are\n"
     assert capsys.readouterr().err == said and steps_saved(tmp_path / "a") == []
     loop.run(config, str(tmp_path / "b"), str(spoilt), allow_nonfinite=True)
+    said = []
+    longer = small.config(text, train__steps=2)
+    loop.run(longer, str(tmp_path / "b"), str(spoilt), said.append, allow_nonfinite=True)
+    assert any("resumed from step 1" in line for line in said)
 
 
 FACTS = {
