@@ -19,7 +19,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """A context in which signals are remembered instead of obeyed; use it in the main thread.
+    """A context in which signals are remembered instead of obeyed; outside the main thread nothing.
 
     Args:
       more: further signals to listen to, as launchers send them (SIGUSR1, SIGUSR2).
@@ -35,6 +35,8 @@ class Preemption:
         self._before = {}
 
     def __enter__(self) -> "Preemption":
+        if threading.current_thread() is not threading.main_thread():
+            return self
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -45,6 +47,8 @@ class Preemption:
         return self
 
     def __exit__(self, *_) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)

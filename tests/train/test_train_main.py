@@ -1,5 +1,6 @@
 """The training command in processes of its own, with the real step: signals, kills, and that resuming is bitwise."""
 
+import concurrent.futures
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 import jax
 import pytest
 
+from mm01_jax.train.preemption import Preemption
 from tests.faults.train_faults import Runs, kill_and_resume
 
 STEPS = 48
@@ -101,3 +103,12 @@ def test_a_second_sigint_ends_the_process_at_once_even_inside_compiled_code():
             process.wait(timeout=1.0)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10.0) == 128 + signal.SIGINT
+
+
+def test_outside_the_main_thread_a_run_listens_to_no_signal():
+    def asked() -> bool:
+        with Preemption() as preemption:
+            return preemption.requested(1)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(asked).result() is False
