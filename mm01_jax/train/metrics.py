@@ -4,6 +4,7 @@ The checkpoints are the run; this is what it says of itself. A line that cannot 
 goes on.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -109,11 +110,11 @@ class MetricsLog:
     def _on_board(self, act: Callable, *given) -> None:
         try:
             act(*given)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:  # Attribute: what is private is another's to rename
             self._drop_board(error)
 
     def _drop_board(self, error: BaseException) -> None:
-        if self._board is not None:
+        with contextlib.suppress(AttributeError):  # of None, or of another version
             self._board.file_writer.event_writer._closed = True  # what it does at exit would fail again
         self._board = None
         self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
