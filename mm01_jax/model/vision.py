@@ -170,10 +170,13 @@ class VisionTower(nnx.Module):
 
     def _every_block(self, x: jax.Array) -> jax.Array:
         """All blocks one behind the other, traced and lowered once; each weight is taken apart by one split."""
-        weights, tree = jax.tree.flatten(self.blocks)
+        weights, tree = jax.tree_util.tree_flatten_with_path(self.blocks)
         columns = [
-            [part[0].astype(x.dtype) for part in jax.lax.split(weight, (1,) * self.config.num_layers)]
-            for weight in weights
+            [
+                part[0] if "norm" in jax.tree_util.keystr(path) else part[0].astype(x.dtype)  # norms are in float32
+                for part in jax.lax.split(weight, (1,) * self.config.num_layers)
+            ]
+            for path, weight in weights
         ]
 
         def step(x: jax.Array, block: Blocks) -> jax.Array:

@@ -1,11 +1,13 @@
 """The JAX VL model against the NumPy reference in float64: the loss, and the gradient of every leaf of vision."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from mm01_jax.convert import axes, table
 from mm01_jax.data.batch import Batch
@@ -93,3 +95,21 @@ def test_blocks_written_out_before_a_patch_that_nobody_sees_have_the_same_loss_a
     assert found.keys() == gradient.keys()
     for path, exact in gradient.items():
         assert np.max(np.abs(found[path] - exact)) <= ROUNDING * np.max(np.abs(exact)) + 1e-14, path
+
+
+def test_norms_of_blocks_written_out_have_their_weights_in_float32(monkeypatch):
+    seen, layer_norm = [], tower.layer_norm
+
+    def noting(x, gain, bias, eps):
+        seen.append((x.dtype.name, gain.dtype.name, bias.dtype.name))
+        return layer_norm(x, gain, bias, eps)
+
+    monkeypatch.setattr(tower, "unrolls", lambda vision: True)
+    monkeypatch.setattr(tower, "layer_norm", noting)
+    with jax_model.one_device():
+        config = vl_model.config()
+        compute = dataclasses.replace(config.compute, dtype="bfloat16", param_dtype="float32")
+        model = tower.VisionTower(config.vision, compute, config.mesh.rules, rngs=nnx.Rngs(0))
+        tiles = pixels(IMAGES[0])[None]
+        jax.eval_shape(lambda m, x: m(x, training=True), model, tiles)
+    assert set(seen) == {("bfloat16", "float32", "float32")}
