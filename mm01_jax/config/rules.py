@@ -52,7 +52,7 @@ def problems(config: Config, unread: Iterable[str] = ()) -> list[Problem]:
 def training_problems(config: Config) -> Iterator[Problem]:
     """What a model may be and yet not be trained as: one whose router cannot learn."""
     model = config.model
-    if model.num_experts_per_token == 1 < model.num_experts:
+    if model.num_experts_per_token == 1 < model.num_experts and "text" not in config.optimizer.frozen:
         allowed = (
             f"2 to {model.num_experts} in training: the weights of a token's experts sum to 1, so that of one alone is "
             "always 1 and the loss teaches the router nothing"

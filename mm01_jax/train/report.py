@@ -65,7 +65,9 @@ def draw(workdir: pathlib.Path, records: list[dict[str, Any]], bigram: float | N
     """
     if not importlib.util.find_spec("matplotlib"):
         return []
-    return [_loss(workdir / "loss.png", records, bigram), _router_load(workdir / "router_load.png", records)]
+    loads = [record["expert_load"] for record in records if record.get("expert_load")][-50:]
+    drawn = [_loss(workdir / "loss.png", records, bigram)]
+    return [*drawn, _router_load(workdir / "router_load.png", loads)] if loads else drawn
 
 
 def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> pathlib.Path:
@@ -85,10 +87,9 @@ def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | Non
     return path
 
 
-def _router_load(path: pathlib.Path, records: list[dict[str, Any]]) -> pathlib.Path:
+def _router_load(path: pathlib.Path, loads: list[list[list[float]]]) -> pathlib.Path:
     from matplotlib.figure import Figure
 
-    loads = [record["expert_load"] for record in records if "expert_load" in record][-50:]
     mean = [[sum(column) / len(loads) for column in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -173,3 +173,9 @@ def test_config_file_that_fails_is_told_with_its_line(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config(:\n")
     with pytest.raises(ConfigError, match="SyntaxError"):
         command_line.load_config(str(tmp_path / "mine.py"))
+
+
+def test_one_expert_a_token_is_refused_in_training_but_where_the_text_is_frozen():
+    config = _with(model__num_experts_per_token=1)
+    assert [problem.key for problem in rules.training_problems(config)] == ["model.num_experts_per_token"]
+    assert not [*rules.training_problems(fields.replace(config, "optimizer.frozen", ("text",)))]

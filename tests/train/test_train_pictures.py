@@ -20,3 +20,8 @@ def test_pictures_are_drawn_without_pyplot_whose_backend_is_the_callers(tmp_path
     for path in paths:
         assert imread(path).shape[:2] == (480, 840) and imread(path)[..., :3].std() > 0.01  # something is on it
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_without_loads_of_experts_there_is_the_loss_alone(tmp_path):
+    records = [{"step": record["step"], "loss": record["loss"]} for record in RECORDS]
+    assert [path.name for path in report.draw(tmp_path, records, None)] == ["loss.png"]
