@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -76,6 +77,7 @@ class Guarded:
     def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
         self._name, self._content, self._ends = name, content, ends
         self._process: subprocess.Popen | None = None
+        self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
         if _LONG_PREFIX.search(content):
             raise ValueError(f"data.tokenizer={name!r}: puts more than 1,000 bytes before every text")
         self.facts: dict[str, Any] = self._start()
@@ -101,11 +103,12 @@ class Guarded:
         return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
 
     def _ask(self, what: str, content: bytes) -> bytes:
-        if self._process is None:
-            self._start()
         seconds = 0.001 + len(content) / CHARACTERS_A_SECOND
         request = json.dumps({"do": what, "size": len(content), "seconds": seconds}).encode() + b"\n" + content
-        return self._exchange(request, f"{what}s {len(content):,} bytes", seconds)
+        with self._lock:
+            if self._process is None:
+                self._start()
+            return self._exchange(request, f"{what}s {len(content):,} bytes", seconds)
 
     def _exchange(self, request: bytes, doing: str, seconds: float) -> bytes:
         try:
@@ -155,8 +158,9 @@ class Guarded:
 
     def close(self) -> None:
         """Ends the process."""
-        if self._process is not None:
-            self._end()
+        with self._lock:
+            if self._process is not None:
+                self._end()
 
     def __del__(self):
         with contextlib.suppress(Exception):

@@ -1,5 +1,6 @@
 """Tokenizers: bytes, and a user's tokenizer.json."""
 
+import concurrent.futures
 import json
 import sys
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data import tokenizer_guard
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import BytesTokenizer, open_tokenizer
@@ -174,3 +176,17 @@ def test_a_pattern_that_backtracks_is_stopped_and_named(tmp_path):
     with pytest.raises(ValueError, match=r"t\.json'.*(takes too long|retry-limit)"):
         words.encode("x" * 20_000)
     assert words.encode("far").tolist() == [1]
+
+
+def test_a_guarded_tokenizer_answers_each_thread_with_its_own_ids(tmp_path):
+    pytest.importorskip("tokenizers")
+    words = {"</s>": 0} | {f"w{number}": number for number in range(1, 5)}
+    path = word_level(tmp_path / "t.json", words)
+    guarded = tokenizer_guard.Guarded(path, (tmp_path / "t.json").read_bytes(), ("</s>",))
+
+    def wrong(number: int) -> int:
+        return sum(guarded.encode(f"w{number}").tolist() != [number] for _ in range(200))
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(wrong, range(1, 5))) == [0] * 4
+    guarded.close()
