@@ -113,7 +113,7 @@ def _check(config: DataConfig) -> None:
 def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, others: Corpus | None) -> dict[str, Any]:
     files = {name: [file.documents, file.size, file.digest] for name, file in corpus.files.items()}
     if len(files) > LISTED:
-        files = {}  # the fingerprint alone says then that something changed
+        files = {}
     return {
         "source": config.source,
         "fingerprint": corpus.fingerprint,
@@ -141,7 +141,10 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
     if saved.get("fingerprint") != now["fingerprint"]:
         if saved.get("python") != now["python"]:
             changes.append(f"the corpus is that of Python {saved.get('python')}, now of {now['python']}")
-        changes += _changed_files(saved.get("files", {}), now["files"])
+        before = saved.get("files", {})
+        named = _changed_files(before, now["files"]) if before and now["files"] else []
+        # Above LISTED files no manifest names them: the fingerprint alone says that something changed.
+        changes += named or [f"the fingerprint was {saved.get('fingerprint')!r}, is {now['fingerprint']!r}"]
     if changes:
         raise DataError(
             f"The data is not what this run began with: {'; '.join(changes)}. Restore it, or begin a new run."

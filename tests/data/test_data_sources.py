@@ -210,3 +210,17 @@ def test_a_five_million_token_record_is_read_once_for_all_its_rows(tmp_path, mon
     made = [rows.row(i)["tokens"] for i in range(5_000)]
     assert reads == [(0,)]
     assert (np.concatenate(made).reshape(-1, 10) == np.arange(48, 58)).all()
+
+
+@pytest.mark.parametrize("side", ["before", "now"])
+def test_changed_data_of_more_files_than_are_listed_is_refused(tmp_path, side):
+    (tmp_path / "a.txt").write_text("a text")
+    config = DataConfig(source=str(tmp_path / "a.txt"), held_out=0.0)
+    manifest = open_dataset(config, 8, 257).manifest
+    other = manifest | {"fingerprint": "other"}
+    unlisted = {"files": {}}
+    check_unchanged(manifest | unlisted, manifest | unlisted)
+    with pytest.raises(DataError, match="the fingerprint was 'other', is "):
+        check_unchanged(other | unlisted, manifest | (unlisted if side == "now" else {}))
+    with pytest.raises(DataError, match="the fingerprint was 'other', is "):
+        check_unchanged(other, manifest)
