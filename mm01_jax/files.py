@@ -175,21 +175,21 @@ def utf8(raw: bytes) -> str:
         raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
 
 
-def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None) -> Any:
+def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY) -> Any:
     """What a JSON text says, with each key once, numbers finite and not without end.
 
     Args:
       pairs: makes an object of its (name, value) pairs; the default refuses a name that occurs twice.
 
     Raises:
-      ValueError: it is none, or would take more than `MEMORY`, or is more than `DEPTH` deep.
+      ValueError: it is none, or would take more than `most` bytes, or is more than `DEPTH` deep.
     """
     text = utf8(raw)
     if len(raw) > _FREE:
         # At least as many as there are: some may stand inside text. Counting takes a nanosecond a byte.
         lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
         needed = len(raw) * (3 if raw.isascii() else 9) + 250 * lists + 110 * commas
-        if needed > MEMORY:
+        if needed > most:
             raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes are more than any file here has")
     hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
     try:

@@ -2,7 +2,7 @@
 
 The `tokenizers` library runs what a file asks for: regular expressions that backtrack for hours, replacements that
 grow a text without end; and it ends a process that it panics in. The patterns of published tokenizers are known not
-to; a file with any other part that could runs here.
+to, nor are the parts listed here; a file with anything else runs in that process.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ SECONDS = 2.0  # of the processor, for all texts together, and a second more for
 CHARACTERS_A_SECOND = 100_000
 LOAD_BYTES_A_SECOND = 4_000_000
 MEMORY = 2 << 30
+_PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _LETTERS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -42,25 +43,66 @@ KNOWN = frozenset(
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
-_REGEX = re.compile(rb'"Regex"\s*:\s*("(?:[^"\\]++|\\.)*+")')  # possessive: no memory for what cannot match
 _MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
-# Parts that may make a text longer, or that the library panics in when they are damaged.
-_GROWING = re.compile(rb'"type"\s*:\s*"(?:Replace|Prepend|Precompiled)"')
+_PARSED = 1 << 30  # bytes that those take
+_MOST_PARTS = 8  # of one kind
+_MOST_CHARACTERS = 1000  # of a word that WordPiece takes, in the square of its time, and of a text in a part
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
-_DISGUISED = re.compile(rb'\\u00[2-7][0-9a-fA-F][^"]{0,40}"\s*:')  # a key spelt so that the above do not see it
+# Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
+# Precompiled panics when it is damaged, Unigram and CTC take a damaged file's own time.
+_TYPES = {
+    "normalizer": {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Nmt"},
+    "pre_tokenizer": {"Split", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "BertPreTokenizer"},
+    "post_processor": {"TemplateProcessing", "BertProcessing", "RobertaProcessing"},
+    "decoder": {"ByteFallback", "Fuse", "Strip", "WordPiece"},
+    "model": {"BPE", "WordPiece", "WordLevel"},
+}
+_GROWING = {"ByteLevel", "Metaspace"}  # by two or three times, so one of them
+_SEQUENCES = {"normalizers", "pretokenizers", "processors", "decoders"}  # where a Sequence has its parts
 
 
 def is_needed(content: bytes) -> bool:
     """Whether something in a tokenizer.json may take more than its text's own time and memory."""
-    if _GROWING.search(content) or _DISGUISED.search(content):
-        return True
     if content.count(b",") + content.count(b"[") > _MOST_VALUES:
         return True
-    longest = 2 * max(map(len, KNOWN))  # as JSON, where a backslash is two
     try:
-        return any(len(text) > longest or parse_json(text) not in KNOWN for text in _REGEX.findall(content))
-    except ValueError:
+        plain = parse_json(content, most=_PARSED)
+        return not all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
+    except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return True
+
+
+def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """A part, or those of a Sequence; one inside another is a part like others, which no list has."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    (inner,) = (value for key, value in part.items() if key != "type")
+    return inner
+
+
+def _is_plain(kind: str, parts: list[dict[str, Any]]) -> bool:
+    """Whether all parts of a kind are known to take no more than their text's time."""
+    types = [part["type"] for part in parts]
+    allowed = _TYPES[kind] | (_GROWING if kind != "model" else set())
+    growing = sum(name in _GROWING for name in types)
+    return (
+        len(parts) <= _MOST_PARTS
+        and all(name in allowed for name in types)
+        and growing <= (0 if kind == "normalizer" else 1)
+        and all(_is_plain_part(part) for part in parts)
+    )
+
+
+def _is_plain_part(part: dict[str, Any]) -> bool:
+    texts = [value for value in part.values() if isinstance(value, str)]
+    if _SEQUENCES & part.keys() or any(len(text) > _MOST_CHARACTERS for text in texts):
+        return False
+    if part["type"] == "WordPiece" and not part.get("max_input_chars_per_word", 0) <= _MOST_CHARACTERS:
+        return False
+    pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}
+    return not isinstance(pattern, dict) or pattern.get("Regex", next(iter(KNOWN))) in KNOWN
 
 
 class Stopped(ValueError):
@@ -95,7 +137,8 @@ class Guarded:
 
     def _start(self) -> dict[str, Any]:
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("tokenizer_process.py"))]
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
+        environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(shell, env=environment, **pipes)
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND

@@ -13,7 +13,7 @@ from mm01_jax.config import DataConfig
 from mm01_jax.data import tokenizer_guard
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.text import DataError
-from mm01_jax.data.tokenizer import BytesTokenizer, open_tokenizer
+from mm01_jax.data.tokenizer import BytesTokenizer, bytes_json, open_tokenizer
 
 TEXTS = ["a tale of two cities", "the tale of a tub <|endoftext|> tail", "two two two", "cities and tubs"] * 5
 
@@ -136,7 +136,7 @@ def test_a_tokenizer_that_is_not_there_is_refused(name, said):
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     pytest.importorskip("tokenizers")
     (tmp_path / "t.json").write_bytes(content)
-    with pytest.raises(ValueError, match="is not a tokenizer.json"):
+    with pytest.raises(ValueError, match="is not a tokenizer.json|while it is loaded"):
         open_tokenizer(str(tmp_path / "t.json"))
 
 
@@ -190,3 +190,31 @@ def test_a_guarded_tokenizer_answers_each_thread_with_its_own_ids(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         assert list(threads.map(wrong, range(1, 5))) == [0] * 4
     guarded.close()
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("needed", "changed"),
+    [
+        (False, {}),
+        (False, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}),
+        (False, {"post_processor": BYTE_LEVEL}),
+        (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 2}}),
+        (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}] * 9}}),
+        (True, {"normalizer": {"prepend": "xxxx"}}),
+        (True, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}),
+        (True, {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}}),
+        (True, {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}}}),
+        (True, {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1_000_000}}),
+        (True, {"model": []}),
+    ],
+)
+def test_what_is_not_known_to_be_harmless_is_guarded(needed, changed):
+    assert tokenizer_guard.is_needed(json.dumps(bytes_json() | changed).encode()) is needed
+
+
+def test_a_type_that_is_spelt_with_escapes_is_guarded():
+    content = json.dumps(bytes_json() | {"normalizer": {"type": "Prepend", "prepend": "x"}}).encode()
+    assert tokenizer_guard.is_needed(content.replace(b"Prepend", b"Pr\\u0065pend"))
