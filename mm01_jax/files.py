@@ -12,8 +12,11 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import stat
+import sys
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +24,8 @@ SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B 
 MEMORY = 160 * 2**20  # that the values of one JSON text may take
 DEPTH = 64  # of JSON: lists and objects inside one another
 _FREE = 2**20  # bytes of JSON that take less than MEMORY, whatever they say
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _DIGITS = 40  # of a whole number
 _SHOWN = 200  # characters of a name in a message
 
@@ -93,8 +98,11 @@ class Door(NamedTuple):
 
     def folder(self, path) -> pathlib.Path:
         """A directory to write and delete in, made where there is none; a link is no such directory."""
-        with self.errors(path):
+        try:
             pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+        except (OSError, ValueError) as error:
+            of_the_disk = getattr(error, "errno", None) in OF_THE_DISK
+            raise error if of_the_disk else self.error(f"{shown(path)}: {why(error)}") from None
         self.refuse_link(path)
         return pathlib.Path(path)
 
@@ -115,8 +123,8 @@ def owners(root) -> tuple[pathlib.Path, ...]:
     """The folders that files of a directory may lie in: itself, and of a snapshot in the cache of Hugging Face's
     libraries, whose files are links, the blobs of the same repository."""
     real = pathlib.Path(root).resolve()
-    blobs = real.parent.parent / "blobs"
-    return (real, blobs) if real.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else (real,)
+    blobs = [place.parent.parent / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+    return (real, *(place for place in blobs[:1] if place.is_dir() and not place.is_symlink()))
 
 
 def _inside(path, root) -> str:
@@ -162,9 +170,6 @@ def quoted(value: object) -> str:
     return f"'{shown(value)}'" if isinstance(value, str) else shown(repr(value))
 
 
-# JSON.
-
-
 def utf8(raw: bytes) -> str:
     """Text in UTF-8; ValueError says what else it is."""
     if raw.startswith(codecs.BOM_UTF8):
@@ -176,21 +181,20 @@ def utf8(raw: bytes) -> str:
 
 
 def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY) -> Any:
-    """What a JSON text says, with each key once, numbers finite and not without end.
+    """What a JSON text says, numbers finite; `pairs` makes an object of pairs, by default one where no name is twice.
 
-    Args:
-      pairs: makes an object of its (name, value) pairs; the default refuses a name that occurs twice.
-
-    Raises:
-      ValueError: it is none, or would take more than `most` bytes, or is more than `DEPTH` deep.
+    ValueError: it is none, or would take more than `most` bytes, or is more than `DEPTH` deep.
     """
     text = utf8(raw)
     if len(raw) > _FREE:
-        # At least as many as there are: some may stand inside text. Counting takes a nanosecond a byte.
+        # At least as many as there are: some may stand inside text, which is looked at where that would refuse.
         lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
-        needed = len(raw) * (3 if raw.isascii() else 9) + 250 * lists + 110 * commas
-        if needed > most:
-            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes are more than any file here has")
+        fixed = len(raw) + 2 * sys.getsizeof(text)
+        if fixed + 250 * lists + 110 * commas > most:
+            for inside in (match[0] for match in _TEXT.finditer(raw)):
+                lists, commas = lists - inside.count(b"[") - inside.count(b"{"), commas - inside.count(b",")
+        if (needed := fixed + 250 * lists + 110 * commas) > most:
+            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB")
     hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
     try:
         plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
@@ -235,9 +239,6 @@ def _check_depth(plain: Any) -> None:
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
 
 
-# Writing and deleting.
-
-
 def write(path, data: bytes) -> None:
     """Writes a file that appears under its name whole and durable, or not at all; a link of that name is replaced."""
     with written(path) as file:
@@ -248,8 +249,7 @@ def write(path, data: bytes) -> None:
 def written(path) -> Iterator[BinaryIO]:
     """A context with the file that `write` writes."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # another host has the same process ids
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(fd, "w+b") as file:
@@ -281,6 +281,9 @@ def sync_directory(path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that has it for files alone
+            raise
     finally:
         os.close(fd)
 
@@ -288,8 +291,7 @@ def sync_directory(path) -> None:
 def remove(path, root) -> None:
     """Deletes a directory with all that is in it, or a file, directly inside `root`; of a link, the link.
 
-    Raises:
-      OSError: it cannot be deleted, or `root` is a link, whose files are another directory's.
+    OSError: it cannot be deleted, or `root` is a link, whose files are another directory's.
     """
     path, root = pathlib.Path(path), pathlib.Path(root)
     if path.parent != root or root.is_symlink():

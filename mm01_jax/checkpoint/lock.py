@@ -42,6 +42,8 @@ class RunLock:
         try:
             self._fd = files.update(self._path)
         except OSError as error:
+            if error.errno in files.OF_THE_DISK:
+                raise
             raise Locked(f"{self._path}: cannot be locked: {error.strerror}") from error
         self._id = uuid.uuid4().hex
         try:

@@ -166,6 +166,8 @@ def claim_partial(partial: pathlib.Path, plan: str) -> pathlib.Path:
     """
     TYPED.folder(partial)
     found = {path.name for path in partial.iterdir()} - {STATE, RunLock.NAME}
+    # What a kill left of the plan's own writing.
+    found = {name for name in found if not (name.startswith(f"{plan}.") and name.endswith(".tmp"))}
     if found and plan not in found:
         what = f"holds {files.quoted(min(found))} and is no interrupted conversion"
         raise ValueError(f"{partial}: {what}; remove it or choose another target")

@@ -12,7 +12,7 @@ from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
 from mm01_jax.convert.torch import decay, files
 from mm01_jax.convert.torch.settings import Settings
-from mm01_jax.messages import LISTED, listing
+from mm01_jax.messages import LISTED, listing, screen
 
 
 def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = print) -> None:
@@ -37,7 +37,7 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
         what = _compare(checkpoint, pathlib.Path(against), check_finite, problems)
     if problems:
         for problem in problems[LISTED:] and problems:
-            log(problem)
+            log(screen(problem))
         count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
         raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + listing(problems, "\n  "))
     log(f"{checkpoint.directory}: agrees with {what}")
