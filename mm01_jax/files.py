@@ -59,8 +59,7 @@ class Door(NamedTuple):
 
     def read(self, path, *, root=None, most: int = SMALL) -> bytes:
         """The bytes of a file of at most `most` bytes."""
-        with self.open(path, root=root, most=most) as file, self.errors(path):
-            # As many as there are, and one that tells of more: a read allocates what it is asked for.
+        with self.open(path, root=root, most=most) as file, self.errors(path):  # a read allocates what it is asked for
             raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
         if len(raw) > most:
             raise self.error(f"{shown(path)}: grew while it was read")
@@ -159,9 +158,7 @@ def why(error: BaseException) -> str:
 
 def shown(name: object) -> str:
     """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
-    text = str(name)
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(name))
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 
@@ -194,7 +191,8 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
             for inside in (match[0] for match in _TEXT.finditer(raw)):
                 lists, commas = lists - inside.count(b"[") - inside.count(b"{"), commas - inside.count(b",")
         if (needed := fixed + 250 * lists + 110 * commas) > most:
-            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB")
+            found = f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB"
+            raise ValueError(f"{found}, more than any file here has")
     hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
     try:
         plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
