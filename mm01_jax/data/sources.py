@@ -60,9 +60,10 @@ def _find_paths(source: str) -> list[pathlib.Path]:
         paths = [source]
     else:
         paths = [p for p in glob.glob(source, recursive=True) if not os.path.isdir(p)]
+    folder = os.path.isdir(source)
     for path in paths:
         # A folder is taken as a whole, so its links stay inside it; a path or glob was chosen by a person.
-        FILES.check(path, root=source if os.path.isdir(source) else None)
+        FILES.check(path, root=source if folder and os.path.islink(path) else None)
     # One file under two names (a link, a glob that overlaps) is one file.
     unique = {os.path.realpath(path): pathlib.Path(os.path.abspath(path)) for path in sorted(paths)}
     if not unique:

@@ -1,0 +1,65 @@
+"""What `mm01_jax/files.py` takes and refuses beyond what the fault kinds throw at it."""
+
+import errno
+import json
+import os
+import pathlib
+
+import pytest
+
+from mm01_jax import files
+from mm01_jax.checkpoint.lock import Locked, RunLock
+from mm01_jax.checkpoint.writer import claim_partial
+
+
+def test_commas_inside_text_are_no_values():
+    text = "中,[{" * 2_000_000
+    assert files.parse_json(json.dumps({"text": text}, ensure_ascii=False).encode()) == {"text": text}
+    with pytest.raises(ValueError, match="6,000,002 values .* would take .* MiB"):
+        files.parse_json(b"[" + b"[]," * 3_000_000 + b"[]]")
+
+
+def test_a_folder_inside_a_snapshot_of_hugging_face_has_the_blobs_of_its_repository(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0").write_text("a text")
+    folder = tmp_path / "snapshots/main/data/train"
+    folder.mkdir(parents=True)
+    (folder / "a.txt").symlink_to(tmp_path / "blobs/0")
+    assert files.Door().text(folder / "a.txt", root=folder) == "a text"
+
+
+@pytest.mark.parametrize(("code", "raised"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_directory_that_cannot_be_made_durable_is_said_but_where_the_file_system_has_it_not(
+    tmp_path, monkeypatch, code, raised
+):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if raised:
+        with pytest.raises(OSError, match="Input/output"):
+            files.sync_directory(tmp_path)
+    else:
+        files.sync_directory(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch, code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "update", fail)
+        with pytest.raises(Locked if code == errno.EACCES else OSError):
+            RunLock(tmp_path)
+    monkeypatch.setattr(pathlib.Path, "mkdir", fail)
+    with pytest.raises(files.FileError if code == errno.EACCES else OSError):
+        files.Door().folder(tmp_path / "new")
+
+
+def test_a_plan_half_written_is_no_stranger(tmp_path):
+    (tmp_path / f"plan.json.{'0' * 32}.tmp").write_text("{")
+    assert claim_partial(tmp_path, "plan.json") == tmp_path
+    (tmp_path / "other.tmp").write_text("")
+    with pytest.raises(ValueError, match=r"holds 'other.tmp'"):
+        claim_partial(tmp_path, "plan.json")
