@@ -215,7 +215,7 @@ REFUSED = (
     ({"stop_ids": (1,) * 9}, "stop_ids: got 9 ids; allowed: at most 8"),
     ({"stop_ids": ("x",)}, "stop_ids: got "),
     ({"stop_ids": {1, 2}}, "stop_ids: got a set; allowed: a list, tuple or array of token ids"),
-    ({"expected": iter([1])}, "expected: got a list_iterator"),
+    ({"expected": {1}}, "expected: got a set"),
     ({"sampling": Sampling(logit_bias={320: 1.0})}, "logit_bias: got the id 320; allowed: 0 to 319"),
     ({"logprobs": 1}, "logprobs: got 1; allowed: a whole number at least 0 and at most 0"),
     ({"sampling": 0.8}, "sampling: got 0.8; allowed: a Sampling"),
