@@ -44,8 +44,8 @@ class Ended(NamedTuple):
 
     code: as of a process; negative is a signal. hung: it was killed when its time was up. memory: bytes of resident
     memory at its peak, less those at its start. outside: paths outside the folders allowed that it wrote or deleted.
-    complained: what it said on stderr,. processor: seconds of it, which a
-    busy machine does not change as it does `seconds`.
+    said: on stdout; complained: on stderr. processor: seconds of it, which a busy machine does not change as it does
+    `seconds`.
     """
 
     code: int
@@ -56,6 +56,10 @@ class Ended(NamedTuple):
     hung: bool
     memory: int
     outside: list[str]
+
+    @property
+    def told(self) -> str:
+        return self.said + self.complained
 
 
 class Server:

@@ -26,9 +26,9 @@ def judge(argv: list[str], room: pathlib.Path) -> str | None:
     before = sorted(path.name for path in (room / "in").iterdir())
     typed = [text.replace("{room}", str(room)) for text in argv]
     ended = _server().call("tests.faults.command_lines:run", json.dumps(typed), room=room)
-    if ended.code not in (2, 3) or "Traceback" in ended.said or ended.said.count("\n") > 24:
-        return f"{typed}: exit {ended.code}: {ended.said[-600:]}"
-    if not ended.said.startswith(f"{argv[0]}: ") or "\x1b" in ended.said:
-        return f"{typed}: said {ended.said[:300]!r}"
+    if ended.code not in (2, 3) or "Traceback" in ended.told or ended.told.count("\n") > 24:
+        return f"{typed}: exit {ended.code}: {ended.told[-600:]}"
+    if not ended.told.startswith(f"{argv[0]}: ") or "\x1b" in ended.told:
+        return f"{typed}: said {ended.told[:300]!r}"
     left = sorted(path.name for path in (room / "in").iterdir())
     return None if left == before and not ended.outside else f"{typed}: left {left} and {ended.outside}"

@@ -33,5 +33,5 @@ def _server() -> Server:
 
 def judge(bad: dict[str, object], room: pathlib.Path) -> str | None:
     ended = _server().call("tests.faults.nonfinite:run", json.dumps(bad), str(room), room=room, seconds=300.0)
-    good = ended.code == 0 and "Traceback" not in ended.said and not ended.outside
-    return None if good else f"{bad}: exit {ended.code}: {ended.said[-600:]} {ended.outside}"
+    good = ended.code == 0 and "Traceback" not in ended.told and not ended.outside
+    return None if good else f"{bad}: exit {ended.code}: {ended.told[-600:]} {ended.outside}"

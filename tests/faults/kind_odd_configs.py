@@ -33,7 +33,7 @@ def _server() -> Server:
 
 def judge(odd: dict[str, object], room: pathlib.Path) -> str | None:
     ended = _server().call("tests.faults.odd_configs:run", json.dumps(odd), str(room), room=room, seconds=300.0)
-    if ended.code or "Traceback" in ended.said or ended.hung:
-        return f"{odd}: exit {ended.code}: {ended.said[-800:]}"
-    print(f"{odd}: {ended.said.splitlines()[-1]}"[:300]) if "refused with" in ended.said else None
+    if ended.code or "Traceback" in ended.told or ended.hung:
+        return f"{odd}: exit {ended.code}: {ended.told[-800:]}"
+    print(f"{odd}: {ended.told.splitlines()[-1]}"[:300]) if "refused with" in ended.told else None
     return f"{odd} wrote {ended.outside}" if ended.outside else None
