@@ -19,7 +19,6 @@ does not suffice is what was typed, too. Anything else is a bug: it shows its tr
 
 import contextlib
 import difflib
-import errno
 import io
 import itertools
 import os
@@ -32,9 +31,9 @@ from typing import TextIO
 from absl import flags
 
 from mm01_jax import messages, signals
+from mm01_jax.files import OF_THE_DISK
 
 TYPED, DISK, CLOSED_PIPE = 2, 74, 141
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 class Help(Exception):
@@ -191,7 +190,7 @@ def refuse_what_is_no_command(typed: Sequence[str]) -> None:
 
 def exit_code(error: Exception) -> int | None:
     """The exit code of an error that a person can act on, None of a bug."""
-    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         return DISK
     typed = isinstance(error, ValueError | OSError | MemoryError | flags.Error) or _is_out_of_memory(error)
     return getattr(error, "exit_code", TYPED if typed else None)
