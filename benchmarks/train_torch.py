@@ -48,9 +48,29 @@ def language_model(config: Config, device: str = "cuda", **settings) -> Callable
     settings: of the model, as `experts_implementation`.
     """
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            described(config), dtype=torch.bfloat16, attn_implementation="sdpa", **settings
+        )
+    model.train()
+    model.gradient_checkpointing_enable()
+    size = config.train.batch_size, config.train.sequence_length
+    ids = torch.randint(0, config.model.vocab_size, size, device=device)
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def described(config: Config, *, use_cache: bool = False):
+    """transformers' config of these sizes."""
     shape, kinds = config.model, {"lightning": "linear_attention", "softmax": "full_attention"}
     named = {f"{ours}_{of}_factor": getattr(shape, f"{theirs}_{of}") for ours, theirs in FACTORS for of in OF}
-    described = transformers.MiniMaxConfig(
+    return importlib.import_module("transformers").MiniMaxConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.embed_dim,
         intermediate_size=shape.expert_dim,
@@ -62,25 +82,9 @@ def language_model(config: Config, device: str = "cuda", **settings) -> Callable
         num_experts_per_tok=shape.num_experts_per_token,
         layer_types=[kinds[kind] for kind in shape.period] * shape.num_periods,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        use_cache=False,
+        use_cache=use_cache,
         **named,
     )
-    with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
-            described, dtype=torch.bfloat16, attn_implementation="sdpa", **settings
-        )
-    model.train()
-    model.gradient_checkpointing_enable()
-    size = config.train.batch_size, config.train.sequence_length
-    ids = torch.randint(0, shape.vocab_size, size, device=device)
-
-    def run():
-        model.zero_grad(set_to_none=True)
-        loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        return loss.detach()
-
-    return run
 
 
 FACTORS = (("linear_attn", "lightning"), ("full_attn", "softmax"), ("mlp", "experts"))

@@ -1,0 +1,131 @@
+"""What every part of the inference bench has: one report, one model of random weights, what the device can do at best.
+
+A quarter of a mixer's output goes into the residual, as in `benchmarks.mesh`: random routers load evenly then.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import mesh as meshes
+from benchmarks.kernels.timing import copy_bytes_per_second
+from benchmarks.results import Report, device
+from mm01_jax import sharding
+from mm01_jax.chips import peak_flops
+from mm01_jax.config import Config, MeshConfig
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import shardings
+from pallas_kernels import dispatch
+
+COPIED = 2**30  # bytes; on a CPU a thousandth, which is for trying the script
+SEED = 0
+NO_RATE = 1e12  # where the chip's peak is not known (a CPU)
+
+
+def configured(config: Config, dtype: str) -> Config:
+    """The config as it is measured: weights as the products take them, on one device, nothing dropped."""
+    model = dataclasses.replace(
+        config.model, lightning_beta=meshes.MIXERS, softmax_beta=meshes.MIXERS, routing="dropless"
+    )
+    compute = dataclasses.replace(
+        config.compute,
+        dtype=dtype,
+        param_dtype=dtype,
+        dropless_bound=None,
+        exchange_groups=1,
+        sequence_layout="contiguous",
+    )
+    mesh = MeshConfig(rules=config.mesh.rules)
+    return dataclasses.replace(config, model=model, compute=compute, mesh=mesh, vision=None)
+
+
+def random_model(config: Config, seed: int) -> TextModel:
+    """Weights of a seed on the first device."""
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+
+    def make(key) -> TextModel:
+        return TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(params=key))
+
+    placed = shardings(jax.eval_shape(make, jax.random.key(seed)), mesh, config.mesh.rules)
+    with jax.set_mesh(mesh):
+        return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
+
+
+def in_float32(model: TextModel) -> TextModel:
+    """The same numbers in float32, computed in float32: what the others are compared with."""
+    wide = jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
+    for _, module in nnx.iter_modules(wide):
+        if hasattr(module, "compute"):
+            module.compute = dataclasses.replace(module.compute, dtype="float32", param_dtype="float32")
+    return wide
+
+
+@contextlib.contextmanager
+def plain_path():
+    """Programs that are traced inside have no kernel of ours: the path that kernels are compared with."""
+    reason = dispatch.why_not_hopper
+    dispatch.why_not_hopper = lambda: "the plain path was asked for"
+    try:
+        yield
+    finally:
+        dispatch.why_not_hopper = reason
+
+
+class Bench:
+    """One run of the command."""
+
+    def __init__(self, report: Report, config: Config):
+        self.report, self.began = report, time.monotonic()
+        self._model = None
+        self.curves: dict[str, list[tuple[int, float]]] = {}  # of a picture
+        known = peak_flops(jax.devices()[0].device_kind)
+        self.peak, self.is_real = known or NO_RATE, known is not None
+        self.config = configured(config, "bfloat16" if self.is_real else "float32")  # XLA:CPU lacks some products
+        self.copy = copy_bytes_per_second(COPIED if known else COPIED // 1024)
+        self.tell(f"{device()}: copies {self.copy / 1e12:.3g} TB/s, peak {self.peak / 1e12:.4g} TFLOP/s")
+
+    @property
+    def model(self) -> TextModel:
+        """Made when first asked for."""
+        if self._model is None:
+            self._model = random_model(self.config, SEED)
+        return self._model
+
+    def named(self, subject: str) -> str:
+        """The subject with the shape that is measured."""
+        return f"{subject}, {self.config.name}"
+
+    def tokens(self, rows: int, length: int, seed: int = 1) -> np.ndarray:
+        """(rows, length) int32, every row another."""
+        return np.random.default_rng(seed).integers(0, self.config.model.vocab_size // 4, (rows, length), np.int32)
+
+    def tell(self, line: str) -> None:
+        print(f"[{time.monotonic() - self.began:4.0f} s] {line}", flush=True)
+
+    def add(self, subject: str, quantity: str, value, unit: str = "", *, floor=None, peer=None) -> None:
+        """A row, and a line of it."""
+        least = "" if floor is None else f" (floor {floor:,.5g})"
+        whose = f" ({peer})" if peer else ""
+        shown = value if isinstance(value, str) else f"{value:,.6g}"
+        self.tell(f"{subject}{whose}: {quantity} {shown} {unit}".rstrip() + least)
+        self.report.add(f"{subject}: {quantity}", value, unit, device=device(), floor=floor, peer=peer)
+
+    def attempt(self, name: str, part, *arguments) -> None:
+        """Runs a part; of one that fails the reason is told, the others are worth having."""
+        try:
+            part(self, *arguments)
+        except Exception as error:
+            self.tell(f"{name}: not run: {type(error).__name__}: {str(error)[:400]!r}")
+
+
+def apart(out, expected) -> float:
+    """||out - expected|| / ||expected||, in float64."""
+    out, expected = (np.asarray(x, np.float64) for x in (out, expected))
+    norm = math.sqrt(float((expected**2).sum()))
+    return math.sqrt(float(((out - expected) ** 2).sum())) / norm if norm else math.inf

@@ -1,0 +1,138 @@
+"""Prefill of one row, chunk by chunk: parity, tokens a second, time of a chunk against its position."""
+
+import functools
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.inference import floors
+from benchmarks.inference.bench import Bench, apart, in_float32, plain_path
+from mm01_jax import sharding
+from mm01_jax.inference import decoding
+from mm01_jax.model.mixers import empty_cache
+
+PARITY, PARITY_CHUNK = 2048, 512  # tokens on which all paths are compared; in chunks, so that a cache is read
+TURN = 100  # tokens of a later turn of a conversation
+DECODED = 32  # tokens after a prompt, whose times are taken
+ROOM = 256  # what the positions of a cache are a multiple of
+DRAWN_FROM = 16  # chunks: fewer make no picture
+
+
+class Programs:
+    """Prefill and decode of a model, traced anew: on the path that is in force when each is first called."""
+
+    def __init__(self, model):
+        self.model, self.mesh = model, sharding.mesh_of(model)
+        self._prefill = jax.jit(decoding.prefill.__wrapped__, donate_argnums=1)
+        self._decode = jax.jit(decoding.decode_step, donate_argnums=1)
+
+    def empty(self, rows: int, length: int):
+        with jax.set_mesh(self.mesh):
+            make = functools.partial(empty_cache, self.model.config, self.model.compute, self.model.rules)
+            return jax.jit(make, static_argnums=(0, 1))(rows, length)
+
+    def take_in(self, cache, tokens_BS: np.ndarray, chunk: int, each=lambda start, seconds: None):
+        """(hidden (B, D) of the last token, the cache); each(start, seconds) after each chunk."""
+        B, S = tokens_BS.shape
+        for start in range(0, S, chunk):
+            part = tokens_BS[:, start : start + chunk]
+            count, part = np.full(B, part.shape[1], np.int32), np.pad(part, [(0, 0), (0, chunk - part.shape[1])])
+            began = time.monotonic()
+            with jax.set_mesh(self.mesh):
+                hidden, cache = self._prefill(self.model, cache, jnp.asarray(part), jnp.asarray(count))
+            hidden.block_until_ready()
+            each(start, time.monotonic() - began)
+        return hidden, cache
+
+    def decode(self, cache, token_B):
+        """(float32 logits (B, V), the cache)."""
+        with jax.set_mesh(self.mesh):
+            return self._decode(self.model, cache, token_B, jnp.ones(token_B.shape, bool))
+
+
+def parity(bench: Bench) -> None:
+    """The last hidden states of prompts by our kernels are at most twice as far from float32's as plain XLA's are.
+
+    Weights are those that the model has: of int8 the numbers that they stand for.
+    """
+    tokens = bench.tokens(2, PARITY, seed=7)
+
+    def last(model) -> np.ndarray:
+        programs = Programs(model)
+        return np.asarray(programs.take_in(programs.empty(2, PARITY), tokens, PARITY_CHUNK)[0].astype(jnp.float32))
+
+    ours = last(bench.model)
+    with plain_path():
+        plain, expected = last(bench.model), last(in_float32(bench.model))
+    subject = bench.named(f"prefill 2x{PARITY}, chunk {PARITY_CHUNK}")
+    off, allowed = apart(ours, expected), 2 * apart(plain, expected)
+    bench.add(subject, "hidden state apart from float32", off)
+    bench.add(subject, "hidden state apart from float32, twice plain XLA's", allowed)
+    if not off <= allowed:
+        raise ArithmeticError(f"hidden states are {off:.3g} off, those of plain XLA {allowed / 2:.3g}")
+
+
+def measure(bench: Bench, length: int, chunk: int) -> None:
+    """A prompt of `length` tokens; then decode there, and a turn that is added."""
+    programs, chunk = Programs(bench.model), min(chunk, length)
+    subject = bench.named(f"prefill 1x{length}, chunk {chunk}")
+    room = -(-(length + TURN + DECODED) // ROOM) * ROOM
+    tokens, runs, cache = bench.tokens(1, length), [], None
+    programs.take_in(programs.empty(1, room), tokens[:, : 2 * chunk], chunk)  # compiles
+    for _ in range(3 if length <= 16 * chunk else 1):
+        cache, times = None, []
+        _, cache = programs.take_in(
+            programs.empty(1, room), tokens, chunk, lambda start, seconds, times=times: times.append((start, seconds))
+        )
+        runs.append(times)
+    second = statistics.median(sum(seconds for _, seconds in times) for times in runs)
+    flops = floors.prefill_flops(bench.config.model, 0, length)
+    bench.add(subject, "time", second, "s", floor=flops / bench.peak if bench.is_real else None)
+    bench.add(subject, "speed", length / second, "tokens/s")
+    if len(runs[-1]) >= DRAWN_FROM:
+        bench.curves[subject] = runs[-1]
+        for name, (start, seconds) in (("first", runs[-1][0]), ("last", runs[-1][-1])):
+            bench.add(subject, f"{name} chunk (at {start})", 1e3 * seconds, "ms")
+    _go_on(bench, programs, cache, subject, (length, room))
+
+
+def _go_on(bench: Bench, programs: Programs, cache, subject: str, lengths: tuple[int, int]) -> None:
+    """Decode after the prompt, then a turn of TURN tokens: how long until its last token is in.
+
+    lengths: of the prompt, of the cache.
+    """
+    token, times, (length, room) = jnp.zeros(1, jnp.int32), [], lengths
+    for _ in range(DECODED):
+        began = time.monotonic()
+        logits, cache = programs.decode(cache, token)
+        logits.block_until_ready()
+        times.append(time.monotonic() - began)
+    moved = floors.decode_bytes(bench.model, 1, length)
+    floor = 1e3 * moved / bench.copy if bench.is_real else None
+    bench.add(subject, "a token of decode after it", 1e3 * statistics.median(times[2:]), "ms", floor=floor)
+    chunk = 1 << (TURN - 1).bit_length()
+    programs.take_in(programs.empty(1, room), bench.tokens(1, TURN, seed=3), chunk)  # compiles
+    turns = []
+    programs.take_in(cache, bench.tokens(1, TURN, seed=2), chunk, lambda start, seconds: turns.append(seconds))
+    bench.add(subject, f"a turn of {TURN} tokens added", sum(turns), "s")
+
+
+def picture(curves: dict[str, list[tuple[int, float]]], path: pathlib.Path) -> None:
+    """Time of a chunk against where it begins, SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for subject, times in curves.items():
+        axes.plot([start for start, _ in times], [1e3 * seconds for _, seconds in times], label=subject)
+    axes.set(xlabel="position of the chunk's first token", ylabel="ms a chunk", ylim=(0, None), xlim=(0, None))
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
