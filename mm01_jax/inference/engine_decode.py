@@ -117,14 +117,18 @@ def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, 
 
 
 def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS) -> tuple[jax.Array, DecodeCache]:
-    """The hidden states of some tokens, and the cache with them, of which some may yet be taken back."""
+    """The hidden states of some tokens, and the cache with them, of which some may yet be taken back.
+
+    This is the engine's one call of the model's decode: rows of the stream are tokens (`model/drafts.py`).
+    """
     width = tokens_BS.shape[1]
     if width > 1:
         dtype = jnp.dtype(model.compute.dtype)
         cache = _by_lightning(model, cache, lambda stack, _: drafts.begin(stack, width, dtype, model.rules))
     positions = cache.lengths[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
-    hidden, cache, _ = model.forward(model.embed_tokens(tokens_BS), positions, jnp.where(valid_BS, 0, -1), cache)
-    return hidden, cache
+    tokens, positions, segments = (x.reshape(-1, 1) for x in (tokens_BS, positions, jnp.where(valid_BS, 0, -1)))
+    hidden, cache, _ = model.forward(model.embed_tokens(tokens), positions, segments, cache)
+    return drafts.by_row(hidden, len(tokens_BS)), cache
 
 
 def _taken_back(model: TextModel, old: DecodeCache, new: DecodeCache, taken_B) -> DecodeCache:

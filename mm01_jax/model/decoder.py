@@ -20,6 +20,7 @@ from flax import nnx
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.model.cache import DecodeCache, StackCache
+from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
 from mm01_jax.model.lightning import slopes
@@ -109,7 +110,7 @@ class TextModel(nnx.Module):
         Args:
           x_BSD: embeddings in the compute dtype (`embed_tokens`). positions_BS: int32. Both, and segments, are rows in
             `compute.sequence_layout` (parallel/sequence_layout.py). With a cache, rows as they are, and a token's
-            position is its slot.
+            position is its slot; a stream of more rows than the cache has holds drafts (`drafts.py`).
           segments_BS: int32, any; < 0 is padding, which changes nothing. They cut the row into documents as
             `pallas_kernels/documents.py` says. With a cache a row is one document.
         Returns:
@@ -119,7 +120,7 @@ class TextModel(nnx.Module):
         layout = self.compute.sequence_layout if cache is None else "contiguous"
         h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
         documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
-        start_B = None if cache is None else cache.lengths - positions_BS[:, 0]
+        start_B = None if cache is None else cache.lengths - by_row(positions_BS, len(cache.lengths))[:, 0]
         body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout, start_B))
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
@@ -129,7 +130,7 @@ class TextModel(nnx.Module):
             return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), None, stats
         (h, caches), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
         if cache is not None:
-            seen = jnp.sum(segments_BS >= 0, axis=1, dtype=jnp.int32)
+            seen = jnp.sum(by_row(segments_BS, len(cache.lengths)) >= 0, axis=1, dtype=jnp.int32)
             cache = DecodeCache(caches, cache.lengths + seen)
         stats = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *stats)
         return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), cache, stats

@@ -1,6 +1,8 @@
 """Several tokens of a row that may be taken back: decode's own step, on guesses of what comes.
 
-A lightning layer computes them one after another with decode's step, leaves its state as it was and keeps their keys
+In the stream each of them is a row of its own, (B * S, 1, D), S of them for each row of the cache: what is computed row
+by row then has the shapes of decode. In a stream (B, S, D) it has not: with S = 3 XLA:CPU writes the loop over S out,
+and the third token's norms differ in their last bits from the first's. A lightning layer computes them one after another with decode's step, leaves its state as it was and keeps their keys
 and values; when it is known how many stand, every state is advanced by those, with the same step. So it has the bits
 that it has after single tokens, whatever was guessed. Softmax layers have nothing to take back: the slots of later
 positions are hidden from every query, and written again before one sees them.
@@ -33,12 +35,19 @@ def begin(state: jax.Array, width: int, dtype: jnp.dtype, rules: Rules) -> Draft
     return Drafts(state, none, none)
 
 
+def by_row[Tree](stream: Tree, num_rows: int) -> Tree:
+    """Arrays (B * S, 1, ...) of the stream as (B, S, ...), S tokens for each of the cache's rows; others as they are."""
+    return jax.tree.map(lambda x: x.reshape(num_rows, -1, *x.shape[2:]), stream)
+
+
 def attend(
-    drafts: Drafts, qkv: tuple[jax.Array, ...], slope_N: jax.Array, documents_BS: jax.Array, rules: Rules
+    drafts: Drafts, qkv: tuple[jax.Array, ...], slope_N: jax.Array, documents_R1: jax.Array, rules: Rules
 ) -> tuple[jax.Array, Drafts]:
-    """A layer's output (B, S, N, H) for q, k, v (B, S, N, H), and its drafts with their keys and values."""
+    """A layer's output (B * S, 1, N, H) for such q, k, v, and its drafts with their keys and values."""
+    *qkv, documents_BS = by_row((*qkv, documents_R1), len(drafts.state))
     out, _ = lightning_attention_steps(*qkv, slope_N, drafts.state, documents_BS, rules=rules)
-    return out, drafts._replace(keys=qkv[1].astype(drafts.keys.dtype), values=qkv[2].astype(drafts.values.dtype))
+    drafts = drafts._replace(keys=qkv[1].astype(drafts.keys.dtype), values=qkv[2].astype(drafts.values.dtype))
+    return out.reshape(-1, 1, *out.shape[2:]), drafts
 
 
 def end(drafts: Drafts, slopes_MnN: jax.Array, count_B: jax.Array, config: ModelConfig, rules: Rules) -> jax.Array:

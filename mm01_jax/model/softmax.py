@@ -8,6 +8,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, param, rope, xavier
 from mm01_jax.model.tokens import Tokens
@@ -61,7 +62,10 @@ class Softmax(nnx.Module):
         if cache is None:
             out = self_attention(query, key, value, tags, compute=self.compute, rules=rules, layout=tokens.layout)
         else:
-            cache = write(cache, key, value, tokens, rules)
+            num_rows = cache.arrays.keys.shape[2]  # fewer than the stream's where it has drafts
+            key, value, *own_tags = drafts.by_row((key, value, *tags), num_rows)
+            own = tokens._replace(positions_BS=own_tags[0], documents_BS=own_tags[1])
+            cache = write(cache, key, value, own, rules)
             key, value, key_tags = read(cache)
             out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)
         return self.finish(out), cache

@@ -8,6 +8,7 @@ them over `sequence` costs little until rows are very long; the ring never holds
 import math
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from mm01_jax import sharding
@@ -15,6 +16,7 @@ from mm01_jax.config import ComputeConfig, Rules, SequenceLayout
 from mm01_jax.parallel.softmax.choice import choose
 from mm01_jax.parallel.softmax.gathered import gathered_attention
 from mm01_jax.parallel.softmax.ring import ring_attention
+from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import softmax_attention as kernel
 from pallas_kernels.varying import vary_alike
 
@@ -63,7 +65,8 @@ def cached_attention(
     """The same over the keys and values (B, T, K, H) of a cache, with tags of (B, S) and (B, T).
 
     A cache lies whole on every shard of the sequence; queries are cut over it. row_by_row: one row of the batch after
-    another, so that none depends on how many there are.
+    another, so that none depends on how many there are. Queries (B * S, 1, N, H) are S of each row of the cache, drafts
+    (`model/drafts.py`).
     """
 
     def local(query, key, value, query_tags, key_tags):
@@ -77,12 +80,29 @@ def cached_attention(
         if row_by_row:
             rows = jax.tree.map(lambda x: x[:, None], (query, key, value, *tags))
             return lax.map(attend, rows)[:, 0]
+        if len(query) > len(key):
+            return _of_drafts(attend, query, key, value, tags)
         return attend((query, key, value, *tags))
 
     tags, queries, _ = _specs(rules)
     keys, key_tag = sharding.spec(rules, "batch", None, "kv_heads", None), sharding.spec(rules, "batch", None)
     in_specs = (queries, keys, keys, (tags, tags), (key_tag, key_tag))
     return jax.shard_map(local, in_specs=in_specs, out_specs=queries)(query, key, value, query_tags, key_tags)
+
+
+def _of_drafts(attend, query_R1NH, key, value, tags) -> jax.Array:
+    """(R, 1, N, H): on a CPU one token of every row after another, each in the shapes of decode and with its bits."""
+    rows, (*own_tags, slots, documents) = len(key), tags
+    query, *own_tags = (x.reshape(rows, -1, *x.shape[2:]) for x in (query_R1NH, *own_tags))
+    if dispatch.platform() != "cpu":
+        return attend((query, key, value, *own_tags, slots, documents)).reshape(query_R1NH.shape)
+
+    def one(token):
+        query, *own_tags = (x[:, None] for x in token)
+        return attend((query, key, value, *own_tags, slots, documents))[:, 0]
+
+    out = lax.map(one, tuple(jnp.moveaxis(x, 1, 0) for x in (query, *own_tags)))
+    return jnp.moveaxis(out, 0, 1).reshape(query_R1NH.shape)
 
 
 def _specs(rules: Rules) -> tuple[jax.P, jax.P, jax.P]:
