@@ -2,7 +2,9 @@
 
 In the stream each of them is a row of its own, (B * S, 1, D), S of them for each row of the cache: what is computed row
 by row then has the shapes of decode. In a stream (B, S, D) it has not: with S = 3 XLA:CPU writes the loop over S out,
-and the third token's norms differ in their last bits from the first's. A lightning layer computes them one after another with decode's step, leaves its state as it was and keeps their keys
+and the third token's norms differ in their last bits from the first's.
+
+A lightning layer computes them one after another with decode's step, leaves its state as it was and keeps their keys
 and values; when it is known how many stand, every state is advanced by those, with the same step. So it has the bits
 that it has after single tokens, whatever was guessed. Softmax layers have nothing to take back: the slots of later
 positions are hidden from every query, and written again before one sees them.
@@ -36,7 +38,7 @@ def begin(state: jax.Array, width: int, dtype: jnp.dtype, rules: Rules) -> Draft
 
 
 def by_row[Tree](stream: Tree, num_rows: int) -> Tree:
-    """Arrays (B * S, 1, ...) of the stream as (B, S, ...), S tokens for each of the cache's rows; others as they are."""
+    """Arrays (B * S, 1, ...) of the stream as (B, S, ...), B the cache's rows; without drafts as they are."""
     return jax.tree.map(lambda x: x.reshape(num_rows, -1, *x.shape[2:]), stream)
 
 

@@ -1,14 +1,18 @@
 """Laws of guessing: each request has the bits that it has without; what is not right is taken back."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mm01_jax.inference import engine_decode
+from mm01_jax import sharding
+from mm01_jax.inference import engine_decode, views
 from mm01_jax.inference.drill.cases import Cases
+from mm01_jax.inference.drill.models import random_model
 from mm01_jax.inference.drill.schedules import Count, run_schedule
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.sampling import Sampling
+from mm01_jax.model.mixers import empty_cache
 from tests.inference.engine import engines
 
 GREEDY = Sampling(temperature=0.0)
@@ -106,3 +110,26 @@ def test_a_stop_id_among_right_guesses_ends_the_answer_there():
     assert (found.tokens, found.finish) == (plain.tokens[:cut], "stop")
     again = answer(engine, prompt, max_tokens=6, expected=plain.tokens)
     assert (again.tokens, again.finish) == (plain.tokens[:6], "length")
+
+
+def test_tokens_behind_right_guesses_have_the_bits_of_single_tokens():
+    """At a width and a count at which XLA:CPU gives tokens of a stream (B, 3, D) other bits by their place in S."""
+    model = views.answering(random_model(256, None))
+    rows, width, random = 8, 3, np.random.default_rng(0)
+
+    @jax.jit
+    def step(model, cache, tokens_BS, count_B):
+        valid_BS = jnp.arange(width)[None, :] < count_B[:, None]
+        hidden, new = engine_decode._take_in(model, cache, tokens_BS, valid_BS)
+        return hidden, engine_decode._taken_back(model, cache, new, count_B)
+
+    with jax.set_mesh(sharding.mesh_of(model)):
+        cache = empty_cache(model.config, model.compute, model.rules, rows, 16)
+        for _ in range(2):
+            _, cache = step(model, cache, random.integers(257, size=(rows, width)), np.full(rows, width))
+        tokens, single = random.integers(257, size=(rows, width)), cache
+        together, cache = step(model, cache, tokens, np.full(rows, width))
+        for place in range(width):
+            alone, single = step(model, single, np.roll(tokens, -place, axis=1), np.ones(rows, int))
+            assert np.array_equal(alone[:, 0], together[:, place])
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), cache, single))
