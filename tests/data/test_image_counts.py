@@ -6,32 +6,9 @@ import pytest
 from mm01_jax.data.image_grid import bucket, index_table, lay_out
 from tests.data.image_samples import VISION
 
-# W x H -> tokens (docs/model.md C.4 gives the rule, the released code these counts).
-TABLE = {
-    (100, 100): 1176,
-    (336, 336): 1176,
-    (337, 337): 2928,
-    (640, 480): 2340,
-    (480, 640): 2352,
-    (800, 600): 3696,
-    (1024, 768): 7560,
-    (3000, 3000): 9888,
-    (997, 991): 5832,
-    (1920, 1080): 9864,
-    (1080, 1920): 9920,
-    (2016, 1008): 11016,
-    (1008, 2016): 11088,
-    (2000, 300): 3766,
-}
-
 
 def layout(width: int, height: int):
     return lay_out((width, height), VISION.grids, 336, 14)
-
-
-@pytest.mark.parametrize("size", TABLE)
-def test_tokens_of_the_released_code_s_table(size):
-    assert layout(*size).num_tokens == TABLE[size] == len(index_table(layout(*size), 0))
 
 
 def counted(width_N: np.ndarray, height_N: np.ndarray) -> np.ndarray:

@@ -1,8 +1,12 @@
-"""Images that are none, or not what they seem, through `open_image` and `decode`: what is said, how long it took.
+"""Images that are none, or not what they seem: what `mm01-generate --image` says of each, how long it took, its memory.
 
 python -m tests.faults.hostile_images > tests/faults/hostile_images.md
+
+`refusal` is the same where data are read: there an image may not lie outside its folder.
 """
 
+import atexit
+import functools
 import io
 import os
 import pathlib
@@ -18,6 +22,7 @@ from PIL import Image
 from mm01_jax.data.images.opening import FORMATS, ImageError, decode, open_image
 from tests.command_line import Parser
 from tests.data import image_samples
+from tests.faults.forked import Ended, Server
 
 Make = Callable[[pathlib.Path], object]
 
@@ -57,24 +62,27 @@ CASES: dict[str, tuple[Make, str]] = {
     "nothing there": (lambda path: None, "No such file"),
     "a directory": (lambda path: path.mkdir(), "is a directory"),
     "a FIFO": (lambda path: os.mkfifo(path), "is a FIFO"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "outside the data's folder"),
-    "a link out of the folder": (lambda path: path.symlink_to("/etc/hostname"), "outside the data's folder"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "outside the data's folder|is a device"),
+    "a link out of the folder": (
+        lambda path: path.symlink_to("/etc/hostname"),
+        "outside the data's folder|is no image",
+    ),
     "a link to itself": (lambda path: path.symlink_to(path), "symbolic links|Symlink loop"),
     "an empty file": (written(b""), "is empty"),
     "a sparse file of 1 TB": (sparse, "bytes; allowed are"),
     "SVG": (written(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "SVG drawing"),
     "SVG behind an XML head": (written(b"<?xml version='1.0'?>\n<svg/>"), "SVG drawing"),
-    "HTML": (written(b"<!doctype html><p>not found"), "no image that is read"),
-    "text": (written(b"hello"), "no image that is read"),
-    "PDF": (written(b"%PDF-1.7\n"), "no image that is read"),
+    "HTML": (written(b"<!doctype html><p>not found"), "is no image"),
+    "text": (written(b"hello"), "is no image"),
+    "PDF": (written(b"%PDF-1.7\n"), "is no image"),
     "HEIC": (written(b"\0\0\0\x18ftypheic" + bytes(40)), "HEIC or AVIF"),
-    "AVIF": (written(b"\0\0\0\x18ftypavif" + bytes(40)), "HEIC or AVIF|no image that is read"),
-    "zip": (written(b"PK\x03\x04" + bytes(60)), "no image that is read"),
+    "AVIF": (written(b"\0\0\0\x18ftypavif" + bytes(40)), "HEIC or AVIF"),
+    "zip": (written(b"PK\x03\x04" + bytes(60)), "is no image"),
     "PNG of 50,000 x 50,000": (written(png_header(50_000, 50_000)), "pixels; allowed are"),
     "PNG of 2^31 - 1 pixels a side": (written(png_header(2**31 - 1, 2**31 - 1)), "pixels; allowed are|damaged"),
     "PNG of 9,000 x 9,000": (written(png_header(9_000, 9_000)), "pixels; allowed are"),
-    "PNG of 0 x 5": (written(png_header(0, 5)), "damaged|at least 1 x 1|no image that is read"),
-    "PNG of 5 x 0": (written(png_header(5, 0)), "damaged|at least 1 x 1|no image that is read"),
+    "PNG of 0 x 5": (written(png_header(0, 5)), "has 0 x 5 pixels; allowed is at least 1 x 1"),
+    "PNG of 5 x 0": (written(png_header(5, 0)), "has 5 x 0 pixels; allowed is at least 1 x 1"),
     "PNG, its header alone": (written(png_header(30, 30)), "damaged"),
     "animated GIF": (written(animated("gif")), "has 3 frames"),
     "animated PNG": (written(animated("png")), "has 3 frames"),
@@ -90,9 +98,9 @@ for _kind in FORMATS:
     for _share in (0.1, 0.5, 0.8, 0.95):
         CASES[f"{_kind} cut at {_share:.0%}"] = (
             written(_whole[: int(len(_whole) * _share)]),
-            "truncated or damaged|header is damaged|no image that is read",
+            "truncated or damaged|header is damaged",
         )
-    CASES[f"{_kind}, its first bytes alone"] = (written(_whole[:16]), "damaged|no image that is read|truncated")
+    CASES[f"{_kind}, its first bytes alone"] = (written(_whole[:16]), "truncated or damaged|header is damaged")
 
 
 def refusal(name: str, folder: pathlib.Path) -> tuple[str, float]:
@@ -107,17 +115,42 @@ def refusal(name: str, folder: pathlib.Path) -> tuple[str, float]:
     return "", time.perf_counter() - start
 
 
+@functools.cache
+def _server() -> Server:
+    server = Server("tests.faults.hostile_images", "mm01_jax.inference.__main__", "mm01_jax.inference.pictures")
+    server.__enter__()
+    atexit.register(server.__exit__)
+    return server
+
+
+def asked_about(path: str) -> int:
+    """`mm01-generate` with the image, before there is a checkpoint."""
+    from mm01_jax.inference.__main__ import main as generate
+
+    return generate([f"--checkpoint={path}-model", f"--image={path}", "--prompt=<image>?"])
+
+
+def typed(name: str, room: pathlib.Path) -> Ended:
+    """How a process of `mm01-generate` ended that was given the image."""
+    (room / "in").mkdir()
+    path = room / "in" / "picture"
+    CASES[name][0](path)
+    return _server().call("tests.faults.hostile_images:asked_about", str(path), room=room)
+
+
 def main(argv: list[str] | None = None) -> int:
     Parser("tests.faults.hostile_images", __doc__).parse_args(argv)
     print(f"# Hostile images\n\n{len(CASES)} of them; `python -m tests.faults.hostile_images`.\n")
-    print("| image | what is said |\n| --- | --- |")
-    taken, slowest = 0, 0.0
+    print("| image | exit code | what `mm01-generate --image` says |\n| --- | --- | --- |")
+    taken, slowest, most = 0, 0.0, 0
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            said, seconds = refusal(name, pathlib.Path(folder))
-        taken, slowest = taken + (not said), max(slowest, seconds)
-        print(f"| {name} | {said.replace('|', '/')[:160] or 'TAKEN'} |")
-    print(f"\nThe slowest took {slowest:.2f} s.")
+            ended = typed(name, pathlib.Path(folder))
+        said = ended.told.strip().replace(f"{folder}/in/", "").replace("|", "/").replace("\n", " ")
+        taken += ended.code == 0
+        slowest, most = max(slowest, ended.processor), max(most, ended.memory)
+        print(f"| {name} | {ended.code} | {said[:200]} |")
+    print(f"\nThe slowest took {slowest:.2f} s of the processor, the largest {most / 2**20:.0f} MiB.")
     return 1 if taken else 0
 
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.data import conversation_data
+
 ROOT = pathlib.Path(__file__).parents[2]
 DRIVER = """
 import dataclasses, functools, sys
@@ -130,6 +132,22 @@ def test_two_processes_of_train_main_have_the_losses_of_one_with_rows_in_zigzag_
         run = ["train_main.py", "--config=configs/tiny.py", f"--workdir={workdir}", "--config.train.steps=3"]
         outputs = start([*run, *mesh, *size], processes, devices=4)
         assert all("exchange: padded (ragged does not run" in output for output in outputs)
+        records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        losses[processes] = [r[key] for r in records for key in ("loss", "held_out_loss") if key in r]
+    assert len(losses[1]) == 4
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_of_train_main_have_the_losses_of_one_on_rows_with_images(tmp_path):
+    source, losses = conversation_data.write_array_record(tmp_path), {}
+    data = [f"--config.data.source={source}", "--config.data.records=conversations", "--config.data.held_out=0.2"]
+    size = [f"--config.train.sequence_length={conversation_data.LENGTH}", "--config.train.batch_size=8"]
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        run = ["train_main.py", "--config=configs/vl_tiny.py", f"--workdir={workdir}", "--config.train.steps=3"]
+        mesh = ["--config.mesh.data=2", "--config.mesh.sequence=2", "--config.train.eval_batches=1"]
+        start([*run, *mesh, *data, *size], processes, devices=4)
         records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         losses[processes] = [r[key] for r in records for key in ("loss", "held_out_loss") if key in r]
     assert len(losses[1]) == 4

@@ -6,7 +6,7 @@ import math
 import jax
 import pytest
 
-from configs import text_01, vl_01
+from configs import text_01, vl_01, vl_01_stage1
 from mm01_jax.config import MeshConfig
 from mm01_jax.convert.torch.released import config_json
 from mm01_jax.convert.torch.settings import DIALECTS
@@ -51,6 +51,16 @@ def test_training_is_planned_with_images_in_a_quarter_of_the_tokens(plan):
     # projector's is not.
     more = (plan.counts.flops - text.counts.flops) * V5P.chips
     assert 1.1 < more / (3 * tiles * of_a_tile) < 4 / 3
+
+
+def test_alignment_holds_no_moment_of_the_text_model_to_the_byte():
+    config = vl_01_stage1.get_config()
+    mesh = planner.abstract_mesh(config, V5P)
+    with jax.sharding.use_abstract_mesh(mesh):
+        state = make_step("train", config, mesh).parts["optimizer"]
+    moments = 2 * 4 * (303_505_408 + 44_052_480 + 6_144)  # tower, projector, newline
+    counters = 3 * 4  # steps: of the state, of Adam, of the schedule
+    assert sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) == moments + counters
 
 
 def test_a_tower_s_flops_are_those_of_its_weights_and_of_patches_that_see_each_other():

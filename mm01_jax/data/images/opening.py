@@ -110,7 +110,7 @@ def _identify(content: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: {_what_it_is(content[:1024])}; read are {', '.join(FORMATS)}") from error
+        raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
     except Image.DecompressionBombError as error:
         pixels = f"more than {2 * Image.MAX_IMAGE_PIXELS:,}"
         raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
@@ -119,19 +119,35 @@ def _identify(content: bytes, name: str) -> Image.Image:
 
 
 def _what_it_is(head: bytes) -> str:
+    """What a file is that Pillow finds no image in."""
+    read = f"read are {', '.join(FORMATS)}"
     if not head:
-        return "is empty (0 bytes)"
+        return f"is empty (0 bytes); {read}"
     if b"<svg" in head.lower():
-        return "is an SVG drawing, which has no pixels: render it to PNG first"
+        return f"is an SVG drawing, which has no pixels: render it to PNG first; {read}"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
-        return "is a HEIC or AVIF image"
-    return f"is no image that is read (it begins with {head[:8]!r})"
+        return f"is a HEIC or AVIF image; {read}"
+    if head[:8] == _BEGINS["PNG"] and head[12:16] == b"IHDR" and len(head) >= 24:
+        width, height = (int.from_bytes(head[at : at + 4]) for at in (16, 20))
+        if width == 0 or height == 0:  # an image without pixels is none to Pillow
+            return _without_pixels(width, height)
+    kind = next((kind for kind, begins in _BEGINS.items() if head.startswith(begins)), None)
+    if kind:
+        return f"begins as a {kind}; its header is damaged"
+    return f"is no image (it begins with {head[:8]!r}); {read}"
+
+
+_BEGINS = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0"}
+
+
+def _without_pixels(width: int, height: int) -> str:
+    return f"has {width} x {height} pixels; allowed is at least 1 x 1"
 
 
 def _check_header(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise ImageError(f"{name}: has {width} x {height} pixels; allowed is at least 1 x 1")
+        raise ImageError(f"{name}: {_without_pixels(width, height)}")
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name}: has {width} x {height} pixels; allowed are {MAX_PIXELS:,} altogether")
     if image.mode not in MODES:

@@ -32,10 +32,18 @@ def objective(
     x = embeddings(model, batch.tokens, batch.tiles, batch.image_index)
     hidden, _, stats = model.forward(x, batch.positions, batch.segments)
     loss = token_loss(model, hidden, batch, config.loss_chunk, total_weight)
+    total, losses = with_router_losses(loss, stats, share, config)
+    return total, (losses, stats)
+
+
+def with_router_losses(
+    loss: jax.Array, stats: RouterStats, share: float, config: TrainConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(`loss` and the routers' losses by their coefficients, each of them alone)."""
     balance = balance_loss(stats, config.balance_loss)
     z = jnp.mean(stats.z_square / jnp.maximum(stats.tokens, 1.0))
     losses = {"loss": loss, "balance_loss": share * balance, "z_loss": share * z}
-    return loss + share * (config.balance_coef * balance + config.z_loss_coef * z), (losses, stats)
+    return loss + share * (config.balance_coef * balance + config.z_loss_coef * z), losses
 
 
 @jax.named_scope("loss")
