@@ -17,7 +17,6 @@ from mm01_jax.train.metrics import read_metrics
 from mm01_jax.train.objectives import captions_and_contrast, pretrain
 from tests import small
 from tests.data import conversation_data as data
-from tests.slow import slow_but
 
 ROWS, LENGTH, TOWER = 4, 256, vl_tiny_tower.get_config()
 
@@ -129,7 +128,8 @@ def course_of_one_device(source, tmp_path_factory):
         return course(source, tmp_path_factory.mktemp("one") / "run", MeshConfig())
 
 
-@pytest.mark.parametrize("mesh", slow_but(list(MESHES)[:1], MESHES))
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_a_tower_takes_the_same_course_on_a_mesh(mesh, source, course_of_one_device, tmp_path):
     found = course(source, tmp_path / "run", MESHES[mesh][0], **MESHES[mesh][1])
     assert found.shape == course_of_one_device.shape == (2, 3) and (found > 0).all()
