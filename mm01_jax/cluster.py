@@ -7,19 +7,26 @@ import os
 import sys
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 30  # after which a process that is not heard of counts as dead, and ends the others (jax: 100)
 
 
-def join() -> bool:
+def join(*, saves: bool = False) -> bool:
     """Connects this process with the others of its job; False where it is alone. Call it before anything else of jax.
 
     Inside a program that has used jax already (a notebook, a test) nothing is joined: that was for the program to do.
+
+    Args:
+      saves: SIGTERM is noted by jax, for all processes to save and end at one step (`train/preemption.py`). Otherwise
+        it ends the process that gets it, and the others within `HEARTBEAT_SECONDS`.
 
     Raises:
       RuntimeError: a cluster is there and its processes do not find each other.
       ValueError: JAX_PLATFORMS names devices that are not here.
     """
+    jax.config.update("jax_enable_preemption_service", saves)
     joined = _join()
     try:
         jax.devices()
@@ -47,6 +54,17 @@ def _join() -> bool:
             raise
         return False
     return True
+
+
+def least(nbytes: int | None) -> int | None:
+    """The smallest of what the processes know, None where one knows nothing: what is decided by it is decided alike.
+
+    All of several processes call it; they get whole MiB.
+    """
+    if jax.process_count() == 1:
+        return nbytes
+    mib = int(multihost_utils.process_allgather(np.int32(-1 if nbytes is None else nbytes >> 20)).min())
+    return None if mib < 0 else mib << 20
 
 
 def is_first() -> bool:

@@ -50,16 +50,17 @@ def run(
     """Calls `function(argv)`, which returns an exit code or None for 0; what it raises becomes a message and a code.
 
     Args:
-      argv: without the program's name; None is what was typed.
+      argv: without the program's name; None is what was typed, and then the process is this command's: in a notebook or
+        a test, which gives them, Ctrl-C never ends it.
       name: of the command, said in front of the message.
       interrupted: what to say after Ctrl-C.
     """
     prefix = f"{name}: " if name else ""
     os.environ.pop("JAX_ENABLE_X64", None)  # before jax is imported: whoever set it, results are the same
     _open_what_is_closed()
-    ends = signals.Ends(prefix, interrupted)
+    ends = signals.Ends(prefix, interrupted, alone=argv is None)
     try:
-        with ends:
+        with ends, _stdout_as(_Named):
             code = _call(function, sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()  # a reader that has gone, or a full disk, is noticed here, not while Python shuts down
     except BrokenPipeError:
@@ -103,16 +104,25 @@ def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) 
 @contextlib.contextmanager
 def going_on_without_a_reader() -> Iterator[None]:
     """A context in which what stdout does not take, because its reader has gone or its disk is full, is left out."""
-    before, sys.stdout = sys.stdout, _Forgiving(sys.stdout)
+    with _stdout_as(_Forgiving):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stdout_as(kind: type["_Named"]) -> Iterator[None]:
+    before = sys.stdout
+    sys.stdout = kind(before)
     try:
         yield
     finally:
-        sys.stdout.flush()
         sys.stdout = before
 
 
-class _Forgiving(io.TextIOBase):
-    """A text stream; the first error of writing is said on stderr, the rest goes nowhere."""
+class _Named(io.TextIOBase):
+    """A text stream whose errors of writing have its name."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -138,8 +148,19 @@ class _Forgiving(io.TextIOBase):
         try:
             act()
         except OSError as error:
-            _say(f"stdout: {error.strerror}; what is said there is left out from here on")
-            _drop(self._stream)
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        error.filename = error.filename or "stdout"
+        raise error
+
+
+class _Forgiving(_Named):
+    """A text stream; the first error of writing is said on stderr, the rest goes nowhere."""
+
+    def _failed(self, error: OSError) -> None:
+        _say(f"stdout: {error.strerror}; what is said there is left out from here on")
+        _drop(self._stream)
 
 
 def _open_what_is_closed() -> None:

@@ -193,7 +193,7 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
         if (needed := fixed + 250 * lists + 110 * commas) > most:
             found = f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB"
             raise ValueError(f"{found}, more than any file here has")
-    hooks = {"parse_constant": _no_constant, "parse_float": _finite, "parse_int": _whole}
+    hooks = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
     try:
         plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
     except RecursionError:
@@ -211,14 +211,10 @@ def _once(pairs: list) -> dict:
     return plain
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _finite(text: str) -> float:
-    """`1e400` is JSON, but no number here: it would be read as infinity."""
+    """`1e400` is JSON, but no number here: it would be read as infinity; `NaN` is neither."""
     if not math.isfinite(float(text)):
-        raise ValueError(f"{text[:40]} is beyond float64")
+        raise ValueError(f"{text[:40]} is {'beyond float64' if text[-1].isdigit() else 'not JSON'}")
     return float(text)
 
 
@@ -229,12 +225,12 @@ def _whole(text: str) -> int:
 
 
 def _check_depth(plain: Any) -> None:
-    level, depth = [plain], 0
-    while level := [value for value in level if isinstance(value, dict | list)]:
-        depth += 1
-        if depth > DEPTH:
-            raise ValueError(f"lists and objects are more than {DEPTH} deep")
+    level = [plain]
+    for _ in range(DEPTH + 1):
+        if not (level := [value for value in level if isinstance(value, dict | list)]):
+            return
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
+    raise ValueError(f"lists and objects are more than {DEPTH} deep")
 
 
 def write(path, data: bytes) -> None:
@@ -294,7 +290,11 @@ def remove(path, root) -> None:
     path, root = pathlib.Path(path), pathlib.Path(root)
     if path.parent != root or root.is_symlink():
         raise OSError(errno.EINVAL, f"not deleted: it does not lie in the directory {shown(root)}", os.fspath(path))
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)  # follows no link inside
-    else:
-        path.unlink()
+    delete = shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink  # neither follows a link
+    delete(path)
+
+
+def remove_unfinished(folder) -> None:
+    """Deletes what `written`, when it was killed, left in a folder that no other process writes in."""
+    for path in pathlib.Path(folder).glob(f"*.{'[0-9a-f]' * 32}.tmp"):
+        remove(path, path.parent)

@@ -2,7 +2,8 @@
 
 Python runs a handler in the main thread, between two of its instructions: not in compiled code, and not while a program
 is compiled, for minutes. So the handler raises, and a thread beside it ends a process that has not ended by then.
-Training has its own handlers while it steps (`train/preemption.py`), and so has a conversation.
+Training has its own handlers while it steps (`train/preemption.py`), and so has a conversation. In a process that is
+another's, as a notebook's, a command obeys Ctrl-C alone, by an exception, and ends nothing but itself.
 """
 
 import contextlib
@@ -15,10 +16,16 @@ from types import FrameType
 
 ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SECONDS = 3.0  # that the main thread has for ending by itself
+_commands = 0  # that have this process for themselves: one, or none
 
 
 class Ended(BaseException):
     """SIGTERM or SIGHUP came."""
+
+
+def may_end_process() -> bool:
+    """Whether this process is a command's, which a second Ctrl-C ends at once."""
+    return _commands > 0
 
 
 def end_at_once() -> None:
@@ -46,22 +53,27 @@ def _is_importing(frame: FrameType | None) -> bool:
 class Ends:
     """A context in which these signals end the command; outside the main thread, where none can be set, nothing.
 
-    prefix: the command's name, said in front of the line. interrupted: what to say after Ctrl-C.
+    prefix: the command's name, said in front of the line. interrupted: what to say after Ctrl-C. alone: the process is
+    this command's.
     """
 
-    def __init__(self, prefix: str, interrupted: str):
+    def __init__(self, prefix: str, interrupted: str, *, alone: bool = True):
         self._texts = ENDING | {signal.SIGINT: interrupted}
-        self._prefix = prefix
+        self._prefix, self._alone = prefix, alone
         self.came: int | None = None  # the first signal
 
     def __enter__(self) -> "Ends":
+        global _commands
         self._before, self._hook = {}, sys.unraisablehook
         if threading.current_thread() is not threading.main_thread():
             return self
         ours = {signal.SIGINT: (signal.default_int_handler, _end_now)}
-        for number in ENDING:
+        for number in ENDING if self._alone else (signal.SIGINT,):
             if signal.getsignal(number) in ours.get(number, (signal.SIG_DFL,)):
                 self._before[number] = signal.signal(number, self._handle)
+        if not self._alone:
+            return self
+        _commands += 1
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -70,11 +82,14 @@ class Ends:
         return self
 
     def __exit__(self, *_) -> None:
+        global _commands
         if threading.current_thread() is not threading.main_thread():
             return
-        sys.unraisablehook = self._hook
-        signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._write)  # ends the thread
+        if self._alone:
+            _commands -= 1
+            sys.unraisablehook = self._hook
+            signal.set_wakeup_fd(self._wakeup_before)
+            os.close(self._write)  # ends the thread
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
                 signal.signal(number, handler)
@@ -85,7 +100,8 @@ class Ends:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.came = self.came or number
-        if _is_importing(frame):  # what C code makes of an exception there is a traceback, and there is nothing to end
+        # What C code makes of an exception while something is imported is a traceback, and there is nothing to end.
+        if self._alone and _is_importing(frame):
             _exit(number, f"{self.text(number)}\n")
         raise KeyboardInterrupt if number == signal.SIGINT else Ended
 

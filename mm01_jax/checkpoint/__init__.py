@@ -8,6 +8,7 @@ from mm01_jax.checkpoint.manifest import Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.checkpoint.plain import check_keys
+from mm01_jax.checkpoint.processes import any_of
 from mm01_jax.checkpoint.reader import Checkpoint, load_weights, open_checkpoint
 from mm01_jax.checkpoint.steps import Checkpoints, Restored
 from mm01_jax.checkpoint.writer import ArrayWriter
@@ -25,6 +26,7 @@ __all__ = [
     "Restored",
     "RunLock",
     "SaveFailed",
+    "any_of",
     "check_finite",
     "check_keys",
     "leaf_paths",

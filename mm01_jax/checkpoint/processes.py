@@ -15,6 +15,11 @@ def agree(failure: Exception | None, kind: type[Exception]) -> None:
         raise failure
 
 
+def any_of(here: bool) -> bool:
+    """Whether it is so on one process at least."""
+    return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(here)).any())
+
+
 def add(parts: list[np.ndarray]) -> list[np.ndarray]:
     """Each process's parts of the digests, added mod 2^32 over the processes."""
     if jax.process_count() == 1:

@@ -49,6 +49,8 @@ class ArrayWriter:
         TYPED.folder(self._state)
         self._lock = RunLock(self._partial)
         try:
+            files.remove_unfinished(self._partial)
+            files.remove_unfinished(self._state)
             self._check_plan()
             self._entries = self._read_journal()
             self._verified = set()  # chunks written or read back by this process

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from mm01_jax.data.text import FILES, DataError, Record, examine
+from mm01_jax.data.text import FILES, DataError, Record, check_same, examine
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
@@ -47,8 +47,10 @@ class ArrayRecordFile:
         for start in range(0, count, READ):
             yield from enumerate(self._read(start, min(start + READ, count)), start=start)
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
-        text = self._read(key, key + 1)[0][start:stop]
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
+        whole = self._read(key, key + 1)[0]
+        check_same(whole, digest, f"{self.name}, record {key},")
+        text = whole[start:stop]
         if len(text) != stop - start:
             raise DataError(f"{self.name} changed while in use: record {key} is shorter than when it was indexed.")
         return text

@@ -56,22 +56,31 @@ class ConversationShard:
         for record in self._shard.scan():
             yield record if record.problem else self._examined(record)
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
-        return self._shard.read(key, start, stop)
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
+        del digest  # of the images, too
+        return self._shard.read(key, start, stop, None)
 
-    def conversation(self, key: int, size: int, label: str) -> Conversation:
-        """The conversation at `key`; ValueError says what is none."""
-        return self._parse(self._shard.read(key, 0, size), label)
+    def conversation(self, key: int, size: int, label: str, digest: bytes) -> Conversation:
+        """The conversation at `key`; ValueError says what is none, or is another than that of `digest`."""
+        content = self._shard.read(key, 0, size, None)
+        found = self._parse(content, label)
+        if self._digest_with_images(hashlib.sha256(content).digest()[:16], found) != digest:
+            raise ValueError("it is another than the one that was indexed")
+        return found
 
     def _examined(self, record: Record) -> Record:
         """The record with the content of its images in its digest."""
-        sha = hashlib.sha256(record.digest)
         try:
-            for picture in self.conversation(record.key, record.size, record.label).pictures:
-                sha.update(self._digest(picture))
+            found = self._parse(self._shard.read(record.key, 0, record.size, record.digest), record.label)
+            return record._replace(digest=self._digest_with_images(record.digest, found))
         except (ValueError, DataError) as error:
             return record._replace(problem=str(error))
-        return record._replace(digest=sha.digest()[:16])
+
+    def _digest_with_images(self, digest: bytes, found: Conversation) -> bytes:
+        sha = hashlib.sha256(digest)
+        for picture in found.pictures:
+            sha.update(self._digest(picture))
+        return sha.digest()[:16]
 
     def _parse(self, content: bytes, label: str) -> Conversation:
         fields, files = _split(content) if isinstance(self._shard, Packed) else (json_object(content), None)
@@ -119,8 +128,8 @@ class Packed:
             label = f"{self.name} record {key}"
             yield Record(key, label, len(content), hashlib.sha256(content).digest()[:16], None)
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
-        return self._file.read(key, start, stop)
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
+        return self._file.read(key, start, stop, digest)
 
 
 def pack_record(messages: Sequence[dict[str, Any]], images: Sequence[bytes], rejected: str | None = None) -> bytes:

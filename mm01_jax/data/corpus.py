@@ -51,7 +51,9 @@ class Corpus:
         """Bytes [start, stop) of a document."""
         stop = int(self.size_D[document]) if stop is None else stop
         try:
-            return self.shards[self.shard_D[document]].read(int(self.key_D[document]), start, stop)
+            return self.shards[self.shard_D[document]].read(
+                int(self.key_D[document]), start, stop, self.digest_D2[document].tobytes()
+            )
         except (OSError, Unreadable) as error:
             raise DataError(f"{self.label(document)} cannot be read any more: {why(error)}") from error
 
@@ -59,7 +61,8 @@ class Corpus:
         """A document of a shard of conversations; DataError when it is none any more."""
         shard = self.shards[self.shard_D[document]]
         try:
-            return shard.conversation(int(self.key_D[document]), int(self.size_D[document]), self.label(document))
+            place = int(self.key_D[document]), int(self.size_D[document])
+            return shard.conversation(*place, self.label(document), self.digest_D2[document].tobytes())
         except (OSError, ValueError) as error:
             raise DataError(f"{self.label(document)} changed while in use: {error}") from error
 

@@ -13,8 +13,8 @@ import sysconfig
 from collections.abc import Iterator
 
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
-from mm01_jax.data.text import FILES, JsonLines, Shard, TextFile, TextInMemory
-from mm01_jax.files import quoted, shown
+from mm01_jax.data.text import FILES, JsonLines, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.files import quoted, shown, why
 
 SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
 # Not the library itself, or (tests) text that is broken on purpose.
@@ -53,6 +53,12 @@ def stdlib_shards() -> list[Shard]:
 def _find_paths(source: str) -> list[pathlib.Path]:
     if "\0" in source:
         raise ValueError("data.source has a NUL; allowed: 'stdlib', or a path or glob")
+    try:
+        os.lstat(source)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # a glob, or nothing
+    except OSError as error:
+        raise Unreadable(f"data.source={quoted(source)}: {why(error)}") from None
     if os.path.isdir(source):
         paths = list(_below(source))
     elif os.path.lexists(source):
@@ -80,7 +86,7 @@ def _find_paths(source: str) -> list[pathlib.Path]:
 
 def _below(folder: str) -> Iterator[str]:
     """Every file of a folder that is not hidden; nor are those in hidden folders taken."""
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if name[0] != "."]
         yield from (os.path.join(place, name) for name in names if name[0] != ".")
         for name in folders:
@@ -88,6 +94,11 @@ def _below(folder: str) -> Iterator[str]:
                 raise ValueError(
                     f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
                 )
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read is not one without files."""
+    raise Unreadable(f"{shown(error.filename)}: {why(error)}")
 
 
 def _nothing_found(source: str) -> str:

@@ -1,11 +1,13 @@
 """Text files as documents that are read by position.
 
 A shard is a file of UTF-8 documents: `.txt` holds one, `.jsonl` one a line. `scan` looks at every byte once, in
-order; `read` then returns any byte range of one document. Neither holds a file in memory.
+order; `read` then returns any byte range of one document, and sees that it is the one that was looked at. Neither holds
+a file in memory.
 """
 
 import codecs
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -48,8 +50,8 @@ class Shard(Protocol):
     def scan(self) -> Iterator[Record]:
         """Every record in order, bad ones included; DataError when the file itself is broken."""
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of the document at `key`."""
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
+        """Bytes [start, stop) of the document at `key`; DataError where it is not the one of `digest` any more."""
 
 
 def examine(key: int, label: str, blocks: Iterable[bytes]) -> Record:
@@ -87,6 +89,12 @@ def _exact(text: bytes, name: str, num_bytes: int) -> bytes:
     return text
 
 
+def check_same(text: bytes, digest: bytes | None, name: str) -> None:
+    """DataError where a whole text has another digest than when it was indexed; None: nothing is compared."""
+    if digest is not None and hashlib.sha256(text).digest()[:16] != digest:
+        raise DataError(f"{name} changed while in use: its text is another than the one that was indexed.")
+
+
 class TextFile:
     """A `.txt` (or `.py`) file: one document."""
 
@@ -94,16 +102,33 @@ class TextFile:
 
     def __init__(self, name: str, path: pathlib.Path):
         self.name, self.path = name, path
+        self._mark: int | None = None  # of the content that was looked at
 
     def scan(self) -> Iterator[Record]:
         with FILES.open(self.path) as file:
+            self._mark = _mark(file)
             yield examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         del key
         with FILES.open(self.path, buffering=0) as file:
+            if (mark := _mark(file)) != self._mark:  # somebody has touched it
+                self._look_again(file, digest)
+                self._mark = mark
             file.seek(start)
             return _exact(file.read(stop - start), self.name, stop - start)
+
+    def _look_again(self, file: BinaryIO, digest: bytes | None) -> None:
+        found = examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
+        if found.problem or found.digest != digest:
+            why = found.problem or "its text is another than the one that was indexed"
+            raise DataError(f"{self.name} changed while in use: {why}.")
+
+
+def _mark(file: BinaryIO) -> int:
+    """Another one where a file has been written; no inode, which some network file systems make up anew."""
+    status = os.fstat(file.fileno())
+    return hash((status.st_size, status.st_mtime_ns))
 
 
 class TextInMemory:
@@ -117,8 +142,8 @@ class TextInMemory:
     def scan(self) -> Iterator[Record]:
         yield examine(0, self.name, [self.text])
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
-        del key
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
+        del key, digest
         return self.text[start:stop]
 
 
@@ -142,13 +167,14 @@ class JsonLines:
         if empty:
             raise DataError(f"{self.name} is empty: a .jsonl file has at least one line.")
 
-    def read(self, key: int, start: int, stop: int) -> bytes:
+    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         with FILES.open(self.path) as file:
             file.seek(key)
             try:
                 text = self._text(file.readline(MOST_LINE + 1))
             except ValueError as error:
                 raise DataError(f"{self.name} changed while in use: the line at byte {key}: {error}.") from error
+        check_same(text, digest, f"{self.name}, the line at byte {key},")
         return _exact(text[start:stop], self.name, stop - start)
 
     def _text(self, line: bytes) -> bytes:

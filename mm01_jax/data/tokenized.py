@@ -73,10 +73,9 @@ class TokenizedDocuments:
         dropped = in_documents = 0
         clock = time.monotonic()
         for document in range(len(counts_D)):
-            counts_D[document] = len(self._encode_once(document))
-            if getattr(self._tokenizer, "can_drop", False):
-                lost = self._tokenizer.dropped(self._corpus.read(int(self._chosen_D[document])).decode())
-                dropped, in_documents = dropped + lost, in_documents + (lost > 0)
+            ids, lost = self._counted(document)
+            counts_D[document] = len(ids)
+            dropped, in_documents = dropped + lost, in_documents + (lost > 0)
             if time.monotonic() - clock > PROGRESS_SECONDS:
                 clock = time.monotonic()
                 log(f"data: counted the tokens of {document + 1:,} of {len(counts_D):,} documents")
@@ -98,8 +97,17 @@ class TokenizedDocuments:
         return counts_D
 
     def _encode_once(self, document: int) -> np.ndarray:
+        return self._checked(document, self._tokenizer.encode(self._corpus.read(int(self._chosen_D[document]))))
+
+    def _counted(self, document: int) -> tuple[np.ndarray, int]:
+        """The ids of a document, and how many of its characters are dropped."""
+        if not getattr(self._tokenizer, "can_drop", False):
+            return self._encode_once(document), 0
+        ids, lost = self._tokenizer.counted(self._corpus.read(int(self._chosen_D[document])))
+        return self._checked(document, ids), lost
+
+    def _checked(self, document: int, ids: np.ndarray) -> np.ndarray:
         source = int(self._chosen_D[document])
-        ids = self._tokenizer.encode(self._corpus.read(source))
         if len(ids) == 0 or self.end_of_document in ids:
             what = "no token" if len(ids) == 0 else f"the end-of-document id {self.end_of_document} as text"
             raise DataError(

@@ -67,7 +67,7 @@ class BytesTokenizer:
 class FileTokenizer:
     """A `tokenizer.json` of the `tokenizers` library, in a process of its own where it may take more than its time.
 
-    can_drop: whether a character may become no token (`dropped` counts them).
+    can_drop: whether a character may become no token (`counted` counts them).
     """
 
     def __init__(self, path: str):
@@ -128,12 +128,14 @@ class FileTokenizer:
         with self._errors("cannot encode a text"):
             return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
-    def dropped(self, text: str) -> int:
-        """Characters, blanks aside, that no token stands for."""
+    def counted(self, text: bytes) -> tuple[np.ndarray, int]:
+        """The ids of a text, and how many characters, blanks aside, none of them stands for."""
+        text = text.decode()
         if self._guarded is not None:
-            return self._guarded.dropped(text)
+            return self._guarded.counted(text)
         with self._errors("cannot encode a text"):
-            return tokenizer_process.dropped(self._tokenizer, text)
+            encoded = self._tokenizer.encode(text, add_special_tokens=False)
+            return np.array(encoded.ids, np.int32), tokenizer_process.dropped(text, encoded.offsets)
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)

@@ -44,7 +44,7 @@ KNOWN = frozenset(
     }
 )
 _MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
-_PARSED = 1 << 30  # bytes that those take
+_PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
 _MOST_CHARACTERS = 1000  # of a word that WordPiece takes, in the square of its time, and of a text in a part
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
@@ -131,9 +131,10 @@ class Guarded:
     def decode(self, ids: np.ndarray) -> str:
         return self._ask("decode", np.asarray(ids, np.int32).tobytes()).decode(errors="replace")
 
-    def dropped(self, text: str) -> int:
-        """As `tokenizer_process.dropped`."""
-        return int(parse_json(self._ask("dropped", text.encode())))
+    def counted(self, text: str) -> tuple[np.ndarray, int]:
+        """int32 ids, and characters as `tokenizer_process.dropped` counts them."""
+        found = np.frombuffer(self._ask("count", text.encode()), np.int32)
+        return found[1:], int(found[0])
 
     def _start(self) -> dict[str, Any]:
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("tokenizer_process.py"))]

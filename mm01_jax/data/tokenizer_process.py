@@ -1,11 +1,11 @@
 """Runs a tokenizer.json that anybody may have made: a program of its own (`data/tokenizer_guard.py` starts it).
 
 stdin begins with a line, {"size": bytes of the tokenizer.json that follow, "seconds": of the processor to load it,
-"left": for all texts, beside their own,
-"bytes": of memory}. Then each request is a line {"do": "encode" | "decode" | "dropped", "size", "seconds"} and `size`
-bytes: UTF-8, or int32 ids. Each answer is a line, {"size"} or {"error"}, and `size` bytes. The first answer is what
-`facts` says of the tokenizer. A regular expression that backtracks, a pattern that grows, a panic of the library: all
-end here. Nothing of ours is imported.
+"left": for all texts, beside their own, "bytes": of memory}. Then each request is a line {"do": "encode" | "count" |
+"decode", "size", "seconds"} and `size` bytes: UTF-8, or int32 ids. Each answer is a line, {"size"} or {"error"}, and
+`size` bytes: text, or int32 ids; of "count" the number of characters dropped stands in front of them. The first answer
+is what `facts` says of the tokenizer. A regular expression that backtracks, a pattern that grows, a panic of the
+library: all end here. Nothing of ours is imported.
 """
 
 import array
@@ -31,10 +31,10 @@ def facts(tokenizer) -> dict:
     }
 
 
-def dropped(tokenizer, text: str) -> int:
+def dropped(text: str, offsets: list[tuple[int, int]]) -> int:
     """Characters of a text, blanks aside, that no token of it stands for."""
     at = gone = 0
-    for start, stop in sorted(tokenizer.encode(text, add_special_tokens=False).offsets):
+    for start, stop in sorted(offsets):
         gone += sum(not c.isspace() for c in text[at:start])
         at = max(at, stop)
     return gone + sum(not c.isspace() for c in text[at:])
@@ -44,9 +44,10 @@ def answer(tokenizer, request: dict, content: bytes) -> bytes:
     if request["do"] == "decode":
         ids = array.array("i", content).tolist()
         return tokenizer.decode(ids, skip_special_tokens=False).encode()
-    if request["do"] == "dropped":
-        return json.dumps(dropped(tokenizer, content.decode())).encode()
-    return array.array("i", tokenizer.encode(content.decode(), add_special_tokens=False).ids).tobytes()
+    text = content.decode()
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    counted = [dropped(text, encoded.offsets)] if request["do"] == "count" else []
+    return array.array("i", counted + encoded.ids).tobytes()
 
 
 def confine(seconds: float) -> None:

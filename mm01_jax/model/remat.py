@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from mm01_jax import cluster
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import unrolls
 from mm01_jax.model.mixers import MIXERS
@@ -63,6 +64,7 @@ def with_remat_settled(config: Config, state: Any, log: Callable[[str], None]) -
     """The config that a step is made of on the current mesh; what "auto" became is said."""
     device = jax.sharding.get_mesh().local_devices[0]  # another process's says nothing of its memory
     memory = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    memory = cluster.least(memory)
     remat = settle(config, state, memory)
     if config.compute.remat == "auto":
         room = f"{memory / 2**30:.0f} GiB a device" if memory else "a device's memory is not known"

@@ -58,7 +58,7 @@ def _train(argv: Sequence[str]) -> None:
 
     if given.compile_cache:
         compile_cache.use()
-    cluster.join()
+    cluster.join(saves=True)
     with command.going_on_without_a_reader():
         options = {"allow_nonfinite": given.allow_nonfinite, "save_on": save_on}
         loop.run(config, given.workdir, given.init_from, **options)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mm01_jax import checkpoint, sharding
+from mm01_jax import checkpoint, files, sharding
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, ConfigError, rules, saved
 from mm01_jax.config.mesh import mesh_problems
@@ -36,6 +36,8 @@ from mm01_jax.train.metrics import MetricsLog
 from mm01_jax.train.preemption import Preempted, Preemption
 from mm01_jax.train.profiling import StepProfile
 from mm01_jax.train.start import Start, begin, check_memory, check_resumable, with_exchange_settled
+
+LOWER = "Try a lower optimizer.schedule.peak, or look at its rows."
 
 
 class NonFinite(Exception):
@@ -72,7 +74,10 @@ def run(
     root = folder.make(workdir)
     mesh = sharding.make_mesh(config.mesh)
     with checkpoint.Checkpoints(root, keep=config.train.keep_checkpoints, log=log) as checkpoints, jax.set_mesh(mesh):
-        check_resumable(config, checkpoints.latest_meta(), init_from, log)
+        if jax.process_count() == 1:
+            files.remove_unfinished(root)
+        before = checkpoints.latest_meta()
+        check_resumable(config, before, init_from, log)
         abstract = step.abstract_state(config, mesh)
         check_memory(abstract, mesh)
         train = config.train
@@ -82,7 +87,10 @@ def run(
         settled = with_remat_settled(with_exchange_settled(config, log), abstract, log)
         start = begin(settled, mesh, checkpoints, dataset, init_from, log, allow_nonfinite=allow_nonfinite)
         if (at := int(start.state.step)) >= train.steps:
-            log(f"nothing is left to do: train.steps={train.steps}, and {root} is at step {at}")
+            left = f"nothing is left to do: train.steps={train.steps}, and {root} is at step {at}"
+            if before and before.get("refused"):  # it ended so the first time, too
+                raise NonFinite(f"{left}, which was refused. {LOWER}")
+            log(left)
             return
         if jax.process_index() == 0:
             folder.write(root / "config.json", saved.to_json(config))
@@ -160,8 +168,7 @@ class _Loop:
             else:
                 self._report_failed(self.checkpoints.check)
             if last and self.refused_in_a_row:
-                advice = "Try a lower optimizer.schedule.peak, or look at its rows."
-                raise NonFinite(f"the last step, {self.step}, was refused; {self._left()}. {advice}")
+                raise NonFinite(f"the last step, {self.step}, was refused; {self._left()}. {LOWER}")
             if stop:
                 raise Preempted(f"{self._left()}; the same command goes on from there")
             if last:
@@ -250,13 +257,14 @@ class _Loop:
         self._report_failed(self.checkpoints.wait)  # an earlier step that failed is no reason not to save this one
         refused = self.refused_in_a_row > 0
         self.save_due = refused and not must
-        if refused and not (must and self.unsaved):
+        if refused and not (must and checkpoint.any_of(self.unsaved)):  # a save fails on one process, say
             return
         meta = {
             "config": json.loads(saved.to_json(self.config)),
             "row": self.row,
             "data": self.dataset.manifest,
             "mesh": dict(jax.sharding.get_mesh().shape),
+            "refused": refused,
         }
         try:
             self.checkpoints.save(self.step, self.state, meta)

@@ -93,7 +93,8 @@ class MetricsLog:
     def _open_board(self, workdir: pathlib.Path, resumed_step: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        folder = files.Door(ValueError).folder(workdir / "tensorboard")
+        self._board = SummaryWriter(str(folder), purge_step=resumed_step + 1)
         # Its thread ends with a traceback on a full disk (2.6.5), and then whoever waits for it hangs: write here.
         events = self._board.file_writer.event_writer
         events._worker.stop()

@@ -1,6 +1,7 @@
 """Signals that ask a run to save its current step and stop: SIGTERM, SIGHUP, the first Ctrl-C, and what is named.
 
-A second Ctrl-C ends the process at once. A signal that was ignored when the process began (`nohup`) stays so.
+A second Ctrl-C ends the process at once; where the process is another's (a notebook's), it raises KeyboardInterrupt.
+A signal that was ignored when the process began (`nohup`) stays so.
 """
 
 import os
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 
 import jax
 from jax.experimental import multihost_utils
+
+from mm01_jax import signals
 
 
 class Preempted(Exception):
@@ -55,6 +58,8 @@ class Preemption:
         os.close(self._write)  # ends the thread
 
     def _remember(self, number: int, frame) -> None:
+        if self._signal is not None and number == signal.SIGINT and not signals.may_end_process():
+            raise KeyboardInterrupt
         self._signal = number
         if signal.SIGTERM not in self._signals:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -66,7 +71,7 @@ class Preemption:
         """
         came_before = False
         while number := os.read(read, 1):
-            if came_before and number[0] == signal.SIGINT:
+            if came_before and number[0] == signal.SIGINT and signals.may_end_process():
                 os._exit(self.INTERRUPTED)  # an exception would wait for the main thread, and for a save
             came_before = True
         os.close(read)

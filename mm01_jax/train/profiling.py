@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mm01_jax import scopes
+from mm01_jax import files, scopes
 
 
 class StepProfile:
@@ -21,6 +21,7 @@ class StepProfile:
         self.folder, self.log = folder, log
         self._trace = contextlib.ExitStack()
         if self.steps:
+            files.Door(ValueError).refuse_link(folder)
             # A program from the compile cache would have the scopes of whatever version put it there.
             jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from mm01_jax import files
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.train.metrics import read_metrics
@@ -83,8 +84,7 @@ def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | Non
         axes.axhline(bigram, color="grey", linestyle="--", label="held-out bigram entropy")
     axes.set(xlabel="step", ylabel="cross-entropy (nats a token)")
     axes.legend()
-    figure.savefig(path, dpi=120)
-    return path
+    return _save(figure, path)
 
 
 def _router_load(path: pathlib.Path, loads: list[list[list[float]]]) -> pathlib.Path:
@@ -98,5 +98,10 @@ def _router_load(path: pathlib.Path, loads: list[list[list[float]]]) -> pathlib.
     axes.set(xlabel="expert", ylabel="layer", title=f"mean of the last {len(loads)} steps")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(path, dpi=120)
+    return _save(figure, path)
+
+
+def _save(figure, path: pathlib.Path) -> pathlib.Path:
+    with files.written(path) as file:  # never through a link
+        figure.savefig(file, format="png", dpi=120)
     return path

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from mm01_jax import checkpoint
+from mm01_jax import checkpoint, cluster
 from mm01_jax.config import Config, ConfigError, Problem, fields, saved
 from mm01_jax.config.resume import resume_problems
 from mm01_jax.data.dataset import Dataset, check_unchanged
@@ -66,6 +66,7 @@ def check_memory(state: step.TrainState, mesh: Mesh) -> None:
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None and device.platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    memory = cluster.least(memory)
     needed = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     if memory is not None and needed > memory:
         got = f"{needed:,} bytes of weights and moments on a device"

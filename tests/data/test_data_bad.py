@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 
 import numpy as np
@@ -206,7 +207,11 @@ def test_a_broken_link_in_a_folder_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda path: path.write_bytes(b"short"), "a.txt changed while in use: .* were indexed"),
+        (
+            lambda path: path.write_bytes(b"short"),
+            "a.txt changed while in use: its text is another than the one that was indexed",
+        ),
+        (lambda path: path.write_bytes(b"as long as it was, no"), "a.txt changed while in use: its text is another"),
         (lambda path: path.unlink(), "a.txt document 0 cannot be read any more"),
     ],
 )
@@ -219,13 +224,23 @@ def test_a_text_file_that_changes_during_the_run_stops_it(tmp_path, change, said
         next(batches(rows, 0, lambda step: 2, vocab_size=257))
 
 
+def test_a_text_file_that_is_touched_and_not_changed_is_read_on(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("long enough to be cut")
+    rows = opened(path).train
+    os.utime(path, (1, 1))
+    _, batch = next(batches(rows, 0, lambda step: 1, vocab_size=257))
+    assert bytes(batch.tokens[0].tolist()) == b"long enough to be cut"[: batch.tokens.shape[1]]
+
+
 def test_json_lines_that_change_during_the_run_stop_it(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
     rows = opened(path).train
-    path.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
-    with pytest.raises(DataError, match="a.jsonl changed while in use"):
-        next(batches(rows, 0, lambda step: 2, vocab_size=257))
+    for other in ('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n', '{"text": "one"}\n{"text": "2wo"}\n'):
+        path.write_text(other)
+        with pytest.raises(DataError, match="a.jsonl, the line at byte [0-9]+, changed while in use|a.jsonl changed"):
+            next(batches(rows, 0, lambda step: 2, vocab_size=257))
 
 
 def good_batch():

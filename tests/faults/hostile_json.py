@@ -76,36 +76,31 @@ def wrong_value(plain: Any, chance: random.Random) -> Any:
 
 
 def wrong_key(plain: Any, chance: random.Random) -> Any:
-    named = [place for place in _places(plain) if isinstance(place[-1], str)]
-    if not named:
-        return plain | {"\x1b[2J": 1}
-    place = chance.choice(named)
-    inner = plain
-    for key in place[:-1]:
-        inner = inner[key]
+    inner, key = _named(plain, chance)
     inner[chance.choice(("\x1b]0;x\x07", "../../outside/kept.txt", "k" * 100_000, "", "\u202e", "a\nb"))] = inner.pop(
-        place[-1]
+        key
     )
     return plain
 
 
 def no_key(plain: Any, chance: random.Random) -> Any:
-    named = [place for place in _places(plain) if isinstance(place[-1], str)]
-    if not named:
-        return plain | {"\x1b[2J": 1}
-    place = chance.choice(named)
-    inner = plain
-    for key in place[:-1]:
-        inner = inner[key]
-    del inner[place[-1]]
+    inner, key = _named(plain, chance)
+    del inner[key]
     return plain
 
 
+def _named(plain: Any, chance: random.Random) -> tuple[dict, str]:
+    """An object somewhere inside, and one of its keys; one is made where there is none."""
+    named = [place for place in _places(plain) if isinstance(place[-1], str)]
+    if not named:
+        plain["\x1b[2J"] = 1
+        return plain, "\x1b[2J"
+    place = chance.choice(named)
+    return _at(plain, place[:-1]), place[-1]
+
+
 def _with(plain: Any, place: tuple, value: Any) -> Any:
-    inner = plain
-    for key in place[:-1]:
-        inner = inner[key]
-    inner[place[-1]] = value
+    _at(plain, place[:-1])[place[-1]] = value
     return plain
 
 

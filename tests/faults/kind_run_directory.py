@@ -1,7 +1,6 @@
 """A run's work directory, made hostile, gone on with: what training deletes, replaces and reads."""
 
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -67,9 +66,15 @@ def _kept_links(run: pathlib.Path, outside: pathlib.Path) -> None:
     (retired / "out").symlink_to(outside / "folder")
 
 
-def _temporary_linked(run: pathlib.Path, outside: pathlib.Path) -> None:
-    for name in ("config.json.tmp", f"config.json.{os.getpid()}.tmp", "metrics.tmp"):
-        (run / name).symlink_to(outside / "kept.json")
+def _unfinished_files_linked(run: pathlib.Path, outside: pathlib.Path) -> None:
+    """Names that only what was killed leaves, and that the next start deletes."""
+    for name, target in (("config.json", "kept.json"), ("metrics.jsonl", "folder")):
+        (run / f"{name}.{'0' * 32}.tmp").symlink_to(outside / target)
+
+
+def _pictures_linked(run: pathlib.Path, outside: pathlib.Path) -> None:
+    for name, target in (("loss.png", "kept.json"), ("router_load.png", "kept.txt")):
+        (run / name).symlink_to(outside / target)
 
 
 OWN = tuple(
@@ -88,7 +93,9 @@ OWN = tuple(
         "checkpoints of odd names": _odd_steps,
         "an unfinished save that is a link": _unfinished_linked,
         "a retired step with links": _kept_links,
-        "temporary files that are links": _temporary_linked,
+        "unfinished files that are links": _unfinished_files_linked,
+        "tensorboard is a link": _link("tensorboard", "folder"),
+        "pictures that are links": _pictures_linked,
     }.items()
 )
 _REFUSED = ("retired is a link", "damaged is a link", "checkpoints is a link", "run.lock is a link out")

@@ -82,8 +82,9 @@ SHELL = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 sys.path[:0] = [{stand_in!r}]
+sys.argv[1:] = {argv}
 from mm01_jax.inference.__main__ import main
-sys.exit(main({argv}))
+sys.exit(main())
 """
 
 
@@ -100,12 +101,32 @@ def test_help_to_a_full_disk_or_a_reader_that_has_gone_is_no_success():
     code = SHELL.format(stand_in="", argv=["--help"])
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60)
-    assert done.returncode == 74 and done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+    assert done.returncode == 74 and done.stderr == b"mm01-generate: [Errno 28] No space left on device: 'stdout'\n"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+# The process is not the command's: a program, or a notebook, that calls it.
+CALLED = """
+import hashlib, os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mm01_jax import command, signals
+signals.SECONDS = 0.2
+def compiles(argv):
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not signals.may_end_process()
+    for seconds in (0.1, 0.3):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    hashlib.pbkdf2_hmac("sha256", b"x", b"y", 4_000_000)  # in compiled code, where no handler runs
+print(command.run(compiles, []), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_a_command_that_a_program_calls_ends_without_it():
+    done = subprocess.run([sys.executable, "-c", CALLED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "130 True\n", "interrupted\n")
 
 
 CHATTER = """

@@ -13,27 +13,9 @@ from mm01_jax.train import loop
 from mm01_jax.train.metrics import read_metrics
 from mm01_jax.train.preemption import Preempted
 from tests import small
-from tests.train import cheap_run
 from tests.train.cheap_run import after_step, digest, exit_code, losses, run, steps_saved
 
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
-    cheap_run.use(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return small.write_text(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, text):
-    """An uninterrupted run of six steps: its folder, what it said, its losses, its last digest."""
-    with pytest.MonkeyPatch.context() as patch:
-        cheap_run.use(patch)
-        workdir = tmp_path_factory.mktemp("whole")
-        return workdir, *run(workdir, small.config(text))
+pytestmark = pytest.mark.usefixtures("cheap")
 
 
 def test_a_fresh_run_saves_evaluates_records_and_says_what_to_type_next(whole):

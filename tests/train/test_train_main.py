@@ -84,9 +84,10 @@ def test_twelve_kills_leave_losses_and_the_last_digest_as_they_were(tmp_path, ev
 # Waits in compiled code, which no Python exception interrupts.
 STUCK = """
 import jax
+from mm01_jax import signals
 from mm01_jax.train.preemption import Preemption
 stuck = jax.jit(lambda: jax.lax.while_loop(lambda x: x >= 0, lambda x: jax.lax.rem(x + 1, 1000), 0))
-with Preemption():
+with signals.Ends("", "interrupted"), Preemption():  # a command's process
     print("ready", flush=True)
     stuck().block_until_ready()
 """

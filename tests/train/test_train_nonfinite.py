@@ -14,15 +14,7 @@ from tests import small
 from tests.train import cheap_run
 from tests.train.cheap_run import BAD_STEPS, exit_code, run, steps_saved
 
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch):
-    cheap_run.use(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return small.write_text(tmp_path_factory.mktemp("text"))
+pytestmark = pytest.mark.usefixtures("cheap")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +46,8 @@ def test_a_run_that_ends_on_a_refused_step_saves_what_was_learnt_before_it(text,
     assert exit_code(tmp_path, small.config(text, train__checkpoint_every=4)) == 4
     assert "the last step, 6, was refused; step 6 is saved" in capsys.readouterr().err
     assert steps_saved(tmp_path) == [4, 6]
+    assert exit_code(tmp_path, small.config(text, train__checkpoint_every=4)) == 4  # again, and with nothing to do
+    assert "nothing is left to do: train.steps=6" in capsys.readouterr().err
 
 
 def test_a_run_of_one_refused_step_saves_nothing_and_does_not_succeed(text, tmp_path, capsys):
