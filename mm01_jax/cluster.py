@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mm01_jax import job
+
 HEARTBEAT_SECONDS = 30  # after which a process that is not heard of counts as dead, and ends the others (jax: 100)
 
 
@@ -30,6 +32,8 @@ def join(*, saves: bool = False) -> bool:
     joined = _join()
     try:
         jax.devices()
+        if joined:
+            job.set_process(jax.process_index(), jax.process_count())
     except (AssertionError, RuntimeError) as error:  # jax asserts that of several platforms one is there
         named = os.environ.get("JAX_PLATFORMS", "")
         if not named:

@@ -5,6 +5,7 @@
     2    what was typed is wrong
     3    bad checkpoint or data
     4    too many refused (non-finite) steps
+    69   another process of the job has died or left
     74   a full or broken disk
     75   preempted after saving
     129  hung up
@@ -14,7 +15,8 @@
 
 An exception says its own code in a class attribute `exit_code`. A plain ValueError, an OSError (a file that is not
 there) and an error of absl's flags are what was typed; an OSError of a full or broken disk is the disk's. Memory that
-does not suffice is what was typed, too. Anything else is a bug: it shows its traceback.
+does not suffice is what was typed, too. Anything else is a bug: it shows its traceback. A process of several that ends
+with an error ends at once; jax ends the others.
 """
 
 import contextlib
@@ -23,17 +25,20 @@ import io
 import itertools
 import os
 import pathlib
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from absl import flags
 
-from mm01_jax import messages, signals
+from mm01_jax import job, messages, signals
 from mm01_jax.files import OF_THE_DISK
 
-TYPED, DISK, CLOSED_PIPE = 2, 74, 141
+TYPED, DISK, PREEMPTED, CLOSED_PIPE = 2, 74, 75, 141
+_ELSEWHERE = re.compile("Gloo|NCCL|[Hh]eartbeat|[Cc]oordination|Connection (reset|closed|refused)|Socket closed")
 
 
 class Help(Exception):
@@ -60,6 +65,22 @@ def run(
     _open_what_is_closed()
     ends = signals.Ends(prefix, interrupted, alone=argv is None)
     try:
+        code = _ended(function, argv, ends, prefix)
+    except Exception:
+        if argv is None and job.is_one_of_several():
+            traceback.print_exc()
+            job.leave(1)
+        raise
+    if argv is None and code not in (0, PREEMPTED):
+        job.leave(code)
+    return code
+
+
+def _ended(
+    function: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None, ends: signals.Ends, prefix: str
+) -> int:
+    """The exit code of `run`, when all is said."""
+    try:
         with ends, _stdout_as(_Named):
             code = _call(function, sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()  # a reader that has gone, or a full disk, is noticed here, not while Python shuts down
@@ -83,9 +104,17 @@ def _message(error: Exception) -> str:
     """What is said of an error: of one cause a few lines, and without what a terminal would obey."""
     if isinstance(error, MemoryError):
         return f"the memory of this machine does not suffice: {error or 'no more could be had'}"
+    if _is_of_another_process(error):
+        return job.gone(str(error))
     if _is_out_of_memory(error):
         return f"the memory of the device does not suffice: {str(error).splitlines()[0]}; mm01-plan says what is needed"
     return str(error)
+
+
+def _is_of_another_process(error: Exception) -> bool:
+    """Of jaxlib, in a collective that another process does not take part in any more."""
+    of_jax = type(error).__name__ == "JaxRuntimeError" and job.is_one_of_several()
+    return of_jax and bool(_ELSEWHERE.search(str(error)))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -213,5 +242,7 @@ def exit_code(error: Exception) -> int | None:
     """The exit code of an error that a person can act on, None of a bug."""
     if isinstance(error, OSError) and error.errno in OF_THE_DISK:
         return DISK
+    if _is_of_another_process(error):
+        return job.Gone.exit_code
     typed = isinstance(error, ValueError | OSError | MemoryError | flags.Error) or _is_out_of_memory(error)
     return getattr(error, "exit_code", TYPED if typed else None)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from mm01_jax.data.text import FILES, DataError, Record, check_same, examine
+from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, examine
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
@@ -29,9 +29,9 @@ class ArrayRecordFile:
         self._lock = threading.Lock()
         self._reader: ArrayRecordReader | None = None
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self, seen: Seen) -> Iterator[Record]:
         for number, text in self.contents():
-            yield examine(number, f"{self.name} record {number}", [text])
+            yield examine(number, f"{self.name} record {number}", [text], seen)
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
         """(number, bytes) of every record; DataError when the file itself is broken."""

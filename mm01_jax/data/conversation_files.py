@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.conversations import IMAGE, check_messages, count_images, text_of
-from mm01_jax.data.text import DataError, JsonLines, Record, Shard, json_object, whole_line
+from mm01_jax.data.text import DataError, JsonLines, Record, Seen, Shard, json_object, whole_line
 from mm01_jax.files import quoted, shown
 
 
@@ -52,8 +52,8 @@ class ConversationShard:
         # Many questions may be asked of one image.
         self._digest = functools.lru_cache(maxsize=1 << 16)(_digest_of_whole)
 
-    def scan(self) -> Iterator[Record]:
-        for record in self._shard.scan():
+    def scan(self, seen: Seen) -> Iterator[Record]:
+        for record in self._shard.scan(seen):
             yield record if record.problem else self._examined(record)
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
@@ -123,8 +123,9 @@ class Packed:
 
         self.name, self._file = name, ArrayRecordFile(name, path)
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self, seen: Seen) -> Iterator[Record]:
         for key, content in self._file.contents():
+            seen(len(content))
             label = f"{self.name} record {key}"
             yield Record(key, label, len(content), hashlib.sha256(content).digest()[:16], None)
 

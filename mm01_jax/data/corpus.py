@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mm01_jax.data.conversation_files import Conversation
-from mm01_jax.data.text import DataError, Record, Shard, Unreadable
+from mm01_jax.data.text import DataError, Record, Seen, Shard, Unreadable
 from mm01_jax.files import shown, why
 
 PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
@@ -83,20 +83,17 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
       DataError: a broken file, more than `max_bad_records` bad records, the same file of records twice, no text.
     """
     places_D3, digests, files, bad = array.array("q"), bytearray(), {}, []
-    clock, done = time.monotonic(), 0
+    progress = _Progress(shards, log)
     for index, shard in enumerate(shards):
         first = len(digests)
-        for record in _scan(shard):
+        for record in _scan(shard, progress.seen):
             if record.problem is None:
                 places_D3.extend((index, record.key, record.size))
                 digests += record.digest
             else:
                 bad.append(shown(f"{record.label}: {record.problem}"))
                 _check_bad(bad, max_bad_records)
-            done += record.size
-            if time.monotonic() - clock > PROGRESS_SECONDS:
-                clock = time.monotonic()
-                log(f"data: read {done / 1e6:,.0f} MB, file {index + 1} of {len(shards)} ({shown(shard.name)})")
+        progress.files += 1
         documents = (len(digests) - first) // 16
         size = sum(places_D3[len(places_D3) - 3 * documents + 2 :: 3])
         digest = hashlib.sha256(digests[first:]).hexdigest()
@@ -116,9 +113,24 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
     )
 
 
-def _scan(shard: Shard) -> Iterator[Record]:
+class _Progress:
+    """A line every few seconds of how much has been looked at; `files` of the shards are done."""
+
+    def __init__(self, shards: list[Shard], log: Callable[[str], None]):
+        self.files = 0
+        self._shards, self._log, self._bytes, self._clock = shards, log, 0, time.monotonic()
+
+    def seen(self, size: int) -> None:
+        self._bytes += size
+        if time.monotonic() - self._clock > PROGRESS_SECONDS:
+            self._clock = time.monotonic()
+            place = f"file {self.files + 1} of {len(self._shards)} ({shown(self._shards[self.files].name)})"
+            self._log(f"data: read {self._bytes / 1e6:,.0f} MB, {place}")
+
+
+def _scan(shard: Shard, seen: Seen) -> Iterator[Record]:
     try:
-        yield from shard.scan()
+        yield from shard.scan(seen)
     except (OSError, Unreadable) as error:
         raise DataError(f"{shown(shard.name)} cannot be read: {why(error)}") from error
 

@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from mm01_jax.files import SMALL, Door, parse_json, shown
@@ -41,21 +41,28 @@ class Record(NamedTuple):
     problem: str | None  # why the record is refused
 
 
+Seen = Callable[[int], None]
+
+
 class Shard(Protocol):
     """A named sequence of documents."""
 
     name: str
     reads_ranges: bool  # a range costs its own length, not that of the document
 
-    def scan(self) -> Iterator[Record]:
-        """Every record in order, bad ones included; DataError when the file itself is broken."""
+    def scan(self, seen: Seen) -> Iterator[Record]:
+        """Every record in order, bad ones included; DataError when the file itself is broken.
+
+        Args:
+          seen: told how many bytes more have been looked at.
+        """
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         """Bytes [start, stop) of the document at `key`; DataError where it is not the one of `digest` any more."""
 
 
-def examine(key: int, label: str, blocks: Iterable[bytes]) -> Record:
-    """The record of a text given piece by piece; the pieces may cut a character."""
+def examine(key: int, label: str, blocks: Iterable[bytes], seen: Seen = lambda size: None) -> Record:
+    """The record of a text given piece by piece; the pieces may cut a character. `seen` hears of each."""
     sha, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     size, problem = 0, None
     for block in blocks:
@@ -63,6 +70,7 @@ def examine(key: int, label: str, blocks: Iterable[bytes]) -> Record:
             break  # what follows is not read: it may be a terabyte of holes
         sha.update(block)
         size += len(block)
+        seen(len(block))
     if problem is None and size == 0:
         problem = "it is empty"
     if problem is None and decoder.getstate()[0]:
@@ -104,10 +112,10 @@ class TextFile:
         self.name, self.path = name, path
         self._mark: int | None = None  # of the content that was looked at
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self, seen: Seen) -> Iterator[Record]:
         with FILES.open(self.path) as file:
             self._mark = _mark(file)
-            yield examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
+            yield examine(0, self.name, iter(lambda: file.read(BLOCK), b""), seen)
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         del key
@@ -139,8 +147,8 @@ class TextInMemory:
     def __init__(self, name: str, text: str):
         self.name, self.text = name, text.encode()
 
-    def scan(self) -> Iterator[Record]:
-        yield examine(0, self.name, [self.text])
+    def scan(self, seen: Seen) -> Iterator[Record]:
+        yield examine(0, self.name, [self.text], seen)
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         del key, digest
@@ -155,9 +163,10 @@ class JsonLines:
     def __init__(self, name: str, path: pathlib.Path, field: str):
         self.name, self.path, self.field = name, path, field
 
-    def scan(self) -> Iterator[Record]:
+    def scan(self, seen: Seen) -> Iterator[Record]:
         with FILES.open(self.path) as file:
             for number, offset, line in lines(file):
+                seen(len(line))
                 label = f"{self.name} line {number}"
                 try:
                     yield examine(offset, label, [self._text(line)])

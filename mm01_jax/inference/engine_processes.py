@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mm01_jax import job
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Event, Request, check
 from mm01_jax.inference.sampling import Sampling
@@ -113,9 +114,7 @@ def _named() -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         if jax.process_count() == 1:
             raise
-        others = ", ".join(str(index) for index in range(jax.process_count()) if index != jax.process_index())
-        first = str(error).splitlines()[0]
-        raise RuntimeError(f"process {others} of this job has died or left ({first})") from None
+        raise job.Gone(job.gone(str(error).splitlines()[0])) from None
 
 
 def _plain(request: Request) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from flax import nnx
 
+from mm01_jax import cluster
 from mm01_jax.config import Config, ConfigError, MeshConfig, Problem
 from mm01_jax.config.mesh import every_mesh, weight_problems
 from mm01_jax.config.mesh_sizes import AUTO
@@ -37,7 +38,7 @@ def choose(config: Config, devices: Sequence[jax.Device], memory: float | None =
     Raises:
       ConfigError: the weights fit on no mesh of these devices, or they divide over none that all processes are part of.
     """
-    memory = _memory(devices[0]) if memory is None else memory
+    memory = cluster.least(int(_memory())) if memory is None else memory
     counts = range(len(devices), 0, -1) if jax.process_count() == 1 else [len(devices)]
     for count in counts:
         if meshes := list(_candidates(config, devices[:count])):
@@ -83,9 +84,9 @@ def _bytes(weights: list[tuple], mesh: MeshConfig) -> int:
     return sum(math.prod(shape) * itemsize // cut(axes) for shape, axes, itemsize in weights)
 
 
-def _memory(device: jax.Device) -> float:
-    """Bytes that one device may use."""
-    stats = device.memory_stats() or {}
+def _memory() -> float:
+    """Bytes that one device of this process may use; another's says nothing of its memory."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())

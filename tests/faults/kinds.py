@@ -4,7 +4,7 @@ Such a module has
 
     WORDS    one line: what holds of every member
     MEMBERS  {name of a member: whatever the judge takes}
-    EVERY    optional: one of so many members is tried by default, for members that take seconds
+    EVERY    optional: one of so many members is tried by default, for members that take seconds; None: not one
     judge(member, room) -> None where it holds, else what went wrong; `room` is an empty folder that is removed after it
 
 and is found by its name alone. A judge that raises has found a fault.
@@ -28,11 +28,13 @@ class Kind(NamedTuple):
     words: str
     members: Mapping[str, Any]
     judge: Callable[[Any, pathlib.Path], str | None]
-    every: int = TENTH
+    every: int | None = TENTH
 
     def chosen(self, counts: str) -> list[str]:
         """Names of the members of a count: "full" is all of them, "fast" a tenth or less, spread over the list."""
-        return list(self.members) if counts == "full" else list(self.members)[:: self.every]
+        if counts == "full":
+            return list(self.members)
+        return list(self.members)[:: self.every] if self.every else []
 
 
 class Outcome(NamedTuple):
