@@ -14,15 +14,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mm01_jax.config.fields import nearest_name
 from mm01_jax.inference.decoding import report_texts
 from mm01_jax.inference.engine_decode import Drawn
-from mm01_jax.inference.engine_devices import Devices, Work, to_devices, to_host
-from mm01_jax.inference.engine_memory import Memory
+from mm01_jax.inference.engine_devices import Devices, Work, to_host
+from mm01_jax.inference.engine_memory import check_counts, remembering
 from mm01_jax.inference.engine_programs import Sizes
-from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, check_count, noted
+from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, noted
 from mm01_jax.inference.engine_schedule import Job, Schedule
-from mm01_jax.inference.prefix import Prefix
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
 
@@ -61,17 +59,14 @@ class Engine:
         poison: bool = False,
         **sizes,
     ):
-        names = [field.name for field in dataclasses.fields(Sizes)]
-        for name in sizes.keys() - set(names):
-            near = nearest_name(name, names) or "grid"
-            raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
-        self.sizes = Sizes(num_slots=num_slots, max_length=max_length, **sizes)
+        self.sizes = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes)
+        kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
+        check_counts({**kept, "path_states": path_states, "snapshots": snapshots, "budget": budget})
         self.devices = Devices(model, self.sizes, vocab_size or model.config.vocab_size)
         self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self._poison = poison
-        kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes, "path_states": path_states}
-        self.memory = self._remembering(**kept, snapshots=snapshots)
+        self.memory = remembering(self.devices, **kept, path_states=path_states, snapshots=snapshots)
         self._jobs: dict[int, Job] = {}
         self._ids = itertools.count()
         self._ended: list[Job] = []
@@ -80,19 +75,19 @@ class Engine:
         state = self.devices.row_bytes - page * max_length
         self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
 
-    def _remembering(self, prefix_bytes: int, host_bytes: int, path_states: int, snapshots: int) -> Memory | None:
-        for name, value, least in (
-            ("prefix_bytes", prefix_bytes, 0),
-            ("host_bytes", host_bytes, 0),
-            ("path_states", path_states, 1),
-            ("snapshots", snapshots, 1),
-        ):
-            check_count(name, value, least, None)
-        if not prefix_bytes:
-            return None
-        moves = {"to_host": to_host, "to_devices": to_devices}
-        limits = {"host_budget": host_bytes, "path_states": path_states}
-        return Memory(self.devices, Prefix(self.sizes.grid, prefix_bytes, **limits, **moves), snapshots)
+    def use(self, model: TextModel) -> None:
+        """New weights of the same model: what was remembered of the old ones is forgotten, nothing is compiled.
+
+        Raises:
+          ValueError: requests are under way, or the model is another, on another mesh.
+        """
+        if not self.idle:
+            raise ValueError(
+                "use: got new weights while requests are under way; allowed: after `run`, or `cancel` them"
+            )
+        self.devices.use(model)
+        if self.memory is not None:
+            self.memory.prefix.clear("other weights")
 
     # Asking.
 
@@ -215,7 +210,7 @@ class Engine:
     def _take_away(self, job: Job) -> None:
         """A slot from its job, which waits then."""
         if not job.background:
-            job.row = self.devices.get_row(job.slot)
+            job.row = to_host(self.devices.get_row(job.slot))
             self._counts["preempted"] += 1
         self._free(job)
         self._schedule.wait(job)
@@ -226,6 +221,8 @@ class Engine:
             return
         grid = self.sizes.grid
         most = max(1, min(self.budget // len(jobs), self.sizes.pieces * grid) // grid) * grid
+        if all(job.background for job in jobs) and any(job.decodes for job in self._schedule.running()):
+            most = grid  # what nobody asked for delays an answer by a piece at most
         counts = [most if self.memory is None else self.memory.cut(job, most) for job in jobs]
         work = [
             Work(job.slot, job.prompt[job.taken : job.taken + count]) for job, count in zip(jobs, counts, strict=True)

@@ -39,12 +39,31 @@ class Devices:
     def __init__(self, model: TextModel, sizes: Sizes, vocab_size: int):
         self.sizes, self.num_programs = sizes, 1  # `allowed_ids`
         self.mesh = sharding.mesh_of(model)
-        self.model = views.answering(model)
-        self._decoder = views.decoding(self.model, self.mesh)
+        self._view(model)
         self.groups = self._shards(self.model.rules.batch)
         _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
         with jax.set_mesh(self.mesh):
             self._compile(vocab_size)
+
+    def _view(self, model: TextModel) -> None:
+        self.model = views.answering(model)
+        self._decoder = views.decoding(self.model, self.mesh)
+
+    def use(self, model: TextModel) -> None:
+        """Other weights of the same model, which the programs take as they are.
+
+        Raises:
+          ValueError: names the first weight that does not lie as the old one, or says that the model is another.
+        """
+        old, new = jax.tree.flatten_with_path(self.model), jax.tree.flatten_with_path(views.answering(model))
+        if old[1] != new[1]:
+            raise ValueError("use: got a model of another config; allowed: new weights of the engine's own")
+        for (path, a), (_, b) in zip(old[0], new[0], strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.sharding.is_equivalent_to(b.sharding, a.ndim):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                got, allowed = (f"{x.dtype}{list(x.shape)} on {x.sharding}" for x in (b, a))
+                raise ValueError(f"use: weight {name}: got {got}; allowed: {allowed}")
+        self._view(model)
 
     def _shards(self, axes: Sequence[str]) -> int:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
@@ -181,8 +200,9 @@ class Devices:
             return self._get_row(self._slots, self._scalar(slot))
 
     def put_row(self, slot: int, row: Slots) -> None:
+        """What `get_row` gave, wherever it is now."""
         with jax.set_mesh(self.mesh):
-            self._slots = self._put_row(self._slots, row, self._scalar(slot))
+            self._slots = self._put_row(self._slots, to_devices(row), self._scalar(slot))
 
     def get_state(self, slot: int) -> tuple:
         with jax.set_mesh(self.mesh):

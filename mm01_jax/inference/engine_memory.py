@@ -2,13 +2,13 @@
 
 An answer was made by decode, whose arithmetic is not prefill's: a conversation that goes on would get other bits from
 its states than from cold. So a finished request is taken in again, from the last grid point of its prompt on, when
-there is nothing else to do.
+nobody waits: a piece at a time while others decode.
 """
 
 import numpy as np
 
-from mm01_jax.inference.engine_devices import Devices
-from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.engine_devices import Devices, to_devices, to_host
+from mm01_jax.inference.engine_request import Request, check_count
 from mm01_jax.inference.engine_schedule import Job
 from mm01_jax.inference.prefix import Prefix
 
@@ -58,3 +58,21 @@ class Memory:
         if not len(tokens) or self.prefix.has(job.request.content, tokens):
             return None
         return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True)
+
+
+def check_counts(counts: dict[str, int | None]) -> None:
+    """ValueError where one of the engine's bytes and counts is none; `budget` may be None."""
+    for name, value in counts.items():
+        if name != "budget" or value is not None:
+            check_count(name, value, 0 if name.endswith("bytes") else 1, None)
+
+
+def remembering(
+    devices: Devices, *, prefix_bytes: int, host_bytes: int, path_states: int, snapshots: int
+) -> Memory | None:
+    """A memory of so many bytes (`Engine` says what the others are); None of 0."""
+    if not prefix_bytes:
+        return None
+    limits = {"host_budget": host_bytes, "path_states": path_states}
+    prefix = Prefix(devices.sizes.grid, prefix_bytes, **limits, to_host=to_host, to_devices=to_devices)
+    return Memory(devices, prefix, snapshots)

@@ -21,6 +21,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules
+from mm01_jax.config.fields import nearest_name
 from mm01_jax.inference import sampling
 from mm01_jax.inference.sampling import History, Rows
 from mm01_jax.model.cache import DecodeCache, RowLayout, Window, put_rows, take_rows
@@ -48,6 +49,15 @@ class Sizes:
     stop_ids: int = 8
     logprobs: int = 0
     keep_logits: bool = False
+
+    @classmethod
+    def of(cls, **sizes) -> "Sizes":
+        """ValueError where one of the names is none."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in sizes.keys() - set(names):
+            near = nearest_name(name, names) or "grid"
+            raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
+        return cls(**sizes)
 
 
 class Slots(NamedTuple):
@@ -205,8 +215,8 @@ def put_page(slots: Slots, page: tuple, index, start, *, size: int, config: Mode
 
 
 def _window(config: ModelConfig, start, size: int) -> Window:
-    (axis,) = {MIXERS[kind].position_axis for kind, _ in config.stacks} - {None}
-    return Window(start, size, axis)
+    axes = {MIXERS[kind].position_axis for kind, _ in config.stacks} - {None}
+    return Window(start, size, max(axes, default=0))  # one axis, or no layer that holds positions
 
 
 def _stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: bool) -> tuple[tuple, RowLayout]:

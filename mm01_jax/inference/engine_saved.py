@@ -101,7 +101,7 @@ def _config(engine: Engine) -> dict:
 
 
 def _identity(engine: Engine) -> dict:
-    return {"grid": engine.sizes.grid, "weights": _digest(engine.devices.model)}
+    return {"grid": engine.sizes.grid, "wide": engine.sizes.wide, "weights": _digest(engine.devices.model)}
 
 
 def _digest(model: TextModel) -> str:

@@ -20,8 +20,9 @@ class Job:
     """A request on its way.
 
     taken: tokens of the prompt that its slot, or `row`, has taken in. row: all of its slot while it has none: it was
-    preempted, or goes on from another's prompt. waits_for: the job whose prompt it goes on from. branch: tokens of the
-    prompt after which another was known to part. background: asked by nobody, it takes in what is to be remembered.
+    preempted (the row is in the hosts' memory), or goes on from another's prompt. waits_for: the job whose prompt it
+    goes on from. branch: tokens of the prompt after which another was known to part. background: asked by nobody, it
+    takes in what is to be remembered.
     """
 
     id: int

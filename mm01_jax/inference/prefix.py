@@ -112,6 +112,7 @@ class Prefix:
                 node.children[key] = child
                 self._account(child, _size(child.page))
             node = node.children[key]
+            self._promote(node)  # what is in use is on the devices: a node on the host leads to others there alone
             node.used = self._clock
         if node.state is None and node.parent is not None:
             node.state = take_state()
@@ -254,6 +255,8 @@ class Prefix:
             parent = node.parent
             parent.children = {key: child for key, child in parent.children.items() if child is not node}
             node = parent
+        if node.parent is None and not node.children:  # of a content that nobody may ask for again
+            self._roots = {content: root for content, root in self._roots.items() if root is not node}
 
     def _remember(self, node: Node, why: str) -> None:
         self._gone[node.digest] = why

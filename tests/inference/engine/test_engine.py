@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mm01_jax.inference import decoding
+from mm01_jax.inference import decoding, engine_devices
 from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result
@@ -245,3 +245,28 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(options, mes
 def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(sizes, message):
     with pytest.raises(ValueError, match=message):
         engines.engine(**sizes)
+
+
+@pytest.mark.parametrize(
+    "counts, message",
+    (
+        ({"budget": 0}, "budget: got 0; allowed: a whole number at least 1"),
+        ({"prefix_bytes": -1}, "prefix_bytes: got -1"),
+        ({"host_bytes": 0.5}, "host_bytes: got 0.5"),
+        ({"prefix_bytes": 10**6, "path_states": 0}, "path_states: got 0"),
+    ),
+    ids=str,
+)
+def test_counts_that_are_none_are_refused_before_anything_is_compiled(counts, message, monkeypatch):
+    monkeypatch.setattr(engine_devices.Devices, "_compile", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(ValueError, match=message):
+        engines.engine(**counts)
+
+
+def test_a_preempted_request_waits_in_the_memory_of_the_host():
+    id = engine().submit(request(9, max_tokens=20))
+    engine().step()
+    engine().preempt(id)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(engine()._jobs[id].row)} == {"pinned_host"}
+    engine().run()
+    assert len(engine().forget(id).tokens) == 20

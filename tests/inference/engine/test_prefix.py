@@ -1,5 +1,6 @@
 """Laws of what the engine remembers: hits change no bit, are counted exactly, and every miss says why."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,6 +122,15 @@ class Payload:
         return np.zeros(count, np.uint8)
 
 
+class OnHost(np.ndarray):
+    """Such an array, moved there."""
+
+
+def moved(kind: type):
+    """What moves a tree: the same bytes as an array of that kind."""
+    return lambda tree: None if tree is None else tree.view(kind)
+
+
 def tree(**options) -> Prefix:
     return Prefix(2, **{"budget": 10**6, **options})
 
@@ -202,7 +212,8 @@ def test_a_path_keeps_few_states_ever_wider_apart_from_its_end_on():
 
 
 def test_random_use_keeps_the_counts_of_bytes():
-    random, prefix = np.random.default_rng(0), tree(budget=2_000, host_budget=700, path_states=3)
+    moves = {"to_host": moved(OnHost), "to_devices": moved(np.ndarray)}
+    random, prefix = np.random.default_rng(0), tree(budget=2_000, host_budget=700, path_states=3, **moves)
     for _ in range(400):
         ids = [int(id) for id in random.integers(3, size=2 * random.integers(1, 7))]
         if random.integers(2):
@@ -211,7 +222,43 @@ def test_random_use_keeps_the_counts_of_bytes():
             reach(prefix, *ids, 0)
         sizes = {False: 0, True: 0}
         for node in prefix._nodes():
-            sizes[node.on_host] += node.page.nbytes + (0 if node.state is None else node.state.nbytes)
+            for payload in [node.page] if node.state is None else [node.page, node.state]:
+                sizes[isinstance(payload, OnHost)] += payload.nbytes
             assert node.children or node.state is not None, "a page that leads nowhere"
         assert (prefix.bytes, prefix.host_bytes) == (sizes[False], sizes[True])
         assert prefix.bytes <= 2_000 and prefix.host_bytes <= 700
+    assert prefix.statistics()["to_host"] > 10
+
+
+def test_a_content_whose_last_piece_went_leaves_nothing():
+    prefix = tree(budget=350)
+    for number in range(50):
+        put(prefix, 1, 1, 2, 2, content=number.to_bytes(4, "little"))
+    assert len(prefix._roots) == 2
+
+
+def test_new_weights_forget_what_the_old_ones_left_and_give_the_answers_of_a_new_engine():
+    engine, prompt = engines.engine(prefix_bytes=10**9), tokens(33, 91)
+    before = answer(engine, prompt)
+    other = jax.tree.map(lambda x: x * 1.5, engines.model())
+    with pytest.raises(ValueError, match="requests are under way"):
+        engine.submit(Request(prompt=prompt, **NEW))
+        engine.use(other)
+    engine.run()
+    engine.use(other)
+    found, again = answer(engine, prompt), answer(engine, prompt)
+    assert (found.cached, found.miss, again.cached) == (0, "other weights", 32)
+    assert found.tokens != before.tokens
+    engine.use(engines.model())
+    back = answer(engine, prompt)
+    assert [x.tobytes() for x in back.logits] == [x.tobytes() for x in before.logits]
+    with pytest.raises(ValueError, match="another config"):
+        engine.use(engines.model(engines.VARIANT.replace(softmax_alpha=2.5)))
+
+
+@pytest.mark.parametrize("kind", ("lightning", "softmax"))
+def test_a_model_whose_layers_are_of_one_kind_remembers_too(kind):
+    engine, prompt = engines.engine(engines.VARIANT.replace(period=(kind,)), prefix_bytes=10**9), tokens(33, 92)
+    cold, warm = answer(engine, prompt), answer(engine, prompt)
+    assert (cold.cached, warm.cached) == (0, 32)
+    assert [x.tobytes() for x in warm.logits] == [x.tobytes() for x in cold.logits]

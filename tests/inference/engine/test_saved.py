@@ -1,5 +1,6 @@
 """Laws of a conversation on disk: another engine goes on from it with the same bits; what does not fit is refused."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -68,6 +69,10 @@ def test_another_models_is_refused(saved, other, monkeypatch):
     coarse = engines.engine(prefix_bytes=10**8, grid=16)
     with pytest.raises(CheckpointError, match="saved with grid 8, here it is 16"):
         load(coarse, saved[0])
+    monkeypatch.undo()
+    monkeypatch.setattr(other, "sizes", dataclasses.replace(other.sizes, wide=2))
+    with pytest.raises(CheckpointError, match="saved with wide 1, here it is 2"):
+        load(other, saved[0])
 
 
 def test_what_cannot_be_saved_is_refused(saved, other, tmp_path):
