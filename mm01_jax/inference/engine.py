@@ -39,6 +39,7 @@ class Engine:
       host_bytes: the same on the host, for what has no room there. path_states: at most, of one prompt.
       snapshots: states are kept after every so many pieces.
       poison: fill a slot with NaN when it is given back, so that a reader of it is seen.
+      like: an engine of the same model and sizes, whose compiled programs this one takes, with slots of its own.
 
     Raises:
       ValueError: sizes that do not fit the mesh, named with the nearest that do.
@@ -57,12 +58,14 @@ class Engine:
         path_states: int = 64,
         snapshots: int = 1,
         poison: bool = False,
+        like: "Engine | None" = None,
         **sizes,
     ):
         self.sizes = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes)
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
         check_counts({**kept, "path_states": path_states, "snapshots": snapshots, "budget": budget})
-        self.devices = Devices(model, self.sizes, vocab_size or model.config.vocab_size)
+        vocab_size = vocab_size or model.config.vocab_size
+        self.devices = Devices(model, self.sizes, vocab_size) if like is None else like.devices.again(model, self.sizes)
         self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self._poison = poison

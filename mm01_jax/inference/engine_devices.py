@@ -3,6 +3,7 @@
 Slots change in place: every call donates them to the next.
 """
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,6 +50,20 @@ class Devices:
         self.model = views.answering(model)
         self._decoder = views.decoding(self.model, self.mesh)
 
+    def again(self, model: TextModel, sizes: Sizes) -> "Devices":
+        """The same programs for other slots.
+
+        Raises:
+          ValueError: other sizes; and as `use`.
+        """
+        if sizes != self.sizes:
+            raise ValueError(f"like: got an engine of {self.sizes}; allowed: one of {sizes}")
+        other = copy.copy(self)
+        other.use(model)
+        with jax.set_mesh(self.mesh):
+            other._slots = self._new_slots()
+        return other
+
     def use(self, model: TextModel) -> None:
         """Other weights of the same model, which the programs take as they are.
 
@@ -71,7 +86,8 @@ class Devices:
     def _compile(self, vocab_size: int) -> None:
         model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
-        self._slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))()
+        self._new_slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))
+        self._slots = self._new_slots()
         self._allowed = allowed_ids(decoder, vocab_size)
         one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
         many = programs.row_layout(self._slots, config, rules, model.rules)

@@ -95,7 +95,8 @@ def _drill(model, vocab_size: int, given: types.SimpleNamespace) -> dict:
         "vocab_size": vocab_size,
     }
     kept = {"prefix_bytes": given.prefix_bytes, "host_bytes": given.host_bytes, "path_states": 4}
-    engine, alone = Engine(model, poison=True, **kept, **sizes), Engine(model, **sizes)
+    engine = Engine(model, poison=True, **kept, **sizes)
+    alone = Engine(model, like=engine, **sizes)
     cases = Cases(alone, vocab_size, longest, given.different, given.seed)
     count, random, progress = Count(), np.random.default_rng(given.seed), Progress(0, given.schedules)
     with Compiled() as compiled:

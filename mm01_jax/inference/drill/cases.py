@@ -62,7 +62,10 @@ class Cases:
     def _request(self, prompt: np.ndarray) -> Request:
         random = self._random
         request = Request(
-            prompt=prompt, max_tokens=int(random.integers(1, MOST_NEW + 1)), seed=int(random.integers(2**32))
+            prompt=prompt,
+            max_tokens=int(random.integers(1, MOST_NEW + 1)),
+            seed=int(random.integers(2**32)),
+            logprobs=0,
         )
         stop_ids = tuple(int(token) for token in random.integers(self._vocab_size, size=int(random.integers(3))))
         sampling = Sampling(temperature=0.0)

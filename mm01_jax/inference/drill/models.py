@@ -49,6 +49,6 @@ def random_model(width: int, mesh: str | None, dtype: str = "float32") -> TextMo
         return TextModel(config, compute, sizes.rules, rngs=nnx.Rngs(key))
 
     with jax.set_mesh(placed):
-        weights = jax.jit(make)(jax.random.key(SEED))
+        weights = jax.jit(make)(jax.random.key(SEED, impl="rbg"))
         weights = jax.tree.map(lambda x: (x * LOUD).astype(x.dtype) if x.ndim > 3 else x, weights)
         return jax.device_put(weights, shardings(weights, placed, sizes.rules))

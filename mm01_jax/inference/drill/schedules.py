@@ -15,9 +15,9 @@ from mm01_jax.inference.engine_request import Result
 
 @dataclasses.dataclass
 class Count:
-    """Requests of all schedules. equal: tokens and logits have the bits that they have alone, of one that was
-    cancelled as far as it came. differing_tokens: requests whose tokens already differ. kl: the largest divergence, in
-    nats, of a token's distribution from the one alone, where both followed the same tokens.
+    """Requests of all schedules. equal: tokens, logits and log-probabilities have the bits that they have alone, of one
+    that was cancelled as far as it came. differing_tokens: requests whose tokens already differ. kl: the largest
+    divergence, in nats, of a token's distribution from the one alone, where both followed the same tokens.
     """
 
     schedules: int = 0
@@ -76,11 +76,11 @@ def _half_right(tokens: list[int], random: np.random.Generator) -> list[int]:
 
 def _compare(found: Result, alone: Result, count: Count) -> None:
     cancelled = found.finish == "cancelled"
-    tokens, logits = alone.tokens, alone.logits
+    tokens, logits, logprobs = alone.tokens, alone.logits, alone.logprobs
     if cancelled:
-        tokens, logits = tokens[: len(found.tokens)], logits[: len(found.tokens)]
+        tokens, logits, logprobs = (x[: len(found.tokens)] for x in (tokens, logits, logprobs))
     same_tokens = found.tokens == tokens and (cancelled or found.finish == alone.finish)
-    same = same_tokens and len(found.logits) == len(logits)
+    same = same_tokens and len(found.logits) == len(logits) and found.logprobs == logprobs
     same = same and all(
         np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(found.logits, logits, strict=True)
     )

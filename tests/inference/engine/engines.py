@@ -9,11 +9,13 @@ from mm01_jax.config import MeshConfig
 from mm01_jax.inference import engine_devices
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_programs import Sizes
 from mm01_jax.model.layers import shardings
 from tests import small
 
 VOCAB = 257  # ids of the tokenizer; the table has 320 rows
 SIZES = {"num_slots": 8, "max_length": 64, "grid": 8, "pieces": 4, "steps": 4, "keep_logits": True}
+_COMPILED: dict = {}
 VARIANT = small.variant(num_heads=4, num_kv_heads=2)
 
 
@@ -27,13 +29,19 @@ def model(variant: small.Variant = VARIANT, **mesh):
     return jax.device_put(weights, shardings(weights, on, config.rules))
 
 
-def engine(variant: small.Variant = VARIANT, mesh: dict | None = None, **options) -> Engine:
-    """A new engine, whose programs are compiled without optimising."""
+def engine(variant: small.Variant = VARIANT, mesh: dict | None = None, fresh: bool = False, **options) -> Engine:
+    """A new engine, whose programs are compiled without optimising; if not `fresh`, once for each model and sizes."""
+    on, options = model(variant, **(mesh or {})), {"vocab_size": VOCAB, **SIZES, **options}
+    sizes = {name: value for name, value in options.items() if name in Sizes.__dataclass_fields__}
+    key = variant, frozenset((mesh or {}).items()), frozenset(sizes.items()), options["vocab_size"]
     whole, engine_devices.jit = engine_devices.jit, small.unoptimised
     try:
-        return Engine(model(variant, **(mesh or {})), **{"vocab_size": VOCAB, **SIZES, **options})
+        found = Engine(on, like=None if fresh else _COMPILED.get(key), **options)
     finally:
         engine_devices.jit = whole
+    if not fresh:
+        _COMPILED.setdefault(key, found)
+    return found
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def test_adversarial_guesses_change_no_bit(kind, monkeypatch):
         return jnp.where(jnp.arange(count)[None, :] == 0, base % 300, -1)
 
     monkeypatch.setattr(engine_decode, "lookup", adversary)
-    broken = engines.engine(drafts=3, steps=2)
+    broken = engines.engine(drafts=3, steps=2, fresh=True)
     for length in (1, 8, 21):
         prompt = np.arange(length) * 3
         plain = answer(guessing(), prompt, guesses=False)
