@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import dispatch
 from pallas_kernels.precision import matmul_precision
 from pallas_kernels.softmax_attention.masking import Tags, split_queries, tied, visible
 
@@ -64,7 +65,12 @@ def _joined(blocks: jax.Array, S: int) -> jax.Array:
 
 def _einsum(like: jax.Array):
     wide = np.promote_types(like.dtype, np.float32)
-    return functools.partial(jnp.einsum, precision=matmul_precision(like.dtype), preferred_element_type=wide)
+    einsum = functools.partial(jnp.einsum, precision=matmul_precision(like.dtype), preferred_element_type=wide)
+    if dispatch.platform() == "cpu":
+        # XLA:CPU has no bfloat16 x bfloat16 -> float32 for every layout (one query of eight heads a key head, say);
+        # widened operands give the same exact products.
+        return lambda equation, *operands: einsum(equation, *(x.astype(wide) for x in operands))
+    return einsum
 
 
 def _logits(query_BSKGH, key_BTKH, query_tags, key_tags):
