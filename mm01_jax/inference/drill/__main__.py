@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 import types
 from collections.abc import Sequence
 
@@ -30,6 +31,7 @@ COMMAND = arguments.Command(
         arguments.MESH,
         Flag("dtype", "of weights and computation", ("bfloat16", "float32"), default="float32"),
         Flag("schedules", "how many", int, default=20, example="1000", least=1),
+        Flag("seconds", "after which no schedule begins, those of compiling included", int, example="600", least=1),
         Flag("requests", "of each schedule", int, default=32, example="32", least=1),
         Flag("different", "requests that the schedules choose from", int, default=200, example="200", least=1),
         Flag("seed", "of requests and schedules", int, default=0, example="1", least=0),
@@ -49,13 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
+    ends = time.monotonic()
     given = arguments.read(COMMAND, argv)
+    ends = ends + given.seconds if given.seconds else math.inf
     if (given.checkpoint is None) == (given.random is None):
         got = "neither" if given.checkpoint is None else "both"
         raise arguments.refused("--checkpoint, --random", got, "one of them", "--random=64")
     if given.compile_cache:
         compile_cache.use()
-    found = _drill(*_model(given), given)
+    found = _drill(*_model(given), given, ends)
     print(json.dumps(found, indent=1))
     if given.json:
         files.write(given.json, (json.dumps(found, indent=1) + "\n").encode())
@@ -74,7 +78,7 @@ def _model(given: types.SimpleNamespace):
     return loaded.model, loaded.tokenizer.vocab_size
 
 
-def _drill(model, vocab_size: int, given: types.SimpleNamespace) -> dict:
+def _drill(model, vocab_size: int, given: types.SimpleNamespace, ends: float) -> dict:
     import jax
 
     from mm01_jax import sharding
@@ -101,6 +105,8 @@ def _drill(model, vocab_size: int, given: types.SimpleNamespace) -> dict:
     count, random, progress = Count(), np.random.default_rng(given.seed), Progress(0, given.schedules)
     with Compiled() as compiled:
         for schedule in range(given.schedules):
+            if time.monotonic() > ends:
+                break
             run_schedule(engine, cases, given.requests, random, count)
             progress.show(schedule + 1, f"{count.requests} requests, {count.different} different")
     return {
