@@ -5,15 +5,28 @@ import time
 
 import pytest
 
+from mm01_jax.train import loop
+from tests import small
 from tests.inference import answering
 from tests.parallel.test_processes import launch, start
 
-MESH = "data=2,expert=2"
+MESH, EIGHT = "data=2,expert=2", "data=2,expert=2,tensor=2"
 
 
 def answers(output: str) -> str:
     (line,) = [line for line in output.splitlines() if line.startswith("answer ")]
     return line
+
+
+@pytest.mark.slow
+def test_a_trained_run_gives_the_same_tokens_on_one_four_and_eight_devices_and_from_two_processes(tmp_path):
+    heads = {"model__num_heads": 4, "model__num_kv_heads": 2}
+    loop.run(small.config(small.write_text(tmp_path / "text"), train__steps=60, **heads), str(tmp_path / "run"))
+    said = []
+    for mesh, devices, processes in (("data=1", 1, 1), ("data=2,tensor=2", 4, 1), (EIGHT, 8, 1), (MESH, 4, 2)):
+        command = ["-m", "tests.inference.engine.several", tmp_path / "run", mesh]
+        said += [answers(output) for output in start(command, processes=processes, devices=devices)]
+    assert len(said) == 5 and len(set(said)) == 1
 
 
 @pytest.mark.slow
