@@ -119,11 +119,12 @@ class Report:
         self._origin = {"versions": versions(*packages), "commit": commit(root), "command": self.command}
         self._origin["date"] = datetime.datetime.now(datetime.UTC).date().isoformat()
 
-    def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None) -> Row:
-        """One more row of this run."""
+    def add(self, what: str, value, unit: str = "", *, device: str, floor=None, peer=None, command=None) -> Row:
+        """One more row of this run, or of another `command` whose file it reads."""
         subject, _, quantity = what.rpartition(": ")
         what = f"{subject}{self.label}: {quantity}"
         row = Row(what=what, value=value, unit=unit, floor=floor, peer=peer, device=device, **self._origin)
+        row = row if command is None else dataclasses.replace(row, command=command)
         self.rows.append(row)
         if self.path:
             write(self.path, self.merged())

@@ -11,6 +11,7 @@ data, 130 interrupted.
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import time
 import types
@@ -59,11 +60,16 @@ def _run(argv: Sequence[str]) -> int:
         raise arguments.refused("--checkpoint, --random", got, "one of them", "--random=64")
     if given.compile_cache:
         compile_cache.use()
-    found = _drill(*_model(given), given, ends)
+    found = {"command": shlex.join(["python", "-m", COMMAND.name, *_without_file(argv)])}
+    found |= _drill(*_model(given), given, ends)
     print(json.dumps(found, indent=1))
     if given.json:
         files.write(given.json, (json.dumps(found, indent=1) + "\n").encode())
     return 1 if found["different" if found["platform"] == "cpu" else "differing_tokens"] else 0
+
+
+def _without_file(argv: Sequence[str]) -> list[str]:
+    return [text for text in argv if not text.startswith("--json")]
 
 
 def _model(given: types.SimpleNamespace):

@@ -1,0 +1,76 @@
+"""Rows of results of the engine: what its drills counted, and how far decode in bfloat16 drifts.
+
+    python -m mm01_jax.inference.drill --random=1024 --schedules=100 --json=/tmp/drill.json
+    python -m benchmarks.engine /tmp/drill.json [...] --json=benchmarks/results/engine.json
+    python -m benchmarks.engine --drift=4096 --json=benchmarks/results/engine.json
+
+A row of a drill has the drill's own command. The drift of so many tokens is that of `tests/inference/drift.py`, with
+heads of 128 and a width of 1,024, or with --small of 8 and 64.
+"""
+
+import json
+import math
+import pathlib
+
+from benchmarks.results import Report, add_json, device, processor
+from tests.command_line import Parser
+from tests.inference import drift
+
+
+def subject(found: dict) -> str:
+    """Of what a drill has written."""
+    devices = math.prod(found["mesh"].values())
+    place = "one device" if devices == 1 else f"{devices} devices"
+    guesses = "with guesses" if found["engine"]["guessed_tokens"] else "without guesses"
+    return f"schedules, {place}, width {found['width']:,}, {found['dtype']}, {guesses}"
+
+
+def counts(found: dict) -> dict[str, float]:
+    """The numbers of a drill that stand in tables."""
+    engine = found["engine"]
+    return {
+        **{name: found[name] for name in ("schedules", "requests", "equal", "cancelled")},
+        "other tokens": found["differing_tokens"],
+        "divergence": found["kl"],
+        "hits": engine.get("prefix", {}).get("hits", 0),
+        "preempted": engine["preempted"],
+        "guessed": engine["guessed_tokens"],
+        "compiled in traffic": found["compiled_in_traffic"],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("benchmarks.engine", __doc__)
+    parser.add_argument("drills", nargs="*", metavar="FILE", type=_drill, help="what a drill has written")
+    parser.add_argument("--drift", type=_count, metavar="N", help="measure the drift of so many tokens (of 256 each)")
+    parser.add_argument("--small", action="store_true", help="the drift's sizes for a CPU")
+    add_json(parser)
+    arguments = parser.parse_args(argv)
+    report = Report(arguments.json, "benchmarks.engine", argv)
+    for found in arguments.drills:
+        on = processor() if found["platform"] == "cpu" else found["device"]
+        for quantity, value in counts(found).items():
+            report.add(f"{subject(found)}: {quantity}", value, device=on, command=found["command"])
+    if arguments.drift:
+        width, head_dim = (64, 8) if arguments.small else (1024, 128)
+        ways = {"decode": 1, "chunks of 256": 256, "one shot": arguments.drift}
+        for what, value in drift.as_rows(drift.measure(width, head_dim, arguments.drift, ways)):
+            name, _, quantity = what.rpartition(": ")
+            row = report.add(f"{name}, {arguments.drift:,} tokens, width {width:,}: {quantity}", value, device=device())
+            print(f"{row.what} {row.value:.2e}", flush=True)
+    return 0
+
+
+def _drill(text: str) -> dict:
+    return json.loads(pathlib.Path(text).read_text())
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 256 or count % 256:
+        raise ValueError(text)
+    return count
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
