@@ -19,6 +19,7 @@ from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import slopes
 from mm01_jax.model.mixers import empty_cache
 
+jit = jax.jit  # tests put one here that compiles faster
 HEADS, LAYERS, SHOWN = 64, 80, (0, 40, 78)  # of the released model; the layers whose slopes are taken
 
 
@@ -58,7 +59,7 @@ def make(width: int, head_dim: int, dtype: str) -> Slopes:
     )
     compute = ComputeConfig(dtype=dtype, param_dtype="bfloat16", remat="none")
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
-        make = jax.jit(lambda key: Slopes(config, compute, MeshConfig().rules, rngs=nnx.Rngs(key)))
+        make = jit(lambda key: Slopes(config, compute, MeshConfig().rules, rngs=nnx.Rngs(key)))
         return views.answering(make(jax.random.key(0, impl="rbg")))
 
 
@@ -66,7 +67,6 @@ def take_in(model: Slopes, tokens_BS: np.ndarray, chunk: int) -> Taken:
     """All tokens, `chunk` in a call of the model's forward with a cache: 1 is decode."""
     B, S = tokens_BS.shape
 
-    @jax.jit
     def whole(model, tokens_BS):
         def step(cache, tokens_BC):
             places = cache.lengths[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None]
@@ -79,7 +79,7 @@ def take_in(model: Slopes, tokens_BS: np.ndarray, chunk: int) -> Taken:
         return cache.stacks[0][0], model.logits(hidden[-1])[:, 0]
 
     with jax.set_mesh(sharding.mesh_of(model)):
-        return Taken(*map(np.asarray, whole(model, jnp.asarray(tokens_BS, jnp.int32))))
+        return Taken(*map(np.asarray, jit(whole)(model, jnp.asarray(tokens_BS, jnp.int32))))
 
 
 def errors(found: Taken, exact: Taken) -> dict[str, float]:
