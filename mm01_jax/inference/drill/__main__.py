@@ -84,13 +84,10 @@ def _model(given: types.SimpleNamespace):
     return loaded.model, loaded.tokenizer.vocab_size
 
 
-def _drill(model, vocab_size: int, given: types.SimpleNamespace, ends: float) -> dict:
-    import jax
-
+def _sizes(model, vocab_size: int, given: types.SimpleNamespace) -> tuple[int, dict]:
+    """(tokens of the longest prompt, what both engines are made with)."""
     from mm01_jax import sharding
-    from mm01_jax.inference.drill.cases import MOST_NEW, Cases
-    from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
-    from mm01_jax.inference.engine import Engine
+    from mm01_jax.inference.drill.cases import MOST_NEW
 
     longest = 6 * given.grid
     shards = math.prod(sharding.mesh_of(model).shape.values())
@@ -104,6 +101,18 @@ def _drill(model, vocab_size: int, given: types.SimpleNamespace, ends: float) ->
         "keep_logits": True,
         "vocab_size": vocab_size,
     }
+    return longest, sizes
+
+
+def _drill(model, vocab_size: int, given: types.SimpleNamespace, ends: float) -> dict:
+    import jax
+
+    from mm01_jax import sharding
+    from mm01_jax.inference.drill.cases import Cases
+    from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
+    from mm01_jax.inference.engine import Engine
+
+    longest, sizes = _sizes(model, vocab_size, given)
     kept = {"prefix_bytes": given.prefix_bytes, "host_bytes": given.host_bytes, "path_states": 4}
     engine = Engine(model, poison=True, **kept, **sizes)
     alone = Engine(model, like=engine, **sizes)
