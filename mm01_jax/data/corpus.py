@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mm01_jax.data.conversation_files import Conversation
-from mm01_jax.data.text import DataError, Record, Seen, Shard, Unreadable
+from mm01_jax.data.text import PROGRESS_SECONDS, DataError, Record, Seen, Shard, Unreadable
 from mm01_jax.files import shown, why
-
-PROGRESS_SECONDS = 5.0  # between progress lines of a long scan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

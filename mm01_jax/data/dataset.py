@@ -76,7 +76,7 @@ def open_dataset(
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.tokenizer!r}; at least {tokenizer.vocab_size} is allowed."
         )
-    shards = find_shards(config.source, config.text_field, config.records)
+    shards = find_shards(config.source, config.text_field, config.records, log)
     corpus = scan_corpus(shards, config.max_bad_records, log)
     held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
 
@@ -90,7 +90,7 @@ def open_dataset(
     train = rows(np.flatnonzero(~held_out_D), None)
     others = None
     if config.mixed_in is not None:
-        others = scan_corpus(find_shards(config.mixed_in, "", config.records), config.max_bad_records, log)
+        others = scan_corpus(find_shards(config.mixed_in, "", config.records, log), config.max_bad_records, log)
         samples = Samples(others, np.arange(len(others)), tokenizer, vision, template=config.template, log=log)
         train = MixedRows(train, WholeRows(samples, sequence_length, config.seed), config.rows_between)
     return Dataset(

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from mm01_jax.files import SMALL, Door, parse_json, shown
 
 BLOCK = 1 << 20  # bytes looked at together by `scan`
+PROGRESS_SECONDS = 5.0  # between progress lines of a long look at files
 
 
 class DataError(Exception):
@@ -108,7 +109,7 @@ class TextFile:
 
     reads_ranges = True
 
-    def __init__(self, name: str, path: pathlib.Path):
+    def __init__(self, name: str, path: pathlib.Path | str):
         self.name, self.path = name, path
         self._mark: int | None = None  # of the content that was looked at
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.data.corpus import PROGRESS_SECONDS, Corpus
-from mm01_jax.data.text import FILES, DataError
+from mm01_jax.data.corpus import Corpus
+from mm01_jax.data.text import FILES, PROGRESS_SECONDS, DataError
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import written
 

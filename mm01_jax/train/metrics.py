@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from mm01_jax import files
 
 NAME = "metrics.jsonl"
 _MOST_WAITING = 2**24  # characters that wait for room on the disk
+_BINS = 30  # of a histogram
 _MOST_LINE = 2**24  # bytes of one line; the longest has layers x experts numbers
 
 
@@ -91,34 +93,42 @@ class MetricsLog:
         self._failing = True
 
     def _open_board(self, workdir: pathlib.Path, resumed_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        # Its SummaryWriter is a thread more, which ends with a traceback where the disk is full or the clock jumps.
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
 
         folder = files.Door(ValueError).folder(workdir / "tensorboard")
-        self._board = SummaryWriter(str(folder), purge_step=resumed_step + 1)
-        # Its thread ends with a traceback on a full disk (2.6.5), and then whoever waits for it hangs: write here.
-        events = self._board.file_writer.event_writer
-        events._worker.stop()
-        events.add_event = events._ev_writer.write_event
+        self._board = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"))
+        self._to_board(file_version="brain.Event:2")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._to_board(step=resumed_step + 1, session_log=start)  # it hides what was written of later steps
+
+    def _to_board(self, **event: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
+        self._board.write(event_pb2.Event(wall_time=time.time(), **event).SerializeToString())
 
     def _add_to_board(self, record: dict[str, Any]) -> None:
+        from tensorboardX import summary
+
         for name, value in record.items():
             if isinstance(value, float):
-                self._board.add_scalar(name, value, record["step"])
+                shown = summary.scalar(name, value)
             elif isinstance(value, list) and np.isfinite(value).all():  # a histogram of NaN is an error there
-                self._board.add_histogram(name, np.ravel(value), record["step"])
+                shown = summary.histogram(name, np.ravel(value), _BINS)
+            else:
+                continue
+            self._to_board(step=record["step"], summary=shown)
         self._board.flush()
 
     def _on_board(self, act: Callable, *given) -> None:
         try:
             act(*given)
-        except (OSError, ValueError, AttributeError) as error:  # Attribute: what is private is another's to rename
-            self._drop_board(error)
-
-    def _drop_board(self, error: BaseException) -> None:
-        with contextlib.suppress(AttributeError):  # of None, or of another version
-            self._board.file_writer.event_writer._closed = True  # what it does at exit would fail again
-        self._board = None
-        self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
+        except (OSError, ValueError, AttributeError, ImportError) as error:  # of another version of it
+            with contextlib.suppress(OSError, AttributeError):
+                self._board.close()
+            self._board = None
+            self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
 
 
 def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda message: None) -> list[dict[str, Any]]:

@@ -105,8 +105,8 @@ def test_a_log_that_is_a_link_is_replaced_and_what_it_points_to_left_alone(tmp_p
 
 
 def test_a_tensorboard_of_another_version_is_said_once_and_the_lines_are_written(tmp_path, monkeypatch):
-    tensorboard = pytest.importorskip("tensorboardX")
-    monkeypatch.setattr(tensorboard, "SummaryWriter", lambda *_, **__: object())
+    writer = pytest.importorskip("tensorboardX.record_writer")
+    monkeypatch.setattr(writer, "RecordWriter", lambda *_, **__: object())
     said = []
     log = MetricsLog(tmp_path, 0, tensorboard=True, log=said.append)
     log.write({"step": 1, "loss": 0.5})
