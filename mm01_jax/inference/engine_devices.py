@@ -186,14 +186,8 @@ class Devices:
 
     def poison(self, slot: int) -> None:
         """A slot whose every number is NaN: what reads it shows it."""
-        with jax.set_mesh(self.mesh):
-            empty = (self._empty.cache, self._empty.hidden_BD)
-            nan = jax.tree.map(
-                lambda x: self._put(np.full(x.shape, np.nan, x.dtype), *[None] * x.ndim) if _is_float(x) else x, empty
-            )
-            self._slots = self._put_row(
-                self._slots, self._empty._replace(cache=nan[0], hidden_BD=nan[1]), self._scalar(slot)
-            )
+        cache, hidden = jax.tree.map(_nan, (self._empty.cache, self._empty.hidden_BD))
+        self.put_row(slot, self._empty._replace(cache=cache, hidden_BD=hidden))
 
     def prefill(self, work: Sequence[Work]) -> None:
         """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them."""
@@ -251,8 +245,11 @@ def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _is_float(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
+def _nan(x: jax.Array) -> jax.Array:
+    """As x, every number NaN; whole numbers as they are."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.make_array_from_callback(x.shape, x.sharding, lambda at: np.full(x.shape, np.nan, x.dtype)[at])
 
 
 def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
