@@ -19,7 +19,10 @@ def answers(output: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_trained_run_gives_the_same_tokens_on_one_four_and_eight_devices_and_from_two_processes(tmp_path):
+def test_a_trained_run_gives_the_same_tokens_on_one_four_and_eight_devices_and_from_two_processes(
+    tmp_path, monkeypatch
+):
+    small.use_one_device(monkeypatch)
     heads = {"model__num_heads": 4, "model__num_kv_heads": 2}
     loop.run(small.config(small.write_text(tmp_path / "text"), train__steps=60, **heads), str(tmp_path / "run"))
     said = []
@@ -51,5 +54,6 @@ def test_a_process_that_dies_ends_the_other_with_its_name_within_a_minute(tmp_pa
     except subprocess.TimeoutExpired:
         pytest.fail("a process outlived another")
     finally:
-        first.kill()
-        second.kill()
+        for process in (first, second):
+            process.kill()
+            process.communicate()  # closes its pipe
