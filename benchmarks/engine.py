@@ -53,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
             report.add(f"{subject(found)}: {quantity}", value, device=on, command=found["command"])
     if arguments.drift:
         width, head_dim = (64, 8) if arguments.small else (1024, 128)
-        ways = {"decode": 1, "chunks of 256": 256, "one shot": arguments.drift}
-        for what, value in drift.as_rows(drift.measure(width, head_dim, arguments.drift, ways)):
-            name, _, quantity = what.rpartition(": ")
-            row = report.add(f"{name}, {arguments.drift:,} tokens, width {width:,}: {quantity}", value, device=device())
-            print(f"{row.what} {row.value:.2e}", flush=True)
+        ways = {"decode": 1, "one shot": arguments.drift, "chunks of 256": 256}
+        for name, found in drift.measure(width, head_dim, arguments.drift, ways):
+            for quantity, value in found.items():
+                what = f"drift, {arguments.drift:,} tokens, width {width:,}, {name}: {quantity}"
+                print(what, report.add(what, value, device=device()).value, flush=True)
     return 0
 
 

@@ -6,6 +6,8 @@ fill up, and no buffer a bound, beyond which a training step refuses itself.
 `decoding`: a step has one token a row, which `sequence` cannot cut, so rows lie over it as well. The cache of prefill,
 whose positions are cut, is whole on every shard of the sequence; decoding takes from it the rows of each.
 
+`computing`: another dtype of activations.
+
 `deterministic`: its answers have the bits of training's forward (`model/deterministic.py`).
 """
 
@@ -25,6 +27,11 @@ def answering[Model: TextModel | VLModel](model: Model) -> Model:
     """The model, dropless whatever it was trained with."""
     config = dataclasses.replace(model.config, routing="dropless")
     return _told(model, config=config, compute=dataclasses.replace(model.compute, dropless_bound=None))
+
+
+def computing[Model: TextModel | VLModel](model: Model, **changes) -> Model:
+    """The model with other fields of its `compute`: another dtype, of the same weights."""
+    return _told(model, compute=dataclasses.replace(model.compute, **changes))
 
 
 def decoding[Model: TextModel | VLModel](model: Model, mesh: jax.sharding.Mesh) -> Model:

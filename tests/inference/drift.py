@@ -4,6 +4,7 @@ forgets fastest, one in the middle, and the last lightning layer but one's, whos
 Everything is judged by the same weights in float32, taken in at once.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -38,8 +39,8 @@ class Taken(NamedTuple):
     logits: np.ndarray
 
 
-def make(width: int, head_dim: int, dtype: str) -> Slopes:
-    """Such a model, its weights the same bfloat16 numbers in either dtype."""
+def make(width: int, head_dim: int) -> Slopes:
+    """Such a model of bfloat16 weights."""
     config = ModelConfig(
         vocab_size=320,
         embed_dim=width,
@@ -57,7 +58,7 @@ def make(width: int, head_dim: int, dtype: str) -> Slopes:
         softmax_alpha=3.5,
         experts_alpha=3.5,
     )
-    compute = ComputeConfig(dtype=dtype, param_dtype="bfloat16", remat="none")
+    compute = ComputeConfig(dtype="bfloat16", param_dtype="bfloat16", remat="none")
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         make = jit(lambda key: Slopes(config, compute, MeshConfig().rules, rngs=nnx.Rngs(key)))
         return views.answering(make(jax.random.key(0, impl="rbg")))
@@ -96,14 +97,10 @@ def errors(found: Taken, exact: Taken) -> dict[str, float]:
 
 def measure(
     width: int, head_dim: int, count: int, chunks: dict[str, int], rows: int = 2
-) -> dict[str, dict[str, float]]:
-    """Errors of each way to take in `count` tokens in bfloat16, by its name."""
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """(name, errors) of each way to take in `count` tokens in bfloat16, so many in a call."""
     tokens = np.random.default_rng(0).integers(320, size=(rows, count))
-    exact = take_in(make(width, head_dim, "float32"), tokens, count)
-    model = make(width, head_dim, "bfloat16")
-    return {name: errors(take_in(model, tokens, chunk), exact) for name, chunk in chunks.items()}
-
-
-def as_rows(found: dict[str, dict[str, float]]) -> list[tuple[str, float]]:
-    """(what, value) as results have them."""
-    return [(f"drift {name}: {quantity}", value) for name, each in found.items() for quantity, value in each.items()]
+    model = make(width, head_dim)
+    exact = take_in(views.computing(model, dtype="float32"), tokens, count)
+    for name, chunk in chunks.items():
+        yield name, errors(take_in(model, tokens, chunk), exact)

@@ -10,7 +10,7 @@ from tests.slow import slow_but
 @pytest.mark.parametrize("count", slow_but((256,), (256, 4096)))
 def test_decode_in_bfloat16_is_no_further_from_float32_than_a_fresh_prefill(count, monkeypatch):
     monkeypatch.setattr(drift, "jit", small.unoptimised)
-    found = drift.measure(64, 8, count, {"decode": 1, "chunks": 64, "one shot": count})
+    found = dict(drift.measure(64, 8, count, {"decode": 1, "chunks": 64, "one shot": count}))
     for way in ("decode", "chunks"):
         for name, error in found[way].items():
             assert error <= 2 * found["one shot"][name], (way, name, found)
