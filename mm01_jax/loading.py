@@ -90,6 +90,11 @@ def data_of(path) -> dict | None:
     return data if isinstance(data, dict) else None
 
 
+def digest_of(path) -> str | None:
+    """The digest of the checkpoint in `path`; None of PyTorch's weights, which have none."""
+    return open_checkpoint(path).manifest.tree_sha256() if is_checkpoint(path) else None
+
+
 def is_without_run(path) -> bool:
     """Whether weights lie in `path` without the run they are of, which knows its data: PyTorch's, or converted."""
     if is_checkpoint(path):

@@ -41,6 +41,7 @@ class M1:
     """With the methods of `templates.Template`."""
 
     name = "minimax-m1"
+    thinks = True
 
     def ids(self, messages: Sequence[dict], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
         """int32 ids of a conversation and the header of the answer to come; ValueError names a wrong message."""

@@ -42,6 +42,11 @@ class Template(NamedTuple):
     name: str
     tokens: Mapping[str, str] = {}
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model says what it thinks before it answers."""
+        return "</think>" in self.source
+
     def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
         """int32 ids of a conversation and the header of the answer that is to come; errors as of `render`."""
         (text,), mark = self._texts([(messages, True)], tokenizer, tools)
@@ -124,6 +129,7 @@ class Released:
     """The template of MiniMax-01 (docs/model.md B.5), with the methods of `Template`."""
 
     name = "minimax-01"
+    thinks = False
 
     def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
         conversations.check_messages(list(messages))

@@ -7,7 +7,8 @@
   mm01-generate --checkpoint=runs/vl/stage2 --image=a.png --image=b.png --prompt='<image><image>larger?'
 
 A line of --prompts is {"prompt": TEXT} or {"messages": [{"role": "user", "content": TEXT}, ...]}, with pictures also
-"images": [PATH, ...]; what else it has is kept beside the `text` and `finish` of the answer. --chat and messages use
+"images": [PATH, ...]; what else it has is kept beside the `text` and `finish` of the answer. Answers lie in
+FILE.partial until all are there, and the same command goes on from them. --chat and messages use
 the template that lies with the checkpoint or its tokenizer (chat_template.jinja, tokenizer_config.json), or --template.
 With pictures the prompt is what a user says, in the official template. `python -m mm01_jax.inference` is the same.
 
@@ -15,10 +16,9 @@ Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a fu
 130 interrupted.
 """
 
-import collections
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
@@ -37,6 +37,13 @@ COMMAND = arguments.Command(
         Flag("system", "what a conversation begins with, before the first line of --chat"),
         Flag("template", "how a conversation becomes text: minimax-01, minimax-m1, or a .jinja file", example="NAME"),
         Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
+        Flag(
+            "thinking_tokens",
+            "of --prompts: a model that thinks before it answers does it for at most so many tokens",
+            int,
+            example="8192",
+            least=1,
+        ),
         Flag("temperature", "0 is greedy", float, default=0.8, least=0),
         Flag("top_k", "choose among the k most likely tokens; 0: all", int, default=0, least=0),
         Flag(
@@ -72,14 +79,16 @@ def _generate(argv: Sequence[str]) -> None:
     from mm01_jax.inference.text import Settings
 
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
-    settings = Settings(given.max_tokens, sampling, given.seed)
+    settings = Settings(given.max_tokens, sampling, given.seed, thinking_tokens=given.thinking_tokens)
     if cluster.join() and given.chat:
         raise arguments.refused("--chat", "several processes", "one, whose terminal it is", "--prompts=FILE --out=FILE")
     loaded = loading.load_as_asked(given)
     if given.chat:
         _chat(given, loaded, settings)
     elif given.prompts is not None:
-        _answer_file(given, loaded, settings, lines)
+        from mm01_jax.inference import prompt_answers
+
+        prompt_answers.answer_all(given, loaded, settings, lines, loading.digest_of(given.checkpoint))
     elif images:
         _print_answer(given, loaded, settings, images)
     else:
@@ -119,9 +128,12 @@ def _check_uses(given: types.SimpleNamespace) -> None:
     if (given.out is None) == uses["--prompts"]:
         allowed = "a file for the answers to --prompts, and only to them"
         raise arguments.refused("--out", given.out or "nothing", allowed, "--prompts=asked.jsonl --out=answered.jsonl")
-    for name, fits in (("system", given.chat), ("template", given.chat or uses["--prompts"])):
+    asks = given.chat or uses["--prompts"]
+    for name, fits in (("system", given.chat), ("template", asks), ("thinking_tokens", uses["--prompts"])):
         if getattr(given, name) is not None and not fits:
-            raise arguments.refused(f"--{name}", getattr(given, name), "a flag of a conversation", "--chat")
+            allowed = "a flag of --prompts" if name == "thinking_tokens" else "a flag of a conversation"
+            typed = f"--{name.replace('_', '-')}"
+            raise arguments.refused(typed, getattr(given, name), allowed, "--chat" if not asks else "--prompts=FILE")
 
 
 def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
@@ -134,22 +146,12 @@ def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
     print()
 
 
-def _template(given: types.SimpleNamespace, loaded):
-    import pathlib
-
-    from mm01_jax.data import templates
-
-    folders = [pathlib.Path(given.checkpoint)]
-    if loaded.tokenizer.name != "bytes":
-        folders.append(pathlib.Path(loaded.tokenizer.name).parent)
-    return templates.choose(given.template, list(dict.fromkeys(folders)), loaded.tokenizer)
-
-
 def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
+    from mm01_jax.inference import prompt_answers
     from mm01_jax.inference.chat import Chat
     from mm01_jax.inference.text import stream
 
-    template = _template(given, loaded)
+    template = prompt_answers.template(given, loaded)
     stop = template.stop(loaded.tokenizer)
     Chat(
         lambda messages: template.ids(messages, loaded.tokenizer),
@@ -159,119 +161,11 @@ def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
 
 
 def _read_prompts(given: types.SimpleNamespace) -> list[dict]:
-    from mm01_jax.inference import prompt_file
+    from mm01_jax.inference import answer_file, prompt_file
 
     lines = prompt_file.read(given.prompts)
-    prompt_file.check_place(given.out, given.prompts)
+    answer_file.check_place(given.out, given.prompts)
     return lines
-
-
-def _asked(given: types.SimpleNamespace, loaded, lines: list[dict]) -> tuple[list, int | None]:
-    """(the `Asked` of every line, the token that ends an answer)."""
-    from mm01_jax.data.conversations import END
-    from mm01_jax.inference import prompt_file
-    from mm01_jax.inference.asked import Asked
-
-    with_images = any(fields.get("images") for fields in lines)
-    in_conversation = any("messages" in fields and not fields.get("images") for fields in lines)
-    template = _template(given, loaded) if in_conversation else None
-    stop = template.stop(loaded.tokenizer) if in_conversation else None
-
-    def asked(fields: dict) -> Asked:
-        if fields.get("images"):
-            return _about_images(given, loaded, fields)
-        if "messages" in fields:
-            return Asked(template.ids(fields["messages"], loaded.tokenizer, fields.get("tools")))
-        return Asked(loaded.tokenizer.encode(fields["prompt"]))
-
-    prompts = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
-    return prompts, loaded.tokenizer.special(END) if with_images and stop is None else stop
-
-
-def _about_images(given: types.SimpleNamespace, loaded, fields: dict):
-    """A line with images, in the official template: the one that has a place for them."""
-    import pathlib
-
-    from mm01_jax.data.conversations import check_messages
-    from mm01_jax.data.text import DataError
-    from mm01_jax.files import quoted
-    from mm01_jax.inference import pictures
-
-    config, folder = loaded.config, pathlib.Path(given.prompts).parent
-    if config.vision is None:
-        got = quoted(fields["images"])
-        raise ValueError(f"images: got {got}; allowed: a checkpoint with vision, which this one has not")
-    said = fields.get("messages") or [{"role": "user", "content": fields["prompt"]}]
-    check_messages(said)
-    files = [folder / image for image in fields["images"]]
-    try:
-        return pictures.ask(said, files, loaded.tokenizer, config.vision, config.train.sequence_length)
-    except DataError as error:
-        raise ValueError(str(error)) from None
-
-
-def _shown(prompts: Sequence, vision):
-    """The images of some prompts; None where there are none."""
-    if not any(prompt.files for prompt in prompts):
-        return None
-    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
-
-    return pictures.show(prompts, vision)
-
-
-def _answer_file(given: types.SimpleNamespace, loaded, settings, lines: list[dict]) -> None:
-    """Answers every line, --batch at a time; says how far it is on stderr."""
-    from mm01_jax import cluster
-    from mm01_jax.inference import prompt_file
-    from mm01_jax.progress import Progress
-
-    prompts, stop = _asked(given, loaded, lines)
-    progress = Progress(0, len(lines), sys.stderr)
-    about_images = any(prompt.files for prompt in prompts)
-    if about_images and (told := next((n for n, fields in enumerate(lines, 1) if "options" in fields), None)):
-        raise ValueError(f"{given.prompts}, line {told}: options: allowed only where no line of the file has images")
-    found = (_with_images if about_images else _of_texts)(given, loaded, settings, lines, (prompts, stop))
-
-    def answered() -> Iterator:
-        for done, (fields, answers) in enumerate(zip(lines, found, strict=True), start=1):
-            for number, answer in enumerate(answers):
-                yield fields if len(answers) == 1 else fields | {"sample": number}, answer
-            if cluster.is_first():
-                progress.show(done, "prompts answered")
-
-    if not cluster.is_first():
-        collections.deque(answered(), maxlen=0)  # every process computes, one writes
-        return
-    prompt_file.write(given.out, answered())
-    print(f"{given.out}: {len(lines)} answers")
-
-
-def _of_texts(given: types.SimpleNamespace, loaded, settings, lines: list[dict], asked: tuple) -> Iterator[list]:
-    """The answers to each line; of lines without a seed the n-th has n more than the first, whatever --batch is."""
-    from mm01_jax.inference import batch, prompt_file
-
-    prompts, stop = asked
-
-    def job(number: int):
-        seeded = settings._replace(seed=settings.seed + number)
-        return batch.job(prompts[number].ids, seeded, lines[number].get("options", {}))
-
-    jobs = [prompt_file.at_line(given.prompts, n + 1, job, n) for n in range(len(lines))]
-    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, stop=stop)
-
-
-def _with_images(given: types.SimpleNamespace, loaded, settings, lines: list[dict], asked: tuple) -> Iterator[list]:
-    """The same of lines some of which show images: batch by batch."""
-    from mm01_jax.inference import prompt_file
-    from mm01_jax.inference.text import answers
-
-    (prompts, stop), done = asked, 0
-    for batch in prompt_file.batches(prompts, given.batch):
-        seeded = settings._replace(seed=settings.seed + done)
-        shown, ids = _shown(batch, loaded.config.vision), [prompt.ids for prompt in batch]
-        for answer in answers(loaded.model, loaded.tokenizer, ids, seeded, stop, shown)[: len(lines) - done]:
-            yield [answer]
-            done += 1
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ A line of a file of prompts may say them: {"prompt": ..., "options": {"temperatu
 what it does not say is as of the command.
 """
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,17 +15,19 @@ from mm01_jax import sharding
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Request, check_count
+from mm01_jax.inference.engine_request import Request, Result, check_count
 from mm01_jax.inference.sampling import Sampling, check_seed
-from mm01_jax.inference.stops import TextStream, stops
+from mm01_jax.inference.stops import stops
 from mm01_jax.inference.text import Answer, Settings, ends
+from mm01_jax.inference.thoughts import Budget, split
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
 GRID = 64  # tokens of a piece of a prompt
 MOST_SAMPLES = 1024  # answers to one prompt
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
-OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n")
+OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n", "thinking_tokens")
+MOST_TOKENS = 10_240_000  # positions that the released model has (max_position_embeddings)
 
 
 class Job(NamedTuple):
@@ -52,11 +55,16 @@ def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> J
         said["logit_bias"] = {_token_id(token): value for token, value in bias.items()}
     sampling = dataclasses.replace(settings.sampling, **said)
     max_tokens, samples = options.get("max_tokens", settings.max_tokens), options.get("n", 1)
-    check_count("max_tokens", max_tokens, 1, None)
+    thinking_tokens = options.get("thinking_tokens", settings.thinking_tokens)
+    check_count("max_tokens", max_tokens, 1, MOST_TOKENS)
     check_count("n", samples, 1, MOST_SAMPLES)
+    if thinking_tokens is not None:
+        check_count("thinking_tokens", thinking_tokens, 1, MOST_TOKENS)
+        if not settings.thinks:
+            raise ValueError("thinking_tokens: allowed of a conversation whose template knows <think> alone")
     seed = check_seed(options.get("seed", settings.seed))
     stop = stops(options["stop"]) if "stop" in options else settings.stop
-    return Job(prompt, Settings(max_tokens, sampling, seed, stop), samples)
+    return Job(prompt, Settings(max_tokens, sampling, seed, stop, settings.thinks, thinking_tokens), samples)
 
 
 def _token_id(text: str) -> int:
@@ -67,41 +75,47 @@ def _token_id(text: str) -> int:
 
 
 def answers(
-    model: TextModel | VLModel, tokenizer: Tokenizer, jobs: Sequence[Job], *, slots: int, stop: int | None = None
+    model: TextModel | VLModel,
+    tokenizer: Tokenizer,
+    jobs: Sequence[Job],
+    *,
+    slots: int,
+    stop: int | None = None,
+    told: Callable[[dict], object] = lambda _: None,
 ) -> Iterator[list[Answer]]:
     """The answers to each job, in order, as soon as it and those before it are done; `stop` as in `text.stream`.
 
-    Every process of the model's mesh calls it alike. slots: how many answers run at a time, at least.
+    Every process of the model's mesh calls it alike. slots: how many answers run at a time, at least. told: gets the
+    engine's statistics in the end.
     """
     model = model.text if isinstance(model, VLModel) else model
     engine = _engine(model, tokenizer, jobs, slots, stop)
-    waiting, streams, pieces = [], {}, {}
+    waiting = collections.deque()
     for job in jobs:
-        ending = ends(tokenizer, job.settings, stop)
+        ending, thinking = ends(tokenizer, job.settings, stop), job.settings.thinking_tokens
         request = Request(
             prompt=job.prompt,
             max_tokens=job.settings.max_tokens,
             sampling=job.settings.sampling,
             seed=job.settings.seed,
             stop_ids=tuple(sorted(ending.ids)),
+            stop=ending.strings,
+            mask=None if thinking is None else Budget(tokenizer, thinking),
         )
-        ids = engine.submit_samples(request, job.samples)
-        waiting.append(ids)
-        for id in ids:
-            streams[id], pieces[id] = TextStream(tokenizer, ending, job.prompt), []
-    finished: dict[int, Answer] = {}
+        waiting.append((job, engine.submit_samples(request, job.samples)))
     while waiting:
-        for event in engine.step():
-            if event.id not in finished:
-                stream = streams[event.id]
-                pieces[event.id].append(stream.take(event.tokens))
-                if stream.finish is not None or event.finish is not None:
-                    engine.cancel(event.id)  # a stop string ended it; of a finished request it does nothing
-                    text = "".join([*pieces.pop(event.id), stream.end()])
-                    finished[event.id] = Answer(text, stream.finish or "length")
-                    engine.forget(event.id)
-        while waiting and all(id in finished for id in waiting[0]):
-            yield [finished[id] for id in waiting.pop(0)]
+        engine.step()
+        while waiting and all(engine.result(id).finish is not None for id in waiting[0][1]):
+            job, ids = waiting.popleft()
+            yield [_answer(job, engine.forget(id)) for id in ids]
+    told(engine.statistics())
+
+
+def _answer(job: Job, result: Result) -> Answer:
+    if not job.settings.thinks:
+        return Answer(result.text, result.finish)
+    said = split(result.text)
+    return Answer(said.text, result.finish, said.thinking)
 
 
 def _engine(model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], slots: int, stop: int | None) -> Engine:
@@ -115,7 +129,7 @@ def _engine(model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], slots: 
         model,
         num_slots=int(num_slots),
         max_length=-(-longest // GRID) * GRID,
-        vocab_size=tokenizer.vocab_size,
+        tokenizer=tokenizer,
         grid=GRID,
         stop_ids=max(8, most_stops),
     )

@@ -10,17 +10,21 @@ same engine, asks the same of it and steps alike.
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.decoding import report_texts
+from mm01_jax.inference.engine_answers import note, note_prompt, share_prompt, shown, text_of
 from mm01_jax.inference.engine_decode import Drawn
-from mm01_jax.inference.engine_devices import Devices, Work, to_host
+from mm01_jax.inference.engine_devices import Devices, to_host
 from mm01_jax.inference.engine_memory import check_counts, remembering
 from mm01_jax.inference.engine_programs import Sizes
-from mm01_jax.inference.engine_request import Event, Limits, Request, Result, check, noted
+from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
+from mm01_jax.inference.engine_turns import turn_of, work_of
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
 
@@ -33,7 +37,8 @@ class Engine:
     Args:
       model: on its mesh; slots lie over `data` and `expert` (and `sequence`), heads over `tensor`.
       num_slots: requests that run at a time. max_length: positions of each, prompt and answer. Others: as in `Sizes`.
-      vocab_size: ids of the tokenizer; rows of the table beyond it are never chosen. None: all of the model's.
+      tokenizer: gives answers a text, and ends them at texts.
+      vocab_size: ids that may be chosen, all below it. None: the tokenizer's, or all of the model's.
       budget: tokens of prompts taken in between two calls of decode. None: as many as a call of prefill takes.
       prefix_bytes: of states, keys and values of earlier prompts and answers, kept on all devices together; 0: none.
       host_bytes: the same on the host, for what has no room there. path_states: at most, of one prompt.
@@ -51,6 +56,7 @@ class Engine:
         *,
         num_slots: int,
         max_length: int,
+        tokenizer: Tokenizer | None = None,
         vocab_size: int | None = None,
         budget: int | None = None,
         prefix_bytes: int = 0,
@@ -61,22 +67,19 @@ class Engine:
         like: "Engine | None" = None,
         **sizes,
     ):
-        self.sizes = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes)
+        self.sizes, self._tokenizer = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes), tokenizer
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
         check_counts({**kept, "path_states": path_states, "snapshots": snapshots, "budget": budget})
-        vocab_size = vocab_size or model.config.vocab_size
+        vocab_size = vocab_size or (tokenizer or model.config).vocab_size
         self.devices = Devices(model, self.sizes, vocab_size) if like is None else like.devices.again(model, self.sizes)
         self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
-        self._poison = poison
         self.memory = remembering(self.devices, **kept, path_states=path_states, snapshots=snapshots)
         self._jobs: dict[int, Job] = {}
-        self._ids = itertools.count()
+        self._poison, self._ids = poison, itertools.count()
         self._ended: list[Job] = []
-        self._counts = dict.fromkeys(_COUNTED, 0)
-        page = self.devices.page_bytes // self.sizes.grid
-        state = self.devices.row_bytes - page * max_length
-        self.limits = Limits(model.config.vocab_size, max_length, self.sizes.stop_ids, self.sizes.logprobs, page, state)
+        self._counts, self._seconds = dict.fromkeys(_COUNTED, 0), 0.0
+        self.limits = self.devices.limits(reads_text=tokenizer is not None)
 
     def use(self, model: TextModel) -> None:
         """New weights of the same model: what was remembered of the old ones is forgotten, nothing is compiled.
@@ -85,9 +88,7 @@ class Engine:
           ValueError: requests are under way, or the model is another, on another mesh.
         """
         if not self.idle:
-            raise ValueError(
-                "use: got new weights while requests are under way; allowed: after `run`, or `cancel` them"
-            )
+            raise ValueError("use: got new weights, and requests are under way; allowed: after `run`, or `cancel` them")
         self.devices.use(model)
         if self.memory is not None:
             self.memory.prefix.clear("other weights")
@@ -100,15 +101,15 @@ class Engine:
         Raises:
           ValueError: it can never be done (`engine_request.check`).
         """
-        job = Job(next(self._ids), request, check(request, self.limits))
+        prompt = check(request, self.limits)
+        job = Job(next(self._ids), request, prompt, text=text_of(self._tokenizer, request, prompt))
         self._jobs[job.id] = job
         self._schedule.waiting.append(job)
         return job.id
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
         """So many answers to one prompt, which is taken in once; the first has the request's own seed."""
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"count: got {count!r}; allowed: a whole number at least 1")
+        check_count("count", count, 1, None)
         check(request, self.limits)
         seeds = [seed_of_sample(request.seed, number) for number in range(count)]
         ids = [self.submit(dataclasses.replace(request, seed=seed)) for seed in seeds]
@@ -140,7 +141,7 @@ class Engine:
         return self._jobs.pop(id).result
 
     def statistics(self) -> dict:
-        """Counts since the start, and what there is now."""
+        """Counts since the start, the seconds that steps have taken, and what there is now."""
         running = [job for job in self._schedule.running() if not job.background]
         now = {
             "waiting": len(self._schedule.waiting),
@@ -148,6 +149,8 @@ class Engine:
             "free_slots": self.sizes.num_slots - len(self._schedule.running()),
             "programs": self.devices.num_programs,
             "slot_bytes": self.devices.row_bytes,
+            "seconds": self._seconds,
+            "decoded_per_second": self._counts["decoded_tokens"] / self._seconds if self._seconds else 0.0,
         }
         return now | self._counts | ({} if self.memory is None else {"prefix": self.memory.prefix.statistics()})
 
@@ -159,9 +162,11 @@ class Engine:
         Raises:
           nonfinite.NotFinite: logits of a request are no numbers; says in which layer and at which token that began.
         """
+        began = time.monotonic()
         self._admit()
         self._take_in()
         drawn = self._decode()
+        self._seconds += time.monotonic() - began
         events = [Event(job.id, drawn.pop(job.id, []), job.result.finish) for job in self._ended]
         self._ended = []
         events += [Event(id, tokens, None) for id, tokens in drawn.items()]
@@ -180,16 +185,12 @@ class Engine:
 
     def stream(self, id: int) -> Iterator[int]:
         """New tokens of a request as they come; others go on meanwhile. Leaving it early leaves the request running."""
-        result, shown = self._job(id).result, 0
-        while True:
-            new = result.tokens[shown:]
-            shown += len(new)
-            yield from new
-            if shown < len(result.tokens):  # others stepped while this one was waited for
-                continue
-            if result.finish is not None:
-                return
-            self.step()
+        for tokens in shown(self._job(id).result, lambda result: result.tokens, self.step):
+            yield from tokens
+
+    def stream_text(self, id: int) -> Iterator[str]:
+        """The same of the text, in pieces that are certain: no half of a character or of a stop."""
+        yield from filter(None, shown(self._job(id).result, lambda result: result.text, self.step))
 
     # One step.
 
@@ -227,13 +228,12 @@ class Engine:
         if all(job.background for job in jobs) and any(job.decodes for job in self._schedule.running()):
             most = grid  # what nobody asked for delays an answer by a piece at most
         counts = [most if self.memory is None else self.memory.cut(job, most) for job in jobs]
-        work = [
-            Work(job.slot, job.prompt[job.taken : job.taken + count]) for job, count in zip(jobs, counts, strict=True)
-        ]
-        self.devices.prefill(work)
-        for job, (_, tokens) in zip(jobs, work, strict=True):
-            job.taken += len(tokens)
-            self._counts["prefilled_tokens"] += len(tokens)
+        work = [work_of(job, count) for job, count in zip(jobs, counts, strict=True)]
+        said = self.devices.prefill(work)
+        for job, one in zip(jobs, work, strict=True):
+            note_prompt(job, one, self.devices.group(job.slot), said)
+            job.taken += len(one.tokens)
+            self._counts["prefilled_tokens"] += len(one.tokens)
             if self.memory is not None:
                 self.memory.store(job)
             if job.background and job.taken == len(job.prompt):
@@ -249,36 +249,36 @@ class Engine:
                 row = self.devices.get_row(job.slot) if row is None else row
                 other.row = self.devices.with_settings(row, other.request, other.prompt)
                 other.taken, other.waits_for = job.taken, None
+                share_prompt(job.result, other.result)
 
     def _decode(self) -> dict[int, list[int]]:
         """New tokens by id."""
-        slots: list[Job | None] = [job if job is not None and job.decodes else None for job in self._schedule.jobs]
-        jobs = [job for job in slots if job is not None]
-        if not jobs:
+        decoding = [job if job is not None and job.decodes else None for job in self._schedule.jobs]
+        turn, steps, silent = turn_of(decoding, self.sizes, self.devices.allowed)
+        for job in silent:
+            self._end(job, "masked")
+        if not (jobs := [job for job in decoding if job is not None and job not in silent]):
             return {}
-        alone = len(jobs) == len(self._schedule.running())
-        count = min(self.sizes.steps if alone else max(1, self.sizes.steps // 4), max(job.left for job in jobs))
-        left = np.array([0 if job is None else job.left for job in slots], np.int32)
-        guesses = [job is not None and job.request.guesses for job in slots]
-        stops = [() if job is None else job.request.stop_ids for job in slots]
-        drawn = self.devices.decode(left > 0, left, guesses, stops, count=count)
+        if len(jobs) < len(self._schedule.running()):  # others wait for their prompts
+            steps = min(steps, max(1, self.sizes.steps // 4))
+        drawn = self.devices.decode(turn, count=min(steps, max(job.left for job in jobs)))
         return {job.id: self._note(job, drawn) for job in jobs}
 
     def _note(self, job: Job, drawn: Drawn) -> list[int]:
         """Puts what was drawn into the result; the new tokens."""
-        new, places = noted(job.result, drawn, job.slot, job.request.logprobs)
+        new, places, finish = note(job, drawn)
         if not np.isfinite(drawn.logprob[places, job.slot]).all():
             report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens]])
         self._counts["decoded_tokens"] += len(new)
         self._counts["guessed_tokens"] += int((places % (1 + self.sizes.drafts) > 0).sum())
-        if new[-1] in job.request.stop_ids:
-            self._end(job, "stop")
-        elif job.left == 0:
-            self._end(job, "length")
+        if finish is not None:
+            self._end(job, finish)
         return new
 
     def _end(self, job: Job, finish: str) -> None:
         job.result.finish = finish
+        if job.text is not None:
+            job.result.text += job.text.end()
         self._free(job)
         if self.memory is not None and finish != "cancelled" and (again := self.memory.again(job)) is not None:
             self._schedule.wait(again)

@@ -23,17 +23,18 @@ from mm01_jax.model import drafts
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import Lightning
-from mm01_jax.model.mixers import MIXERS
+from mm01_jax.model.mixers import mixer
 
 
 class Turn(NamedTuple):
     """Whose turn it is to decode: active_B bool, left_B int32 tokens that may come yet, stop_BK int32 ids that end a
-    row (-1: none), guesses_B bool: whether the row may be guessed."""
+    row (-1: none), guesses_B bool: whether the row may be guessed, mask_BW uint32: what it may say (`masks.py`)."""
 
     active_B: jax.Array
     left_B: jax.Array
     stop_BK: jax.Array
     guesses_B: jax.Array
+    mask_BW: jax.Array
 
 
 class Drawn(NamedTuple):
@@ -71,7 +72,7 @@ def _step(model: TextModel, allowed_V, sizes: Sizes, specs: Slots, n, carry):
         guessed = lookup(slots.tokens_BT, slots.cache.lengths, token_B, sizes.drafts)
         tokens_BS = jnp.concatenate([tokens_BS, jnp.where(turn.guesses_B[:, None], guessed, -1)], axis=1)
     valid_BS = turn.active_B[:, None] & (jnp.cumsum(tokens_BS < 0, axis=1) == 0)
-    hidden_BSD, cache = _take_in(model, slots.cache, jnp.where(valid_BS, tokens_BS, 0), valid_BS)
+    hidden_BSD, cache = _take_in(model, slots, jnp.where(valid_BS, tokens_BS, 0), valid_BS)
     hidden_BD = jnp.where(turn.active_B[:, None], hidden_BSD[:, 0], slots.hidden_BD)
     slots, taken_B = slots._replace(hidden_BD=hidden_BD), turn.active_B.astype(jnp.int32)
 
@@ -103,7 +104,7 @@ def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, 
     slots, turn, drawn = carry
     logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     logits = sharding.constrain(logits, model.rules, "batch", None)
-    token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V)
+    token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V, turn.mask_BW)
     stands_B = may_B if only_B is None else may_B & (token_B == only_B)
     said = sampling.log_probabilities(logits, token_B, allowed_V, drawn.top_ids.shape[2])
     new = Drawn(jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits)
@@ -116,16 +117,16 @@ def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, 
     return token_B, slots, turn._replace(active_B=turn.active_B & ~ends_B, left_B=left_B), drawn
 
 
-def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS) -> tuple[jax.Array, DecodeCache]:
+def _take_in(model: TextModel, slots: Slots, tokens_BS, valid_BS) -> tuple[jax.Array, DecodeCache]:
     """The hidden states of some tokens, and the cache with them, of which some may yet be taken back.
 
     This is the engine's one call of the model's decode: rows of the stream are tokens (`model/drafts.py`).
     """
-    width = tokens_BS.shape[1]
+    cache, width = slots.cache, tokens_BS.shape[1]
     if width > 1:
         dtype = jnp.dtype(model.compute.dtype)
         cache = _by_lightning(model, cache, lambda stack, _: drafts.begin(stack, width, dtype, model.rules))
-    positions = cache.lengths[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
+    positions = (cache.lengths - slots.place_B)[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
     tokens, positions, segments = (x.reshape(-1, 1) for x in (tokens_BS, positions, jnp.where(valid_BS, 0, -1)))
     hidden, cache, _ = model.forward(model.embed_tokens(tokens), positions, segments, cache)
     return drafts.by_row(hidden, len(tokens_BS)), cache
@@ -144,7 +145,9 @@ def _taken_back(model: TextModel, old: DecodeCache, new: DecodeCache, taken_B) -
 def _by_lightning(model: TextModel, cache: DecodeCache, change) -> DecodeCache:
     """change(stack, its slopes) of the stacks of lightning layers."""
     told = zip(model.config.stacks, cache.stacks, model.slopes(), strict=True)
-    stacks = [change(stack, slopes) if MIXERS[kind] is Lightning else stack for (kind, _), stack, slopes in told]
+    stacks = [
+        change(stack, slopes) if mixer(kind, model.config) is Lightning else stack for (kind, _), stack, slopes in told
+    ]
     return DecodeCache(tuple(stacks), cache.lengths)
 
 

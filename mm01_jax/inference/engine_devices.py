@@ -6,7 +6,6 @@ Slots change in place: every call donates them to the next.
 import copy
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +16,20 @@ from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import sampling, views
 from mm01_jax.inference.decoding import allowed_ids
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
-from mm01_jax.inference.engine_programs import Sizes, Slots
-from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.engine_programs import Said, Sizes, Slots, Told
+from mm01_jax.inference.engine_request import Limits, Request
+from mm01_jax.inference.engine_turns import Work, turn_of
+from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.deterministic import CHUNK
 
 jit = jax.jit  # tests put one here that compiles faster
-
-
-class Work(NamedTuple):
-    """Tokens that a slot takes in."""
-
-    slot: int
-    tokens: np.ndarray
 
 
 class Devices:
     """groups: shards of the rows, each of which takes in tokens of one slot a call; slots of a group follow each other.
 
-    num_programs: compiled, all of them at the start.
+    num_programs: compiled, all of them at the start. allowed: bool (V,), ids that may ever be chosen.
     """
 
     def __init__(self, model: TextModel, sizes: Sizes, vocab_size: int):
@@ -46,8 +41,11 @@ class Devices:
         with jax.set_mesh(self.mesh):
             self._compile(vocab_size)
 
+    def _viewed(self, model: TextModel) -> TextModel:
+        return views.answering(views.deterministic(model) if self.sizes.deterministic else model)
+
     def _view(self, model: TextModel) -> None:
-        self.model = views.answering(model)
+        self.model = self._viewed(model)
         self._decoder = views.decoding(self.model, self.mesh)
 
     def again(self, model: TextModel, sizes: Sizes) -> "Devices":
@@ -70,7 +68,7 @@ class Devices:
         Raises:
           ValueError: names the first weight that does not lie as the old one, or says that the model is another.
         """
-        old, new = jax.tree.flatten_with_path(self.model), jax.tree.flatten_with_path(views.answering(model))
+        old, new = jax.tree.flatten_with_path(self.model), jax.tree.flatten_with_path(self._viewed(model))
         if old[1] != new[1]:
             raise ValueError("use: got a model of another config; allowed: new weights of the engine's own")
         for (path, a), (_, b) in zip(old[0], new[0], strict=True):
@@ -89,6 +87,7 @@ class Devices:
         self._new_slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))
         self._slots = self._new_slots()
         self._allowed = allowed_ids(decoder, vocab_size)
+        self.allowed = np.asarray(self._allowed)
         one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
         many = programs.row_layout(self._slots, config, rules, model.rules)
         slots, zero = self._slots, self._scalar(0)
@@ -106,13 +105,20 @@ class Devices:
         self._put_page = self._program(functools.partial(programs.put_page, **page), slots, pages, zero, zero, donate=0)
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
         told = self._told([], (0, 0))
-        self._prefill = self._program(prefill, model, slots, *told, donate=1)
+        self._prefill = self._program(prefill, model, slots, self._allowed, told, donate=1)
         going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
-        turn = self._turn(*(np.zeros(sizes.num_slots, np.int32) for _ in range(3)), [()] * sizes.num_slots)
-        self._decode = self._program(going_on, decoder, slots, turn, self._allowed, zero, donate=1)
+        turn, *_ = turn_of([None] * sizes.num_slots, sizes, self.allowed)
+        self._unmasked = self._put(turn.mask_BW, "batch", None)
+        self._decode = self._program(going_on, decoder, slots, self._turn(turn), self._allowed, zero, donate=1)
         self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
         self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
         self.page_like, self.state_like = (jax.tree.map(_like, tree) for tree in (pages, state))
+
+    def limits(self, *, reads_text: bool) -> Limits:
+        sizes, position = self.sizes, self.page_bytes // self.sizes.grid
+        state = self.row_bytes - position * sizes.max_length
+        most = self.model.config.vocab_size, sizes.max_length, sizes.stop_ids, sizes.logprobs
+        return Limits(*most, position, state, reads_text, sizes.deterministic)
 
     def _program(self, function, *arguments, donate: int | None = None):
         self.num_programs += 1
@@ -126,29 +132,29 @@ class Devices:
     def _scalar(self, value: int) -> jax.Array:
         return self._put(np.int32(value))
 
-    def _told(self, work: Sequence[Work], trips: tuple[int, int]) -> tuple[jax.Array, ...]:
+    def _told(self, work: Sequence[Work], trips: tuple[int, int]) -> Told:
         per_group = self.sizes.num_slots // self.groups
         index, count = np.zeros((2, self.groups), np.int32)
-        tokens = np.zeros((self.groups, self.sizes.pieces * self.sizes.grid), np.int32)
-        for slot, ids in work:
-            group = slot // per_group
-            index[group], count[group], tokens[group, : len(ids)] = slot % per_group, len(ids), ids
+        tokens = np.zeros((self.groups, self.sizes.pieces * self.sizes.grid + 1), np.int32)
+        for one in work:
+            group, length = one.slot // per_group, len(one.tokens)
+            index[group], count[group] = one.slot % per_group, length
+            tokens[group, : length + 1] = [*one.tokens, one.following]
         put = functools.partial(self._put, rules=self.model.rules)
-        return (
+        says = self._put(np.bool_(any(one.says for one in work)))
+        return Told(
             put(index, "batch"),
             put(tokens, "batch", None),
             put(count, "batch"),
             put(np.array(trips, np.int32), None),
+            says,
         )
 
-    def _turn(self, active, left, guesses, stops: Sequence[Sequence[int]]) -> Turn:
-        stop = np.full((self.sizes.num_slots, self.sizes.stop_ids), -1, np.int32)
-        for row, ids in zip(stop, stops, strict=True):
-            row[: len(ids)] = ids
-        active, left, guesses = (
-            self._put(np.asarray(x, dtype), "batch") for x, dtype in ((active, bool), (left, np.int32), (guesses, bool))
-        )
-        return Turn(active, left, self._put(stop, "batch", None), guesses)
+    def _turn(self, turn: Turn) -> Turn:
+        """On the devices; masks that let everything through are there already."""
+        placed = [self._put(x, "batch", *[None] * (x.ndim - 1)) for x in turn[:-1]]
+        mask = self._unmasked if (turn.mask_BW == 0xFFFFFFFF).all() else self._put(turn.mask_BW, "batch", None)
+        return Turn(*placed, mask)
 
     def everywhere(self, array: np.ndarray) -> jax.Array:
         """Whole on every device."""
@@ -165,7 +171,9 @@ class Devices:
     def fill(self, slot: int, asked: Request, prompt: np.ndarray) -> None:
         """Zeroes a slot and gives it to a request."""
         with jax.set_mesh(self.mesh):
-            self._slots = self._put_row(self._slots, self.with_settings(self._empty, asked, prompt), self._scalar(slot))
+            empty, place = self._empty, self._put(np.full(1, asked.place, np.int32), None)
+            empty = empty._replace(cache=DecodeCache(empty.cache.stacks, place))
+            self._slots = self._put_row(self._slots, self.with_settings(empty, asked, prompt), self._scalar(slot))
 
     def with_settings(self, row: Slots, asked: Request, prompt: np.ndarray) -> Slots:
         """A row that draws its tokens so, with none drawn yet."""
@@ -181,27 +189,33 @@ class Devices:
             tokens = np.full(row.tokens_BT.shape, -1, np.int32)
             known = np.concatenate([prompt, np.asarray(asked.expected, np.int32)])[: tokens.shape[1]]
             tokens[0, : len(known)] = known
-            number, tokens = self._put(np.zeros(1, np.int32), None), self._put(tokens, None, None)
-            return row._replace(rows=settings, history=history, number_B=number, tokens_BT=tokens)
+            place, number = (self._put(np.full(1, value, np.int32), None) for value in (asked.place, 0))
+            tokens = self._put(tokens, None, None)
+            return row._replace(rows=settings, history=history, place_B=place, number_B=number, tokens_BT=tokens)
 
     def poison(self, slot: int) -> None:
         """A slot whose every number is NaN: what reads it shows it."""
         cache, hidden = jax.tree.map(_nan, (self._empty.cache, self._empty.hidden_BD))
         self.put_row(slot, self._empty._replace(cache=cache, hidden_BD=hidden))
 
-    def prefill(self, work: Sequence[Work]) -> None:
-        """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them."""
+    def prefill(self, work: Sequence[Work]) -> Said | None:
+        """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them.
+
+        Returns:
+          What the model says of each group's next tokens (groups, pieces * grid, ...); None where nobody wants it.
+        """
         pieces = max(-(-len(one.tokens) // self.sizes.grid) for one in work)
         wide = pieces // self.sizes.wide if self.sizes.wide > 1 else 0
         with jax.set_mesh(self.mesh):
             told = self._told(work, (wide, pieces - wide * self.sizes.wide))
-            self._slots = self._prefill(self.model, self._slots, *told)
+            self._slots, said = self._prefill(self.model, self._slots, self._allowed, told)
+            return jax.tree.map(np.asarray, said) if any(one.says for one in work) else None
 
-    def decode(self, active, left, guesses, stops: Sequence[Sequence[int]], *, count: int) -> Drawn:
+    def decode(self, turn: Turn, *, count: int) -> Drawn:
         """`count` steps of the active slots, as NumPy arrays (count * (1 + drafts), slots, ...)."""
         with jax.set_mesh(self.mesh):
-            turn = self._turn(active, left, guesses, stops)
-            self._slots, drawn = self._decode(self._decoder, self._slots, turn, self._allowed, self._scalar(count))
+            told = self._turn(turn), self._allowed, self._scalar(count)
+            self._slots, drawn = self._decode(self._decoder, self._slots, *told)
             return jax.tree.map(lambda x: np.asarray(x)[: count * (1 + self.sizes.drafts)], drawn)
 
     def get_row(self, slot: int) -> Slots:
@@ -272,5 +286,9 @@ def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
         refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
     if not 0 <= sizes.drafts <= 16:
         refuse("drafts", "0 to 16", 4)
+    if sizes.deterministic and sizes.grid % CHUNK:
+        refuse("grid", f"a multiple of {CHUNK} with deterministic=True, up to 256", CHUNK)
+    if sizes.deterministic and sizes.drafts:
+        refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
     if not 0 <= sizes.logprobs <= 100:
         refuse("logprobs", "0 to 100", 20)

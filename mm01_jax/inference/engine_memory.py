@@ -15,7 +15,8 @@ from mm01_jax.inference.prefix import Prefix
 
 class Memory:
     """snapshots: states are kept after every so many pieces of a prompt, at its last grid point, and where prompts
-    part."""
+    part. Pages lie at grid points from a row's begin on: a request with a `place` finds nothing and leaves nothing.
+    """
 
     def __init__(self, devices: Devices, prefix: Prefix, snapshots: int):
         self.prefix = prefix
@@ -23,6 +24,9 @@ class Memory:
 
     def restore(self, job: Job) -> None:
         """Puts what is known of a prompt into the job's slot, which is empty."""
+        if job.request.place or job.request.prompt_logprobs is not None:
+            job.result.miss = "begins inside a row" if job.request.place else "wants the prompt's log-probabilities"
+            return
         found = self.prefix.find(job.request.content, job.prompt, counted=not job.background)
         grid = self._devices.sizes.grid
         for number, page in enumerate(found.pages):
@@ -43,7 +47,7 @@ class Memory:
     def store(self, job: Job) -> None:
         """Keeps what the job's slot has, where that is at a grid point."""
         grid = self._devices.sizes.grid
-        if job.taken and job.taken % grid == 0:
+        if job.taken and job.taken % grid == 0 and not job.request.place:
             self.prefix.put(
                 job.request.content,
                 job.prompt[: job.taken],
@@ -55,7 +59,7 @@ class Memory:
         """A job that takes in the whole pieces of a finished prompt and its answer; None where they are known."""
         tokens = np.concatenate([job.prompt, np.array(job.result.tokens, np.int32)])
         tokens = tokens[: len(tokens) // self._devices.sizes.grid * self._devices.sizes.grid]
-        if not len(tokens) or self.prefix.has(job.request.content, tokens):
+        if not len(tokens) or job.request.place or self.prefix.has(job.request.content, tokens):
             return None
         return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True)
 

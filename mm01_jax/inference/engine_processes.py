@@ -21,6 +21,7 @@ from mm01_jax import job
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Event, Request, check
 from mm01_jax.inference.sampling import Sampling
+from mm01_jax.inference.stops import stops
 
 
 class Led:
@@ -118,12 +119,14 @@ def _named() -> Iterator[None]:
 
 
 def _plain(request: Request) -> dict[str, Any]:
+    if request.mask is not None:
+        raise ValueError("mask: got a hook; allowed: none over several processes, which would have to ask it alike")
     fields = dataclasses.asdict(request)
     for name in ("prompt", "stop_ids", "expected"):
         fields[name] = [int(token) for token in fields[name]]
-    for name in ("max_tokens", "seed", "priority"):
+    for name in ("max_tokens", "seed", "priority", "place"):
         fields[name] = int(fields[name])
-    fields["content"] = request.content.hex()
+    fields["content"], fields["stop"] = request.content.hex(), stops(request.stop).strings
     fields["sampling"]["logit_bias"] = [
         (int(token), float(bias)) for token, bias in request.sampling.logit_bias.items()
     ]

@@ -26,7 +26,7 @@ from mm01_jax.inference import sampling
 from mm01_jax.inference.sampling import History, Rows
 from mm01_jax.model.cache import DecodeCache, RowLayout, Window, put_rows, take_rows
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.mixers import MIXERS, cache_specs, empty_cache
+from mm01_jax.model.mixers import cache_specs, empty_cache, mixer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Sizes:
     make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
     steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
     logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
+    deterministic: answers have the bits of training's forward (`model/deterministic.py`).
     """
 
     num_slots: int
@@ -49,6 +50,7 @@ class Sizes:
     stop_ids: int = 8
     logprobs: int = 0
     keep_logits: bool = False
+    deterministic: bool = False
 
     @classmethod
     def of(cls, **sizes) -> "Sizes":
@@ -63,12 +65,14 @@ class Sizes:
 class Slots(NamedTuple):
     """All that the running requests have on the devices; every leaf has a row a slot.
 
-    hidden_BD: final hidden of the last token taken in. number_B: int32, new tokens drawn so far. tokens_BT: int32, all
-    that were taken in, by position, then those expected, then -1; T is 0 where nothing is guessed from them.
+    hidden_BD: final hidden of the last token taken in. place_B: int32, which place of the cache is position 0.
+    number_B: int32, new tokens drawn so far. tokens_BT: int32, all that were taken in, by position, then those
+    expected, then -1; T is 0 where nothing is guessed from them.
     """
 
     cache: DecodeCache
     hidden_BD: jax.Array
+    place_B: jax.Array
     number_B: jax.Array
     rows: Rows
     history: History
@@ -81,6 +85,7 @@ def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slo
     slots = Slots(
         empty_cache(config, compute, rules, B, sizes.max_length),
         jnp.zeros((B, config.embed_dim), compute.dtype),
+        jnp.zeros((B,), jnp.int32),
         jnp.zeros((B,), jnp.int32),
         jax.tree.map(jnp.asarray, sampling.rows([sampling.Sampling()] * B, [0] * B)),
         sampling.empty_history(B, V),
@@ -113,54 +118,90 @@ def everywhere(tree):
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, jax.P()), tree)
 
 
-def prefill(model: TextModel, slots: Slots, index_R, tokens_RS, count_R, trips_2, *, sizes: Sizes, layout: RowLayout):
-    """Takes in the next `count` tokens of one slot on each shard of the rows; 0 changes nothing.
+class Told(NamedTuple):
+    """What prefill takes in: the next `count` tokens of one slot on each shard of the rows; 0 changes nothing.
 
-    Args:
-      index_R: the slot, counted from the first of the shard. tokens_RS: S = pieces * grid.
-      trips_2: int32, how often the wide and the narrow body run; the tokens begin with those of the wide one.
+    index_R: the slot, counted from the first of the shard. tokens_RS: S = pieces * grid + 1, the last of them what
+    follows. trips_2: int32, how often the wide and the narrow body run; the tokens begin with those of the wide one.
+    says: bool, whether log-probabilities are wanted.
     """
-    moved, *part = (
-        Slots(tree.cache, tree.hidden_BD, *[None] * 4) for tree in (slots, layout.axes, layout.whole, layout.part)
-    )
+
+    index_R: jax.Array
+    tokens_RS: jax.Array
+    count_R: jax.Array
+    trips_2: jax.Array
+    says: jax.Array
+
+
+class Said(NamedTuple):
+    """Log-probabilities of what follows each token (R, S), and of the likeliest with their ids (R, S, T)."""
+
+    logprobs: jax.Array
+    top_ids: jax.Array
+    top_logprobs: jax.Array
+
+
+def prefill(model: TextModel, slots: Slots, allowed_V, told: Told, *, sizes: Sizes, layout: RowLayout):
+    """Takes in tokens: (slots, Said, zeros where nobody wants it)."""
+    moved, *part = (Slots(*tree[:3], *[None] * 4) for tree in (slots, layout.axes, layout.whole, layout.part))
     part = layout._replace(axes=part[0], whole=part[1], part=part[2])
-    carry = take_rows(moved, index_R, part)
+    R, S, T = len(told.count_R), sizes.pieces * sizes.grid, sizes.logprobs
+    said = Said(jnp.zeros((R, S)), jnp.zeros((R, S, T), jnp.int32), jnp.zeros((R, S, T)))
+    carry = take_rows(moved, told.index_R, part), said
     width = sizes.wide * sizes.grid
-    told = tokens_RS, count_R
-    body = functools.partial(_piece, model, told, jnp.int32(0))
+    body = functools.partial(_piece, model, allowed_V, told)
     if sizes.wide > 1:
-        carry = lax.fori_loop(0, trips_2[0], functools.partial(body, width), carry)
-        body = functools.partial(_piece, model, told, trips_2[0] * width)
-    carry = lax.fori_loop(0, trips_2[1], functools.partial(body, sizes.grid), carry)
-    moved = put_rows(moved, carry, index_R, part)
+        carry = lax.fori_loop(0, told.trips_2[0], functools.partial(body, (jnp.int32(0), width, sizes.grid)), carry)
+    first = told.trips_2[0] * width if sizes.wide > 1 else jnp.int32(0)
+    carry, said = lax.fori_loop(0, told.trips_2[1], functools.partial(body, (first, sizes.grid, sizes.grid)), carry)
+    moved = put_rows(moved, carry, told.index_R, part)
     slots = slots._replace(cache=moved.cache, hidden_BD=moved.hidden_BD)
-    return constrain(slots, layout.whole)
+    return constrain(slots, layout.whole), everywhere(said)
 
 
-def _piece(model, told, first, width: int, trip, carry: Slots) -> Slots:
+def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said]) -> tuple[Slots, Said]:
     """One body of the loop: `width` tokens of each row from `first + trip * width` on."""
-    (tokens_RS, count_R), (cache, hidden_RD) = told, carry[:2]
-    start = first + trip * width
-    tokens = lax.dynamic_slice_in_dim(tokens_RS, start, width, axis=1)
+    (first, width, grid), (slots, said) = place, carry
+    (cache, hidden_RD, place_R), start = slots[:3], first + trip * width
+    tokens = lax.dynamic_slice_in_dim(told.tokens_RS, start, width, axis=1)
     tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
-    count_R = jnp.clip(count_R - start, 0, width)
+    count_R = jnp.clip(told.count_R - start, 0, width)
     at_RW = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
     segments = jnp.where(at_RW < count_R[:, None], 0, -1)
     x = model.embed_tokens(tokens)
-    hidden_RWD, new, _ = model.forward(x, cache.lengths[:, None] + at_RW, segments, cache)
+    hidden_RWD, new, _ = model.forward(x, (cache.lengths - place_R)[:, None] + at_RW, segments, cache)
     last = jnp.take_along_axis(hidden_RWD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)[:, 0]
     last = sharding.constrain(last, model.rules, "batch", None)
+    say = functools.partial(_said, model, allowed_V, told.tokens_RS, (start, grid))
+    said = lax.cond(told.says, say, lambda hidden, said: said, hidden_RWD, said)
     if len(count_R) > 1:  # one row alone has something in every body
         new = _kept_where_empty(model.config, count_R, new, cache)
     new = constrain(new, cache_specs(model.config, model.rules))
-    return carry._replace(cache=new, hidden_BD=jnp.where((count_R > 0)[:, None], last, hidden_RD))
+    return slots._replace(cache=new, hidden_BD=jnp.where((count_R > 0)[:, None], last, hidden_RD)), said
+
+
+def _said(model, allowed_V, tokens_RS, place, hidden_RWD, said: Said) -> Said:
+    """With what the model says after each of these tokens, which begin at `start`, of `grid` of them at a time."""
+    (start, grid), (R, W, _) = place, hidden_RWD.shape
+    hidden_RWD = sharding.constrain(hidden_RWD, model.rules, "batch", None, None)
+
+    def one(number, said: Said) -> Said:
+        hidden = lax.dynamic_slice_in_dim(hidden_RWD, number * grid, grid, axis=1)
+        at = start + number * grid
+        following = lax.dynamic_slice_in_dim(tokens_RS, at + 1, grid, axis=1).reshape(R * grid)
+        logits = sharding.constrain(model.logits(hidden), model.rules, "batch", None, None)
+        found = sampling.log_probabilities(logits.reshape(R * grid, -1), following, allowed_V, said.top_ids.shape[2])
+        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=at, axis=1)
+        return Said(*(put(all, new.reshape(R, grid, *new.shape[1:])) for all, new in zip(said, found, strict=True)))
+
+    return lax.fori_loop(0, W // grid, one, said)
 
 
 def _kept_where_empty(config: ModelConfig, count_R, new: DecodeCache, old: DecodeCache) -> DecodeCache:
     """States of rows without a token as they were: a state plus zero would lose the sign of its zeros."""
 
     def choose(kind, new, old):
-        if MIXERS[kind].position_axis is not None:
+        if mixer(kind, config).position_axis is not None:
             return new  # nothing was written
         is_empty = jnp.expand_dims(count_R == 0, (0, 1, *range(3, new.ndim)))
         return jnp.where(is_empty, old, new)
@@ -215,7 +256,7 @@ def put_page(slots: Slots, page: tuple, index, start, *, size: int, config: Mode
 
 
 def _window(config: ModelConfig, start, size: int) -> Window:
-    axes = {MIXERS[kind].position_axis for kind, _ in config.stacks} - {None}
+    axes = {mixer(kind, config).position_axis for kind, _ in config.stacks} - {None}
     return Window(start, size, max(axes, default=0))  # one axis, or no layer that holds positions
 
 
@@ -223,7 +264,7 @@ def _stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: 
     """The stacks whose layers hold positions, or those whose do not, None for the others; and their layout."""
 
     def of(tree: Slots) -> tuple:
-        kinds = [(MIXERS[kind].position_axis is not None) == positions for kind, _ in config.stacks]
+        kinds = [(mixer(kind, config).position_axis is not None) == positions for kind, _ in config.stacks]
         return tuple(stack if fits else None for stack, fits in zip(tree.cache.stacks, kinds, strict=True))
 
     return of(slots), layout._replace(axes=of(layout.axes), whole=of(layout.whole), part=of(layout.part))

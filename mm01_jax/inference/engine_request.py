@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mm01_jax.inference import masks
 from mm01_jax.inference.sampling import Sampling, check_seed
+from mm01_jax.inference.stops import stops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -14,11 +16,15 @@ class Request:
     """Tokens to go on from, and how.
 
     prompt: whole numbers of the vocabulary, at least one. max_tokens: new tokens at most. sampling, seed: the same ones
-    give the same tokens whatever else runs. stop_ids: ids that end the answer, the last of its tokens. logprobs: how
-    many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
+    give the same tokens whatever else runs. stop_ids: ids that end the answer, the last of its tokens. stop: texts that
+    end it, wherever tokens cut them: the answer's text ends before, its tokens with the one that completes the stop.
+    mask: a hook that says what may come next (`masks.py`); it is asked for each token, and all wait for it. logprobs:
+    how many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
+    prompt_logprobs: the same of the prompt's tokens but the first; such a prompt is taken in whole.
     guesses: whether an engine with `drafts` guesses what comes; expected: the answer, as far as somebody has an idea of
     it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
-    tokens the prompt means (a digest of pixels): states of prompts are found only by requests with the same.
+    tokens the prompt means (a digest of pixels): states of prompts are found only by requests with the same. place: in
+    a deterministic engine, where in a row of training the prompt begins; the slot has so many positions less.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -26,27 +32,38 @@ class Request:
     sampling: Sampling = Sampling()
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    stop: str | Sequence[str] = ()
+    mask: masks.Hook | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     guesses: bool = True
     expected: Sequence[int] | np.ndarray = ()
     priority: int = 0
     content: bytes = b""
+    place: int = 0
 
 
 @dataclasses.dataclass
 class Result:
     """What a request has so far.
 
-    finish: None while it goes on, then "stop" (an id that ends it, which is its last token), "length" or "cancelled".
+    finish: None while it goes on, then "stop" (an id or a text that ends it), "length", "cancelled", or "masked": its
+    hook left nothing to say, or is wrong; error: which.
+    text: of the tokens, where the engine has a tokenizer: whole characters, and nothing that is or may become a stop.
     logprobs: the model's own, of each token, where asked for. top: for each token, (id, log-probability) of the
-    likeliest. logits: float32 (V,) for each token where the engine keeps them. cached: tokens of the prompt whose
-    states were there already; miss: why not more of them (`prefix.py`).
+    likeliest. prompt_logprobs, prompt_top: the same of the prompt's tokens from the second on.
+    logits: float32 (V,) for each token where the engine keeps them. cached: tokens of the prompt whose states were
+    there already; miss: why not more of them (`prefix.py`).
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     finish: str | None = None
+    error: str | None = None
+    text: str = ""
     logprobs: list[float] = dataclasses.field(default_factory=list)
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
+    prompt_logprobs: list[float] = dataclasses.field(default_factory=list)
+    prompt_top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
     cached: int = 0
     miss: str | None = None
@@ -61,7 +78,11 @@ class Event(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What an engine can do for one request; position_bytes, state_bytes: of the cache, on all devices together."""
+    """What an engine can do for one request.
+
+    position_bytes, state_bytes: of the cache, on all devices together. reads_text: it has a tokenizer. deterministic:
+    as in `Sizes`.
+    """
 
     vocab_size: int
     max_length: int
@@ -69,6 +90,8 @@ class Limits(NamedTuple):
     logprobs: int
     position_bytes: int
     state_bytes: int
+    reads_text: bool
+    deterministic: bool
 
 
 def check(request: Request, limits: Limits) -> np.ndarray:
@@ -83,13 +106,15 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if not len(prompt):
         raise ValueError("prompt: got no token; allowed: at least one")
     check_count("max_tokens", request.max_tokens, 1, None)
-    length = len(prompt) + request.max_tokens
+    check_count("place", request.place, 0, None if limits.deterministic else 0)
+    length = request.place + len(prompt) + request.max_tokens
     if length > limits.max_length:
         needs, has = (limits.state_bytes + limits.position_bytes * count for count in (length, limits.max_length))
         raise ValueError(
-            f"prompt of {len(prompt)} tokens and max_tokens={request.max_tokens} need {length} positions, {needs:,} "
-            f"bytes; a slot has {limits.max_length}, {has:,} bytes; nearest: max_tokens="
-            f"{max(1, limits.max_length - len(prompt))} and a prompt of at most {limits.max_length - 1}"
+            f"{f'place={request.place}, ' if request.place else ''}prompt of {len(prompt)} tokens and max_tokens="
+            f"{request.max_tokens} need {length} positions, {needs:,} bytes; a slot has {limits.max_length}, {has:,} "
+            f"bytes; nearest: max_tokens={max(1, limits.max_length - request.place - len(prompt))} and a prompt of at "
+            f"most {limits.max_length - 1}"
         )
     if not isinstance(request.sampling, Sampling):
         raise ValueError(f"sampling: got {request.sampling!r}; allowed: a Sampling")
@@ -99,10 +124,17 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     stop_ids = _whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
     if len(stop_ids) > limits.stop_ids:
         raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
+    if (found := stops(request.stop)).ids:
+        raise ValueError(f"stop: got the id {min(found.ids)}; allowed: texts; nearest: stop_ids=({min(found.ids)},)")
+    if found.strings and not limits.reads_text:
+        raise ValueError(f"stop: got {found.strings[0]!r}; allowed: ids in stop_ids, or an Engine(tokenizer=...)")
     _whole_numbers("expected", request.expected, limits.vocab_size)
-    if request.logprobs is not None:
-        check_count("logprobs", request.logprobs, 0, limits.logprobs)
+    for name in ("logprobs", "prompt_logprobs"):
+        if (wants := getattr(request, name)) is not None:
+            check_count(name, wants, 0, limits.logprobs)
     check_count("priority", request.priority, None, None)
+    if not (request.mask is None or callable(request.mask)):
+        raise ValueError(f"mask: got {request.mask!r}; allowed: a function of the tokens so far, or None")
     if not isinstance(request.content, bytes):
         raise ValueError(f"content: got {request.content!r}; allowed: bytes")
     return prompt
@@ -132,18 +164,3 @@ def check_count(name: str, value, least: int | None, most: int | None) -> None:
     fits = is_whole and (least is None or value >= least) and (most is None or value <= most)
     if not fits:
         raise ValueError(f"{name}: got {value!r}; allowed: a whole number {' and '.join(bounds)}".rstrip())
-
-
-def noted(result: Result, drawn, row: int, wants: int | None) -> tuple[list[int], np.ndarray]:
-    """Puts what `drawn` (engine_decode.Drawn) has of a row into its result; the new tokens, and their places in it."""
-    (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
-    new = drawn.tokens[places, row].tolist()
-    result.tokens += new
-    if wants is not None:
-        result.logprobs += drawn.logprob[places, row].tolist()
-        for n in places:
-            ids, values = (x[n, row, :wants].tolist() for x in (drawn.top_ids, drawn.top_logprobs))
-            result.top.append([*zip(ids, values, strict=True)])
-    if drawn.logits is not None:
-        result.logits += [drawn.logits[n, row].copy() for n in places]  # a view would keep all rows
-    return new, places

@@ -11,6 +11,7 @@ import numpy as np
 
 from mm01_jax.inference.engine_programs import Slots
 from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.stops import TextStream
 
 MOST_LATER = 4  # jobs of the background for each slot; what is more is never remembered
 
@@ -20,9 +21,9 @@ class Job:
     """A request on its way.
 
     taken: tokens of the prompt that its slot, or `row`, has taken in. row: all of its slot while it has none: it was
-    preempted (the row is in the hosts' memory), or goes on from another's prompt. waits_for: the job whose prompt it
-    goes on from. branch: tokens of the prompt after which another was known to part. background: asked by nobody, it
-    takes in what is to be remembered.
+    preempted (the row is in the hosts' memory), or goes on from another's prompt. text: reads the answer, where the
+    engine has a tokenizer. waits_for: the job whose prompt it goes on from. branch: tokens of the prompt after which
+    another was known to part. background: asked by nobody, it takes in what is to be remembered.
     """
 
     id: int
@@ -32,6 +33,7 @@ class Job:
     slot: int | None = None
     taken: int = 0
     row: Slots | None = None
+    text: TextStream | None = None
     waits_for: "Job | None" = None
     branch: int = 0
     background: bool = False

@@ -3,20 +3,17 @@
 A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. With
 `images`, paths from the folder of the file, which they may not leave, it asks about them: a `prompt` is then what a
 user says. Without images anywhere a line may have `options` (`batch.OPTIONS`). A line of the result is the same with
-`text` and `finish` ("stop" or "length"), in the same order; of several answers each has a line, with its `sample`.
+`text` and `finish` ("stop" or "length"), in the same order, and of a conversation with a model that thinks first
+`thinking`; of several answers each has a line, with its `sample` (`answer_file.py`).
 """
 
-import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mm01_jax.data.text import DataError, lines, whole_line
-from mm01_jax.files import Door, parse_json, quoted, update
-from mm01_jax.inference.text import Answer
-
-RESULT = ("text", "finish")
+from mm01_jax.files import Door, parse_json, quoted
+from mm01_jax.inference.answer_file import RESULT
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -82,33 +79,6 @@ def _check_messages(messages: Any) -> None:
     for number, message in enumerate(messages):
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
             raise ValueError(f'messages[{number}]: got {quoted(message)}; allowed: {{"role": TEXT, "content": TEXT}}')
-
-
-def write(path: str, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
-    """Writes results as they come, beside the place and in the end there: an interrupted file is named `.partial`.
-
-    An OSError names the file.
-    """
-    place = pathlib.Path(path).resolve()  # a link stays one
-    partial = place.with_name(f"{place.name}.partial")
-    try:
-        with os.fdopen(update(partial, os.O_TRUNC), "w", encoding="utf-8") as file:
-            for fields, answer in lines:
-                record = fields | {"text": answer.text, "finish": answer.finish}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                file.flush()
-        partial.replace(place)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(partial)) from None
-
-
-def check_place(path: str, source: str) -> None:
-    """ValueError where the result cannot lie there."""
-    place = pathlib.Path(path)
-    if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
-        raise ValueError(f"--out={path}: allowed: a file in a folder that exists, new or to be replaced")
-    if place.exists() and place.samefile(source):
-        raise ValueError(f"--out={path}: allowed: another file than --prompts")
 
 
 def batches[T](rows: Sequence[T], size: int) -> Iterable[list[T]]:

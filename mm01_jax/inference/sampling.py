@@ -52,7 +52,7 @@ class Sampling:
 
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             check(name, "a number", _is_number(getattr(self, name)))
-        check("temperature", "0 (greedy) or a positive number", 0.0 <= self.temperature < math.inf)
+        check("temperature", "0 (greedy) or a positive number up to 1000000", 0.0 <= self.temperature <= 1e6)
         check("top_k", "0 (all tokens) or a positive count", _is_whole(self.top_k) and self.top_k >= 0)
         check("top_p", "above 0 and at most 1", 0.0 < self.top_p <= 1.0)
         check("min_p", "at least 0 and at most 1", 0.0 <= self.min_p <= 1.0)
@@ -173,13 +173,12 @@ def sample(
       number_B: int32, how many new tokens the row has.
       allowed_V: bool; ids that no text has (rows of the table beyond the tokenizer) are never chosen. Their untrained
         logits can win otherwise, and decode to nothing (model.md A.7).
-      mask_BW: uint32 (B, ceil(V / 32)), bit i of word w is id 32 w + i: what a grammar lets a row say now. A row in
-        which nothing is allowed gets its likeliest id of `allowed_V`.
+      mask_BW: uint32 (B, ceil(V / 32)), bit i of word w is id 32 w + i: what a grammar lets a row say now, at least
+        one id of `allowed_V`.
     """
     adjusted_BV = jnp.where(allowed_V[None, :], _penalised(logits_BV, rows, history), -jnp.inf)
     if mask_BW is not None:
-        masked_BV = jnp.where(unpacked(mask_BW, adjusted_BV.shape[1]), adjusted_BV, -jnp.inf)
-        adjusted_BV = jnp.where(jnp.any(masked_BV > -jnp.inf, axis=1, keepdims=True), masked_BV, adjusted_BV)
+        adjusted_BV = jnp.where(unpacked(mask_BW, adjusted_BV.shape[1]), adjusted_BV, -jnp.inf)
     greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
     drawing_B = rows.scale_B > 0
     # Branches, so that a batch without a row that draws or cuts does not pay for it; their results are the same bits.

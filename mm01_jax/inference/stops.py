@@ -101,12 +101,12 @@ class TextStream:
         if found:
             self.finish = "stop"
             return text[: min(found)[1]]
-        held = max((_overlap(text, string) for string in self._stop.strings), default=0)
+        held = max((overlap(text, string) for string in self._stop.strings), default=0)
         certain = len(text) - held
         self._held = text[certain:]
         return text[:certain]
 
 
-def _overlap(text: str, string: str) -> int:
+def overlap(text: str, string: str) -> int:
     """Characters at the end of `text` that `string` begins with, all of it aside."""
     return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:n])), 0)

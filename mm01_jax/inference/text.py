@@ -16,20 +16,25 @@ from mm01_jax.model.decoder import TextModel
 
 class Settings(NamedTuple):
     """How to generate. seed: of the first prompt, one more for each next; the same one gives the same text. stop: what
-    ends a text besides its own end.
+    ends a text besides its own end. thinks: whether the model thinks before it answers; thinking_tokens: for how long
+    at most, None: as long as it likes.
     """
 
     max_tokens: int
     sampling: Sampling
     seed: int
     stop: Stops = Stops()
+    thinks: bool = False
+    thinking_tokens: int | None = None
 
 
 class Answer(NamedTuple):
-    """finish: "stop", the model ended its text, or "length", it was cut at max_tokens."""
+    """finish: "stop", the model ended its text, or "length", it was cut at max_tokens. thinking: what it thought before
+    it answered; None of a model that does not."""
 
     text: str
     finish: str
+    thinking: str | None = None
 
 
 def generate(

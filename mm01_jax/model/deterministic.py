@@ -7,7 +7,7 @@ What training makes of a token depends on the shapes that it is computed in, har
   * lightning attention keeps the state at the last multiple of CHUNK and the keys and values since, and computes that
     chunk whole, as training's scan over chunks does; a state is written once a chunk;
   * softmax attention asks with a block of queries, a row of the batch at a time, over a cache at least as long as
-    training's rows.
+    training's rows; both are multiples of CHUNK long (or of the same length: a row of 2,000 is summed otherwise).
 
 A row of the cache is a row of training. A document is computed where it lies in it: the cache's `lengths` are places in
 the row, `positions_BS` of the forward are in the document, and what lies before its first place adds exact zeros, as

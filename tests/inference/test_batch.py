@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
-from mm01_jax.inference import batch, engine_devices
+from mm01_jax.inference import batch, engine_devices, thoughts
 from mm01_jax.inference.sampling import Sampling, seed_of_sample
 from mm01_jax.inference.stops import Stops
 from mm01_jax.inference.text import Settings
@@ -35,7 +35,7 @@ def test_answers_come_in_order_each_as_its_options_say(model):
     assert [len(answers) for answers in found] == [1, 1, 2, 1, 1]
     assert found[0][0] == found[2][0]  # the first sample has the request's own seed
     assert len({answers[0].text for answers in found} | {found[2][1].text}) == 5
-    assert found[4][0] == ("A" * 12, "length")
+    assert found[4][0] == ("A" * 12, "length", None)
     alone = [
         batch.job(PROMPT, SETTINGS, {"seed": seed_of_sample(5, 1)}),
         batch.job(PROMPT, SETTINGS, {"stop": found[0][0].text[2:4]}),
@@ -43,7 +43,7 @@ def test_answers_come_in_order_each_as_its_options_say(model):
     (sample,), (stopped,) = batch.answers(model, TOKENIZER, alone, slots=2)
     assert sample == found[2][1]
     text = found[0][0].text
-    assert stopped == (text[: text.index(text[2:4])], "stop")
+    assert stopped == (text[: text.index(text[2:4])], "stop", None)
 
 
 def test_options_change_what_they_name_alone():
@@ -65,6 +65,9 @@ def test_options_change_what_they_name_alone():
         ({"logit_bias": {"a": 1}}, "logit_bias has the id 'a'"),
         ({"logit_bias": 3}, "logit_bias=3 must be"),
         ({"max_tokens": 0}, "max_tokens: got 0"),
+        ({"max_tokens": 10**12}, "max_tokens: got 1000000000000; allowed: .* at most 10240000"),
+        ({"temperature": 1e39}, "temperature=1e\\+39 must be 0 .greedy. or a positive number up to 1000000"),
+        ({"thinking_tokens": 5}, "thinking_tokens: allowed of a conversation whose template knows <think> alone"),
         ({"n": 1.5}, "n: got 1.5"),
         ({"seed": -1}, "seed=-1 must be"),
         ({"stop": [1.5]}, "stop: got 1.5"),
@@ -73,3 +76,25 @@ def test_options_change_what_they_name_alone():
 def test_a_bad_option_is_refused_by_name(options, named):
     with pytest.raises(ValueError, match=named):
         batch.job(PROMPT, SETTINGS, options)
+
+
+def test_a_model_that_thinks_has_its_thoughts_apart_and_stops_thinking_at_its_budget(model):
+    """A bias makes it think: its first token opens, and then it says a and b for ever."""
+    prompt = TOKENIZER.encode("x")
+    settings = SETTINGS._replace(thinks=True, max_tokens=40)
+
+    class Opening:
+        """The model is made to open its thoughts: a hook before the budget's."""
+
+        def __init__(self, tokenizer, most):
+            self.budget = thoughts.Budget(tokenizer, most)
+
+        def __call__(self, tokens):
+            return [b"<think>"[len(tokens)]] if len(tokens) < 7 else self.budget(tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "Budget", Opening)
+        job = batch.job(prompt, settings, {"thinking_tokens": 12, "logit_bias": {"97": 60, "98": 60}})
+        ((answer,),) = batch.answers(model, TOKENIZER, [job], slots=1)
+    assert set(answer.thinking) <= {"a", "b"} and len(answer.thinking) == 5
+    assert set(answer.text) <= {"a", "b"} and len(answer.text) == 40 - 12 - len(thoughts.CLOSING)

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from mm01_jax.inference import prompt_file
+from mm01_jax.inference import answer_file, prompt_file
 from mm01_jax.inference.chat import Chat
 from mm01_jax.inference.text import Answer
 from tests.house.checkout import ROOT
@@ -148,22 +148,12 @@ def test_answers_keep_the_order_and_the_fields_of_their_prompts(tmp_path):
     path, out = write(tmp_path / "a.jsonl", *lines), tmp_path / "b.jsonl"
     read = prompt_file.read(path)
     assert read == lines
-    prompt_file.write(str(out), zip(read, [Answer("1", "stop"), Answer("ü", "length")], strict=True))
+    answers = [Answer("1", "stop"), Answer("ü", "length", "é")]
+    answer_file.finish(str(out), answer_file.Begun(), zip(read, answers, strict=True))
     assert [json.loads(line) for line in out.read_text().splitlines()] == [
         lines[0] | {"text": "1", "finish": "stop"},
-        lines[1] | {"text": "ü", "finish": "length"},
+        lines[1] | {"text": "ü", "finish": "length", "thinking": "é"},
     ]
-
-
-def test_an_interrupted_result_is_not_under_its_name(tmp_path):
-    def answers():
-        yield {"prompt": "a"}, Answer("b", "stop")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prompt_file.write(str(tmp_path / "out"), answers())
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    assert len((tmp_path / "out.partial").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -197,7 +187,7 @@ def test_a_file_without_lines_and_a_place_that_cannot_be_written_are_refused(tmp
         prompt_file.read(path)
     for out in (tmp_path, tmp_path / "no" / "b", path):
         with pytest.raises(ValueError, match="--out="):
-            prompt_file.check_place(str(out), path)
+            answer_file.check_place(str(out), path)
 
 
 def test_batches_have_one_shape():

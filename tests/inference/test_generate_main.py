@@ -10,7 +10,7 @@ import pytest
 from mm01_jax.convert import table
 from mm01_jax.convert.sources import open_source
 from mm01_jax.inference import __main__ as inference
-from mm01_jax.inference import prompt_file
+from mm01_jax.inference import answer_file
 from mm01_jax.loading import load
 from tests import small
 from tests.train import cheap_run
@@ -148,9 +148,9 @@ def test_results_go_only_to_regular_files_and_a_link_stays_a_link(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for place in ("/dev/null", str(tmp_path / "pipe")):
         with pytest.raises(ValueError, match="allowed: a file in a folder"):
-            prompt_file.check_place(place, str(asked))
+            answer_file.check_place(place, str(asked))
     (tmp_path / "real").write_text("before")
     (tmp_path / "link").symlink_to("real")
-    prompt_file.check_place(str(tmp_path / "link"), str(asked))
-    prompt_file.write(str(tmp_path / "link"), [])
+    answer_file.check_place(str(tmp_path / "link"), str(asked))
+    answer_file.finish(str(tmp_path / "link"), answer_file.begin(str(tmp_path / "link"), {}, []), [])
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == ""

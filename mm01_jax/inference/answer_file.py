@@ -1,0 +1,89 @@
+"""The file of answers to a file of prompts: written as they come beside its place, and gone on with when cut off.
+
+`OUT.partial` has the answers so far, `OUT.partial.json` what they follow from: weights, prompts, settings. When the
+last answer is there both are gone, and OUT is there.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mm01_jax.files import Door, update, write
+from mm01_jax.inference.text import Answer
+
+RESULT = ("text", "finish", "thinking")
+FILES = Door(ValueError)
+
+
+class Begun(NamedTuple):
+    """prompts: whose answers are all there already. size: bytes of those in the partial file."""
+
+    prompts: int = 0
+    size: int = 0
+
+
+def check_place(path: str, source: str) -> None:
+    """ValueError where the result cannot lie there."""
+    place = pathlib.Path(path)
+    if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
+        raise ValueError(f"--out={path}: allowed: a file in a folder that exists, new or to be replaced")
+    if place.exists() and place.samefile(source):
+        raise ValueError(f"--out={path}: allowed: another file than --prompts")
+
+
+def begin(path: str, follows_from: Mapping[str, Any], samples: Sequence[int]) -> Begun:
+    """What is there of the answers to prompts of so many samples each; nothing is written where they are of others.
+
+    Raises:
+      ValueError: the partial file has answers that follow from something else; says from what.
+    """
+    partial, told = _places(path)
+    begun = Begun()
+    if os.path.lexists(partial):
+        if not os.path.lexists(told):
+            raise ValueError(f"{partial}: holds answers to nobody knows what; remove it to begin anew")
+        known = FILES.json(told, root=told.parent)
+        if other := [name for name in {**follows_from, **known} if known.get(name) != follows_from.get(name)]:
+            got, want = (json.dumps(one.get(other[0])) for one in (known, follows_from))
+            raise ValueError(f"{partial}: holds answers of {other[0]}={got}, not {want}; remove it to begin anew")
+        begun = _whole(partial, samples)
+    write(told, json.dumps(follows_from, indent=1).encode())
+    return begun
+
+
+def _whole(partial: pathlib.Path, samples: Sequence[int]) -> Begun:
+    """The prompts whose answers are all in a file, line by line; a line that was cut off is none."""
+    begun, lines, size = Begun(), 0, 0
+    with FILES.open(partial, root=partial.parent) as file:
+        for line in file:
+            lines, size = lines + 1, size + len(line)
+            if not line.endswith(b"\n") or begun.prompts == len(samples):
+                break
+            if lines == samples[begun.prompts]:
+                begun, lines = Begun(begun.prompts + 1, size), 0
+    return begun
+
+
+def finish(path: str, begun: Begun, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:
+    """Writes the rest of the answers as they come; in the end the file gets its name. An OSError names the file."""
+    partial, told = _places(path)
+    try:
+        with os.fdopen(update(partial), "r+", encoding="utf-8", newline="\n") as file:
+            file.truncate(begun.size)
+            file.seek(begun.size)
+            for fields, answer in lines:
+                record = fields | {"text": answer.text, "finish": answer.finish}
+                record |= {} if answer.thinking is None else {"thinking": answer.thinking}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+        partial.replace(pathlib.Path(path).resolve())
+        told.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or str(partial)) from None
+
+
+def _places(path: str) -> tuple[pathlib.Path, pathlib.Path]:
+    place = pathlib.Path(path).resolve()  # a link stays one
+    return place.with_name(f"{place.name}.partial"), place.with_name(f"{place.name}.partial.json")

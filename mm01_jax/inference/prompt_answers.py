@@ -1,0 +1,184 @@
+"""mm01-generate --prompts: every line of a file of prompts answered, from where an earlier run of it was cut off."""
+
+import collections
+import hashlib
+import json
+import pathlib
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mm01_jax import arguments, cluster
+from mm01_jax.checkpoint import processes
+from mm01_jax.data import templates
+from mm01_jax.data.conversations import END, check_messages
+from mm01_jax.data.text import DataError
+from mm01_jax.files import quoted
+from mm01_jax.inference import answer_file, batch, prompt_file
+from mm01_jax.inference.answer_file import Begun
+from mm01_jax.inference.asked import Asked
+from mm01_jax.inference.text import Settings, answers
+from mm01_jax.progress import Progress
+
+_ASKED = ("checkpoint", "tokenizer", "dtype", "template", "seed", "max_tokens", "thinking_tokens")
+_SETTINGS = (*_ASKED, "temperature", "top_k", "top_p")
+
+
+class Prompts(NamedTuple):
+    """The lines of a file as the model takes them in. stop: the token that ends an answer. thinks: whether the model
+    thinks before it answers a conversation."""
+
+    lines: Sequence[dict]
+    asked: Sequence[Asked]
+    stop: int | None
+    thinks: bool
+
+
+def answer_all(
+    given: types.SimpleNamespace, loaded, settings: Settings, lines: Sequence[dict], weights: str | None
+) -> None:
+    """Answers every line, --batch at a time; says how far it is on stderr. weights: their digest, if they have one."""
+    prompts = _prompts(given, loaded, lines)
+    if settings.thinking_tokens is not None and not prompts.thinks:
+        allowed = "a flag of conversations whose template knows <think>"
+        raise arguments.refused("--thinking-tokens", settings.thinking_tokens, allowed, "--template=minimax-m1")
+    about_images = any(asked.files for asked in prompts.asked)
+    if about_images and (told := next((n for n, fields in enumerate(lines, 1) if "options" in fields), None)):
+        raise ValueError(f"{given.prompts}, line {told}: options: allowed only where no line of the file has images")
+    jobs = _jobs(given, settings, prompts)
+    begun = _begun(given.out, _follows_from(given, lines, weights), [job.samples for job in jobs])
+    run = _with_images if about_images else _of_texts
+    found = run(given, loaded, settings, prompts, jobs, begun.prompts)
+    progress = Progress(begun.prompts, len(lines), sys.stderr)
+
+    def answered() -> Iterator:
+        for done, (fields, said) in enumerate(zip(lines[begun.prompts :], found, strict=True), start=begun.prompts + 1):
+            for number, answer in enumerate(said):
+                yield fields if len(said) == 1 else fields | {"sample": number}, answer
+            if cluster.is_first():
+                progress.show(done, "prompts answered")
+
+    if not cluster.is_first():
+        collections.deque(answered(), maxlen=0)  # every process computes, one writes
+        return
+    answer_file.finish(given.out, begun, answered())
+    print(f"{given.out}: {len(lines)} answers")
+
+
+def template(given: types.SimpleNamespace, loaded):
+    """How a conversation becomes text: as asked, or as the checkpoint or its tokenizer has it."""
+    folders = [pathlib.Path(given.checkpoint)]
+    if loaded.tokenizer.name != "bytes":
+        folders.append(pathlib.Path(loaded.tokenizer.name).parent)
+    return templates.choose(given.template, list(dict.fromkeys(folders)), loaded.tokenizer)
+
+
+def _prompts(given: types.SimpleNamespace, loaded, lines: Sequence[dict]) -> Prompts:
+    with_images = any(fields.get("images") for fields in lines)
+    in_conversation = any("messages" in fields and not fields.get("images") for fields in lines)
+    chosen = template(given, loaded) if in_conversation else None
+    stop = chosen.stop(loaded.tokenizer) if in_conversation else None
+
+    def asked(fields: dict) -> Asked:
+        if fields.get("images"):
+            return _about_images(given, loaded, fields)
+        if "messages" in fields:
+            return Asked(chosen.ids(fields["messages"], loaded.tokenizer, fields.get("tools")))
+        return Asked(loaded.tokenizer.encode(fields["prompt"]))
+
+    found = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
+    stop = loaded.tokenizer.special(END) if with_images and stop is None else stop
+    return Prompts(lines, found, stop, thinks=chosen is not None and chosen.thinks)
+
+
+def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
+    """A line with images, in the official template: the one that has a place for them."""
+    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+    config, folder = loaded.config, pathlib.Path(given.prompts).parent
+    if config.vision is None:
+        got = quoted(fields["images"])
+        raise ValueError(f"images: got {got}; allowed: a checkpoint with vision, which this one has not")
+    said = fields.get("messages") or [{"role": "user", "content": fields["prompt"]}]
+    check_messages(said)
+    files = [folder / image for image in fields["images"]]
+    try:
+        return pictures.ask(said, files, loaded.tokenizer, config.vision, config.train.sequence_length)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+
+
+def _jobs(given: types.SimpleNamespace, settings: Settings, prompts: Prompts) -> list[batch.Job]:
+    """One a line; of lines without a seed the n-th has n more than the first, whatever --batch is."""
+
+    def job(number: int) -> batch.Job:
+        fields = prompts.lines[number]
+        thinks = prompts.thinks and "messages" in fields
+        budget = settings.thinking_tokens if thinks else None
+        seeded = settings._replace(seed=settings.seed + number, thinks=thinks, thinking_tokens=budget)
+        return batch.job(prompts.asked[number].ids, seeded, fields.get("options", {}))
+
+    return [prompt_file.at_line(given.prompts, n + 1, job, n) for n in range(len(prompts.lines))]
+
+
+def _follows_from(given: types.SimpleNamespace, lines: Sequence[dict], weights: str | None) -> dict:
+    """What the answers follow from; how they are computed (mesh, batch) aside."""
+    said = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    return {"weights": weights, "prompts": said} | {name: getattr(given, name) for name in _SETTINGS}
+
+
+def _begun(path: str, follows_from: dict, samples: Sequence[int]) -> Begun:
+    """What the first process finds of an earlier run, known to all."""
+    begun, failure = Begun(), None
+    if cluster.is_first():
+        try:
+            begun = answer_file.begin(path, follows_from, samples)
+        except (ValueError, OSError) as error:
+            failure = error
+    processes.agree(failure, ValueError)
+    (count,) = processes.add([np.array([begun.prompts], np.uint32)])
+    return Begun(int(count[0]), begun.size)
+
+
+def _of_texts(given, loaded, settings: Settings, prompts: Prompts, jobs: Sequence[batch.Job], first: int) -> Iterator:
+    """The answers to each line from the first on."""
+    del settings
+    if first == len(jobs):
+        return iter(())
+    options = {"slots": given.batch, "stop": prompts.stop, "told": _tell}
+    return batch.answers(loaded.model, loaded.tokenizer, jobs[first:], **options)
+
+
+def _tell(statistics: dict) -> None:
+    """How fast it was, on stderr."""
+    if cluster.is_first():
+        taken, decoded, seconds = (statistics[name] for name in ("prefilled_tokens", "decoded_tokens", "seconds"))
+        speed = statistics["decoded_per_second"]
+        sys.stderr.write(
+            f"{taken:,} tokens of prompts taken in, {decoded:,} drawn in {seconds:,.1f} s ({speed:,.0f} a second)\n"
+        )
+
+
+def _with_images(given, loaded, settings: Settings, prompts: Prompts, jobs: Sequence[batch.Job], first: int):
+    """The same of lines some of which show images: batch by batch."""
+    del jobs
+    done = first
+    for some in prompt_file.batches(prompts.asked[first:], given.batch):
+        seeded = settings._replace(seed=settings.seed + done)
+        shown, ids = _shown(some, loaded.config.vision), [asked.ids for asked in some]
+        said = answers(loaded.model, loaded.tokenizer, ids, seeded, prompts.stop, shown)
+        for answer in said[: len(prompts.asked) - done]:
+            yield [answer]
+            done += 1
+
+
+def _shown(asked: Sequence[Asked], vision):
+    """The images of some prompts; None where there are none."""
+    if not any(one.files for one in asked):
+        return None
+    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+    return pictures.show(asked, vision)
