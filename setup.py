@@ -29,6 +29,7 @@ setup(
         "numpy>=2.0",
         "absl-py>=2.1",
         "safetensors>=0.8",
+        "flatbuffers>=24.3",  # what jax.export writes with
         "filelock>=3.12",  # guards the compile cache that processes share
     ],
     extras_require={

@@ -54,6 +54,16 @@ def device_kind() -> str:
     return device.device_kind if device is not None else jax.devices()[0].device_kind
 
 
+def load_runtime() -> None:
+    """Loads what a program with kernels needs beside itself where it is compiled without being lowered before.
+
+    jax's Mosaic GPU says where its runtime library lies when it is imported, which lowering a kernel does; without it
+    XLA finds no `mosaic_gpu_launch_kernel` (jax 0.11.2, H200).
+    """
+    if platform() == "gpu":
+        importlib.import_module("jax.experimental.mosaic.gpu")
+
+
 def why_not_hopper() -> str | None:
     """Why the code will not run on an NVIDIA Hopper GPU (wgmma, TMA), or None if it will."""
     if platform() != "gpu":

@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     config = command_line.load_config(given.config, given.overrides, trained=True)
+    untouched = "jax" not in sys.modules  # no config has changed what will be traced
     save_on = _signals(given.save_on)
     if given.dry_run:
         print(saved.to_json(config), end="")
@@ -61,6 +62,7 @@ def _train(argv: Sequence[str]) -> None:
     cluster.join(saves=True)
     with command.going_on_without_a_reader():
         options = {"allow_nonfinite": given.allow_nonfinite, "save_on": save_on}
+        options["keeps_program"] = given.compile_cache and untouched
         loop.run(config, given.workdir, given.init_from, **options)
 
 

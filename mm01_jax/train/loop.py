@@ -26,6 +26,7 @@ from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.data.entropy import entropy
 from mm01_jax.data.tokenizer import save_beside
 from mm01_jax.inference import scoring
+from mm01_jax.kept_programs import kept_step
 from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
@@ -54,6 +55,7 @@ def run(
     *,
     allow_nonfinite: bool = False,
     save_on: Sequence[signal.Signals] = (),
+    keeps_program: bool = False,
 ) -> None:
     """Trains `config` in `workdir`, or goes on with the run that is there.
 
@@ -61,6 +63,7 @@ def run(
       init_from: a run or checkpoint whose weights a new run starts from.
       allow_nonfinite: those, and the run's own steps, may have NaN and infinity: in parts that are frozen.
       save_on: further signals that save and end the run, as SIGTERM does.
+      keeps_program: the traced step may come from an earlier start and stay for the next (`kept_programs.py`).
 
     Raises:
       ConfigError: the config cannot be trained, or fits not the devices or the run in `workdir`; that is no folder.
@@ -95,13 +98,16 @@ def run(
         if jax.process_index() == 0:
             folder.write(root / "config.json", saved.to_json(config))
             save_beside(dataset.tokenizer, root)
-        _Loop(config, root, checkpoints, dataset, start, log).train(Preemption(save_on))
+        described = saved.to_json(config) + saved.to_json(settled) if keeps_program else None
+        _Loop(config, root, checkpoints, dataset, start, log, described=described).train(Preemption(save_on))
 
 
 class _Loop:
     """Where a run is: the one mutable object of training."""
 
-    def __init__(self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start, log):
+    def __init__(
+        self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start, log, *, described
+    ):
         self.config, self.root, self.checkpoints, self.dataset = config, root, checkpoints, dataset
         self.log = log
         self.state, self.row = start
@@ -116,12 +122,15 @@ class _Loop:
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         self.order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
-        self.train_step = jax.jit(
-            functools.partial(step.train_step, config=config),
-            donate_argnums=0,
-            out_shardings=(state_placed, None),
-            compiler_options=compiler_options(mesh.devices.flat[0].platform),
-        )
+        options = {
+            "out_shardings": (state_placed, None),
+            "compiler_options": compiler_options(mesh.devices.flat[0].platform),
+        }
+        one_step = functools.partial(step.train_step, config=config)
+        if described and not config.train.profile_steps:  # a profile asks the program itself for its scopes
+            self.train_step = kept_step(one_step, described, log, **options)
+        else:
+            self.train_step = jax.jit(one_step, donate_argnums=0, **options)
         self.score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
         self.peak = peak_flops(mesh.devices.flat[0].device_kind)
         self.progress = Progress(self.step, config.train.steps)

@@ -17,7 +17,7 @@ LEVELS = (
         "mm01_jax.cluster",
     ),
     ("mm01_jax.command",),
-    ("mm01_jax.sharding", "mm01_jax.arguments", "mm01_jax.compile_cache", "mm01_jax.scopes"),
+    ("mm01_jax.sharding", "mm01_jax.arguments", "mm01_jax.compile_cache", "mm01_jax.kept_programs", "mm01_jax.scopes"),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),
     ("mm01_jax.checkpoint", "mm01_jax.data"),
