@@ -36,18 +36,17 @@ _FORMAT = b"1"
 _DIGEST = hashlib.sha256().digest_size
 
 
-def kept_step(function: Callable, described: str, log: Callable[[str], None], **options) -> Callable:
+def kept_step(function: Callable, described: str | None, log: Callable[[str], None], **options) -> Callable:
     """`jax.jit(function, donate_argnums=0, **options)` of function(state, batch) -> (state like it, dict of arrays).
 
     The first call with batches of a shape takes the kept program, or traces one and keeps it.
 
     Args:
-      described: all that `function` closes over, as text.
+      described: all that `function` closes over, as text; None: keep nothing.
       options: of `jax.jit`.
     """
     traced_anew = jax.jit(function, donate_argnums=0, **options)
-    folder = _folder()
-    if folder is None or jax.process_count() > 1 or dispatch.platform() == "tpu":
+    if described is None or jax.process_count() > 1 or dispatch.platform() == "tpu" or not (folder := _folder()):
         return traced_anew
     programs: dict[tuple, Callable] = {}
 

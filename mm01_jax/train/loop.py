@@ -7,7 +7,6 @@ n-1 are fetched after step n was dispatched, and saving copies the state and goe
 import functools
 import json
 import math
-import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -105,11 +104,9 @@ def run(
 class _Loop:
     """Where a run is: the one mutable object of training."""
 
-    def __init__(
-        self, config: Config, root: pathlib.Path, checkpoints, dataset: Dataset, start: Start, log, *, described
-    ):
+    def __init__(self, config: Config, root, checkpoints, dataset: Dataset, start: Start, log, *, described):
         self.config, self.root, self.checkpoints, self.dataset = config, root, checkpoints, dataset
-        self.log = log
+        self.log, self.metrics_log = log, None
         self.state, self.row = start
         self.step = int(self.state.step)
         self.saved = self.step or None  # the last step that was
@@ -122,20 +119,17 @@ class _Loop:
         self.placed = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         self.order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
         state_placed = jax.tree.map(lambda x: x.sharding, self.state)
-        options = {
-            "out_shardings": (state_placed, None),
-            "compiler_options": compiler_options(mesh.devices.flat[0].platform),
-        }
-        one_step = functools.partial(step.train_step, config=config)
-        if described and not config.train.profile_steps:  # a profile asks the program itself for its scopes
-            self.train_step = kept_step(one_step, described, log, **options)
-        else:
-            self.train_step = jax.jit(one_step, donate_argnums=0, **options)
+        self.train_step = kept_step(
+            functools.partial(step.train_step, config=config),
+            None if config.train.profile_steps else described,  # a profile asks the program itself for its scopes
+            log,
+            out_shardings=(state_placed, None),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
+        )
         self.score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
         self.peak = peak_flops(mesh.devices.flat[0].device_kind)
         self.progress = Progress(self.step, config.train.steps)
         self.profile = StepProfile(config.train.profile_steps, root / "profile", self.progress.log)
-        self.metrics_log = None
         if jax.process_index() == 0:
             self.metrics_log = MetricsLog(root, self.step, tensorboard=config.train.tensorboard, log=log)
 
