@@ -2,6 +2,7 @@
 
     python -m benchmarks.first_minute [--runs=3] [--json=benchmarks/results/first_minute.json]
     python -m benchmarks.first_minute --checkout=DIR --label=before     (another checkout's commands)
+    python -m benchmarks.first_minute --config=configs/bench_1b.py --device --runs=1     (training alone, on a GPU)
 
 Training of `tiny` until its first step, and generation from its checkpoint until the first new text; cold, with an
 empty cache folder, and the second time. Seconds of tracing, lowering and compiling are jax's own (JAX_LOG_COMPILES).
@@ -23,6 +24,7 @@ from benchmarks import results
 from tests.command_line import Parser, whole
 
 PROMPT = "def "
+TINY = "configs/tiny.py"
 IMPORTS = "import train_main; from mm01_jax.train import loop"
 _LOGGED = re.compile(
     r"Finished (?:(tracing) (\w+) for jit|(jaxpr to MLIR module conversion|XLA compilation of) jit\((\w+)\))"
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.first_minute", __doc__)
     parser.add_argument("--runs", type=whole(1), default=3, help="of each; the table has the median")
     parser.add_argument("--checkout", type=pathlib.Path, default=results.ROOT, metavar="DIR", help="whose commands run")
+    parser.add_argument("--config", default=TINY, help="of the training")
+    parser.add_argument("--device", action="store_true", help="training alone, on jax's default device, not the CPU")
     parser.add_argument("--label", default="", help="added to every subject")
     results.add_json(parser)
     arguments = parser.parse_args(argv)
@@ -50,40 +54,58 @@ def main(argv: list[str] | None = None) -> int:
         arguments.json, "benchmarks.first_minute", argv, label=arguments.label, root=arguments.checkout
     )
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(arguments.checkout.resolve(), pathlib.Path(folder), arguments.runs)
+        bench = Bench(arguments.checkout.resolve(), pathlib.Path(folder), arguments.config, arguments.device)
+        measured = bench.measure(arguments.runs)
     for subject, runs in measured.items():
-        add_rows(report, subject, runs)
+        add_rows(report, subject, runs, device=results.device() if arguments.device else results.processor())
     print("\n".join(table(measured)))
     return 0
 
 
-def measure(checkout: pathlib.Path, folder: pathlib.Path, runs: int) -> dict[str, list[Run]]:
-    """ "training tiny, cold" and the like -> its runs."""
-    found = defaultdict(list)
-    trained = folder / "trained"
-    train = ("train_main.py", "--config=configs/tiny.py")
-    short = ("--config.train.steps=3", "--config.train.eval_batches=1", f"--workdir={trained}")
-    subprocess.run(
-        [sys.executable, *train, *short], env=environment(checkout, folder / "first"), cwd=checkout, check=True
-    )
-    generate = ("-m", "mm01_jax.inference", f"--checkpoint={trained}", f"--prompt={PROMPT}", "--max_tokens=64")
-    for number in range(runs):
-        for kind in ("cold", "warm"):
-            print(f"run {number + 1} of {runs}, {kind} ...", file=sys.stderr, flush=True)
-            caches = environment(checkout, folder / f"cache_{number}")
-            workdir = f"--workdir={folder / f'run_{number}_{kind}'}"
-            one = timed([*train, workdir], "step 1/", caches, checkout)
-            one.stages["imports alone"] = seconds_of(IMPORTS, caches, checkout)
-            found[f"training tiny, {kind}"].append(one)
-            found[f"generating, {kind}"].append(timed(generate, PROMPT, caches, checkout))
-    return found
+class Bench(NamedTuple):
+    """What is measured: a checkout's commands, in a folder for what they write; `device`: training alone, on it."""
 
+    checkout: pathlib.Path
+    folder: pathlib.Path
+    config: str
+    device: bool
 
-def environment(checkout: pathlib.Path, cache: pathlib.Path) -> dict[str, str]:
-    """Of a user whose cache folder is this one."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    settings = {"JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1", "PYTHONUNBUFFERED": "1"}
-    return kept | settings | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(checkout)}
+    def measure(self, runs: int) -> dict[str, list[Run]]:
+        """ "training tiny, cold" and the like -> its runs."""
+        found = defaultdict(list)
+        train = ("train_main.py", f"--config={self.config}")
+        generate = None if self.device else self._trained(train)
+        for number in range(runs):
+            for kind in ("cold", "warm"):
+                print(f"run {number + 1} of {runs}, {kind} ...", file=sys.stderr, flush=True)
+                caches = self.environment(f"cache_{number}")
+                workdir = f"--workdir={self.folder / f'run_{number}_{kind}'}"
+                one = timed([*train, workdir], "step 1/", caches, self.checkout)
+                one.stages["imports alone"] = seconds_of(IMPORTS, caches, self.checkout)
+                found[f"training {pathlib.Path(self.config).stem}, {kind}"].append(one)
+                if generate:
+                    found[f"generating, {kind}"].append(timed(generate, PROMPT, caches, self.checkout))
+        return found
+
+    def _trained(self, train: tuple[str, ...]) -> tuple[str, ...]:
+        """The command that generates from a short run."""
+        trained = self.folder / "trained"
+        short = ("--config.train.steps=3", "--config.train.eval_batches=1", f"--workdir={trained}")
+        command = [sys.executable, *train, *short]
+        subprocess.run(command, env=self.environment("first"), cwd=self.checkout, check=True)
+        return ("-m", "mm01_jax.inference", f"--checkpoint={trained}", f"--prompt={PROMPT}", "--max_tokens=64")
+
+    def environment(self, cache: str) -> dict[str, str]:
+        """Of a user whose cache folder is this one."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_FLAGS"))}
+        settings = {"JAX_LOG_COMPILES": "1", "PYTHONUNBUFFERED": "1"} | (
+            {} if self.device else {"JAX_PLATFORMS": "cpu"}
+        )
+        return kept | settings | {"XDG_CACHE_HOME": str(self.folder / cache), "PYTHONPATH": self._path()}
+
+    def _path(self) -> str:
+        """The checkout's code before whatever else this process finds."""
+        return os.pathsep.join([str(self.checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def seconds_of(code: str, env: dict[str, str], cwd: pathlib.Path) -> float:
@@ -131,9 +153,8 @@ def read_log(logged: list[tuple[float, str]]) -> tuple[dict[str, float], dict[st
     return {name: took for name, took in stages.items() if took >= 0.1}, compiled
 
 
-def add_rows(report: results.Report, subject: str, runs: list[Run]) -> None:
+def add_rows(report: results.Report, subject: str, runs: list[Run], *, device: str) -> None:
     """A row of every run's seconds and compilations, the median of every stage."""
-    device = results.processor()
     for run in runs:
         report.add(f"{subject}: first result", round(run.seconds, 2), "s", device=device)
     for stage, took in medians(runs).items():
