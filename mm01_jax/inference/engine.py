@@ -9,7 +9,6 @@ same engine, asks the same of it and steps alike.
 """
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Iterator
 
@@ -76,7 +75,7 @@ class Engine:
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self.memory = remembering(self.devices, **kept, path_states=path_states, snapshots=snapshots)
         self._jobs: dict[int, Job] = {}
-        self._poison, self._ids = poison, itertools.count()
+        self._poison, self.asked = poison, 0  # the next request's id
         self._ended: list[Job] = []
         self._counts, self._seconds = dict.fromkeys(_COUNTED, 0), 0.0
         self.limits = self.devices.limits(reads_text=tokenizer is not None)
@@ -102,7 +101,8 @@ class Engine:
           ValueError: it can never be done (`engine_request.check`).
         """
         prompt = check(request, self.limits)
-        job = Job(next(self._ids), request, prompt, text=text_of(self._tokenizer, request, prompt))
+        job = Job(self.asked, request, prompt, text=text_of(self._tokenizer, request, prompt))
+        self.asked += 1
         self._jobs[job.id] = job
         self._schedule.waiting.append(job)
         return job.id

@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 
 from mm01_jax import job
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Event, Request, check
+from mm01_jax.inference.engine_answers import shown
+from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import stops
 
@@ -30,19 +31,31 @@ class Led:
     def __init__(self, engine: Engine):
         self.engine = engine
         self._asked: list[list[Any]] = []
-        self._next = 0
+        self._next, self._unsaid = engine.asked, range(0)  # the next id; those that the others have not heard of
 
     def submit(self, request: Request) -> int:
         """As the engine's; the id is known before the request is."""
         check(request, self.engine.limits)
-        self._asked.append(["submit", _plain(request)])
-        self._next += 1
-        return self._next - 1
+        return self._note("submit", _plain(request), new=1)[0]
+
+    def submit_samples(self, request: Request, count: int) -> list[int]:
+        check(request, self.engine.limits)
+        check_count("count", count, 1, None)
+        return self._note("submit_samples", _plain(request), int(count), new=int(count))
 
     def cancel(self, id: int) -> None:
-        if not 0 <= id < self._next:
-            raise ValueError(f"request {id!r}: the engine knows none of this id")
-        self._asked.append(["cancel", id])
+        self._note("cancel", self._known(id))
+
+    def preempt(self, id: int) -> None:
+        self._note("preempt", self._known(id))
+
+    def forget(self, id: int) -> Result:
+        """The result of a finished request, of which all processes know no more from their next step on."""
+        result = self.result(id)
+        if result.finish is None:
+            raise ValueError(f"request {id} goes on; cancel it first")
+        self._note("forget", id)
+        return result
 
     def step(self) -> list[Event]:
         return self._say()
@@ -51,7 +64,18 @@ class Led:
         while self._asked or not self.engine.idle:
             self.step()
 
-    def result(self, id: int):
+    def stream(self, id: int) -> Iterator[int]:
+        """As the engine's, as is `stream_text`."""
+        for tokens in shown(self.result(id), lambda result: result.tokens, self.step):
+            yield from tokens
+
+    def stream_text(self, id: int) -> Iterator[str]:
+        yield from filter(None, shown(self.result(id), lambda result: result.text, self.step))
+
+    def result(self, id: int) -> Result:
+        """What a request has so far; one that the others have not heard of begins with that."""
+        if self._known(id) in self._unsaid:
+            self.step()
         return self.engine.result(id)
 
     def statistics(self) -> dict:
@@ -62,8 +86,21 @@ class Led:
         self._asked.append(["close"])
         self._say()
 
+    def _note(self, what: str, *of: Any, new: int = 0) -> list[int]:
+        """Takes note of a call of the engine; the ids that it makes."""
+        self._asked.append([what, *of])
+        ids = range(self._next, self._next + new)
+        self._next += new
+        self._unsaid = range(self._next - len(self._unsaid) - new, self._next)
+        return [*ids]
+
+    def _known(self, id: int) -> int:
+        if not 0 <= id < self._next:
+            raise ValueError(f"request {id!r}: the engine knows none of this id")
+        return id
+
     def _say(self) -> list[Event]:
-        asked, self._asked = self._asked, []
+        asked, self._asked, self._unsaid = self._asked, [], range(0)
         with _named():
             return _do(self.engine, json.loads(_from_first(json.dumps(asked).encode())))
 
@@ -90,12 +127,12 @@ def follow(engine: Engine, each: Callable[[list[Event]], None] = lambda _: None)
 
 def _do(engine: Engine, asked: list[list[Any]]) -> list[Event]:
     for what, *of in asked:
-        if what == "submit":
-            engine.submit(_request(*of))
-        elif what == "cancel":
-            engine.cancel(*of)
-        else:
+        if what.startswith("submit"):
+            getattr(engine, what)(_request(of[0]), *of[1:])
+        elif what == "close":
             return []
+        else:
+            getattr(engine, what)(*of)
     return engine.step()
 
 

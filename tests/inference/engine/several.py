@@ -33,6 +33,10 @@ if __name__ == "__main__":
         ]
         led.step()
         led.cancel(ids[1])
+        asked = Request(prompt=tokenizer.encode("def"), max_tokens=20, sampling=sampling, seed=9)
+        ids += led.submit_samples(asked, 2)
+        list(led.stream(ids[0]))
+        led.preempt(ids[-1])
         led.run()
         led.close()
         print("answer", [led.result(id).tokens for id in ids if id != ids[1]], flush=True)
@@ -45,4 +49,4 @@ if __name__ == "__main__":
                 os._exit(9)
 
         follow(engine, each)
-        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4)], flush=True)
+        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6)], flush=True)
