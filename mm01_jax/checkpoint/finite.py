@@ -13,11 +13,12 @@ from mm01_jax.checkpoint.errors import CheckpointError
 _NAMED = 8
 
 
-def check_finite(where: object, tree, mesh: Mesh, advice: str = "") -> None:
+def check_finite(where: object, tree, mesh: Mesh, advice: str = "", *, what: str = "weights") -> None:
     """Raises CheckpointError that names every leaf of `tree`, and its chunk, with a value that is not finite.
 
     Args:
       where: the directory that the tree came from. mesh: that it lies on. advice: what else to do, for the message.
+      what: the tree is, for the message.
     """
     leaves = {
         path: (leaf, stack)
@@ -33,7 +34,7 @@ def check_finite(where: object, tree, mesh: Mesh, advice: str = "") -> None:
     ]
     if bad:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-        raise CheckpointError(f"{where}: weights that are not finite: {', '.join(bad[:_NAMED])}{more}{advice}")
+        raise CheckpointError(f"{where}: {what} that are not finite: {', '.join(bad[:_NAMED])}{more}{advice}")
 
 
 @functools.partial(jax.jit, static_argnames="stacks")

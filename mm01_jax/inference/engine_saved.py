@@ -14,6 +14,7 @@ import numpy as np
 from mm01_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
+    check_finite,
     digest,
     leaf_paths,
     leaf_stacks,
@@ -57,7 +58,7 @@ def load(engine: Engine, directory) -> int:
 
     Raises:
       ValueError: the engine remembers nothing.
-      CheckpointError: it is damaged, no conversation, or of other weights, another config or another grid.
+      CheckpointError: it is damaged, no conversation, not finite, or of other weights, another config or another grid.
     """
     memory = _memory(engine)
     checkpoint = open_checkpoint(directory, prefix="")
@@ -80,6 +81,7 @@ def load(engine: Engine, directory) -> int:
             content = bytes.fromhex(told["content"])
         except ValueError as error:
             raise CheckpointError(f"{directory}: {error}") from None
+    check_finite(directory, tree, devices.mesh, what="states")
     pages = [page for _, page in sorted(tree["pages"].items())]
     memory.prefix.put(content, np.asarray(tree["tokens"]), pages.__getitem__, lambda: tree["state"])
     return count

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 
 from mm01_jax import arguments
 from mm01_jax.arguments import Flag
+from mm01_jax.inference.drill import __main__ as drill
 from tests.config import wrong_configs
-from tests.house.commands import COMMANDS, MAINS, USES
+from tests.house import commands
 
-COUNT = 500
+COUNT = 600
+COMMANDS = commands.COMMANDS | {drill.COMMAND.name: drill.COMMAND}
+MAINS = commands.MAINS | {drill.COMMAND.name: drill.main}
+USES = [*commands.USES, (drill.COMMAND.name, None)]
 SECONDS = 2.0  # of CPU, of this process: the machine may be busy
 HUGE = 2 * 2**30  # bytes of a config that nobody wrote
 

@@ -11,6 +11,7 @@ data, 130 interrupted.
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -28,7 +29,9 @@ COMMAND = arguments.Command(
     doc=__doc__,
     flags=(
         arguments.CHECKPOINT._replace(required=False),
-        Flag("random", "instead of a checkpoint, random weights of this width", int, example="64", least=32),
+        Flag(
+            "random", "instead of a checkpoint, random weights of this width", int, example="64", least=32, most=16_384
+        ),
         arguments.MESH,
         Flag("dtype", "of weights and computation", ("bfloat16", "float32"), default="float32"),
         Flag("schedules", "how many", int, default=20, example="1000", least=1),
@@ -58,6 +61,8 @@ def _run(argv: Sequence[str]) -> int:
     if (given.checkpoint is None) == (given.random is None):
         got = "neither" if given.checkpoint is None else "both"
         raise arguments.refused("--checkpoint, --random", got, "one of them", "--random=64")
+    if given.json and not os.access(os.path.dirname(given.json) or ".", os.W_OK):
+        raise arguments.refused("--json", given.json, "a file in a folder that can be written", "--json=drill.json")
     if given.compile_cache:
         compile_cache.use()
     found = {"command": shlex.join(["python", "-m", COMMAND.name, *_without_file(argv)])}

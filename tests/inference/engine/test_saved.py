@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.checkpoint import CheckpointError
+from mm01_jax.inference import engine_saved
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.engine_saved import load, save
 from mm01_jax.inference.sampling import Sampling
@@ -57,6 +58,20 @@ def test_what_was_saved_and_is_damaged_is_refused(saved, other, tmp_path):
     data.write_bytes(raw)
     with pytest.raises(CheckpointError):
         load(other, folder)
+
+
+def test_a_state_that_is_not_finite_is_refused(saved, other, tmp_path, monkeypatch):
+    load(other, saved[0])
+    tree = engine_saved._tree
+
+    def spoilt(pages, state, tokens):
+        return tree(jax.tree.map(lambda x: x * np.nan, pages), state, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_saved, "_tree", spoilt)
+        save(other, saved[1], tmp_path / "bad")
+    with pytest.raises(CheckpointError, match="bad: states that are not finite: pages/00000000"):
+        load(other, tmp_path / "bad")
 
 
 def test_another_models_is_refused(saved, other, monkeypatch):
