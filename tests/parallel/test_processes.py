@@ -87,7 +87,8 @@ def launch(command: list, processes: int, devices: int = 8) -> list[subprocess.P
         }
         if processes > 1:
             environment |= {
-                "OMPI_MCA_orte_hnp_uri": f"{os.getpid() % 4000}.0;tcp://127.0.0.1:41000",
+                # jax makes the coordinator's port of a job number's upper bits: one for each process that starts some.
+                "OMPI_MCA_orte_hnp_uri": f"{(os.getpid() % 4000) << 12}.0;tcp://127.0.0.1:41000",
                 "OMPI_COMM_WORLD_SIZE": str(processes),
                 "OMPI_COMM_WORLD_RANK": str(index),
                 "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
