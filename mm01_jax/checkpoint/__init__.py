@@ -4,7 +4,7 @@ from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.finite import check_finite
 from mm01_jax.checkpoint.lock import Locked, RunLock
-from mm01_jax.checkpoint.manifest import Manifest
+from mm01_jax.checkpoint.manifest import Leaf, Manifest
 from mm01_jax.checkpoint.manifest import read_file as read_manifest
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.checkpoint.plain import check_keys
@@ -19,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Checkpoints",
+    "Leaf",
     "Locked",
     "Manifest",
     "NoValidCheckpoint",

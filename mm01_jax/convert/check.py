@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.checkpoint import FILES, CheckpointError, Manifest, read_manifest
+from mm01_jax.checkpoint import FILES, CheckpointError, Leaf, Manifest, digest, read_manifest
 from mm01_jax.config import ModelConfig
 from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
@@ -66,9 +66,10 @@ def _compare(source, against: pathlib.Path, check_finite: bool, problems: list[s
         other = CheckpointSource(against)
         manifest, origin = other.checkpoint.manifest, other.origin
     known = manifest.source_sha256 if manifest else {}
-    if isinstance(source, TorchSource) and known.keys() == {source.dialect.torch_name(t) for t in source.tensors}:
+    names = {source.dialect.torch_name(tensor) for tensor in source.tensors}
+    if isinstance(source, TorchSource) and known and known.keys() <= names:
         problems += _settings_differences(source, origin.settings)
-        problems += _sha256_problems(source, known)
+        problems += _sha256_problems(source, known, manifest.weights())
         return f"the SHA-256 in {against}"
     if against.is_file() and isinstance(source, TorchSource):
         what = f"lists no SHA-256 of the tensors of {source.directory}; give the checkpoint's directory"
@@ -90,24 +91,39 @@ def _settings_differences(source: TorchSource, origin: Settings) -> list[str]:
     return problems + [f"config.json: {name}={source.plain.get(name)!r} against {plain[name]!r}" for name in names]
 
 
-def _sha256_problems(source, known: dict[str, str]) -> list[str]:
-    """Tensors whose bytes, in PyTorch's layout, have not the SHA-256 listed under their name."""
+def _sha256_problems(source, known: dict[str, str], leaves: dict[str, Leaf] | None = None) -> list[str]:
+    """Tensors whose bytes, in PyTorch's layout, have not the SHA-256 listed under their name.
+
+    Args:
+      leaves: of a conversion, which lists no SHA-256 of tensors in another dtype than most: their chunks are compared.
+    """
     names = {source.dialect.torch_name(tensor): tensor for tensor in source.tensors}
     made = {buffer.name for buffer in decay.buffers(source.config.model, 1)}
     problems = [f"missing {name}" for name in known if name not in names and name not in made]
-    problems += [f"surplus {name}" for name in names if name not in known]
+    problems += [f"surplus {name}" for name in names if name not in known and leaves is None]
 
     def one(tensor: table.Tensor) -> str | None:
         name = source.dialect.torch_name(tensor)
-        if name not in known:
+        if name not in known and leaves is None:
             return None
         try:
+            if name not in known:
+                return _chunk_problem(source, tensor, leaves)
             sha256 = source.sha256(tensor)
         except CheckpointError as error:
             return str(error)
         return None if sha256 == known[name] else f"{source.where(tensor)}: other bytes than the list's"
 
     return problems + [problem for problem in _each(source, one) if problem]
+
+
+def _chunk_problem(source: TorchSource, tensor: table.Tensor, leaves: dict[str, Leaf]) -> str | None:
+    leaf = leaves.get(tensor.leaf)
+    if leaf is None:
+        return f"surplus {source.dialect.torch_name(tensor)}"
+    lanes = digest.chunk_digest(source.read(tensor).astype(leaf.dtype))
+    same = (lanes == leaf.lanes[tensor.index]).all()
+    return None if same else f"{source.where(tensor)}: other values than those of the conversion"
 
 
 def _digest_problems(source: CheckpointSource, manifest: Manifest, origin: Origin | None) -> list[str]:

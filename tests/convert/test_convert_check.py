@@ -54,6 +54,19 @@ def test_one_flipped_bit_is_named_whatever_it_is_compared_with(converted, agains
     assert NORM in str(error.value)
 
 
+def test_float32_tensors_among_bfloat16_are_compared_with_a_manifest_alone(tmp_path):
+    found = samples.tensors("original")
+    found[NORM] = found[NORM].astype(np.float32)
+    source = samples.write(tmp_path / "in", samples.settings("original"), found)
+    from_torch(source, tmp_path / "ours", **QUIET)
+    manifest = tmp_path / "ours" / "state" / "manifest.json"
+    check(source, manifest, **QUIET)
+    found[NORM][3] *= 2
+    other = samples.write(tmp_path / "other", samples.settings("original"), found)
+    with pytest.raises(CheckpointError, match=f"1 difference:\n.*{NORM}.*: other values than those of the conversion"):
+        check(other, manifest, **QUIET)
+
+
 def test_config_that_changes_the_maths_is_named_against_a_manifest_of_another_dialect(room, tmp_path):
     plain = samples.settings("native") | {"full_attn_alpha_factor": 1.25}
     source = samples.write(tmp_path / "in", plain, samples.tensors("native"))
