@@ -74,12 +74,14 @@ def _argv(command: str, made: World, room: pathlib.Path) -> list[str]:
 
 def judge(moment: Moment, room: pathlib.Path) -> str | None:
     made, log = world(), room / "log"
-    ignored = signal.signal(HUP, signal.SIG_IGN) if moment.command == "nohup" else None  # inherited
+    # A process inherits what is ignored, as it is for a job in the background.
+    hang_up = signal.SIG_IGN if moment.command == "nohup" else signal.SIG_DFL
+    before = [(number, signal.signal(number, handler)) for number, handler in ((HUP, hang_up), (INT, signal.SIG_DFL))]
     try:
         process = made.start(_argv(moment.command, made, room), log, {"JAX_PLATFORMS": moment.platform})
     finally:
-        if ignored is not None:
-            signal.signal(HUP, ignored)
+        for number, handler in before:
+            signal.signal(number, handler)
     try:
         if not wait_for(moment.after, log, process):
             return f"{moment.after!r} never came: {log.read_text()[-800:]}"
