@@ -21,6 +21,7 @@ import numpy as np
 from pallas_kernels import declared, dispatch
 from pallas_kernels.kept import MIXED, keep
 from pallas_kernels.softmax_attention.masking import Tags
+from pallas_kernels.softmax_attention.whole import Whole
 from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
@@ -72,7 +73,7 @@ def _forward(name, query, key, value, query_tags, key_tags):
 def _backward(name, residuals, d_out):
     arrays, out, lse = residuals
     with _causal(*arrays[:2]):
-        gradients = OPERATION.module(name).attend_gradient(*arrays, (d_out, lse, delta(d_out, out, lse)), out.dtype)
+        gradients = OPERATION.module(name).attend_gradient(*arrays, (d_out, lse, out), out.dtype)
     return *gradients, None, None
 
 
@@ -116,22 +117,18 @@ def attend_gradient(
     value_BTKH: jax.Array,
     query_tags: Tags,
     key_tags: Tags,
-    whole: tuple[jax.Array, jax.Array, jax.Array],
+    whole: Whole,
     *,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What these keys add to (d query, d key, d value), float32.
 
     Args:
-      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N) float32; `delta` of the whole (B, S, N).
+      whole: d_out (B, S, N, H); logsumexp over all keys (B, S, N) float32; `delta` of the whole (B, S, N), or the
+        whole's output (B, S, N, H).
     """
     name, arrays = _choose((query_BSNH, key_BTKH, value_BTKH, query_tags, key_tags, whole), implementation)
     return OPERATION.module(name).attend_gradient(*arrays, _wide(query_BSNH))
-
-
-def delta(d_out_BSNH: jax.Array, out_BSNH: jax.Array, lse_BSN: jax.Array) -> jax.Array:
-    """(B, S, N) in the logsumexp's dtype: sum over H of d_out * out, which is sum over keys of P * dP."""
-    return jnp.sum(d_out_BSNH.astype(lse_BSN.dtype) * out_BSNH.astype(lse_BSN.dtype), axis=-1)
 
 
 def _choose(arrays, implementation: str | None):

@@ -5,9 +5,10 @@
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.softmax_attention import gpu_backward, gpu_forward, gpu_key_gradients, gpu_query_gradient
-from pallas_kernels.softmax_attention.gpu_blocks import TILE
-from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up, key_spans, query_spans
+from pallas_kernels.softmax_attention import gpu_forward, gpu_key_gradients, gpu_query_gradient
+from pallas_kernels.softmax_attention.gpu_blocks import HALF, TILE
+from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up, key_spans, query_spans, work_of
+from pallas_kernels.softmax_attention.whole import Whole, has_delta
 
 HEAD_DIMS = (64, 128)
 FEWEST = 64  # queries; a program has 128, and few of them (decode) are another kernel's work
@@ -32,20 +33,24 @@ def attend(query, key, value, query_tags: Tags, key_tags: Tags, dtype):
     S = query.shape[1]
     query, key, value = (filled_up(x, TILE) for x in (query, key, value))
     queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
-    spans = key_spans(queries, TILE, keys, gpu_forward.KEYS)
-    out, lse = gpu_forward.attend(query, key, value, queries, keys, spans, dtype)
+    work = work_of(key_spans(queries, HALF, keys, HALF))
+    out, lse = gpu_forward.attend(query, key, value, queries, keys, work, dtype)
     return out[:, :S], jnp.swapaxes(lse, 1, 2)[:, :S]
 
 
-def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, dtype):
+def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole: Whole, dtype):
     """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
-    d_out, lse, delta = whole
-    per_query = [jnp.swapaxes(filled_up(x.astype(jnp.float32), TILE), 1, 2) for x in (lse, delta)]
-    arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), *per_query)
+    d_out, lse, last = whole  # the output, or delta
+
+    def per_query(x):
+        return jnp.swapaxes(filled_up(x.astype(jnp.float32), TILE), 1, 2)
+
+    arrays = (*(filled_up(x, TILE) for x in (query, key, value, d_out.astype(query.dtype))), per_query(lse))
+    last = per_query(last) if has_delta(whole) else filled_up(last, TILE)
     queries, keys = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)
-    block = gpu_backward.BLOCK
-    spans = key_spans(queries, TILE, keys, block), query_spans(queries, block, keys, TILE)
-    dq = gpu_query_gradient.query_gradient(arrays, queries, keys, spans[0], dtype)
-    dk, dv = gpu_key_gradients.key_gradients(arrays, queries, keys, spans[1], dtype)
+    spans = key_spans(queries, HALF, keys, HALF), query_spans(queries, HALF, keys, HALF)
+    of_queries, of_keys = map(work_of, spans)
+    dq, delta = gpu_query_gradient.query_gradient((*arrays, last), queries, keys, of_queries, dtype)
+    dk, dv = gpu_key_gradients.key_gradients((*arrays, delta), queries, keys, of_keys, dtype)
     return dq[:, :S], dk[:, :T], dv[:, :T]

@@ -1,14 +1,9 @@
 """What the Hopper kernels of softmax attention share: tiles, the ring of slots, masks, products.
 
 Every kernel has two warpgroups that compute, 64 tokens each, and a loader that streams blocks of the other side through
-TMA into a ring of slots. Which blocks those are comes from `masking.Spans`: blocks that are hidden are never read, and
-only those not all visible are masked.
+TMA into a ring of slots. `gpu_items` has which blocks those are.
 """
 
-import functools
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -43,70 +38,9 @@ def compute_and_load(compute, load):
         load()
 
 
-def place(order_gmem, item, tiles: int):
-    """(row, tile) of an item of `masking.longest_first`."""
-    # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
-    place = order_gmem[item] + jnp.int32(0)
-    return lax.div(place, jnp.int32(tiles)), lax.rem(place, jnp.int32(tiles))
-
-
-def each_item(items: int, programs: int, describe, body):
-    """body(number, item, done) for every item of this program, its `number`-th, after `done` steps of those before.
-
-    Items come in order of their length, so the programs take them there and back: the first of one round is the last of
-    the next, and all end at about the same time. describe(index) reads what an item is, its `steps` among it; that of
-    the next one is on its way from memory while this one is worked at.
-    """
-    program, whole_rounds = lax.axis_index("program"), items // programs
-    backwards = programs - 1 - program
-    place_in_last = backwards if whole_rounds % 2 else program
-    count = whole_rounds + jnp.where(place_in_last < items % programs, 1, 0)
-
-    def index_of(number):
-        return number * programs + jnp.where(lax.rem(number, jnp.int32(2)) == 1, backwards, program)
-
-    def one(number, carry):
-        done, item = carry
-        following = describe(jnp.minimum(index_of(number + 1), items - 1))
-        body(number, item, done)
-        return done + item.steps, following
-
-    lax.fori_loop(0, count, one, (jnp.int32(0), describe(program)))
-
-
-class Span(NamedTuple):
-    """`masking.Spans` of one program."""
-
-    first: jax.Array
-    clear: jax.Array
-    clear_end: jax.Array
-    end: jax.Array
-
-    @classmethod
-    def of(cls, spans_gmem, b, block):
-        # Under `shard_map` a load has the array's varying axes in its type, arithmetic in a kernel does not keep them,
-        # and a loop's bounds have to begin with the type they end with.
-        return cls(*(spans_gmem[i, b, block] + jnp.int32(0) for i in range(4)))
-
-    @property
-    def steps(self):
-        return self.end - self.first
-
-    def walk(self, step, carry, between=lambda: None):
-        """carry = step(block, carry, masked) over the blocks in order; between() on the way."""
-        for low, high, masked in (
-            (self.first, self.clear, True),
-            (self.clear, self.clear_end, False),
-            (self.clear_end, self.end, True),
-        ):
-            carry = lax.fori_loop(low, high, functools.partial(step, masked=masked), carry)
-            if not masked:
-                between()
-        return carry
-
-
-def stream(steps, stages: int, free, fill, done=0):
-    """Keeps a ring of slots full: fill(step, slot) for every step, once the computing warpgroups have left the slot.
+def stream(steps, stages: int, fills, done=0):
+    """Keeps a ring of slots full: fills are pairs of barriers `free` and of fill(step, slot), which comes once the
+    computing warpgroups have left the slot's part.
 
     done: steps of the ring before these.
     """
@@ -114,13 +48,13 @@ def stream(steps, stages: int, free, fill, done=0):
     @pl.loop(0, steps)
     def _(step):
         slot = lax.rem(done + step, jnp.int32(stages))
+        for free, fill in fills:
 
-        @pl.when(done + step >= stages)
-        def _():
-            for barrier in free:
-                plgpu.barrier_wait(barrier.at[slot])
+            @pl.when(done + step >= stages)
+            def _(free=free):
+                plgpu.barrier_wait(free.at[slot])
 
-        fill(step, slot)
+            fill(step, slot)
 
 
 def down(per_row, columns: int):
@@ -129,6 +63,15 @@ def down(per_row, columns: int):
 
 def across(per_column, rows: int):
     return lax.broadcast_in_dim(per_column, (rows, per_column.shape[0]), [1])
+
+
+def visible(own_tags, other_tags, flipped: bool = False):
+    """The mask: own tokens down, the other side's across, a value each; queries down, or `flipped` keys."""
+    (position, document), (other_position, other_document) = own_tags, other_tags
+    rows, columns = position.shape[0], other_position.shape[0]
+    position, document = (down(x, columns) for x in (position, document))
+    other_position, other_document = (across(x, rows) for x in (other_position, other_document))
+    return (document == other_document) & ((position <= other_position) if flipped else (position >= other_position))
 
 
 def products(*pairs, then=lambda: None):
@@ -144,11 +87,12 @@ def products(*pairs, then=lambda: None):
     return pl.run_scoped(run, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
 
 
-def add_product(total, left, right):
-    """total + left right, left in registers."""
+def add_product(total, left, right, then=lambda: None):
+    """total + left right, left in registers; then() beside it."""
 
     def run(accumulator):
         plgpu.wgmma(accumulator, left, right)
+        then()
 
     return pl.run_state(run)(plgpu.ACC.init(total))
 

@@ -17,19 +17,22 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import declared
 from pallas_kernels.softmax_attention import gpu_backward as backward
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
-from pallas_kernels.softmax_attention.gpu_backward import BLOCK, STAGES
+from pallas_kernels.softmax_attention.gpu_backward import BLOCK
 from pallas_kernels.softmax_attention.gpu_blocks import ACROSS, HALF, TILE
-from pallas_kernels.softmax_attention.masking import Spans
+from pallas_kernels.softmax_attention.gpu_items import Item, each_item
+from pallas_kernels.softmax_attention.masking import Work
 from pallas_kernels.varying import vary_alike
 
+STAGES = 2
 
-def key_gradients(arrays, query_tags, key_tags, spans: Spans, out_dtype):
+
+def key_gradients(arrays, query_tags, key_tags, work: Work, out_dtype):
     """(dK, dV), (B, T, K, H) in `out_dtype`.
 
     Args:
       arrays: query, key, value, d_out as in the forward pass; lse and delta = sum over H of d_out * out, (B, N, S)
         float32. Lengths, padding and tags as in the forward pass.
-      spans: `masking.query_spans` in blocks of BLOCK.
+      work: of `masking.query_spans` in blocks of BLOCK.
     """
     query, key, *_ = arrays
     (B, T, K, H), N = key.shape, query.shape[2]
@@ -38,10 +41,12 @@ def key_gradients(arrays, query_tags, key_tags, spans: Spans, out_dtype):
     kernel = backward.kernel_of(
         functools.partial(_key_program, items, N // K),
         [vary(key.shape, out_dtype)] * 2,
-        backward.scratch_of(H, queries=(STAGES, BLOCK), keys=(1, 2, HALF), own_copies=2 * 4, streamed_copies=6),
+        backward.scratch_of(
+            H, stages=STAGES, queries=(STAGES, BLOCK), keys=(2, HALF), own_copies=2 * 4, streamed_copies=6
+        ),
         programs=items,
     )
-    inputs = backward.inputs_of(arrays, key_tags, query_tags, spans)
+    inputs = backward.inputs_of(arrays, key_tags, query_tags, work)
     with declared.flops(4 * 2 * B * N * query.shape[1] * T * H):
         gradients = kernel(inputs)
     return vary_alike(query, *gradients)[1:]
@@ -51,10 +56,10 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
     H = inputs.k.shape[3]
     scale = 1 / math.sqrt(H)
 
-    def each(body):
-        backward.each_item(inputs, items, items, inputs.k.shape[2], lambda span: span.steps * heads, body)
+    def each(warpgroup, body):
+        each_item(inputs.work, inputs.k.shape[2], items, items, warpgroup, body, repeats=heads)
 
-    def load_item(item: backward.Item):
+    def load_item(item: Item):
         b, span = item.b, item.span
         backward.load_own(
             inputs,
@@ -65,7 +70,7 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
 
         def fill(step, slot):
             n = item.head * heads + lax.div(step, span.steps)
-            tokens = pl.ds((span.first + lax.rem(step, span.steps)) * BLOCK, BLOCK)
+            tokens = pl.ds((span.begin + lax.rem(step, span.steps)) * BLOCK, BLOCK)
             backward.load_streamed_tags(inputs, smem, b, tokens, slot)
             full = smem.full.at[slot]
             for array, target in ((inputs.q, smem.q), (inputs.d, smem.d)):
@@ -73,23 +78,31 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
             for array, target in ((inputs.lse, smem.lse), (inputs.delta, smem.delta)):
                 plgpu.copy_gmem_to_smem(array.at[b, n, tokens], target.at[slot], full)
 
-        blocks.stream(span.steps * heads, STAGES, (smem.free,), fill, item.done)
+        blocks.stream(span.steps * heads, STAGES, [(smem.free, fill)], item.done)
 
-    def compute_item(warpgroup, item: backward.Item):
-        span, buffer, own = item.span, item.buffer(smem), item.own(warpgroup)
-        plgpu.barrier_wait(smem.own_full.at[buffer])
-        k, v, own_tags = (x.at[buffer, warpgroup] for x in (smem.k, smem.v, smem.own_tags))
+    def compute_item(warpgroup, item: Item):
+        span, strip, own = item.span, item.strip, item.tokens(item.strip)
+        plgpu.barrier_wait(smem.own_full)
+        k, v, own_tags = (x.at[strip] for x in (smem.k, smem.v, smem.own_tags))
+        own_tags = backward.taken_tags(own_tags)
+
+        def slot_of(head, block):
+            return lax.rem(item.done + head * span.steps + block - span.begin, jnp.int32(STAGES))
+
+        def idle(head, block):
+            plgpu.barrier_wait(smem.full.at[slot_of(head, block)])
+            plgpu.barrier_arrive(smem.free.at[slot_of(head, block)])
 
         def step(head, block, carry, *, masked: bool):
             dk, dv = carry
-            slot = lax.rem(item.done + head * span.steps + block - span.first, jnp.int32(STAGES))
+            slot = slot_of(head, block)
             plgpu.barrier_wait(smem.full.at[slot])
             q, d = smem.q.at[slot], smem.d.at[slot]
             lse = plgpu.load(smem.lse.at[slot], layout=ACROSS)
             logits, d_weights = blocks.products((k, q.transpose((1, 0))), (v, d.transpose((1, 0))))
             logits = logits * (scale * math.log2(math.e)) - blocks.across(lse * math.log2(math.e), HALF)
             if masked:
-                visible = backward.visible(smem, own_tags, slot, keys_down=True)
+                visible = blocks.visible(own_tags, backward.streamed_tags(smem, slot), flipped=True)
                 logits = jnp.where(visible, logits, jnp.float32(blocks.LOW))
             weights = jnp.exp2(logits)
 
@@ -103,11 +116,13 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
             return dk, dv
 
         def one_head(head, carry):
-            return span.walk(functools.partial(step, head), carry)
+            return span.walk(functools.partial(step, head), carry, functools.partial(idle, head))
 
         dk, dv = lax.fori_loop(0, heads, one_head, (blocks.zeros(HALF, H), blocks.zeros(HALF, H)))
         blocks.leave(dk * scale, dk_gmem.at[item.b, own, item.head], k)
         blocks.leave(dv, dv_gmem.at[item.b, own, item.head], v)
         plgpu.wait_smem_to_gmem(0)
 
-    blocks.compute_and_load(lambda warpgroup: each(functools.partial(compute_item, warpgroup)), lambda: each(load_item))
+    blocks.compute_and_load(
+        lambda warpgroup: each(warpgroup, functools.partial(compute_item, warpgroup)), lambda: each(0, load_item)
+    )

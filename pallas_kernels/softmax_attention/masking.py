@@ -71,16 +71,32 @@ class Spans(NamedTuple):
     end: jax.Array
 
 
-def longest_first(spans: Spans) -> jax.Array:
-    """int32 (B * blocks,): all blocks of all rows, numbered row by row, those with the most to do first.
+class Work(NamedTuple):
+    """What there is to do for each tile, two blocks of one side that follow one another, its strips.
 
-    A block that is masked takes a third longer than one that is not.
+    All of (B, tiles) and so made in one kernel: where the blocks of the other side that either strip can see begin and
+    end, and the `Spans` of both inside. order: (B * tiles,), all tiles of all rows, numbered row by row, in the order
+    in which they should begin.
     """
-    masked = spans.end - spans.first - (spans.clear_end - spans.clear)
-    work = (3 * (spans.end - spans.first) + masked).reshape(-1)
+
+    begin: jax.Array
+    stop: jax.Array
+    strips: tuple[Spans, Spans]
+    order: jax.Array
+
+
+def work_of(spans: Spans) -> Work:
+    """Tiles of two blocks; those with the most to do come first. A block that is masked takes a third longer."""
+    strips = [Spans(*(x.reshape(x.shape[0], -1, 2)[..., i] for x in spans)) for i in range(2)]
+    stop = jnp.maximum(*(strip.end for strip in strips))
+    most = np.iinfo(np.int32).max
+    begin = jnp.minimum(*(jnp.where(strip.end > strip.first, strip.first, most) for strip in strips))
+    begin = jnp.minimum(begin, stop)
+    work = sum(4 * (strip.end - strip.first) - (strip.clear_end - strip.clear) for strip in strips).reshape(-1)
     # lax.sort, not argsort, whose indices are typed as equal on all devices inside a checked shard_map.
     index = jnp.arange(work.size, dtype=jnp.int32) + 0 * work
-    return jax.lax.sort((-work, index), num_keys=1)[1]
+    order = jax.lax.sort((-work, index), num_keys=1)[1]
+    return Work(begin, stop, tuple(jax.tree.map(lambda x: jnp.clip(x, begin, stop), strip) for strip in strips), order)
 
 
 class _Extent(NamedTuple):
@@ -107,17 +123,28 @@ def query_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: i
 
 
 def _extent(tags: Tags, block: int) -> _Extent:
-    most = np.iinfo(np.int32).max
+    """One reduction of all: a kernel each would cost a packed row a tenth of its attention's time."""
+    none, most = np.int32(-1), np.int32(np.iinfo(np.int32).max)
     positions, documents = (x.reshape(x.shape[0], -1, block) for x in tags)
     real = documents >= 0
-    ends = jnp.min(jnp.where(real, documents, most), axis=-1), jnp.max(jnp.where(real, documents, -1), axis=-1)
-    inside = [real & (documents == document[..., None]) for document in ends]
-    return _Extent(
-        ends,
-        tuple(jnp.min(jnp.where(x, positions, most), axis=-1) for x in inside),
-        tuple(jnp.max(jnp.where(x, positions, -1), axis=-1) for x in inside),
-        ~jnp.all(real, axis=-1),
-    )
+    low, high = (jnp.where(real, x, most) for x in (documents, positions))
+    last, far = (jnp.where(real, x, none) for x in (documents, positions))
+    padded = (~real).astype(jnp.int32)
+
+    def join(one, other):
+        ends = jnp.minimum(one[0], other[0]), jnp.maximum(one[1], other[1])
+        least, greatest = [], []
+        for i, end in enumerate(ends):
+            here = [x[i] == end for x in (one, other)]
+            low = [jnp.where(is_in, x[2 + i], most) for is_in, x in zip(here, (one, other), strict=True)]
+            high = [jnp.where(is_in, x[4 + i], none) for is_in, x in zip(here, (one, other), strict=True)]
+            least.append(jnp.minimum(*low))
+            greatest.append(jnp.maximum(*high))
+        return *ends, *least, *greatest, jnp.maximum(one[6], other[6])
+
+    arrays, initial = (low, last, high, high, far, far, padded), (most, none, most, most, none, none, np.int32(0))
+    first, last, *positions, padded = jax.lax.reduce(arrays, initial, join, (2,))
+    return _Extent((first, last), tuple(positions[:2]), tuple(positions[2:]), padded > 0)
 
 
 def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array, jax.Array]:
@@ -136,14 +163,17 @@ def _pairs(queries: _Extent, keys: _Extent, at_query, at_key) -> tuple[jax.Array
 
 
 def _spans(some: jax.Array, every: jax.Array) -> Spans:
-    """Of (B, blocks, blocks of the other side)."""
-    count = some.shape[-1]
+    """Of (B, blocks, blocks of the other side). Blocks all visible that do not follow one another count as masked."""
+    count = np.int32(some.shape[-1])
     block = jax.lax.broadcasted_iota(jnp.int32, some.shape, some.ndim - 1)
+    low = [jnp.where(x, block, count) for x in (some, every)]
+    high = [jnp.where(x, block + 1, 0) for x in (some, every)]
 
-    def least(where):
-        return jnp.min(jnp.where(where, block, count), axis=-1)
+    def join(one, other):  # in one reduction, which is one kernel
+        return *map(jnp.minimum, one[:2], other[:2]), *map(jnp.maximum, one[2:4], other[2:4]), one[4] + other[4]
 
-    end = jnp.max(jnp.where(some, block + 1, 0), axis=-1)
-    first, clear = jnp.minimum(least(some), end), jnp.minimum(least(every), end)
-    clear_end = jnp.minimum(least(~every & (block > clear[..., None])), end)
-    return Spans(first, clear, clear_end, end)
+    initial = (count, count, *[np.int32(0)] * 3)
+    arrays = (*low, *high, every.astype(jnp.int32))
+    first, clear, end, clear_end, number = jax.lax.reduce(arrays, initial, join, (some.ndim - 1,))
+    first, clear = jnp.minimum(first, end), jnp.minimum(clear, end)
+    return Spans(first, clear, jnp.where(number == clear_end - clear, clear_end, clear), end)

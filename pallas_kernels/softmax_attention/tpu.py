@@ -7,6 +7,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import tpu_backward, tpu_forward
 from pallas_kernels.softmax_attention.masking import Tags, filled_tags, filled_up
 from pallas_kernels.softmax_attention.tpu_blocks import TILE, lines_of
+from pallas_kernels.softmax_attention.whole import Whole, with_delta
 
 HEAD_DIMS = (64, 128, 256)
 FEWEST = 64  # queries; a program has 128 and more
@@ -35,10 +36,10 @@ def attend(query, key, value, query_tags: Tags, key_tags: Tags, dtype):
     return _from_kernel(out, S), _from_kernel(lse, S)
 
 
-def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole, dtype):
+def attend_gradient(query, key, value, query_tags: Tags, key_tags: Tags, whole: Whole, dtype):
     """Contract in the package's docstring."""
     S, T = query.shape[1], key.shape[1]
-    d_out, lse, delta = whole
+    d_out, lse, delta = with_delta(whole)
     stats = lines_of(*(_to_kernel(x.astype(jnp.float32)) for x in (lse, delta)))
     arrays = (*map(_to_kernel, (query, key, value, d_out.astype(query.dtype))), stats)
     tags = filled_tags(query_tags, TILE, -1), filled_tags(key_tags, TILE, -2)

@@ -13,6 +13,7 @@ import numpy as np
 from pallas_kernels import dispatch
 from pallas_kernels.precision import matmul_precision
 from pallas_kernels.softmax_attention.masking import Tags, split_queries, tied, visible
+from pallas_kernels.softmax_attention.whole import Whole, with_delta
 
 QUERY_BLOCK = 512
 
@@ -35,14 +36,15 @@ def attend(query_BSNH, key_BTKH, value_BTKH, query_tags: Tags, key_tags: Tags, d
     return out.reshape(B, S, N, H).astype(dtype), lse.reshape(B, S, N)
 
 
-def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_tags: Tags, key_tags: Tags, whole, dtype):
+def attend_gradient(query_BSNH, key_BTKH, value_BTKH, query_tags: Tags, key_tags: Tags, whole: Whole, dtype):
     """Contract in the package's docstring."""
     B, S, N, H = query_BSNH.shape
     query_tags = tied(query_BSNH, query_tags)
     grouped = functools.partial(_grouped, key_BTKH=key_BTKH)
-    d_out, lse, delta = grouped(whole[0]), grouped(whole[1][..., None]), grouped(whole[2][..., None])
+    d_out, lse, delta = with_delta(whole)
+    wide = lse.dtype
+    d_out, lse, delta = grouped(d_out), grouped(lse[..., None]), grouped(delta[..., None])
     blocks = split_queries((grouped(query_BSNH), *query_tags, d_out, lse[..., 0], delta[..., 0]), QUERY_BLOCK)
-    wide = whole[1].dtype
     start = jax.tree.map(lambda x: jnp.zeros_like(x, wide), (key_BTKH, value_BTKH))
     body = functools.partial(_gradient_block, key_BTKH, value_BTKH, key_tags)
     (d_key, d_value), d_query = jax.lax.scan(body, start, blocks)

@@ -75,7 +75,7 @@ def test_delta_of_the_softmax_gradient_is_computed_in_one_place():
         left, right = stems(node.left), stems(node.right)
         return ("d_out" in left and "out" in right) or ("out" in left and "d_out" in right)
 
-    assert each_place(product) == ["pallas_kernels/softmax_attention/api.py"]
+    assert each_place(product) == ["pallas_kernels/softmax_attention/whole.py"]
 
 
 def test_gpu_kernels_name_what_they_are_given_by_fields_not_by_strings():
