@@ -19,6 +19,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
+from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache, StackCache
 from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
@@ -117,6 +118,8 @@ class TextModel(nnx.Module):
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
+        if cache is not None and x_BSD.shape[1] == 1 and decode_step.serves(self):
+            return self._step(x_BSD, positions_BS, segments_BS, cache)
         layout = self.compute.sequence_layout if cache is None else "contiguous"
         h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
         documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
@@ -151,6 +154,12 @@ class TextModel(nnx.Module):
         table = slopes(config.num_heads, config.num_layers).reshape(config.num_periods, len(config.period), -1)
         starts = np.cumsum([0] + [count for _, count in config.stacks])
         return [jnp.asarray(table[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+
+    def _step(self, x_BSD, positions_BS, segments_BS, cache: DecodeCache):
+        """`forward` of one token a row where kernels of its own serve it."""
+        told = decode_step.Told(positions_BS[:, 0], segments_BS[:, 0] >= 0)
+        hidden_BD, cache, choice_LAB = decode_step.forward(self, x_BSD[:, 0], told, cache)
+        return hidden_BD[:, None], cache, decode_step.stats(choice_LAB, told.active_B, self.config.num_experts)
 
     def _every_layer(self, tokens: Tokens, h: jax.Array) -> tuple[jax.Array, RouterStats]:
         """All layers one after another: (h, router statistics stacked (layers, ...)).

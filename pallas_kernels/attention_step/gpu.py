@@ -1,0 +1,148 @@
+"""Softmax attention of one token a row over a cache on Hopper: only filled blocks are read, cut over the chip.
+
+A program has a stretch of the keys of one key head of one row, and all queries of that head. Stretches leave their
+unnormalised sum, greatest score and weight; XLA puts them together.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.few_rows import EIGHT, ROWS
+from pallas_kernels.projection_step import gpu_stream as stream
+from pallas_kernels.projection_step.gpu_stream import ROW
+
+BLOCK = 64  # keys of a step
+STAGES = 3
+PROGRAMS = 264  # wanted: two on each multiprocessor of an H100 or H200 SXM
+MOST_SPLITS = 64
+LEAST = -1e30
+HEAD_DIMS = (64, 128)
+
+
+class _Inputs(NamedTuple):
+    count: jax.Ref  # int32 (B,), keys of each row
+    keys: jax.Ref  # bfloat16 (L, B, K, T, H)
+    layer: jax.Ref  # int32 (1,)
+    query: jax.Ref  # bfloat16 (B, K, EIGHT, H)
+    values: jax.Ref
+
+
+class _Scratch(NamedTuple):
+    arrived: jax.Ref
+    full: jax.Ref
+    keys: jax.Ref
+    query: jax.Ref
+    row: jax.Ref
+    scores: jax.Ref
+    staged: jax.Ref
+    values: jax.Ref
+
+
+def splits_of(B: int, K: int, T: int) -> int:
+    """Stretches of each row's keys."""
+    return max(1, min(MOST_SPLITS, -(-PROGRAMS // (B * K)), T // BLOCK))
+
+
+def unsupported(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> str | None:
+    """Why this implementation cannot take the arguments, or None."""
+    del values_LBKTH, count_B, layer
+    if reason := dispatch.why_not_hopper():
+        return reason
+    if query_BKGH.dtype != jnp.bfloat16:
+        return f"it takes bfloat16, got {query_BKGH.dtype.name}"
+    (_, _, G, H), T = query_BKGH.shape, keys_LBKTH.shape[3]
+    if G > EIGHT or H not in HEAD_DIMS or T % BLOCK:
+        allowed = f"up to {EIGHT} queries a key head, head_dim of {HEAD_DIMS}, T a multiple of {BLOCK}"
+        return f"it takes {allowed}; got {G}, {H}, {T}"
+    return None
+
+
+@jax.jit
+def forward(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer):
+    """Contract in the package's docstring."""
+    _, B, K, T, H = keys_LBKTH.shape
+    G = query_BKGH.shape[2]
+    query_BKGH = jnp.pad(query_BKGH, ((0, 0), (0, 0), (0, EIGHT - G), (0, 0)))
+    splits = splits_of(B, K, T)
+    scratch = _Scratch(
+        arrived=plgpu.Barrier(num_arrivals=1),
+        full=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        keys=stream.tile(STAGES, BLOCK, H, width=BLOCK),
+        query=stream.tile(ROWS, H, width=BLOCK),
+        row=plgpu.SMEM((2, ROWS), jnp.float32),
+        scores=stream.tile(ROWS, BLOCK, width=BLOCK),
+        staged=stream.tile(ROWS, H, width=BLOCK, dtype=jnp.float32),
+        values=stream.tile(STAGES, BLOCK, H, width=BLOCK),
+    )
+    outs = [
+        jax.ShapeDtypeStruct((splits, B, K, EIGHT, H), jnp.float32),
+        jax.ShapeDtypeStruct((splits, B, K, 2, ROWS), jnp.float32),
+    ]
+    kernel = stream.launch(_program, outs, scratch, (splits, B, K))
+    out, marks = kernel(_Inputs(count_B, keys_LBKTH, layer, query_BKGH, values_LBKTH))
+    greatest, weight, out = marks[..., 0, :G], marks[..., 1, :G], out[..., :G, :]
+    share = jnp.exp(greatest - jnp.max(greatest, axis=0, keepdims=True))
+    total = jnp.sum(share * weight, axis=0)
+    return (jnp.sum(out * share[..., None], axis=0) / total[..., None]).astype(query_BKGH.dtype)
+
+
+def _program(inputs: _Inputs, out, marks, scratch: _Scratch):
+    split, b, k = (lax.axis_index(name) for name in "xyz")
+    splits, layer, count = out.shape[0], inputs.layer[0], inputs.count[b]
+    H = inputs.keys.shape[4]
+    blocks = lax.div(count + (BLOCK - 1), jnp.int32(BLOCK))
+    each = lax.div(blocks + (splits - 1), jnp.int32(splits))
+    first = split * each
+    steps = jnp.maximum(jnp.minimum(each, blocks - first), 0)
+
+    def fill(step, at):
+        place = layer, b, k, pl.ds((first + step) * BLOCK, BLOCK)
+        for store, target in ((inputs.keys, scratch.keys), (inputs.values, scratch.values)):
+            plgpu.copy_gmem_to_smem(store.at[place], target.at[at], scratch.full.at[at])
+
+    plgpu.copy_gmem_to_smem(inputs.query.at[b, k], scratch.query.at[pl.ds(0, EIGHT)], scratch.arrived)
+    for step in range(STAGES):
+        pl.when(step < steps)(lambda step=step: fill(jnp.int32(step), step))
+    plgpu.barrier_wait(scratch.arrived)
+
+    def one(step, carry):
+        total, greatest, weight = carry
+        slot = lax.rem(step, jnp.int32(STAGES))
+        plgpu.barrier_wait(scratch.full.at[slot])
+        scores = _product(scratch.query, scratch.keys.at[slot].transpose((1, 0)), BLOCK) * (H**-0.5)
+        ids = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
+        seen = ids + (first + step) * BLOCK < count
+        scores = jnp.where(seen, scores, jnp.full_like(scores, LEAST))
+        new = jnp.maximum(greatest, scores.max(axis=1))
+        over = jnp.exp(scores - lax.broadcast_in_dim(new, scores.shape, [0]))
+        shrink = jnp.exp(greatest - new)
+        scratch.scores[...] = over.astype(scratch.scores.dtype)
+        plgpu.commit_smem()
+        mixed = _product(scratch.scores, scratch.values.at[slot], H)
+        pl.when(step + STAGES < steps)(lambda: fill(step + STAGES, slot))
+        total = total * lax.broadcast_in_dim(shrink, total.shape, [0]) + mixed
+        return total, new, weight * shrink + over.sum(axis=1)
+
+    zero = plgpu.layout_cast(jnp.zeros((ROWS, H), jnp.float32), plgpu.Layout.WGMMA)
+    least, none = (plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW) for value in (LEAST, 0.0))
+    total, greatest, weight = lax.fori_loop(0, steps, one, (zero, least, none))
+    scratch.staged[...], scratch.row[0], scratch.row[1] = total, greatest, weight
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(scratch.staged.at[pl.ds(0, EIGHT)], out.at[split, b, k])
+    plgpu.copy_smem_to_gmem(scratch.row, marks.at[split, b, k])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _product(left, right, width: int):
+    def run(total):
+        plgpu.wgmma(total, left, right)
+        plgpu.wgmma_wait(0)
+        return total[...]
+
+    return pl.run_scoped(run, plgpu.ACC((ROWS, width), jnp.float32))

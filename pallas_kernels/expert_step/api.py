@@ -1,0 +1,69 @@
+"""SwiGLU of each row by the experts that it chose, weighted and summed, for few rows; the public operation.
+
+    y_r = sum over choices a of w_ar W_down( silu(W_gate x_r) * (W_up x_r) )      the matrices of expert e_ar
+
+Letters: P parts, R rows, A choices of each, C columns (`few_rows.columns`), L layers, E experts, D a row's width, F
+theirs. The matrices stay in their stack of layers, and of those only the experts that some row chose are read. No
+gradient: it is for decoding.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import dispatch
+from pallas_kernels.few_rows import columns, filled_up
+
+OPERATION = dispatch.Operation("expert_step", {name: f"pallas_kernels.expert_step.{name}" for name in ("gpu", "xla")})
+Matrices = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def expert_step(
+    x_RD: jax.Array,
+    choice_AC: jax.Array,
+    weight_AC: jax.Array,
+    matrices: Matrices,
+    layer: jax.Array,
+    *,
+    rows: int,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Float32 (P, R, D), whose sum over P is y: who reads them adds them up. A row's bits do not follow from others.
+
+    Args:
+      x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
+        of the choices, the arguments and results may be anything.
+      choice_AC: int32 experts of each row, all different; E: none. weight_AC: float32, 0 where there is none.
+      matrices: gate (L, E, D, F), up (L, E, D, F), down (L, E, F, D), in x's dtype.
+      layer: int32 (1,), from 0 to L - 1.
+      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+
+    Raises:
+      ValueError: a shape or dtype is not as above.
+      Unsupported: the named implementation cannot take these arguments on this device.
+    """
+    _check(x_RD, choice_AC, weight_AC, matrices, layer, rows)
+    arguments = x_RD, choice_AC, weight_AC, matrices, layer, rows
+    return OPERATION.module(dispatch.choose(OPERATION, implementation, *arguments)).forward(*arguments)
+
+
+def _check(x, choice, weight, matrices: Matrices, layer, rows: int) -> None:
+    if x.ndim != 2 or x.shape[0] != filled_up(rows) or x.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"x must be ({filled_up(rows)}, D) in bfloat16 or float32, got {_type(x)}")
+    D, gate = x.shape[1], matrices[0]
+    if gate.ndim != 4 or gate.shape[2] != D or gate.dtype != x.dtype:
+        raise ValueError(f"gate must be (L, E, D={D}, F) in {x.dtype.name} to go with x, got {_type(gate)}")
+    L, E, _, F = gate.shape
+    wanted = (
+        ("up", matrices[1], gate.shape, x.dtype),
+        ("down", matrices[2], (L, E, F, D), x.dtype),
+        ("choice", choice, (*choice.shape[:1], columns(rows)), jnp.int32),
+        ("weight", weight, choice.shape, jnp.float32),
+        ("layer", layer, (1,), jnp.int32),
+    )
+    for name, array, shape, dtype in wanted:
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"{name} must be {jnp.dtype(dtype).name}{list(shape)} as x and gate, got {_type(array)}")
+
+
+def _type(array) -> str:
+    return f"{array.dtype.name}{list(array.shape)}"

@@ -1,0 +1,242 @@
+"""Experts of few rows on Hopper: only the experts that some row has chosen are read, and each once.
+
+A *slot* is an expert with some rows. Of few rows every slot has all, weighted by 0 where they chose another; of many
+each slot has up to GATHERED of those that chose it.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.few_rows import ROWS, filled_up
+from pallas_kernels.projection_step import gpu_stream as stream
+from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
+
+MOST_SHARED = 32  # rows that all slots have
+GATHERED = 32
+SPLITS = 8
+UP, DOWN = Blocks(width=64, stages=4), Blocks(width=64, stages=4)
+
+
+class Slots(NamedTuple):
+    """Experts int32 (S, ...), of slot s at [s, 0], E where it has none (the last ones). weight float32 (S, 64)."""
+
+    experts: jax.Array
+    weight: jax.Array
+    count: jax.Array | None  # int32 (1,), slots that have an expert; None: all, or none if the first has none
+
+
+def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None:
+    """Why this implementation cannot take the arguments, or None."""
+    del choice_AC, weight_AC, layer, rows
+    if reason := dispatch.why_not_hopper():
+        return reason
+    if x_RD.dtype != jnp.bfloat16:
+        return f"it takes bfloat16, got {x_RD.dtype.name}"
+    (R, D), F = x_RD.shape, matrices[0].shape[3]
+    if filled_up(R) != R or D % stream.DEPTH or F % stream.DEPTH:
+        return f"rows must be filled up, D and F multiples of {stream.DEPTH}, got R={R}, D={D}, F={F}"
+    return None
+
+
+def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
+    """Contract in the package's docstring."""
+    gate, up_, down_ = matrices
+    if rows <= MOST_SHARED:
+        slots = Slots(choice_AC, weight_AC, None) if rows == 1 else shared(choice_AC, weight_AC, rows, gate.shape[1])
+        hidden = up(x_RD[None], gate, up_, slots, layer, blocks=UP)
+        return down(hidden, down_, slots, layer, splits=SPLITS, blocks=DOWN)
+    slots, row_SC, place_AR = gathered(choice_AC, weight_AC, rows, gate.shape[1])
+    hidden = up(x_RD[row_SC], gate, up_, slots, layer, blocks=UP)
+    out = down_each(hidden, down_, slots, layer, blocks=DOWN)
+    parts = out.reshape(-1, out.shape[-1]).at[place_AR].get(mode="fill", fill_value=0)
+    return jnp.pad(parts, ((0, 0), (0, x_RD.shape[0] - rows), (0, 0)))
+
+
+def shared(choice_AC, weight_AC, rows: int, E: int) -> Slots:
+    """The slots of few rows, by expert."""
+    A = choice_AC.shape[0]
+    S = min(E, A * rows)
+    choice, weight = choice_AC[:, :rows], weight_AC[:, :rows]
+    is_of = choice[None] == jnp.arange(E, dtype=jnp.int32)[:, None, None]  # (E, A, R)
+    active_E = is_of.any((1, 2))
+    before = jnp.arange(E)[:, None] < jnp.arange(E)[None]
+    rank_E = jnp.where(before & active_E[:, None], 1, 0).sum(0, dtype=jnp.int32)
+    has_SE = (rank_E[None] == jnp.arange(S, dtype=jnp.int32)[:, None]) & active_E[None]
+    experts_S = jnp.where(has_SE, jnp.arange(E, dtype=jnp.int32)[None], E).min(1)
+    weight_SR = jnp.where(experts_S[:, None, None] == choice[None], weight[None], 0.0).sum(1)
+    weight_SR = jnp.pad(weight_SR, ((0, 0), (0, ROWS - rows)))
+    return Slots(experts_S[:, None], weight_SR, active_E.sum(dtype=jnp.int32)[None])
+
+
+def gathered(choice_AC, weight_AC, rows: int, E: int):
+    """(slots, the row at each place of each slot (S, GATHERED), the place of each choice (A, rows))."""
+    A = choice_AC.shape[0]
+    S = E + A * rows // GATHERED
+    choice, weight = (x[:, :rows].reshape(-1) for x in (choice_AC, weight_AC))
+    at = jnp.arange(A * rows, dtype=jnp.int32)
+    same = (choice[:, None] == choice[None]) & (at[:, None] > at[None])
+    order = same.sum(1, dtype=jnp.int32)  # of a choice among those of its expert
+    size_E = (choice[None] == jnp.arange(E, dtype=jnp.int32)[:, None]).sum(1, dtype=jnp.int32)
+    slots_E = -(-size_E // GATHERED)
+    end_E = jnp.where(jnp.arange(E)[:, None] >= jnp.arange(E)[None], slots_E[None], 0).sum(1, dtype=jnp.int32)
+    experts_S = (end_E[None] <= jnp.arange(S, dtype=jnp.int32)[:, None]).sum(1, dtype=jnp.int32)
+    start = jnp.where(choice[:, None] == jnp.arange(E)[None], (end_E - slots_E)[None], 0).sum(1, dtype=jnp.int32)
+    place = jnp.where(choice < E, start * GATHERED + order, S * GATHERED)
+    row_P = jnp.zeros(S * GATHERED, jnp.int32).at[place].set(at % rows, mode="drop")
+    weight_P = jnp.zeros(S * GATHERED, jnp.float32).at[place].set(weight, mode="drop")
+    weight_SR = jnp.pad(weight_P.reshape(S, GATHERED), ((0, 0), (0, ROWS - GATHERED)))
+    return Slots(experts_S[:, None], weight_SR, None), row_P.reshape(S, GATHERED), place.reshape(A, rows)
+
+
+class _UpInputs(NamedTuple):
+    experts: jax.Ref
+    gate: jax.Ref  # bfloat16 (L, E, D, F)
+    layer: jax.Ref  # int32 (1,)
+    up: jax.Ref  # bfloat16 (L, E, D, F)
+    weight: jax.Ref
+    x: jax.Ref  # bfloat16 (1 or S, R, D)
+
+
+class _UpScratch(NamedTuple):
+    full: jax.Ref
+    gate: jax.Ref
+    left: jax.Ref
+    staged: jax.Ref
+    up: jax.Ref
+
+
+@functools.partial(jax.jit, static_argnames="blocks")
+def up(x_XRD, gate, up, slots: Slots, layer, *, blocks: Blocks):
+    """hidden (S, R, F) = weight * silu(x G) * (x U); of slots without an expert nothing is written."""
+    depth, width, stages = blocks
+    S, R, F = slots.experts.shape[0], x_XRD.shape[1], gate.shape[3]
+    scratch = _UpScratch(
+        full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
+        gate=stream.tile(stages, depth, width, width=width),
+        left=stream.tile(stages, ROWS, depth, width=width),
+        staged=stream.tile(ROWS, width, width=width),
+        up=stream.tile(stages, depth, width, width=width),
+    )
+    out = jax.ShapeDtypeStruct((S, R, F), x_XRD.dtype)
+    kernel = stream.launch(functools.partial(_up_program, blocks), [out], scratch, (S, F // width))
+    (hidden,) = kernel(_UpInputs(slots.experts, gate, layer, up, slots.weight, x_XRD))
+    return hidden
+
+
+def _up_program(blocks: Blocks, inputs: _UpInputs, out, scratch: _UpScratch):
+    depth, width, stages = blocks
+    slot, column = lax.axis_index("x"), lax.axis_index("y") * width
+    _, rows, D = inputs.x.shape
+    expert, layer = inputs.experts[slot, 0], inputs.layer[0]
+
+    @pl.when(expert < inputs.gate.shape[1])
+    def _():
+        columns, mine = pl.ds(column, width), slot if inputs.x.shape[0] > 1 else 0
+
+        def fill(step, at):
+            deep, full = pl.ds(step * depth, depth), scratch.full.at[at]
+            plgpu.copy_gmem_to_smem(inputs.gate.at[layer, expert, deep, columns], scratch.gate.at[at], full)
+            plgpu.copy_gmem_to_smem(inputs.up.at[layer, expert, deep, columns], scratch.up.at[at], full)
+            plgpu.copy_gmem_to_smem(inputs.x.at[mine, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
+
+        def operands(at):
+            return scratch.left.at[at], [scratch.gate.at[at], scratch.up.at[at]]
+
+        gate, up = stream.sums(2, width, D // depth, stages, scratch.full, fill, operands)
+        weight = plgpu.load(inputs.weight.at[slot, pl.ds(0, ROWS)], layout=ROW, optimized=False)
+        hidden = gate / (1.0 + jnp.exp(-gate)) * up * lax.broadcast_in_dim(weight, gate.shape, [0])
+        stream.store(hidden, scratch.staged, out.at[slot, :, columns], rows)
+
+
+class _DownInputs(NamedTuple):
+    count: jax.Ref | None  # int32 (1,)
+    down: jax.Ref  # bfloat16 (L, E, F, D)
+    experts: jax.Ref
+    hidden: jax.Ref  # bfloat16 (S, R, F)
+    layer: jax.Ref  # int32 (1,)
+
+
+class _DownScratch(NamedTuple):
+    full: jax.Ref
+    left: jax.Ref
+    right: jax.Ref
+    staged: jax.Ref
+
+
+@functools.partial(jax.jit, static_argnames=("blocks", "splits"))
+def down(hidden_SRF, down, slots: Slots, layer, *, splits: int, blocks: Blocks):
+    """float32 (splits, R, D): hidden W_down summed over the slots, a part of F in each split."""
+    F = hidden_SRF.shape[2]
+    while splits > 1 and F % (splits * blocks.depth):
+        splits //= 2
+    return _down(_down_program, splits, _DownInputs(slots.count, down, slots.experts, hidden_SRF, layer), blocks)
+
+
+@functools.partial(jax.jit, static_argnames="blocks")
+def down_each(hidden_SRF, down, slots: Slots, layer, *, blocks: Blocks):
+    """(S, R, D) float32: hidden W_down of each slot; of slots without an expert nothing is written."""
+    inputs = _DownInputs(slots.count, down, slots.experts, hidden_SRF, layer)
+    return _down(_down_each_program, hidden_SRF.shape[0], inputs, blocks)
+
+
+def _down(program, outs: int, inputs: _DownInputs, blocks: Blocks):
+    depth, width, stages = blocks
+    R, D = inputs.hidden.shape[1], inputs.down.shape[3]
+    scratch = _DownScratch(
+        full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        left=stream.tile(stages, ROWS, depth, width=width),
+        right=stream.tile(stages, depth, width, width=width),
+        staged=stream.tile(ROWS, width, width=width, dtype=jnp.float32),
+    )
+    out = jax.ShapeDtypeStruct((outs, R, D), jnp.float32)
+    kernel = stream.launch(functools.partial(program, blocks), [out], scratch, (outs, D // width))
+    (result,) = kernel(inputs)
+    return result
+
+
+def _down_program(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch):
+    F, E = inputs.hidden.shape[2], inputs.down.shape[1]
+    each = F // out.shape[0] // blocks.depth  # steps of a slot
+    first = lax.axis_index("x") * each
+    if inputs.count is None:
+        count = jnp.where(inputs.experts[0, 0] < E, jnp.int32(inputs.hidden.shape[0]), jnp.int32(0))
+    else:
+        count = inputs.count[0]
+
+    def place(step):
+        return lax.div(step, jnp.int32(each)), first + lax.rem(step, jnp.int32(each))
+
+    _sum_down(blocks, inputs, out, scratch, count * each, place)
+
+
+def _down_each_program(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch):
+    slot, (_, _, F) = lax.axis_index("x"), inputs.hidden.shape
+
+    @pl.when(inputs.experts[slot, 0] < inputs.down.shape[1])
+    def _():
+        _sum_down(blocks, inputs, out, scratch, jnp.int32(F // blocks.depth), lambda step: (slot, step))
+
+
+def _sum_down(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch, steps, place):
+    """A column block of the products of `steps` blocks of hidden, block place(step) = (slot, which)."""
+    depth, width, stages = blocks
+    columns, rows, layer = pl.ds(lax.axis_index("y") * width, width), inputs.hidden.shape[1], inputs.layer[0]
+
+    def fill(step, at):
+        slot, number = place(step)
+        deep, full, expert = pl.ds(number * depth, depth), scratch.full.at[at], inputs.experts[slot, 0]
+        plgpu.copy_gmem_to_smem(inputs.down.at[layer, expert, deep, columns], scratch.right.at[at], full)
+        plgpu.copy_gmem_to_smem(inputs.hidden.at[slot, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
+
+    def operands(at):
+        return scratch.left.at[at], [scratch.right.at[at]]
+
+    (total,) = stream.sums(1, width, steps, stages, scratch.full, fill, operands)
+    stream.store(total, scratch.staged, out.at[lax.axis_index("x"), :, columns], rows)

@@ -1,0 +1,55 @@
+"""The decoder's step of one token a row by operations of its own, against the NumPy reference of whole rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mm01_jax.model import decode_step
+from mm01_jax.model.mixers import empty_cache
+from tests.model import jax_model
+from tests.model.test_model_reference import AWKWARD, ROUNDING
+from tests.reference.model import forward
+from tests.reference.random_weights import random_weights
+
+LENGTH = 5
+
+
+def _decoded(model, tokens_BS, active_SB):
+    """(logits of every step (S, B, V), router statistics (S, ...), the cache)."""
+
+    @jax.jit
+    def step(model, cache, token_B, active_B):
+        x = model.embed_tokens(token_B[:, None])[:, 0]
+        told = decode_step.Told(cache.lengths, active_B)
+        hidden_BD, cache, choice = decode_step.forward(model, x, told, cache)
+        stats = decode_step.stats(choice, active_B, model.config.num_experts)
+        return model.logits(hidden_BD[:, None])[:, 0], stats, cache
+
+    with jax_model.one_device():
+        cache = empty_cache(model.config, model.compute, model.rules, len(tokens_BS), 8)
+        results = []
+        for active_B in active_SB:
+            token_B = jnp.asarray(tokens_BS[np.arange(len(tokens_BS)), np.asarray(cache.lengths) % LENGTH])
+            logits, stats, cache = step(model, cache, token_B, jnp.asarray(active_B))
+            results.append((np.asarray(logits), stats))
+    return [x for x, _ in results], [x for _, x in results], cache
+
+
+def test_tokens_one_by_one_give_the_reference_logits_and_idle_rows_wait():
+    weights = {name: weight.astype(np.float64) for name, weight in random_weights(AWKWARD, 11).items()}
+    model = jax_model.build(AWKWARD, 3, weights, "float32")
+    tokens_BS = np.random.RandomState(4).randint(AWKWARD.vocab_size, size=(2, LENGTH)).astype(np.int32)
+    active_SB = np.array([[1, 1], [1, 0], [1, 1], [0, 1], [1, 1], [1, 1]], bool)
+    logits, stats, cache = _decoded(model, tokens_BS, active_SB)
+    result = forward(AWKWARD, weights, tokens_BS)
+    assert np.array_equal(cache.lengths, [LENGTH, LENGTH])
+    place_B = np.zeros(2, int)
+    for step, active_B in enumerate(active_SB):
+        for row in np.flatnonzero(active_B):
+            want = result.logits_BSV[row, place_B[row]]
+            np.testing.assert_allclose(logits[step][row], want, rtol=0, atol=ROUNDING["float32"] * np.abs(want).max())
+            place_B[row] += 1
+        assert (np.asarray(stats[step].assigned).sum(axis=1) == 3 * active_B.sum()).all()
+    chosen = np.stack([np.asarray(x.assigned) for x in stats]).sum(axis=0)
+    want = [np.bincount(routing.chosen_RA.ravel(), minlength=5) for routing in result.routings]
+    assert np.array_equal(chosen, want)
