@@ -28,6 +28,8 @@ from pallas_kernels.lightning_step import lightning_step
 from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
 from pallas_kernels.projection_step import projection_parts, projection_step
 
+MOST_ROWS = 256  # of more, products with all experts are as good
+
 
 class Told(NamedTuple):
     """What every layer is told: rows are B, of arrays filled up; places and whether they have a token, (B,) each."""
@@ -36,12 +38,13 @@ class Told(NamedTuple):
     active_B: jax.Array
 
 
-def serves(model) -> bool:
-    """Whether a token of every row goes this way: on one NVIDIA Hopper GPU, in bfloat16."""
+def serves(model, rows: int) -> bool:
+    """Whether a token of every row goes this way: up to 256 rows on one NVIDIA Hopper GPU, bfloat16 weights, no expert
+    with a capacity, and not where bits have to be those of training's forward."""
     alone = math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
-    by_row = isinstance(model.config, ByRowConfig)  # its bits are those of training's forward
-    dropless = model.config.routing == "dropless"
-    return alone and dropless and not by_row and model.compute.dtype == "bfloat16" and dispatch.why_not_hopper() is None
+    plain = model.config.routing == "dropless" and not isinstance(model.config, ByRowConfig)
+    half = model.compute.dtype == "bfloat16" and model.embed[...].dtype == jnp.bfloat16
+    return alone and plain and half and rows <= MOST_ROWS and dispatch.why_not_hopper() is None
 
 
 def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax.Array, DecodeCache, jax.Array]:

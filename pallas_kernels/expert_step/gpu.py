@@ -1,7 +1,7 @@
 """Experts of few rows on Hopper: only the experts that some row has chosen are read, and each once.
 
-A *slot* is an expert with some rows. Of few rows every slot has all, weighted by 0 where they chose another; of many
-each slot has up to GATHERED of those that chose it.
+A *slot* is an expert with some rows (`gpu_slots.py`). Of few rows every slot has all, weighted by 0 where they chose
+another; of many each slot has up to GATHERED of those that chose it.
 """
 
 import functools
@@ -14,27 +14,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
+from pallas_kernels.expert_step import gpu_slots
+from pallas_kernels.expert_step.gpu_slots import GATHERED, Slots
 from pallas_kernels.few_rows import ROWS, filled_up
 from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
 
 MOST_SHARED = 32  # rows that all slots have
-GATHERED = 32
+MOST_ROWS = 256
 SPLITS = 8
 UP, DOWN = Blocks(width=64, stages=4), Blocks(width=64, stages=4)
 
 
-class Slots(NamedTuple):
-    """Experts int32 (S, ...), of slot s at [s, 0], E where it has none (the last ones). weight float32 (S, 64)."""
-
-    experts: jax.Array
-    weight: jax.Array
-    count: jax.Array | None  # int32 (1,), slots that have an expert; None: all, or none if the first has none
-
-
 def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
-    del choice_AC, weight_AC, layer, rows
+    del choice_AC, weight_AC, layer
     if reason := dispatch.why_not_hopper():
         return reason
     if x_RD.dtype != jnp.bfloat16:
@@ -42,65 +36,38 @@ def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None
     (R, D), F = x_RD.shape, matrices[0].shape[3]
     if filled_up(R) != R or D % stream.DEPTH or F % stream.DEPTH:
         return f"rows must be filled up, D and F multiples of {stream.DEPTH}, got R={R}, D={D}, F={F}"
+    if rows > MOST_ROWS or matrices[0].shape[1] > gpu_slots.MOST_EXPERTS:
+        return (
+            f"it takes up to {MOST_ROWS} rows and {gpu_slots.MOST_EXPERTS} experts, got {rows}, {matrices[0].shape[1]}"
+        )
     return None
 
 
 def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
     """Contract in the package's docstring."""
     gate, up_, down_ = matrices
+    A, E = choice_AC.shape[0], gate.shape[1]
     if rows <= MOST_SHARED:
-        slots = Slots(choice_AC, weight_AC, None) if rows == 1 else shared(choice_AC, weight_AC, rows, gate.shape[1])
-        hidden = up(x_RD[None], gate, up_, slots, layer, blocks=UP)
+        slots = Slots(choice_AC, weight_AC.reshape(-1), None)
+        if rows > 1:
+            slots = gpu_slots.shared(choice_AC, weight_AC, rows=rows, experts=E)
+        hidden = up(x_RD[None], gate, up_, slots, layer, count=min(E, A * rows), blocks=UP)
         return down(hidden, down_, slots, layer, splits=SPLITS, blocks=DOWN)
-    slots, row_SC, place_AR = gathered(choice_AC, weight_AC, rows, gate.shape[1])
-    hidden = up(x_RD[row_SC], gate, up_, slots, layer, blocks=UP)
-    out = down_each(hidden, down_, slots, layer, blocks=DOWN)
-    parts = out.reshape(-1, out.shape[-1]).at[place_AR].get(mode="fill", fill_value=0)
+    S = E + A * rows // GATHERED
+    slots, row_P, place_AC = gpu_slots.gathered(choice_AC, weight_AC, rows=rows, experts=E)
+    own = x_RD[row_P[: S * GATHERED].reshape(S, GATHERED)]
+    hidden = up(own, gate, up_, slots, layer, count=S, blocks=UP)
+    out = down_each(hidden, down_, slots, layer, blocks=DOWN).reshape(S * GATHERED, -1)
+    parts = out.at[place_AC[:, :rows]].get(mode="fill", fill_value=0)
     return jnp.pad(parts, ((0, 0), (0, x_RD.shape[0] - rows), (0, 0)))
 
 
-def shared(choice_AC, weight_AC, rows: int, E: int) -> Slots:
-    """The slots of few rows, by expert."""
-    A = choice_AC.shape[0]
-    S = min(E, A * rows)
-    choice, weight = choice_AC[:, :rows], weight_AC[:, :rows]
-    is_of = choice[None] == jnp.arange(E, dtype=jnp.int32)[:, None, None]  # (E, A, R)
-    active_E = is_of.any((1, 2))
-    before = jnp.arange(E)[:, None] < jnp.arange(E)[None]
-    rank_E = jnp.where(before & active_E[:, None], 1, 0).sum(0, dtype=jnp.int32)
-    has_SE = (rank_E[None] == jnp.arange(S, dtype=jnp.int32)[:, None]) & active_E[None]
-    experts_S = jnp.where(has_SE, jnp.arange(E, dtype=jnp.int32)[None], E).min(1)
-    weight_SR = jnp.where(experts_S[:, None, None] == choice[None], weight[None], 0.0).sum(1)
-    weight_SR = jnp.pad(weight_SR, ((0, 0), (0, ROWS - rows)))
-    return Slots(experts_S[:, None], weight_SR, active_E.sum(dtype=jnp.int32)[None])
-
-
-def gathered(choice_AC, weight_AC, rows: int, E: int):
-    """(slots, the row at each place of each slot (S, GATHERED), the place of each choice (A, rows))."""
-    A = choice_AC.shape[0]
-    S = E + A * rows // GATHERED
-    choice, weight = (x[:, :rows].reshape(-1) for x in (choice_AC, weight_AC))
-    at = jnp.arange(A * rows, dtype=jnp.int32)
-    same = (choice[:, None] == choice[None]) & (at[:, None] > at[None])
-    order = same.sum(1, dtype=jnp.int32)  # of a choice among those of its expert
-    size_E = (choice[None] == jnp.arange(E, dtype=jnp.int32)[:, None]).sum(1, dtype=jnp.int32)
-    slots_E = -(-size_E // GATHERED)
-    end_E = jnp.where(jnp.arange(E)[:, None] >= jnp.arange(E)[None], slots_E[None], 0).sum(1, dtype=jnp.int32)
-    experts_S = (end_E[None] <= jnp.arange(S, dtype=jnp.int32)[:, None]).sum(1, dtype=jnp.int32)
-    start = jnp.where(choice[:, None] == jnp.arange(E)[None], (end_E - slots_E)[None], 0).sum(1, dtype=jnp.int32)
-    place = jnp.where(choice < E, start * GATHERED + order, S * GATHERED)
-    row_P = jnp.zeros(S * GATHERED, jnp.int32).at[place].set(at % rows, mode="drop")
-    weight_P = jnp.zeros(S * GATHERED, jnp.float32).at[place].set(weight, mode="drop")
-    weight_SR = jnp.pad(weight_P.reshape(S, GATHERED), ((0, 0), (0, ROWS - GATHERED)))
-    return Slots(experts_S[:, None], weight_SR, None), row_P.reshape(S, GATHERED), place.reshape(A, rows)
-
-
 class _UpInputs(NamedTuple):
-    experts: jax.Ref
+    experts: jax.Ref  # int32 (at least S, ...), of slot s at [s, 0]
     gate: jax.Ref  # bfloat16 (L, E, D, F)
     layer: jax.Ref  # int32 (1,)
     up: jax.Ref  # bfloat16 (L, E, D, F)
-    weight: jax.Ref
+    weight: jax.Ref  # float32, of each slot one after the other
     x: jax.Ref  # bfloat16 (1 or S, R, D)
 
 
@@ -112,11 +79,11 @@ class _UpScratch(NamedTuple):
     up: jax.Ref
 
 
-@functools.partial(jax.jit, static_argnames="blocks")
-def up(x_XRD, gate, up, slots: Slots, layer, *, blocks: Blocks):
+@functools.partial(jax.jit, static_argnames=("count", "blocks"))
+def up(x_XRD, gate, up, slots: Slots, layer, *, count: int, blocks: Blocks):
     """hidden (S, R, F) = weight * silu(x G) * (x U); of slots without an expert nothing is written."""
     depth, width, stages = blocks
-    S, R, F = slots.experts.shape[0], x_XRD.shape[1], gate.shape[3]
+    S, R, F = count, x_XRD.shape[1], gate.shape[3]
     scratch = _UpScratch(
         full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
         gate=stream.tile(stages, depth, width, width=width),
@@ -150,7 +117,8 @@ def _up_program(blocks: Blocks, inputs: _UpInputs, out, scratch: _UpScratch):
             return scratch.left.at[at], [scratch.gate.at[at], scratch.up.at[at]]
 
         gate, up = stream.sums(2, width, D // depth, stages, scratch.full, fill, operands)
-        weight = plgpu.load(inputs.weight.at[slot, pl.ds(0, ROWS)], layout=ROW, optimized=False)
+        own = pl.ds(slot * (ROWS if inputs.x.shape[0] == 1 else rows), ROWS)
+        weight = plgpu.load(inputs.weight.at[own], layout=ROW, optimized=False)
         hidden = gate / (1.0 + jnp.exp(-gate)) * up * lax.broadcast_in_dim(weight, gate.shape, [0])
         stream.store(hidden, scratch.staged, out.at[slot, :, columns], rows)
 
