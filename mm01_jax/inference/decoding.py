@@ -16,7 +16,7 @@ import numpy as np
 from mm01_jax import sharding
 from mm01_jax.inference import nonfinite, views
 from mm01_jax.inference.asked import Images, check_images, check_prompts
-from mm01_jax.inference.sampling import History, Rows, Sampling, check_seed, rows, sample, with_token
+from mm01_jax.inference.sampling import History, Rows, Sampling, are_plain, check_seed, rows, sample, with_token
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import constrain_cache, empty_cache
@@ -79,10 +79,10 @@ class Answers(NamedTuple):
 class Draw(NamedTuple):
     """What tokens are drawn with, beside their logits.
 
-    allowed_V: ids that may be chosen. stop_K: ids that end a row, -1 for none.
+    rows: None where all `are_plain`. allowed_V: ids that may be chosen. stop_K: ids that end a row, -1 for none.
     """
 
-    rows: Rows
+    rows: Rows | None
     allowed_V: jax.Array
     stop_K: jax.Array
 
@@ -107,7 +107,8 @@ def _taken(answers: Answers, logits_BV: jax.Array, draw: Draw) -> Answers:
     token = jnp.where(done, last, sample(logits_BV, draw.rows, history, number, draw.allowed_V))
     broken = ~done & ~jnp.isfinite(logits_BV).all(axis=1)
     token = jnp.where(broken, NOT_FINITE, token)
-    history = with_token(history, token, ~done & ~broken)
+    if draw.rows is not None:  # else nobody asks what was counted
+        history = with_token(history, token, ~done & ~broken)
     done |= broken | jnp.any(token[:, None] == draw.stop_K[None, :], axis=1)
     return Answers(answers.cache, token, done, number + 1, history)
 
@@ -232,7 +233,7 @@ def _begin(decoder, prompts, lengths: np.ndarray, drawn) -> tuple[Answers, Draw]
     """Answers without a cache and a token, and what they are drawn with; rows without a prompt have stopped."""
     seeds, choices, stop_K, vocab_size = drawn
     empty = len(lengths) - len(prompts)
-    settings = rows([*choices, *[Sampling()] * empty], [*seeds, *[0] * empty])
+    settings = None if are_plain(choices) else rows([*choices, *[Sampling()] * empty], [*seeds, *[0] * empty])
     seen_BV = np.zeros((len(lengths), decoder.embed.shape[0]), np.bool_)
     for row, prompt in enumerate(prompts):
         seen_BV[row, prompt] = True

@@ -132,6 +132,15 @@ def rows(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Rows:
     )
 
 
+def are_plain(samplings: Sequence[Sampling]) -> bool:
+    """Whether every row takes its likeliest token as it is: then `sample` needs no settings, and nothing is counted."""
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "temperature": 0.0}
+    return all(
+        not sampling.logit_bias and all(getattr(sampling, name) == value for name, value in neutral.items())
+        for sampling in samplings
+    )
+
+
 class History(NamedTuple):
     """Which ids rows have so far: prompt_BV bool, of the prompt; count_BV int32, how often in the answer."""
 
@@ -160,7 +169,7 @@ def with_token(history: History, token_B: jax.Array, active_B: jax.Array) -> His
 
 def sample(
     logits_BV: jax.Array,
-    rows: Rows,
+    rows: Rows | None,
     history: History,
     number_B: jax.Array,
     allowed_V: jax.Array,
@@ -169,17 +178,20 @@ def sample(
     """The next token (B,) int32 of each row.
 
     Args:
-      logits_BV: float32.
+      logits_BV: float32. rows: None where all `are_plain`: the same bits for less.
       number_B: int32, how many new tokens the row has.
       allowed_V: bool; ids that no text has (rows of the table beyond the tokenizer) are never chosen. Their untrained
         logits can win otherwise, and decode to nothing (model.md A.7).
       mask_BW: uint32 (B, ceil(V / 32)), bit i of word w is id 32 w + i: what a grammar lets a row say now, at least
         one id of `allowed_V`.
     """
-    adjusted_BV = jnp.where(allowed_V[None, :], _penalised(logits_BV, rows, history), -jnp.inf)
+    penalised_BV = logits_BV if rows is None else _penalised(logits_BV, rows, history)
+    adjusted_BV = jnp.where(allowed_V[None, :], penalised_BV, -jnp.inf)
     if mask_BW is not None:
         adjusted_BV = jnp.where(unpacked(mask_BW, adjusted_BV.shape[1]), adjusted_BV, -jnp.inf)
     greedy_B = jnp.argmax(adjusted_BV, axis=-1).astype(jnp.int32)
+    if rows is None:
+        return greedy_B
     drawing_B = rows.scale_B > 0
     # Branches, so that a batch without a row that draws or cuts does not pay for it; their results are the same bits.
     drawn_B = jax.lax.cond(jnp.any(drawing_B), _drawn, lambda *_: greedy_B, adjusted_BV, rows, number_B)

@@ -49,6 +49,17 @@ def test_temperature_zero_is_the_most_likely_token_whatever_the_key():
     assert shares(LOGITS, Sampling(temperature=0.0))[1] == 1.0
 
 
+def test_rows_that_are_plain_need_no_settings():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, V)), jnp.float32)
+    plain, others = Sampling(temperature=0.0, top_k=2), Sampling(temperature=0.0, logit_bias={3: 9.0})
+    assert sampling.are_plain([plain, plain])
+    for other in (others, Sampling(), Sampling(temperature=0.0, presence_penalty=0.5)):
+        assert not sampling.are_plain([plain, other])
+    settings = jax.tree.map(jnp.asarray, sampling.rows([plain] * 4, [0] * 4))
+    told = sampling.empty_history(4, V), jnp.zeros(4, jnp.int32), jnp.arange(V) != 7
+    assert np.array_equal(chosen(logits, settings, *told), chosen(logits, None, *told))
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_come_with_the_softmax_of_logits_over_temperature(temperature):
     assert_distribution(shares(LOGITS, Sampling(temperature=temperature)), softmax(LOGITS / temperature))
