@@ -143,6 +143,5 @@ def _softmax(mixer, x_RD, store: KeysValues, told, layer):
     keys, values = put(store.keys, turned[:, N:]), put(store.values, heads[:, 0, N + K :])
     query = turned[:, :N].reshape(B, K, N // K, H)
     out = attention_step(query, keys, values, jnp.clip(positions_B + 1, 1, T), layer)
-    out = jnp.pad(out.reshape(B, N * H), ((0, x_RD.shape[0] - B), (0, 0)))
     parts = projection_parts(out, _matrix(mixer.out, dtype, 2), layer)
     return parts, None, KeysValues(keys.reshape(store.keys.shape), values.reshape(store.values.shape))

@@ -25,7 +25,7 @@ def attention_step(
     *,
     implementation: str | None = None,
 ) -> jax.Array:
-    """out (B, K, G, H) in the query's dtype.
+    """out (R, K * G * H) in the query's dtype, R = `few_rows.filled_up(B)`; rows that only fill up may be anything.
 
     Args:
       query_BKGH: bfloat16 or float32, rotated. keys_LBKTH, values_LBKTH: in its dtype. count_B: int32, from 1 to T.

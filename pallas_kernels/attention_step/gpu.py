@@ -1,9 +1,10 @@
 """Softmax attention of one token a row over a cache on Hopper: only filled blocks are read, cut over the chip.
 
-A program has a stretch of the keys of one key head of one row, and all queries of that head. Stretches leave their
-unnormalised sum, greatest score and weight; XLA puts them together.
+A program has a stretch of the keys of one key head of one row, and all queries of that head. Where there are several,
+each leaves its unnormalised sum, greatest score and weight, and a second launch puts them together.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
-from pallas_kernels.few_rows import EIGHT, ROWS
+from pallas_kernels.few_rows import EIGHT, ROWS, filled_up
 from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW
 
@@ -37,8 +38,8 @@ class _Scratch(NamedTuple):
     arrived: jax.Ref
     full: jax.Ref
     keys: jax.Ref
+    marks: jax.Ref  # of each query the greatest score, and the weight of its sum
     query: jax.Ref
-    row: jax.Ref
     scores: jax.Ref
     staged: jax.Ref
     values: jax.Ref
@@ -67,35 +68,34 @@ def unsupported(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> str | N
 def forward(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer):
     """Contract in the package's docstring."""
     _, B, K, T, H = keys_LBKTH.shape
-    G = query_BKGH.shape[2]
+    G, dtype, splits = query_BKGH.shape[2], query_BKGH.dtype, splits_of(B, K, T)
     query_BKGH = jnp.pad(query_BKGH, ((0, 0), (0, 0), (0, EIGHT - G), (0, 0)))
-    splits = splits_of(B, K, T)
     scratch = _Scratch(
         arrived=plgpu.Barrier(num_arrivals=1),
         full=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
         keys=stream.tile(STAGES, BLOCK, H, width=BLOCK),
+        marks=plgpu.SMEM((2, ROWS), jnp.float32),
         query=stream.tile(ROWS, H, width=BLOCK),
-        row=plgpu.SMEM((2, ROWS), jnp.float32),
         scores=stream.tile(ROWS, BLOCK, width=BLOCK),
-        staged=stream.tile(ROWS, H, width=BLOCK, dtype=jnp.float32),
+        staged=plgpu.SMEM((ROWS, H), dtype if splits == 1 else jnp.float32),
         values=stream.tile(STAGES, BLOCK, H, width=BLOCK),
     )
-    outs = [
-        jax.ShapeDtypeStruct((splits, B, K, EIGHT, H), jnp.float32),
-        jax.ShapeDtypeStruct((splits, B, K, 2, ROWS), jnp.float32),
-    ]
-    kernel = stream.launch(_program, outs, scratch, (splits, B, K))
-    out, marks = kernel(_Inputs(count_B, keys_LBKTH, layer, query_BKGH, values_LBKTH))
-    greatest, weight, out = marks[..., 0, :G], marks[..., 1, :G], out[..., :G, :]
-    share = jnp.exp(greatest - jnp.max(greatest, axis=0, keepdims=True))
-    total = jnp.sum(share * weight, axis=0)
-    return (jnp.sum(out * share[..., None], axis=0) / total[..., None]).astype(query_BKGH.dtype)
+    result = jax.ShapeDtypeStruct((filled_up(B), K, G, H), dtype)
+    outs = [result]
+    if splits > 1:  # as many as a table has lines, of which the first are written
+        outs = [jax.ShapeDtypeStruct((ROWS, B, K, *shape), jnp.float32) for shape in ((G, H), (2, ROWS))]
+    kernel = stream.launch(functools.partial(_program, splits), outs, scratch, (splits, B, K))
+    found = kernel(_Inputs(count_B, keys_LBKTH, layer, query_BKGH, values_LBKTH))
+    if splits > 1:
+        joined = plgpu.SMEM((G, H), dtype)
+        found = stream.launch(functools.partial(_join, splits), [result], joined, (B, K))(*found)
+    return found[0].reshape(result.shape[0], K * G * H)
 
 
-def _program(inputs: _Inputs, out, marks, scratch: _Scratch):
+def _program(splits: int, inputs: _Inputs, out, *rest):
+    *marks, scratch = rest
     split, b, k = (lax.axis_index(name) for name in "xyz")
-    splits, layer, count = out.shape[0], inputs.layer[0], inputs.count[b]
-    H = inputs.keys.shape[4]
+    layer, count, H = inputs.layer[0], inputs.count[b], inputs.keys.shape[4]
     blocks = lax.div(count + (BLOCK - 1), jnp.int32(BLOCK))
     each = lax.div(blocks + (splits - 1), jnp.int32(splits))
     first = split * each
@@ -132,10 +132,40 @@ def _program(inputs: _Inputs, out, marks, scratch: _Scratch):
     zero = plgpu.layout_cast(jnp.zeros((ROWS, H), jnp.float32), plgpu.Layout.WGMMA)
     least, none = (plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW) for value in (LEAST, 0.0))
     total, greatest, weight = lax.fori_loop(0, steps, one, (zero, least, none))
-    scratch.staged[...], scratch.row[0], scratch.row[1] = total, greatest, weight
+    mine = scratch.staged.at[pl.ds(0, out.shape[-2])]
+    if splits == 1:
+        scratch.staged[...] = (total / lax.broadcast_in_dim(weight, total.shape, [0])).astype(out.dtype)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(mine, out.at[b, k])
+    else:
+        scratch.staged[...], scratch.marks[0], scratch.marks[1] = total, greatest, weight
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(mine, out.at[split, b, k])
+        plgpu.copy_smem_to_gmem(scratch.marks, marks[0].at[split, b, k])
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _join(splits: int, parts, marks, out, joined):
+    """Puts the stretches of one key head of one row together: tables of ROWS stretches down, `splits` of them there."""
+    b, k, (G, H) = lax.axis_index("x"), lax.axis_index("y"), out.shape[2:]
+    square, wide = (ROWS, ROWS), (ROWS, H)
+    greatest, weight = (plgpu.load(marks.at[:, b, k, i], layout=plgpu.Layout.WGMMA, optimized=False) for i in range(2))
+    stretches = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
+    there = plgpu.broadcasted_iota(jnp.int32, wide, 0, layout=plgpu.Layout.WGMMA) < splits
+    queries = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
+    for g in range(G):
+        most, own = (
+            jnp.where(queries == g, table, jnp.zeros(square, jnp.float32)).sum(axis=1) for table in (greatest, weight)
+        )
+        most = jnp.where(stretches < splits, most, jnp.full((ROWS,), LEAST, jnp.float32))
+        share = jnp.exp(most - jnp.broadcast_to(most.max(axis=0), most.shape))
+        own = jnp.where(stretches < splits, own, jnp.zeros((ROWS,), jnp.float32))
+        share /= jnp.broadcast_to((share * own).sum(axis=0), share.shape)
+        part = plgpu.load(parts.at[:, b, k, g], layout=plgpu.Layout.WGMMA, optimized=False)
+        part = jnp.where(there, part, jnp.zeros(wide, jnp.float32))
+        joined[g] = (part * lax.broadcast_in_dim(share, wide, [0])).sum(axis=0).astype(joined.dtype)
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(scratch.staged.at[pl.ds(0, EIGHT)], out.at[split, b, k])
-    plgpu.copy_smem_to_gmem(scratch.row, marks.at[split, b, k])
+    plgpu.copy_smem_to_gmem(joined, out.at[b, k])
     plgpu.wait_smem_to_gmem(0)
 
 

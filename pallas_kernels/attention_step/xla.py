@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.few_rows import filled_up
 from pallas_kernels.precision import matmul_precision
 
 
@@ -19,4 +20,5 @@ def forward(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer):
     seen_BT = jnp.arange(keys.shape[2], dtype=jnp.int32)[None, :] < count_B[:, None]
     share = jax.nn.softmax(jnp.where(seen_BT[:, None, None, :], scores, -jnp.inf), axis=-1)
     out = jnp.einsum("bkgt,bkth->bkgh", share.astype(values.dtype), values, **told)
-    return out.astype(query_BKGH.dtype)
+    out = out.astype(query_BKGH.dtype).reshape(out.shape[0], -1)
+    return jnp.pad(out, ((0, filled_up(len(out)) - len(out)), (0, 0)))
