@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.deterministic import ByRowConfig
-from mm01_jax.model.layers import rms_norm, rope
+from mm01_jax.model.layers import rms_norm, rope_angles
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.softmax import KeysValues
@@ -129,19 +129,10 @@ def _lightning(mixer, x_RD, states, told, layer):
 def _softmax(mixer, x_RD, store: KeysValues, told, layer):
     """(parts of the output product, None, the keys and values with this token's)."""
     (_, positions_B, active_B), config, dtype = told, mixer.config, x_RD.dtype
-    N, K, H, B = config.num_heads, config.num_kv_heads, config.head_dim, positions_B.shape[0]
     matrices = [_matrix(weight, dtype) for weight in (mixer.query, mixer.key, mixer.value)]
-    heads = projection_step(x_RD, matrices, layer)[:B].reshape(B, 1, N + 2 * K, H)
-    turned = rope(heads[:, :, : N + K], positions_B[:, None], config.rotary_dim, config.rope_theta)[:, 0]
-    T, rows = store.keys.shape[4], jnp.arange(B, dtype=jnp.int32)
-    places = jnp.where(active_B, positions_B, T)  # past the end: dropped
-
-    def put(array, new):
-        flat = array.reshape(-1, *array.shape[2:])
-        return flat.at[layer[0], rows, :, places].set(new.astype(flat.dtype), mode="drop")
-
-    keys, values = put(store.keys, turned[:, N:]), put(store.values, heads[:, 0, N + K :])
-    query = turned[:, :N].reshape(B, K, N // K, H)
-    out = attention_step(query, keys, values, jnp.clip(positions_B + 1, 1, T), layer)
+    angle_BA = rope_angles(positions_B, config.rotary_dim, config.rope_theta)
+    keys, values = (x.reshape(-1, *x.shape[2:]) for x in store)
+    projected = projection_step(x_RD, matrices, layer)
+    out, keys, values = attention_step(projected, angle_BA, keys, values, (positions_B, active_B, layer))
     parts = projection_parts(out, _matrix(mixer.out, dtype, 2), layer)
     return parts, None, KeysValues(keys.reshape(store.keys.shape), values.reshape(store.values.shape))

@@ -120,10 +120,17 @@ def rope(x_BSNH: jax.Array, positions_BS: jax.Array, rotary_dim: int, theta: flo
     """Rotates the first `rotary_dim` dims of each head, i with i + rotary_dim/2, in float32 (model.md A.5)."""
     half = rotary_dim // 2
     wide = np.promote_types(x_BSNH.dtype, np.float32)
-    frequency = jnp.asarray(theta, wide) ** (-jnp.arange(half, dtype=wide) * (2.0 / rotary_dim))
-    angle = positions_BS[:, :, None, None].astype(wide) * frequency[None, None, None, :]
+    angle = rope_angles(positions_BS, rotary_dim, theta, wide)[:, :, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first = x_BSNH[..., :half].astype(wide)
     second = x_BSNH[..., half:rotary_dim].astype(wide)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([turned.astype(x_BSNH.dtype), x_BSNH[..., rotary_dim:]], axis=-1)
+
+
+def rope_angles(positions: jax.Array, rotary_dim: int, theta: float, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """The angles (..., rotary_dim / 2) by which the pairs of a head at these positions are turned."""
+    exponent = -jnp.arange(rotary_dim // 2, dtype=dtype) * (2.0 / rotary_dim)
+    frequency = jnp.asarray(theta, dtype) ** exponent
+    lead = (1,) * positions.ndim
+    return positions[..., None].astype(dtype) * frequency.reshape(*lead, -1)

@@ -1,9 +1,9 @@
-"""Softmax attention of one token a row over a cache: `attention_step` (`api.py`).
+"""The decode step of a softmax layer between its two products: `attention_step` (`api.py`).
 
 An implementation is a module with two functions; `api.py` has checked the arguments. `reference` is NumPy.
 
-    unsupported(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> str | None     why it cannot, or None
-    forward(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> out_RW
+    unsupported(*arguments) -> str | None    why it cannot, or None
+    forward(*arguments) -> (out_RW, keys_LBKTH, values_LBKTH)    projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told
 """
 
 from pallas_kernels.attention_step.api import attention_step

@@ -1,10 +1,11 @@
-"""Softmax attention of one token a row over a cache on Hopper: only filled blocks are read, cut over the chip.
+"""A softmax layer's decode step on Hopper: `gpu_place`, then attention over filled blocks alone, cut over the chip.
 
 A program has a stretch of the keys of one key head of one row, and all queries of that head. Where there are several,
 each leaves its unnormalised sum, greatest score and weight, and a second launch puts them together.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
+from pallas_kernels.attention_step import gpu_place
 from pallas_kernels.few_rows import EIGHT, ROWS, filled_up
 from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW
@@ -50,14 +52,15 @@ def splits_of(B: int, K: int, T: int) -> int:
     return max(1, min(MOST_SPLITS, -(-PROGRAMS // (B * K)), T // BLOCK))
 
 
-def unsupported(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> str | None:
+def unsupported(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
-    del values_LBKTH, count_B, layer
+    del angle_BA, values_LBKTH, told
     if reason := dispatch.why_not_hopper():
         return reason
-    if query_BKGH.dtype != jnp.bfloat16:
-        return f"it takes bfloat16, got {query_BKGH.dtype.name}"
-    (_, _, G, H), T = query_BKGH.shape, keys_LBKTH.shape[3]
+    if projected_RF.dtype != jnp.bfloat16:
+        return f"it takes bfloat16, got {projected_RF.dtype.name}"
+    _, _, K, T, H = keys_LBKTH.shape
+    G = projected_RF.shape[1] // H // K - 2
     if G > EIGHT or H not in HEAD_DIMS or T % BLOCK:
         allowed = f"up to {EIGHT} queries a key head, head_dim of {HEAD_DIMS}, T a multiple of {BLOCK}"
         return f"it takes {allowed}; got {G}, {H}, {T}"
@@ -65,11 +68,20 @@ def unsupported(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer) -> str | N
 
 
 @jax.jit
-def forward(query_BKGH, keys_LBKTH, values_LBKTH, count_B, layer):
+def forward(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told):
     """Contract in the package's docstring."""
+    position_B, _, layer = told
+    stores = keys_LBKTH, values_LBKTH
+    query, *stores = gpu_place.place(projected_RF, angle_BA, *stores, told)
+    count_B = jnp.clip(position_B + 1, 1, keys_LBKTH.shape[3])
+    group = projected_RF.shape[1] // math.prod(query.shape[1::2]) - 2
+    return attend(query, group, *stores, count_B, layer), *stores
+
+
+def attend(query_BKGH, group: int, keys_LBKTH, values_LBKTH, count_B, layer):
+    """out (R, W) of queries (B, K, EIGHT, H), a group of each."""
     _, B, K, T, H = keys_LBKTH.shape
-    G, dtype, splits = query_BKGH.shape[2], query_BKGH.dtype, splits_of(B, K, T)
-    query_BKGH = jnp.pad(query_BKGH, ((0, 0), (0, 0), (0, EIGHT - G), (0, 0)))
+    G, dtype, splits = group, query_BKGH.dtype, splits_of(B, K, T)
     scratch = _Scratch(
         arrived=plgpu.Barrier(num_arrivals=1),
         full=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),

@@ -191,16 +191,24 @@ def test_norm_and_router_equal_float64(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("splits", [1, 3], ids=["whole", "in stretches"])
-def test_attention_over_a_cache_equals_float64(splits, dtype, monkeypatch):
+def test_attention_step_equals_float64_and_idle_rows_write_nothing(splits, dtype, monkeypatch):
     make, (B, K, G, T, H) = Numbers(dtype), (3, 2, 3, 256, 64)
     monkeypatch.setattr(attention_gpu, "MOST_SPLITS", splits)
+    angle = jnp.asarray(make.random.uniform(0, 7, size=(B, 16)), jnp.float32)
     keys, values = make(2, B, K, T, H), make(2, B, K, T, H)
-    arguments = make(B, K, G, H), keys, values, jnp.array([1, 100, T], jnp.int32), LAYER
+    told = jnp.array([0, 100, T - 1], jnp.int32), jnp.array([True, False, True]), LAYER
+    arguments = make.filled_up(B, (G + 2) * K * H), angle, keys, values, told
     attention_gpu.forward.clear_cache()
     outs = both(dtype, "attention", functools.partial(attention_step, implementation="xla"), *arguments)
-    exact = attention_reference.forward(*arguments)
-    outs = {name: out[:B].reshape(exact.shape) for name, out in outs.items()}
-    judge(outs, exact, 4 * (T + H) * EPS * np.abs(values).max())
+    rounded = (lambda x: np.asarray(x.astype(dtype), np.float64)) if dtype == "bfloat16" else (lambda x: x)
+    exact, *stores = attention_reference.forward(arguments[0][:B], *arguments[1:], rounded=rounded)
+    for name, (_, *found) in outs.items():
+        for old, new in zip((keys, values), found, strict=True):
+            assert np.array_equal(new[0], old[0]) and np.array_equal(new[1, 1], old[1, 1]), name
+    size = np.abs(values).max()
+    judge({name: out[0][:B] for name, out in outs.items()}, exact, 4 * (T + H) * EPS * size)
+    for place, store in enumerate(stores, 1):
+        judge({name: out[place][1] for name, out in outs.items()}, store, 8 * EPS * np.abs(store).max())
 
 
 def test_what_a_kernel_cannot_take_is_said():
