@@ -18,6 +18,7 @@ from mm01_jax.inference import nonfinite, views
 from mm01_jax.inference.asked import Images, check_images, check_prompts
 from mm01_jax.inference.sampling import History, Rows, Sampling, are_plain, check_seed, rows, sample, with_token
 from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.decode_step import begin_rings, constrained, end_rings
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import constrain_cache, empty_cache
 from mm01_jax.model.multimodal import VLModel
@@ -59,7 +60,7 @@ def decode_step(
     """One token a row -> (float32 logits (B, V), the cache). Rows that are not active keep their cache."""
     segments = jnp.where(active_B, 0, -1)[:, None]
     hidden, cache, _ = model.forward(model.embed_tokens(token_B[:, None]), cache.lengths[:, None], segments, cache)
-    return model.logits(hidden)[:, 0], constrain_cache(cache, model.config, model.rules)
+    return model.logits(hidden)[:, 0], constrained(model, cache)
 
 
 class Answers(NamedTuple):
@@ -91,14 +92,17 @@ class Draw(NamedTuple):
 def decode_block(model, answers: Answers, draw: Draw, *, count: int) -> tuple[jax.Array, jax.Array, Answers]:
     """Decodes `count` tokens a row: (tokens (B, count), its last where a row had stopped; done_B; the answers)."""
 
+    text, before = model.text if isinstance(model, VLModel) else model, answers.cache
+    begun = answers._replace(cache=begin_rings(text, before, count))
+
     def step(answers: Answers, _):
         logits, cache = decode_step(model, answers.cache, answers.token_B, ~answers.done_B)
         answers = _taken(answers._replace(cache=cache), logits, draw)
         return answers, answers.token_B
 
-    answers, tokens = jax.lax.scan(step, answers, length=count)
-    small = _everywhere(answers[1:4])
-    return _everywhere(tokens.T), small[1], Answers(answers.cache, *small, _as_rows(answers.history, model.rules))
+    answers, tokens = jax.lax.scan(step, begun, length=count)
+    cache, small = end_rings(text, answers.cache, before.lengths), _everywhere(answers[1:4])
+    return _everywhere(tokens.T), small[1], Answers(cache, *small, _as_rows(answers.history, model.rules))
 
 
 def _taken(answers: Answers, logits_BV: jax.Array, draw: Draw) -> Answers:

@@ -16,7 +16,7 @@ from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.deterministic import ByRowConfig
 from mm01_jax.model.layers import rms_norm, rope_angles
 from mm01_jax.model.lightning import Lightning
-from mm01_jax.model.mixers import MIXERS
+from mm01_jax.model.mixers import MIXERS, constrain_cache
 from mm01_jax.model.softmax import KeysValues
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.experts.router import count
@@ -24,11 +24,12 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention_step import attention_step
 from pallas_kernels.expert_step import expert_step
 from pallas_kernels.few_rows import filled_up
-from pallas_kernels.lightning_step import lightning_step
+from pallas_kernels.lightning_step import RING, empty_rings, lightning_fold, lightning_ring_step, lightning_step
 from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
 from pallas_kernels.projection_step import projection_parts, projection_step
 
 MOST_ROWS = 256  # of more, products with all experts are as good
+LEAST_RINGED = 32  # rows from which states are most of what a step reads
 
 
 class Told(NamedTuple):
@@ -38,12 +39,21 @@ class Told(NamedTuple):
     active_B: jax.Array
 
 
+class Ringed(NamedTuple):
+    """States (M, n, B, N, H, H) of lightning layers as of `place` (1,) steps ago, and the tokens since."""
+
+    states: jax.Array
+    rings: tuple[jax.Array, jax.Array]
+    place: jax.Array
+
+
 def serves(model, rows: int) -> bool:
     """Whether a token of every row goes this way: up to 256 rows on one NVIDIA Hopper GPU, bfloat16 weights, no expert
     with a capacity, and not where bits have to be those of training's forward."""
     alone = math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
     plain = model.config.routing == "dropless" and not isinstance(model.config, ByRowConfig)
-    half = model.compute.dtype == "bfloat16" and model.embed[...].dtype == jnp.bfloat16
+    matrices = [model.embed[...], *(weight for weight in jax.tree.leaves(model.stacks) if weight.ndim > 3)]
+    half = model.compute.dtype == "bfloat16" and all(weight.dtype == jnp.bfloat16 for weight in matrices)
     return alone and plain and half and rows <= MOST_ROWS and dispatch.why_not_hopper() is None
 
 
@@ -73,8 +83,50 @@ def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax
             weight_LD, layer = model.final_norm[...].astype(x.dtype)[None], jnp.zeros((1,), jnp.int32)
         norm = residual(weight_LD, layer, config.experts_alpha, config.experts_beta)
         (x,) = norm_step(x, parts, norm, rows=B)
+    caches = [x._replace(place=x.place + 1) if isinstance(x, Ringed) else x for x in caches]
     lengths = cache.lengths + told.active_B.astype(jnp.int32)
     return x[:B], DecodeCache(tuple(caches), lengths), jnp.stack(choices)
+
+
+def begin_rings(model, cache: DecodeCache, steps: int) -> DecodeCache:
+    """The cache for some steps after which `end_rings` is called, with rings where they pay."""
+    rows = cache.lengths.shape[0]
+    if not serves(model, rows) or not rows >= LEAST_RINGED or steps > RING:
+        return cache
+    return with_rings(model, cache)
+
+
+def with_rings(model, cache: DecodeCache) -> DecodeCache:
+    """The cache with an empty ring beside each lightning layer's states."""
+
+    def begun(kind, stack):
+        if MIXERS[kind] is not Lightning:
+            return stack
+        return Ringed(stack, empty_rings(_layers(stack), jnp.dtype(model.compute.dtype)), jnp.zeros((1,), jnp.int32))
+
+    pairs = zip(model.config.stacks, cache.stacks, strict=True)
+    return DecodeCache(tuple(begun(kind, stack) for (kind, _), stack in pairs), cache.lengths)
+
+
+def end_rings(model, cache: DecodeCache, lengths_B: jax.Array) -> DecodeCache:
+    """The cache without rings; lengths_B are those at `begin_rings`."""
+
+    def ended(stack, slope_MnN):
+        if not isinstance(stack, Ringed):
+            return stack
+        count_B = cache.lengths - lengths_B
+        states = lightning_fold(_layers(stack.states), stack.rings, _layers(slope_MnN), count_B)
+        return states.reshape(stack.states.shape)
+
+    pairs = zip(cache.stacks, model.slopes(), strict=True)
+    return DecodeCache(tuple(ended(*pair) for pair in pairs), cache.lengths)
+
+
+def constrained(model, cache: DecodeCache) -> DecodeCache:
+    """The cache laid as its mixers say; with rings it is on one device."""
+    if any(isinstance(stack, Ringed) for stack in cache.stacks):
+        return cache
+    return constrain_cache(cache, model.config, model.rules)
 
 
 def stats(choice_LAB: jax.Array, active_B: jax.Array, num_experts: int) -> RouterStats:
@@ -104,7 +156,10 @@ def _order(model) -> list[tuple[int, jax.Array]]:
 
 def _flat(weight, dtype: jnp.dtype) -> jax.Array:
     """A stack's weight (period, layer, ...) -> (layer, ...)."""
-    array = weight[...].astype(dtype)
+    return _layers(weight[...].astype(dtype))
+
+
+def _layers(array: jax.Array) -> jax.Array:
     return array.reshape(-1, *array.shape[2:])
 
 
@@ -120,10 +175,17 @@ def _lightning(mixer, x_RD, states, told, layer):
     slope_LN, _, active_B = told
     dtype = x_RD.dtype
     projected = projection_step(x_RD, [_matrix(mixer.qkv, dtype), _matrix(mixer.output_gate, dtype)], layer)
-    flat = states.reshape(-1, *states.shape[2:])
-    o, u, flat = lightning_step(projected, flat, slope_LN, _flat(mixer.norm, dtype), active_B, layer)
+    weight_LNH, ringed = _flat(mixer.norm, dtype), isinstance(states, Ringed)
+    flat = _layers(states.states if ringed else states)
+    if ringed:
+        told = active_B, states.place, layer
+        o, u, rings = lightning_ring_step(projected, flat, states.rings, slope_LN, weight_LNH, told)
+        states = states._replace(rings=rings)
+    else:
+        o, u, flat = lightning_step(projected, flat, slope_LN, weight_LNH, active_B, layer)
+        states = flat.reshape(states.shape)
     parts = projection_parts(u, _matrix(mixer.out, dtype, 2), layer)
-    return parts, Mixed(o, mixer.config.lightning_norm_eps), flat.reshape(states.shape)
+    return parts, Mixed(o, mixer.config.lightning_norm_eps), states
 
 
 def _softmax(mixer, x_RD, store: KeysValues, told, layer):
@@ -131,7 +193,7 @@ def _softmax(mixer, x_RD, store: KeysValues, told, layer):
     (_, positions_B, active_B), config, dtype = told, mixer.config, x_RD.dtype
     matrices = [_matrix(weight, dtype) for weight in (mixer.query, mixer.key, mixer.value)]
     angle_BA = rope_angles(positions_B, config.rotary_dim, config.rope_theta)
-    keys, values = (x.reshape(-1, *x.shape[2:]) for x in store)
+    keys, values = map(_layers, store)
     projected = projection_step(x_RD, matrices, layer)
     out, keys, values = attention_step(projected, angle_BA, keys, values, (positions_B, active_B, layer))
     parts = projection_parts(out, _matrix(mixer.out, dtype, 2), layer)

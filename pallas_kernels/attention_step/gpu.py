@@ -21,7 +21,7 @@ from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW
 
 BLOCK = 64  # keys of a step
-STAGES = 3
+STAGES = 2  # two programs fit a multiprocessor
 PROGRAMS = 264  # wanted: two on each multiprocessor of an H100 or H200 SXM
 MOST_SPLITS = 64
 LEAST = -1e30
@@ -154,7 +154,7 @@ def _program(splits: int, inputs: _Inputs, out, *rest):
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(mine, out.at[split, b, k])
         plgpu.copy_smem_to_gmem(scratch.marks, marks[0].at[split, b, k])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _join(splits: int, parts, marks, out, joined):
@@ -178,7 +178,7 @@ def _join(splits: int, parts, marks, out, joined):
         joined[g] = (part * lax.broadcast_in_dim(share, wide, [0])).sum(axis=0).astype(joined.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(joined, out.at[b, k])
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
 def _product(left, right, width: int):

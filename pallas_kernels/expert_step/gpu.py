@@ -23,7 +23,9 @@ from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
 MOST_SHARED = 32  # rows that all slots have
 MOST_ROWS = 256
 SPLITS = 8
-UP, DOWN = Blocks(width=64, stages=4), Blocks(width=64, stages=4)
+UP, UP_NARROW = Blocks(width=64, stages=3), Blocks(width=32, stages=8)
+DOWN, DOWN_EACH = Blocks(width=64, stages=8), Blocks(width=128, stages=4)
+PROGRAMS = 2 * 132  # of fewer the columns are narrower
 
 
 def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None:
@@ -51,13 +53,13 @@ def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
         slots = Slots(choice_AC, weight_AC.reshape(-1), None)
         if rows > 1:
             slots = gpu_slots.shared(choice_AC, weight_AC, rows=rows, experts=E)
-        hidden = up(x_RD[None], gate, up_, slots, layer, count=min(E, A * rows), blocks=UP)
-        return down(hidden, down_, slots, layer, splits=SPLITS, blocks=DOWN)
+        hidden = up(x_RD[None], gate, up_, slots, layer, count=min(E, A * rows))
+        return down(hidden, down_, slots, layer, splits=SPLITS)
     S = E + A * rows // GATHERED
     slots, row_P, place_AC = gpu_slots.gathered(choice_AC, weight_AC, rows=rows, experts=E)
     own = x_RD[row_P[: S * GATHERED].reshape(S, GATHERED)]
-    hidden = up(own, gate, up_, slots, layer, count=S, blocks=UP)
-    out = down_each(hidden, down_, slots, layer, blocks=DOWN).reshape(S * GATHERED, -1)
+    hidden = up(own, gate, up_, slots, layer, count=S)
+    out = down_each(hidden, down_, slots, layer).reshape(S * GATHERED, -1)
     parts = out.at[place_AC[:, :rows]].get(mode="fill", fill_value=0)
     return jnp.pad(parts, ((0, 0), (0, x_RD.shape[0] - rows), (0, 0)))
 
@@ -80,8 +82,10 @@ class _UpScratch(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("count", "blocks"))
-def up(x_XRD, gate, up, slots: Slots, layer, *, count: int, blocks: Blocks):
+def up(x_XRD, gate, up, slots: Slots, layer, *, count: int, blocks: Blocks | None = None):
     """hidden (S, R, F) = weight * silu(x G) * (x U); of slots without an expert nothing is written."""
+    if blocks is None:
+        blocks = UP if count * gate.shape[3] // UP.width >= PROGRAMS else UP_NARROW
     depth, width, stages = blocks
     S, R, F = count, x_XRD.shape[1], gate.shape[3]
     scratch = _UpScratch(
@@ -139,7 +143,7 @@ class _DownScratch(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("blocks", "splits"))
-def down(hidden_SRF, down, slots: Slots, layer, *, splits: int, blocks: Blocks):
+def down(hidden_SRF, down, slots: Slots, layer, *, splits: int, blocks: Blocks = DOWN):
     """float32 (splits, R, D): hidden W_down summed over the slots, a part of F in each split."""
     F = hidden_SRF.shape[2]
     while splits > 1 and F % (splits * blocks.depth):
@@ -148,7 +152,7 @@ def down(hidden_SRF, down, slots: Slots, layer, *, splits: int, blocks: Blocks):
 
 
 @functools.partial(jax.jit, static_argnames="blocks")
-def down_each(hidden_SRF, down, slots: Slots, layer, *, blocks: Blocks):
+def down_each(hidden_SRF, down, slots: Slots, layer, *, blocks: Blocks = DOWN_EACH):
     """(S, R, D) float32: hidden W_down of each slot; of slots without an expert nothing is written."""
     inputs = _DownInputs(slots.count, down, slots.experts, hidden_SRF, layer)
     return _down(_down_each_program, hidden_SRF.shape[0], inputs, blocks)

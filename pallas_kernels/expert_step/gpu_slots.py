@@ -79,73 +79,72 @@ def _kernel(program, plan: _Plan, outs, programs: int):
 
 
 def _shared_program(plan: _Plan, choice, weight, found_out, weight_out, count_out):
-    shape = (ROWS, ROWS)
-    active_down, active_across = jnp.zeros(ROWS, jnp.float32), jnp.zeros(ROWS, jnp.float32)
-    for a in range(choice.shape[0]):
-        across, down = (_choices(plan, choice, a, 0, ROWS, layout) for layout in (ACROSS, DOWN))
-        active_down = jnp.maximum(active_down, _ones(_ids(shape, 0) == _across(across, shape)).max(axis=1))
-        active_across = jnp.maximum(active_across, _ones(_down(down, shape) == _ids(shape, 1)).max(axis=0))
-    rank = (_ones(_ids(shape, 0) < _ids(shape, 1)) * _down(active_down, shape)).sum(axis=0)
-    has = (_across(rank, shape) == _ids(shape, 0).astype(jnp.float32)) & (_across(active_across, shape) > 0)
-    none = jnp.full(shape, plan.experts, jnp.int32)
-    found = jnp.where(has, _ids(shape, 1), none).min(axis=1)
+    shape, A = (ROWS, ROWS), choice.shape[0]
+    across = [_choices(plan, choice, a, 0, ROWS, ACROSS) for a in range(A)]
+    down = [_choices(plan, choice, a, 0, ROWS, DOWN) for a in range(A)]
+    told = [plgpu.load(weight.at[a, pl.ds(0, ROWS)], layout=ACROSS, optimized=False) for a in range(A)]
+    line, column = _ids(shape, 0), _ids(shape, 1)
+    mine, whose = (
+        functools.reduce(jnp.logical_or, tables)
+        for tables in (
+            [line == _across(chosen, shape) for chosen in across],
+            [_down(chosen, shape) == column for chosen in down],
+        )
+    )
+    active_down, active_across = _ones(mine).max(axis=1), _ones(whose).max(axis=0)
+    rank = jnp.where(line < column, _down(active_down, shape), jnp.zeros(shape, jnp.float32)).sum(axis=0)
+    has = (_across(rank, shape) == line.astype(jnp.float32)) & (_across(active_across, shape) > 0)
+    found = jnp.where(has, column, jnp.full(shape, plan.experts, jnp.int32)).min(axis=1)
     found_out[...] = found
     total = jnp.zeros(shape, jnp.float32)
-    for a in range(choice.shape[0]):
-        mine = _across(_choices(plan, choice, a, 0, ROWS, ACROSS), shape) == _down(found, shape)
-        told = plgpu.load(weight.at[a, pl.ds(0, ROWS)], layout=ACROSS, optimized=False)
-        total += jnp.where(mine, _across(told, shape), jnp.zeros(shape, jnp.float32))
+    for chosen, weights in zip(across, told, strict=True):
+        is_chosen = _across(chosen, shape) == _down(found, shape)
+        total += jnp.where(is_chosen, _across(weights, shape), jnp.zeros(shape, jnp.float32))
     weight_out[...] = total
     count_out[0] = active_down.sum(axis=0).astype(jnp.int32)
 
 
 def _gathered_program(plan: _Plan, choice, weight, found_out, weight_out, row_out, place_out):
     block, (A, C) = lax.axis_index("block"), choice.shape
-    square, wide = (ROWS, ROWS), (ROWS, C)
-    size_down, size_across = jnp.zeros(ROWS, jnp.float32), jnp.zeros(ROWS, jnp.float32)
-    for a in range(A):
-        chosen = _choices(plan, choice, a, 0, C, ACROSS)
-        size_down += _ones(_ids(wide, 0) == _across(chosen, wide)).sum(axis=1)
-        for first in range(0, C, ROWS):
-            down = _choices(plan, choice, a, first, ROWS, DOWN)
-            size_across += _ones(_down(down, square) == _ids(square, 1)).sum(axis=0)
+    square, wide, firsts = (ROWS, ROWS), (ROWS, C), range(0, C, ROWS)
+    across = [_choices(plan, choice, a, 0, C, ACROSS) for a in range(A)]
+    down = [[_choices(plan, choice, a, first, ROWS, DOWN) for first in firsts] for a in range(A)]
+    told = [plgpu.load(weight.at[a], layout=ACROSS, optimized=False) for a in range(A)]
+    line, column, places = _ids(square, 0), _ids(square, 1), _ids(wide, 0)
+    mine = [_ones(places == _across(chosen, wide)) for chosen in across]  # experts down, choices across
+    size_down = sum(mine).sum(axis=1)
+    size_across = sum(_ones(_down(chosen, square) == column) for part in down for chosen in part).sum(axis=0)
     slots_down, slots_across = (_slots(size) for size in (size_down, size_across))
-    before = _ones(_ids(square, 1) < _ids(square, 0)) * _across(slots_across, square)
-    start_down = before.sum(axis=1)
-    end_across = (_ones(_ids(square, 0) <= _ids(square, 1)) * _down(slots_down, square)).sum(axis=0)
-    row, told = jnp.zeros(ROWS, jnp.float32), jnp.zeros(ROWS, jnp.float32)
+    none = jnp.zeros(square, jnp.float32)
+    start_down = jnp.where(column < line, _across(slots_across, square), none).sum(axis=1)
+    row, weights = jnp.zeros(wide, jnp.float32), jnp.zeros(wide, jnp.float32)
     for a in range(A):
-        place = _place(plan, choice, a, start_down)
+        place = _place(a, across[a], down, mine[a] * _down(start_down, wide))
         pl.when(block == 0)(lambda a=a, place=place: _put(place_out.at[a], place.astype(jnp.int32)))
-        mine = _across(place, wide) == (_ids(wide, 0) + block * ROWS).astype(jnp.float32)
-        weights = plgpu.load(weight.at[a], layout=ACROSS, optimized=False)
-        row += (_ones(mine) * _ids(wide, 1).astype(jnp.float32)).sum(axis=1)
-        told += jnp.where(mine, _across(weights, wide), jnp.zeros(wide, jnp.float32)).sum(axis=1)
-    row_out[pl.ds(block * ROWS, ROWS)] = row.astype(jnp.int32)
-    weight_out[pl.ds(block * ROWS, ROWS)] = told
+        here = _across(place, wide) == (places + block * ROWS).astype(jnp.float32)
+        row += jnp.where(here, _ids(wide, 1).astype(jnp.float32), jnp.zeros(wide, jnp.float32))
+        weights += jnp.where(here, _across(told[a], wide), jnp.zeros(wide, jnp.float32))
+    row_out[pl.ds(block * ROWS, ROWS)] = row.sum(axis=1).astype(jnp.int32)
+    weight_out[pl.ds(block * ROWS, ROWS)] = weights.sum(axis=1)
 
     @pl.when(block == 0)
     def _():
-        past = _ones(_across(end_across, square) <= _ids(square, 0).astype(jnp.float32))
-        past = jnp.where(_ids(square, 1) < plan.experts, past, jnp.zeros(square, jnp.float32))
-        found_out[...] = past.sum(axis=1).astype(jnp.int32)
+        end = jnp.where(line <= column, _down(slots_down, square), none).sum(axis=0)
+        past = (_across(end, square) <= line.astype(jnp.float32)) & (column < plan.experts)
+        found_out[...] = _ones(past).sum(axis=1).astype(jnp.int32)
 
 
-def _place(plan: _Plan, choice, a: int, start_down):
-    """The places (C,) of the a-th choices: after those before them of the same expert."""
-    A, C = choice.shape
-    wide = (ROWS, C)
-    chosen = _across(_choices(plan, choice, a, 0, C, ACROSS), wide)
-    is_of = _ones(_ids(wide, 0) == chosen)
-    place = (is_of * _down(start_down, wide)).sum(axis=0) * GATHERED
+def _place(a: int, chosen, down, starts):
+    """The places (C,) of the a-th choices: after those before them of the same expert, whose slots start there."""
+    wide = starts.shape
+    ahead = starts * GATHERED
     for other in range(a + 1):
-        for first in range(0, C, ROWS):
-            same = _down(_choices(plan, choice, other, first, ROWS, DOWN), wide) == chosen
+        for number, before in enumerate(down[other]):
+            same = _down(before, wide) == _across(chosen, wide)
             if other == a:
-                same = same & (_ids(wide, 0) + first < _ids(wide, 1))
-            place += _ones(same).sum(axis=0)
-    exists = is_of.sum(axis=0) > 0
-    return jnp.where(exists, place, jnp.full((C,), NOWHERE, jnp.float32))
+                same = same & (_ids(wide, 0) + number * ROWS < _ids(wide, 1))
+            ahead += _ones(same)
+    return jnp.where(chosen >= 0, ahead.sum(axis=0), jnp.full(chosen.shape, NOWHERE, jnp.float32))
 
 
 def _choices(plan: _Plan, choice, a: int, first: int, width: int, layout):

@@ -106,12 +106,12 @@ def _program(width: int, inputs: _Inputs, states, out_gmem, open_gmem, *, smem: 
         plgpu.copy_gmem_to_smem(source, target, smem.full)
     decay, active = jnp.exp(-inputs.slope[layer, n]), inputs.active[b]
     plgpu.barrier_wait(smem.full)
-    across = _silu(smem.v, ACROSS)
+    across = silu(smem.v, ACROSS)
     read = jnp.zeros((KEYS, width), jnp.float32)
     for low in range(0, H, KEYS):
         keys = pl.ds(low, KEYS)
-        key, query = (_silu(x.at[keys], DOWN) for x in (smem.k, smem.q))
-        new = plgpu.load(smem.state.at[keys], layout=plgpu.Layout.WGMMA) * decay + _outer(key, across)
+        key, query = (silu(x.at[keys], DOWN) for x in (smem.k, smem.q))
+        new = plgpu.load(smem.state.at[keys], layout=plgpu.Layout.WGMMA) * decay + outer(key, across)
         smem.state.at[keys][...] = new
         read += new * lax.broadcast_in_dim(query, new.shape, [0])
     result = read.sum(axis=0)
@@ -123,15 +123,15 @@ def _program(width: int, inputs: _Inputs, states, out_gmem, open_gmem, *, smem: 
     for source, target in ((smem.out, out_gmem), (smem.open, open_gmem)):
         plgpu.copy_smem_to_gmem(source, target.at[b, pl.ds(n * H + first, width)])
     pl.when(active > 0)(functools.partial(plgpu.copy_smem_to_gmem, smem.state, place))
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _silu(ref, layout):
+def silu(ref, layout):
     """Rounded as the projections are: these are the k and v that prefill would have."""
     x = plgpu.load(ref, layout=layout).astype(jnp.float32)
     return (x / (1.0 + jnp.exp(-x))).astype(ref.dtype).astype(jnp.float32)
 
 
-def _outer(down, across):
+def outer(down, across):
     shape = (*down.shape, *across.shape)
     return lax.broadcast_in_dim(down, shape, [0]) * lax.broadcast_in_dim(across, shape, [1])

@@ -91,7 +91,9 @@ def _launch(inputs: _Inputs, *, plan: _Plan, rows: int):
 
 
 def _program(plan: _Plan, inputs: _Inputs, out, *routes):
-    row, layer = lax.axis_index("row"), inputs.layer[0]
+    row, layer, table = lax.axis_index("row"), inputs.layer[0], None
+    if inputs.router is not None:  # on its way while the norm is made
+        table = plgpu.load(inputs.router.at[inputs.router_layer[0]], layout=TABLE, optimized=False)
     y = _row(inputs.parts.at[0, row])
     for part in range(1, inputs.parts.shape[0]):
         y += _row(inputs.parts.at[part, row])
@@ -101,13 +103,11 @@ def _program(plan: _Plan, inputs: _Inputs, out, *routes):
     normed = (h * _inverse_rms(h, plan.eps) * _row(inputs.weight.at[layer])).astype(out.dtype)
     out[row] = normed
     if inputs.router is not None:
-        router = inputs.router.at[inputs.router_layer[0]]
-        _route(plan, normed.astype(jnp.float32), router, inputs.active[row], row, *routes)
+        _route(plan, normed.astype(jnp.float32), table, inputs.active[row], row, *routes)
 
 
-def _route(plan: _Plan, x, router, active, row, choice, weight):
-    experts = router.shape[0]
-    table = plgpu.load(router, layout=TABLE, optimized=False).astype(jnp.float32)
+def _route(plan: _Plan, x, table, active, row, choice, weight):
+    experts, table = table.shape[0], table.astype(jnp.float32)
     logits = (table * lax.broadcast_in_dim(x, table.shape, [1])).sum(axis=1)
     over = jnp.exp(logits - jnp.broadcast_to(logits.max(axis=0), logits.shape))
     ids = plgpu.broadcasted_iota(jnp.int32, (experts,), 0, layout=DOWN)

@@ -80,4 +80,4 @@ def store(value, staged, gmem, rows: int):
     staged[...] = value.astype(staged.dtype)
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(staged.at[pl.ds(0, rows)], gmem)
-    plgpu.wait_smem_to_gmem(0)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # what is left is the memory's, not the program's

@@ -19,8 +19,8 @@ from pallas_kernels.attention_step import reference as attention_reference
 from pallas_kernels.expert_step import expert_step
 from pallas_kernels.expert_step import gpu as expert_gpu
 from pallas_kernels.expert_step import reference as expert_reference
+from pallas_kernels.lightning_step import empty_rings, gpu_ring, lightning_step, xla_ring
 from pallas_kernels.lightning_step import gpu as lightning_gpu
-from pallas_kernels.lightning_step import lightning_step
 from pallas_kernels.lightning_step import reference as lightning_reference
 from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
 from pallas_kernels.norm_step import gpu as norm_gpu
@@ -163,6 +163,37 @@ def test_lightning_step_equals_float64_and_idle_rows_keep_their_state(narrow, dt
         found = {name: out[place][:B] for name, out in outs.items()}
         judge(found, exact[place], 4 * H * EPS * size * np.abs(exact[0]).max())
     judge({name: out[2][1] for name, out in outs.items()}, exact[2], 8 * EPS * size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_steps_with_a_ring_and_its_fold_equal_as_many_steps(dtype, monkeypatch):
+    make, B, N, H = Numbers(dtype), 3, 2, 64
+    monkeypatch.setattr(lightning_gpu, "MULTIPROCESSORS", 1)  # states whole
+    states, slope, weight = make(2, B, N, H, H, dtype="float32"), jnp.full((2, N), 0.2, jnp.float32), make(2, N, H)
+    active_SB = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 0]], bool)  # who stops stays so until the fold
+    projected = [make.filled_up(B, 4 * N * H) for _ in active_SB]
+    forms = {"xla": (functools.partial(lightning_step, implementation="xla"), xla_ring)}
+    if dtype == "bfloat16":
+        forms["gpu"] = lightning_gpu.forward, gpu_ring
+    for name, (plain, ring) in forms.items():
+        with plgpu.force_gpu_interpret_mode():
+            step, ringed = jax.jit(plain), jax.jit(ring.step)
+            new, rings = states, empty_rings(states, jnp.dtype(dtype))
+            for place, (x, active) in enumerate(zip(projected, jnp.asarray(active_SB), strict=True)):
+                o, u, new = step(x, new, slope, weight, active, LAYER)
+                told = active, jnp.array([place], jnp.int32), LAYER
+                o_ring, u_ring, rings = ringed(x, states, rings, slope, weight, told)
+                # Sums of the same products in another order, rounded once: in bfloat16 by half a unit of 2^-8.
+                unit = 2.0**-8 if dtype == "bfloat16" else (H + 8) * EPS
+                for a, b in ((o, o_ring), (u, u_ring)):
+                    a, b = (np.asarray(x[:B], np.float64) for x in (a, b))
+                    assert np.abs(a - b).max() <= unit * np.abs(a).max(), name
+                assert not np.asarray(o_ring[:B])[~np.asarray(active)].any()
+            count_B = jnp.asarray(active_SB.sum(axis=0), jnp.int32)
+            folded = jax.block_until_ready(jax.jit(ring.fold)(states, rings, slope, count_B))
+        # The other layer's ring has zeros, which its states decay by.
+        assert np.abs(folded[1] - new[1]).max() <= 4 * EPS * np.abs(new[1]).max(), name
+        assert np.array_equal(folded[1, 1] == states[1, 1], new[1, 1] == states[1, 1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -14,7 +14,7 @@ from tests.reference.random_weights import random_weights
 LENGTH = 5
 
 
-def _decoded(model, tokens_BS, active_SB):
+def _decoded(model, tokens_BS, active_SB, rings: bool = False):
     """(logits of every step (S, B, V), router statistics (S, ...), the cache)."""
 
     @jax.jit
@@ -27,11 +27,13 @@ def _decoded(model, tokens_BS, active_SB):
 
     with jax_model.one_device():
         cache = empty_cache(model.config, model.compute, model.rules, len(tokens_BS), 8)
-        results = []
+        begun, results = cache.lengths, []
+        cache = decode_step.with_rings(model, cache) if rings else cache
         for active_B in active_SB:
             token_B = jnp.asarray(tokens_BS[np.arange(len(tokens_BS)), np.asarray(cache.lengths) % LENGTH])
             logits, stats, cache = step(model, cache, token_B, jnp.asarray(active_B))
             results.append((np.asarray(logits), stats))
+        cache = decode_step.end_rings(model, cache, begun)
     return [x for x, _ in results], [x for _, x in results], cache
 
 
@@ -53,3 +55,17 @@ def test_tokens_one_by_one_give_the_reference_logits_and_idle_rows_wait():
     chosen = np.stack([np.asarray(x.assigned) for x in stats]).sum(axis=0)
     want = [np.bincount(routing.chosen_RA.ravel(), minlength=5) for routing in result.routings]
     assert np.array_equal(chosen, want)
+
+
+def test_tokens_with_rings_give_the_reference_logits_and_states_of_the_steps_without():
+    weights = {name: weight.astype(np.float64) for name, weight in random_weights(AWKWARD, 11).items()}
+    model = jax_model.build(AWKWARD, 3, weights, "float32")
+    tokens_BS = np.random.RandomState(4).randint(AWKWARD.vocab_size, size=(2, LENGTH)).astype(np.int32)
+    active_SB = np.array([[1, 1]] * 3 + [[1, 0]] * 2, bool)
+    logits, _, cache = _decoded(model, tokens_BS, active_SB, rings=True)
+    want = forward(AWKWARD, weights, tokens_BS).logits_BSV
+    for step, active_B in enumerate(active_SB):
+        assert np.abs(logits[step] - want[:, step])[active_B].max() <= ROUNDING["float32"] * np.abs(want).max()
+    plain = _decoded(model, tokens_BS, active_SB)[2]
+    for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(plain), strict=True):
+        assert np.abs(np.asarray(a) - np.asarray(b)).max() <= ROUNDING["float32"] * np.abs(np.asarray(b)).max()

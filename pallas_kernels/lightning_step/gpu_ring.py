@@ -1,0 +1,198 @@
+"""The decode step of a lightning layer on Hopper with states that are read and not written, and their fold.
+
+    o_c = exp(-s (c+1)) S^T q_c + sum over j <= c of exp(-s (c-j)) (q_c k_j) v_j      S: before the ring's first token
+
+The fold goes through the ring's tokens as `gpu.py` goes through them one step after the other.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import dispatch
+from pallas_kernels.lightning_step.gpu import ACROSS, DOWN, HEAD_DIMS, KEYS, outer, silu
+
+TABLE = plgpu.Layout.WGMMA
+
+
+class _Inputs(NamedTuple):
+    """What the programs read."""
+
+    active: jax.Ref  # int32 (B,)
+    layer: jax.Ref  # int32 (1,)
+    place: jax.Ref  # int32 (1,)
+    projected: jax.Ref  # bfloat16 (R, N * 3 * H + N * H)
+    slope: jax.Ref  # float32 (L, N)
+    states: jax.Ref  # float32 (L, B, N, H, H)
+    weight: jax.Ref  # bfloat16 (L, N, H)
+
+
+class _Scratch(NamedTuple):
+    """Of one head of one row; of the rings' tables the first lines are there."""
+
+    full: jax.Ref
+    gate: jax.Ref
+    k: jax.Ref
+    keys: jax.Ref
+    new_key: jax.Ref
+    new_value: jax.Ref
+    open: jax.Ref
+    out: jax.Ref
+    q: jax.Ref
+    state: jax.Ref
+    v: jax.Ref
+    values: jax.Ref
+    weight: jax.Ref
+
+
+def unsupported(dtype, state_LBNHH) -> str | None:
+    """Why this implementation cannot take the arguments, or None."""
+    if reason := dispatch.why_not_hopper():
+        return reason
+    if dtype != jnp.bfloat16:
+        return f"it takes bfloat16, got {jnp.dtype(dtype).name}"
+    if state_LBNHH.shape[-1] not in HEAD_DIMS:
+        return f"head_dim must be one of {HEAD_DIMS}, got {state_LBNHH.shape[-1]}"
+    return None
+
+
+@jax.jit
+def step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told):
+    """Contract in the package's docstring."""
+    (_, B, N, H, _), dtype = state_LBNHH.shape, projected_RF.dtype
+    active_B, place, layer = told
+    out = jax.ShapeDtypeStruct((projected_RF.shape[0], N * H), dtype)
+    vector = plgpu.SMEM((H,), dtype)
+    table = plgpu.SMEM((KEYS, H), dtype, transforms=_tiled(64))
+    scratch = _Scratch(
+        full=plgpu.Barrier(num_arrivals=8),
+        keys=table,
+        state=plgpu.SMEM((H, H), jnp.float32, transforms=_tiled(32)),
+        values=table,
+        **dict.fromkeys(("gate", "k", "new_key", "new_value", "open", "out", "q", "v", "weight"), vector),
+    )
+    kernel = plgpu.kernel(
+        _program,
+        out_type=[out, out],
+        scratch_types={"smem": scratch},
+        grid=(B, N),
+        grid_names=("batch", "head"),
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+    refs = [jax.new_ref(ring) for ring in rings]
+    inputs = _Inputs(active_B.astype(jnp.int32), layer, place, projected_RF, slope_LN, state_LBNHH, weight_LNH)
+    o, u = kernel(inputs, *refs)
+    return o, u, tuple(jax.freeze(ref) for ref in refs)
+
+
+def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scratch):
+    b, n, layer, place = lax.axis_index("batch"), lax.axis_index("head"), inputs.layer[0], inputs.place[0]
+    (_, _, N, length, H), row = keys.shape, inputs.projected.at[b]
+    mine, begin, told = (layer, b, n), n * (3 * H), pl.ds(0, length)
+    copies = (
+        (inputs.states.at[mine], smem.state),
+        (keys.at[mine], smem.keys.at[told]),
+        (values.at[mine], smem.values.at[told]),
+        (row.at[pl.ds(begin, H)], smem.q),
+        (row.at[pl.ds(begin + H, H)], smem.k),
+        (row.at[pl.ds(begin + 2 * H, H)], smem.v),
+        (row.at[pl.ds(3 * N * H + n * H, H)], smem.gate),
+        (inputs.weight.at[layer, n], smem.weight),
+    )
+    for source, target in copies:
+        plgpu.copy_gmem_to_smem(source, target, smem.full)
+    slope, active = inputs.slope[layer, n], inputs.active[b]
+    plgpu.barrier_wait(smem.full)
+    query, key, value = (silu(x, ACROSS) for x in (smem.q, smem.k, smem.v))
+    result = (_read(smem, slope, place, query)).sum(axis=0) + jnp.broadcast_to((query * key).sum(axis=0), (H,)) * value
+    result = jnp.where(jnp.broadcast_to(active, result.shape) > 0, result, jnp.zeros_like(result))
+    gate, weight = (plgpu.load(x, layout=ACROSS).astype(jnp.float32) for x in (smem.gate, smem.weight))
+    dtype = smem.out.dtype
+    smem.out[...], smem.new_key[...], smem.new_value[...] = (x.astype(dtype) for x in (result, key, value))
+    smem.open[...] = (result * weight / (1.0 + jnp.exp(-gate))).astype(dtype)
+    plgpu.commit_smem()
+    for source, target in ((smem.out, out_gmem), (smem.open, open_gmem)):
+        plgpu.copy_smem_to_gmem(source, target.at[b, pl.ds(n * H, H)])
+
+    @pl.when(active > 0)
+    def _():
+        plgpu.copy_smem_to_gmem(smem.new_key, keys.at[(*mine, place)])
+        plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place)])
+
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _read(smem: _Scratch, slope, place, query):
+    """What the state and the tokens before say, a table whose lines are still to be added up."""
+    H = smem.q.shape[0]
+    shape = (KEYS, H)
+    decay, read = jnp.exp(-slope * (place + 1).astype(jnp.float32)), jnp.zeros(shape, jnp.float32)
+    for low in range(0, H, KEYS):
+        lines = pl.ds(low, KEYS)
+        asked = silu(smem.q.at[lines], DOWN) * decay
+        read += plgpu.load(smem.state.at[lines], layout=TABLE) * lax.broadcast_in_dim(asked, shape, [0])
+    line = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=TABLE)
+    keys, values = (
+        jnp.where(line < place, plgpu.load(x, layout=TABLE).astype(jnp.float32), jnp.zeros(shape, jnp.float32))
+        for x in (smem.keys, smem.values)
+    )
+    score = (keys * lax.broadcast_in_dim(query, shape, [1])).sum(axis=1)
+    age = (line - place).astype(jnp.float32)
+    return read + values * jnp.exp(age * slope) * lax.broadcast_in_dim(score, shape, [0])
+
+
+class _FoldScratch(NamedTuple):
+    full: jax.Ref
+    keys: jax.Ref
+    state: jax.Ref
+    values: jax.Ref
+
+
+@jax.jit
+def fold(state_LBNHH, rings, slope_LN, count_B):
+    """Contract in the package's docstring."""
+    L, B, N, H, _ = state_LBNHH.shape
+    tokens = plgpu.SMEM(rings[0].shape[3:], rings[0].dtype)
+    state = plgpu.SMEM((H, H), jnp.float32, transforms=_tiled(32))
+    scratch = _FoldScratch(full=plgpu.Barrier(num_arrivals=3), keys=tokens, state=state, values=tokens)
+    kernel = plgpu.kernel(
+        _fold_program,
+        out_type=[],
+        scratch_types={"smem": scratch},
+        grid=(L, B, N),
+        grid_names=("layer", "batch", "head"),
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+    ref = jax.new_ref(state_LBNHH)
+    kernel(*rings, slope_LN, count_B, ref)
+    return jax.freeze(ref)
+
+
+def _fold_program(keys, values, slope, count, states, *, smem: _FoldScratch):
+    mine = tuple(lax.axis_index(name) for name in ("layer", "batch", "head"))
+    for source, target in ((states, smem.state), (keys, smem.keys), (values, smem.values)):
+        plgpu.copy_gmem_to_smem(source.at[mine], target, smem.full)
+    decay, H = jnp.exp(-slope[mine[0], mine[2]]), smem.state.shape[0]
+    lows = range(0, H, KEYS)
+    plgpu.barrier_wait(smem.full)
+
+    def one(token, parts):
+        value = plgpu.load(smem.values.at[token], layout=ACROSS).astype(jnp.float32)
+        key = [plgpu.load(smem.keys.at[token, pl.ds(low, KEYS)], layout=DOWN).astype(jnp.float32) for low in lows]
+        return tuple(part * decay + outer(k, value) for part, k in zip(parts, key, strict=True))
+
+    parts = tuple(plgpu.load(smem.state.at[pl.ds(low, KEYS)], layout=TABLE) for low in lows)
+    parts = lax.fori_loop(0, count[mine[1]], one, parts)
+    for low, part in zip(lows, parts, strict=True):
+        smem.state.at[pl.ds(low, KEYS)][...] = part
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(smem.state, states.at[mine])
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _tiled(across: int):
+    return (plgpu.TilingTransform((8, across)), plgpu.SwizzleTransform(128))
