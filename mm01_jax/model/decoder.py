@@ -39,7 +39,7 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "named": jax.checkpoint_policies.save_only_these_names(*NAMES),
 }
-MOST_UNROLLED = 16  # layers; each adds some 2 s to compiling
+MOST_UNROLLED = 32  # layers; each adds 2 s of a processor to compiling (benchmarks/train_step.md)
 
 
 class LayerStack(nnx.Module):

@@ -116,9 +116,9 @@ def test_a_deeper_model_is_no_longer_program():
     assert lines_of_program(8) == lines_of_program(64)
 
 
-@pytest.mark.parametrize(("periods", "unrolled"), [(5, True), (6, False)])
+@pytest.mark.parametrize(("periods", "unrolled"), [(10, True), (11, False)])
 def test_few_layers_are_unrolled_and_more_walked_on_gpus(monkeypatch, periods, unrolled):
-    config = dataclasses.replace(MODEL, num_periods=periods)  # of 3 layers; 16 are the most
+    config = dataclasses.replace(MODEL, num_periods=periods)  # of 3 layers; 32 are the most
     assert not decoder.unrolls(config)  # a CPU
     monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
     assert decoder.unrolls(config) is unrolled
