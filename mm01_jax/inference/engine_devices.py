@@ -18,10 +18,12 @@ from mm01_jax.inference.decoding import allowed_ids
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
 from mm01_jax.inference.engine_programs import Said, Sizes, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
+from mm01_jax.inference.engine_room import check_room
 from mm01_jax.inference.engine_turns import Work, turn_of
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.deterministic import CHUNK
+from mm01_jax.model.multimodal import VLModel
 
 jit = jax.jit  # tests put one here that compiles faster
 
@@ -32,12 +34,13 @@ class Devices:
     num_programs: compiled, all of them at the start. allowed: bool (V,), ids that may ever be chosen.
     """
 
-    def __init__(self, model: TextModel, sizes: Sizes, vocab_size: int):
+    def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
         self.sizes, self.num_programs = sizes, 1  # `allowed_ids`
         self.mesh = sharding.mesh_of(model)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
         _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
+        check_room(self._decoder, self.mesh, sizes, prefix_bytes)
         with jax.set_mesh(self.mesh):
             self._compile(vocab_size)
 
@@ -118,7 +121,8 @@ class Devices:
         sizes, position = self.sizes, self.page_bytes // self.sizes.grid
         state = self.row_bytes - position * sizes.max_length
         most = self.model.config.vocab_size, sizes.max_length, sizes.stop_ids, sizes.logprobs
-        return Limits(*most, position, state, reads_text, sizes.deterministic)
+        image_token = self.model.vision.config.image_token if isinstance(self.model, VLModel) else None
+        return Limits(*most, position, state, reads_text, sizes.deterministic, image_token)
 
     def _program(self, function, *arguments, donate: int | None = None):
         self.num_programs += 1

@@ -81,7 +81,7 @@ class Limits(NamedTuple):
     """What an engine can do for one request.
 
     position_bytes, state_bytes: of the cache, on all devices together. reads_text: it has a tokenizer. deterministic:
-    as in `Sizes`.
+    as in `Sizes`. image_token: the id that stands where an image is; None: a model of text alone.
     """
 
     vocab_size: int
@@ -92,6 +92,7 @@ class Limits(NamedTuple):
     state_bytes: int
     reads_text: bool
     deterministic: bool
+    image_token: int | None = None
 
 
 def check(request: Request, limits: Limits) -> np.ndarray:
@@ -105,6 +106,7 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)
     if not len(prompt):
         raise ValueError("prompt: got no token; allowed: at least one")
+    _check_no_image(prompt, limits.image_token)
     check_count("max_tokens", request.max_tokens, 1, None)
     check_count("place", request.place, 0, None if limits.deterministic else 0)
     length = request.place + len(prompt) + request.max_tokens
@@ -138,6 +140,14 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if not isinstance(request.content, bytes):
         raise ValueError(f"content: got {request.content!r}; allowed: bytes")
     return prompt
+
+
+def _check_no_image(prompt: np.ndarray, image_token: int | None) -> None:
+    if image_token is not None and (count := int((prompt == image_token).sum())):
+        raise ValueError(
+            f"prompt: got {count} tokens of images (id {image_token}), whose pixels the engine takes none of; allowed: "
+            "text; nearest: decoding.generate(model, prompts, images=...), which mm01-generate --image runs"
+        )
 
 
 def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from mm01_jax.inference import decoding, engine_devices
+from mm01_jax.inference import decoding, engine_devices, engine_room
 from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.engine_request import Request, Result, check
 from mm01_jax.inference.sampling import Sampling
 from tests.inference.engine import engines
 from tests.slow import slow_but
@@ -262,6 +262,27 @@ def test_counts_that_are_none_are_refused_before_anything_is_compiled(counts, me
     monkeypatch.setattr(engine_devices.Devices, "_compile", lambda *_: pytest.fail("compiled"))
     with pytest.raises(ValueError, match=message):
         engines.engine(**counts)
+
+
+@pytest.mark.parametrize(
+    "prefix_bytes, free, nearest", ((0, 60_000, "num_slots=4"), (8_000, 8_000, "fewer prefix_bytes"))
+)
+def test_slots_that_fit_no_device_are_refused_with_the_numbers_before_anything_is_compiled(
+    prefix_bytes, free, nearest, monkeypatch
+):
+    needed = 8 * engine().statistics()["slot_bytes"]
+    monkeypatch.setattr(engine_devices.Devices, "_compile", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(engine_room, "free_bytes", lambda device: free)
+    message = rf"num_slots=8, max_length=64, prefix_bytes={prefix_bytes}: need {needed:,} and {prefix_bytes:,} bytes"
+    with pytest.raises(ValueError, match=rf"{message} of a device; allowed: {free:,}, .* nearest: {nearest}"):
+        engines.engine(prefix_bytes=prefix_bytes, fresh=True)
+
+
+def test_a_prompt_with_images_is_refused_with_the_way_that_works():
+    limits = engine().limits._replace(image_token=7)
+    assert check(Request(prompt=[1, 2], max_tokens=4), limits).tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"prompt: got 2 tokens of images \(id 7\), .* mm01-generate --image"):
+        check(Request(prompt=[1, 7, 7, 2], max_tokens=4), limits)
 
 
 def test_a_preempted_request_waits_in_the_memory_of_the_host():
