@@ -72,7 +72,7 @@ def _step(model: TextModel, allowed_V, sizes: Sizes, specs: Slots, n, carry):
         guessed = lookup(slots.tokens_BT, slots.cache.lengths, token_B, sizes.drafts)
         tokens_BS = jnp.concatenate([tokens_BS, jnp.where(turn.guesses_B[:, None], guessed, -1)], axis=1)
     valid_BS = turn.active_B[:, None] & (jnp.cumsum(tokens_BS < 0, axis=1) == 0)
-    hidden_BSD, cache = _take_in(model, slots, jnp.where(valid_BS, tokens_BS, 0), valid_BS)
+    hidden_BSD, cache = _take_in(model, slots.cache, jnp.where(valid_BS, tokens_BS, 0), valid_BS, slots.place_B)
     hidden_BD = jnp.where(turn.active_B[:, None], hidden_BSD[:, 0], slots.hidden_BD)
     slots, taken_B = slots._replace(hidden_BD=hidden_BD), turn.active_B.astype(jnp.int32)
 
@@ -117,16 +117,16 @@ def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, 
     return token_B, slots, turn._replace(active_B=turn.active_B & ~ends_B, left_B=left_B), drawn
 
 
-def _take_in(model: TextModel, slots: Slots, tokens_BS, valid_BS) -> tuple[jax.Array, DecodeCache]:
+def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS, place_B=0) -> tuple[jax.Array, DecodeCache]:
     """The hidden states of some tokens, and the cache with them, of which some may yet be taken back.
 
     This is the engine's one call of the model's decode: rows of the stream are tokens (`model/drafts.py`).
     """
-    cache, width = slots.cache, tokens_BS.shape[1]
+    width = tokens_BS.shape[1]
     if width > 1:
         dtype = jnp.dtype(model.compute.dtype)
         cache = _by_lightning(model, cache, lambda stack, _: drafts.begin(stack, width, dtype, model.rules))
-    positions = (cache.lengths - slots.place_B)[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
+    positions = (cache.lengths - place_B)[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
     tokens, positions, segments = (x.reshape(-1, 1) for x in (tokens_BS, positions, jnp.where(valid_BS, 0, -1)))
     hidden, cache, _ = model.forward(model.embed_tokens(tokens), positions, segments, cache)
     return drafts.by_row(hidden, len(tokens_BS)), cache
