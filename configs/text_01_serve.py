@@ -16,7 +16,9 @@ def get_config() -> Config:
     return dataclasses.replace(
         base,
         name="text_01_serve",
-        compute=dataclasses.replace(base.compute, param_dtype="bfloat16", exchange_groups=1, dropless_bound=None),
+        compute=dataclasses.replace(
+            base.compute, param_dtype="bfloat16", quantize="int8", exchange_groups=1, dropless_bound=None
+        ),
         mesh=MeshConfig(data=1, expert=1, tensor=8, sequence=1),
         optimizer=OptimizerConfig(),
         train=TrainConfig(steps=1, batch_size=48, sequence_length=32_768),  # slots, and the length of each

@@ -88,6 +88,7 @@ LOADING = (
     Flag("dtype", "of weights and computation; otherwise the checkpoint's own", ("bfloat16", "float32")),
     Flag("tokenizer", "bytes, or a tokenizer.json; otherwise the checkpoint's own", example="FILE"),
     ALLOW_NONFINITE,
+    Flag("quantize", "matrices as int8: the experts', or the attention's as well", ("int8", "int8_attention")),
 )
 COMPILE_CACHE = Flag(
     "compile_cache",

@@ -17,7 +17,7 @@ from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import weight_problems
-from mm01_jax.convert import parallel, table
+from mm01_jax.convert import int8, parallel, table
 from mm01_jax.convert.progress import Progress
 from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer
@@ -27,6 +27,7 @@ from mm01_jax.model.multimodal import VLModel
 from mm01_jax.plan import automatic
 
 DTYPES = ("bfloat16", "float32")
+FORMS = ("int8", "int8_attention")
 SHOWN_BYTES = 2**30  # from here on loading takes long enough to say how far it is
 
 
@@ -45,6 +46,7 @@ def load(
     *,
     tokenizer: str | None = None,
     allow_nonfinite: bool = False,
+    quantize: str | None = None,
 ) -> Loaded:
     """The model, tokenizer and config in `path`: a run, one of its steps, a conversion, or a PyTorch directory.
 
@@ -58,6 +60,8 @@ def load(
       tokenizer: "bytes" or the path of a tokenizer.json; None is the checkpoint's own: `tokenizer.json` beside the
         weights, else what its config names.
       allow_nonfinite: take weights with NaN and infinity, too.
+      quantize: "int8" keeps the experts' matrices as int8, "int8_attention" those of attention as well
+        (docs/quantization.md); None keeps what is there.
 
     Raises:
       CheckpointError: there is nothing to load, it is damaged, or weights are not finite; names file and tensor.
@@ -65,7 +69,7 @@ def load(
       ValueError: a dtype or tokenizer that is none, or more ids than the model has; a tokenizer that is not named and
         not the one of the training.
     """
-    opened = _open(path, dtype, of_computation=True)
+    opened = _open(path, dtype, quantize, of_computation=True)
     words = _tokenizer(pathlib.Path(path), opened.config, tokenizer)
     if not tokenizer:
         _check_tokenizer(opened, words)
@@ -78,7 +82,7 @@ def load_as_asked(given) -> Loaded:
     """`load` with the flags of a command (`arguments.LOADING`), after the processes of its job have been joined."""
     cluster.join()
     cluster.let_the_first_print()
-    options = {"tokenizer": given.tokenizer, "allow_nonfinite": given.allow_nonfinite}
+    options = {name: getattr(given, name) for name in ("tokenizer", "allow_nonfinite", "quantize")}
     return load(given.checkpoint, given.mesh, given.dtype, **options)
 
 
@@ -103,24 +107,38 @@ def is_without_run(path) -> bool:
 
 
 def load_model(
-    path, *, mesh: Mesh | MeshConfig | str | None = None, dtype: str | None = None, allow_nonfinite: bool = False
+    path,
+    *,
+    mesh: Mesh | MeshConfig | str | None = None,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    quantize: str | None = None,
 ) -> TextModel | VLModel:
     """The model alone, for what needs no text: `load` without a tokenizer, and None keeps the weights' own dtype."""
-    return _onto(_open(path, dtype, of_computation=False), mesh, allow_nonfinite)[0]
+    return _onto(_open(path, dtype, quantize, of_computation=False), mesh, allow_nonfinite)[0]
 
 
 class _Opened(NamedTuple):
-    """A directory whose structure has been read; `config` has the dtype that is asked for."""
+    """A directory whose structure has been read; `config` has the dtype that is asked for, `quantize` what else is."""
 
     path: str
     source: Checkpoint | TorchSource
     config: Config
+    quantize: str | None = None
 
 
-def _open(path, dtype: str | None, *, of_computation: bool) -> _Opened:
-    if dtype not in (None, *DTYPES):
-        near = fields.nearest_name(str(dtype), DTYPES) or DTYPES[0]
-        raise ConfigError([Problem(key="dtype", got=dtype, allowed=f"{', '.join(DTYPES)} or None", nearest=near)])
+def _open(path, dtype: str | None, quantize: str | None, *, of_computation: bool) -> _Opened:
+    for key, got, names in (("dtype", dtype, DTYPES), ("quantize", quantize, FORMS)):
+        if got not in (None, *names):
+            near = fields.nearest_name(str(got), names) or names[0]
+            raise ConfigError([Problem(key=key, got=got, allowed=f"{', '.join(names)} or None", nearest=near)])
+    opened = _structure(path, dtype, of_computation=of_computation)
+    if quantize and (form := opened.config.compute.quantize) != "none":
+        raise ValueError(f"quantize={quantize!r}: the matrices of {path} are {form} already; leave it out")
+    return opened._replace(quantize=quantize)
+
+
+def _structure(path, dtype: str | None, *, of_computation: bool) -> _Opened:
     root = pathlib.Path(path)
     if is_checkpoint(root):
         checkpoint = open_checkpoint(root)
@@ -144,11 +162,15 @@ def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLM
     progress = Progress(nbytes // jax.process_count(), f"loading {opened.path}")
     shown = nbytes >= SHOWN_BYTES and jax.process_index() == 0
     count = progress.add if shown else lambda nbytes: None
+    each = int8.each(config, placed, opened.quantize) if opened.quantize else lambda path, array: array
     if isinstance(opened.source, Checkpoint):
         # From our own format, whatever the mixers are: what conversion knows of them is not asked.
-        model = opened.source.restore(abstract, cast=True, count=count)
+        model = opened.source.restore(abstract, cast=True, count=count, each=each)
     else:
-        model = _convert(opened.source, abstract, count)
+        model = _convert(opened.source, abstract, count, each)
+    if opened.quantize:
+        config = int8.with_int8(config, opened.quantize)
+        model = int8.assembled(config, placed, model)
     if not allow_nonfinite:
         check_finite(opened.path, model, placed, "; allow_nonfinite takes them as they are")
     return model, config
@@ -232,13 +254,13 @@ def _check_tokenizer(opened: _Opened, words: Tokenizer) -> None:
 # Weights out of a PyTorch directory.
 
 
-def _convert(source: TorchSource, abstract, count) -> TextModel | VLModel:
+def _convert(source: TorchSource, abstract, count, each) -> TextModel | VLModel:
     chunks: dict[str, dict[tuple, table.Tensor]] = {}
     for tensor in source.tensors:
         chunks.setdefault(tensor.leaf, {})[tensor.index] = tensor
     stacks = {path: leaf.stack for path, leaf in table.leaves(source.tensors).items()}
     arrays = [
-        place(shape, functools.partial(_read, source, chunks[path], stacks[path], shape.dtype, count))
+        each(path, place(shape, functools.partial(_read, source, chunks[path], stacks[path], shape.dtype, count)))
         for path, shape in zip(leaf_paths(abstract), jax.tree.leaves(abstract), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)

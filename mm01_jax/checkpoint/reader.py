@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,12 +69,20 @@ class Checkpoint:
             raise CheckpointError(self._mismatch(path, [index]))
         return chunk
 
-    def restore(self, abstract, *, cast: bool = False, count: Callable[[int], None] = lambda nbytes: None):
+    def restore(
+        self,
+        abstract,
+        *,
+        cast: bool = False,
+        count: Callable[[int], None] = lambda nbytes: None,
+        each: Callable[[str, jax.Array], Any] = lambda path, array: array,
+    ):
         """A tree like `abstract` (ShapeDtypeStructs with shardings) with the stored arrays, verified on their devices.
 
         Args:
           cast: the arrays are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
           count: told the bytes of every part that was read.
+          each: what becomes of a leaf once its digest is taken; its result stands in the leaf's place.
 
         Raises:
           ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
@@ -86,7 +95,7 @@ class Checkpoint:
             for path, leaf in abstract_leaves.items():
                 arrays[path] = self._load(self.prefix + path, leaf, count)
                 lanes[path] = digest.array_digest(arrays[path], leaves[path].stack)
-                arrays[path] = arrays[path].astype(leaf.dtype)
+                arrays[path] = each(path, arrays[path].astype(leaf.dtype))
         except CheckpointError as error:
             failure = error
         processes.agree(failure, CheckpointError)

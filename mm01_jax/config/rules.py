@@ -50,8 +50,11 @@ def problems(config: Config, unread: Iterable[str] = ()) -> list[Problem]:
 
 
 def training_problems(config: Config) -> Iterator[Problem]:
-    """What a model may be and yet not be trained as: one whose router cannot learn."""
+    """What a model may be and yet not be trained as: one whose router cannot learn, one of int8."""
     model = config.model
+    if (form := config.compute.quantize) != "none":
+        allowed = "'none' in training: int8 matrices have no gradient; train the floats, then mm01-convert quantize"
+        yield Problem(key="compute.quantize", got=form, allowed=allowed, nearest="none")
     if model.num_experts_per_token == 1 < model.num_experts and "text" not in config.optimizer.frozen:
         allowed = (
             f"2 to {model.num_experts} in training: the weights of a token's experts sum to 1, so that of one alone is "

@@ -3,6 +3,7 @@
   mm01-convert from-torch --source=MiniMax-Text-01 --target=text_01
   mm01-convert to-torch --source=text_01 --target=back
   mm01-convert check --source=MiniMax-Text-01 --against=text_01
+  mm01-convert quantize --source=text_01 --target=text_01_int8 --report=int8.json
 
 `python -m mm01_jax.convert` is the same.
 
@@ -22,6 +23,7 @@ _SOURCE = Flag("source", "a directory with a checkpoint", example="DIR", require
 _TARGET = Flag("target", "a directory to make; must not exist", example="DIR", required=True)
 # As in convert.torch.dialects, which imports NumPy: a command is read before anything is imported.
 _DIALECTS = ("original", "m1", "native", "vl-01")
+FORMS = ("int8", "int8_attention")  # as in loading.py
 _DTYPE = Flag("dtype", "cast every weight; otherwise the bits are kept", ("bfloat16", "float32"))
 _DRY_RUN = Flag("dry_run", "only say what would be done", bool, default=False)
 _CHECK_FINITE = Flag("check_finite", "refuse NaN and infinity", bool, default=False)
@@ -85,6 +87,31 @@ def _inspect(a) -> None:
     from mm01_jax.convert import check
 
     check.inspect(a.source)
+
+
+def _quantize(a) -> None:
+    if a.report and not pathlib.Path(a.report).absolute().parent.is_dir():
+        raise ValueError(f"--report={a.report}: {pathlib.Path(a.report).parent} is no directory")
+    from mm01_jax.convert import quantize
+
+    errors = quantize.quantize(a.source, a.target, form=a.format, dtype=a.dtype)
+    layers = _layers_of_both(a) if a.tokens else []
+    for line in quantize.lines(errors, layers):
+        print(line)
+    if a.report:
+        quantize.write_report(pathlib.Path(a.report), errors, layers)
+
+
+def _layers_of_both(a) -> list:
+    """What `quantize.compare` finds on ids of a fixed seed."""
+    import numpy as np
+
+    from mm01_jax.convert import int8_layers
+    from mm01_jax.loading import load_model
+
+    model, other = (load_model(path, dtype="float32") for path in (a.source, a.target))
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, a.tokens), np.int32)
+    return int8_layers.compare(model, other, ids)
 
 
 def _logits(a) -> None:
@@ -172,6 +199,18 @@ COMMAND = arguments.Command(
                 _CHECK_FINITE,
             ),
             _check,
+        ),
+        "quantize": Task(
+            "matrices of experts as int8, one scale a column (docs/quantization.md)",
+            (
+                _SOURCE,
+                _TARGET,
+                Flag("format", "int8: the experts'; int8_attention: the attention's as well", FORMS, default=FORMS[0]),
+                _DTYPE,
+                Flag("report", "error of each layer's matrices, agreement of the routers, as JSON", example="FILE"),
+                Flag("tokens", "on which both models are run, in memory; 0: neither is", int, default=256, least=0),
+            ),
+            _quantize,
         ),
         "inspect": Task("say what lies in a directory", (_SOURCE,), _inspect),
         "logits": Task(

@@ -146,6 +146,9 @@ class CheckpointSource:
         where = self.checkpoint.directory / "config.json"
         self.config: Config = self.checkpoint.config
         structure.check_count(self.config, str(where))
+        if (form := self.config.compute.quantize) != "none":
+            what = f"its matrices are {form}, of which conversion knows no tensors"
+            raise CheckpointError(f"{directory}: {what}; use the checkpoint of floats that it was made from")
         self.tensors = table.tensors(self.config.model, self.config.vision)
         problems = structure.leaf_problems(self.checkpoint.leaves, table.leaves(self.tensors))
         if problems:

@@ -74,6 +74,12 @@ class LayerStack(nnx.Module):
         y, stats = self.experts(x, tokens)
         return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
 
+    def at(self, period: jax.Array, layer: jax.Array) -> "LayerStack":
+        """One layer of the stack, as inference takes it out."""
+        one = jax.tree.map(lambda weight: weight[period, layer], self)
+        one.experts = self.experts.at(period, layer)
+        return one
+
     @jax.named_scope("norms")
     def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
         """alpha x + beta y, constrained to the layout of activations between sub-layers."""
@@ -229,7 +235,7 @@ def _layer(tokens: Tokens, period: jax.Array, stack: LayerStack | None, carry, x
     h, arrays = carry
     index, layer, slope_N = xs
     if layer is None:
-        layer = jax.tree.map(lambda weight: weight[period, index], stack)
+        layer = stack.at(period, index)
     cache = None if arrays is None else StackCache(arrays, period, index)
     h, cache, stats = layer(h, tokens._replace(slope_N=slope_N), cache)
     return (h, None if cache is None else cache.arrays), stats

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
-from mm01_jax.model.layers import cast_and_gather, param, xavier
+from mm01_jax.model.layers import Int8Weight, cast_and_gather, matrix, param, stored_apart, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
@@ -28,19 +28,33 @@ class Experts(nnx.Module):
         D, E, F, dtype = config.embed_dim, config.num_experts, config.expert_dim, compute.param_dtype
         self.router = param(rngs, (D, E), ("embed", None), xavier(D, E), stack=stack, dtype=dtype)
         inward, outward = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
-        self.gate = param(rngs, (E, D, F), inward, xavier(D, F, gain), stack=stack, dtype=dtype)
-        self.up = param(rngs, (E, D, F), inward, xavier(D, F, gain), stack=stack, dtype=dtype)
-        self.down = param(rngs, (E, F, D), outward, xavier(F, D, gain), stack=stack, dtype=dtype)
+        told = {"summed": (-2,), "quantize": compute.quantize != "none", "stack": stack, "dtype": dtype}
+        self.gate = matrix(rngs, (E, D, F), inward, xavier(D, F, gain), **told)
+        self.up = matrix(rngs, (E, D, F), inward, xavier(D, F, gain), **told)
+        self.down = matrix(rngs, (E, F, D), outward, xavier(F, D, gain), **told)
         self.config, self.compute, self.rules = config, compute, rules
+
+    def at(self, period: jax.Array, layer: jax.Array) -> "Experts":
+        """The experts of one layer of the stack, whose matrices stay in it where they are used as they are stored: a
+        kernel reads them there, and what is sliced out would be copied for it.
+        """
+        one = jax.tree.map(lambda weight: weight[period, layer], self)
+        as_stored = isinstance(self.gate, Int8Weight) or self.gate.dtype == self.compute.dtype
+        if as_stored and not stored_apart(self.rules):
+            for name in ("gate", "up", "down"):
+                setattr(one, name, getattr(self, name))
+            one.place = nnx.data((period, layer))
+        return one
 
     @jax.named_scope("experts")
     def __call__(self, x_BSD: jax.Array, tokens: Tokens) -> tuple[jax.Array, RouterStats]:
         """x (B, S, D) -> (y (B, S, D), router statistics over all tokens that are not padding)."""
-        weights = (self.router, self.gate, self.up, self.down)
+        weights, place = (self.router, self.gate, self.up, self.down), getattr(self, "place", None)
         return expert_layer(
             x_BSD,
             tokens.documents_BS,
             tuple(cast_and_gather(weight, x_BSD.dtype, self.rules) for weight in weights),
+            place,
             config=self.config,
             compute=self.compute,
             rules=self.rules,

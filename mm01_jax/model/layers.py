@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from pallas_kernels.int8 import Int8, quantized
 from pallas_kernels.precision import matmul_precision
 
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
@@ -38,6 +39,38 @@ def param(
     """
     value = init(rngs.params(), (*stack, *shape), jnp.dtype(dtype))
     return nnx.Param(value, axes=("period", "layer")[: len(stack)] + tuple(axes))
+
+
+class Int8Weight(nnx.Module):
+    """A weight kept as int8 (`pallas_kernels/int8.py`), drawn as `param` draws it.
+
+    axes, summed: logical axes of a layer's weight, and which of its dims a product sums over, from the end; the latter
+    stands in the metadata of `values`, so that who makes one of a float leaf need not know the layer.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, shape, axes, init: Initializer, *, summed: tuple[int, ...], stack=()):
+        drawn = quantized(init(rngs.params(), (*stack, *shape), jnp.dtype("float32")), summed)
+        axes = ("period", "layer")[: len(stack)] + tuple(axes)
+        kept = [axis for i, axis in enumerate(axes) if i - len(axes) not in summed]
+        self.values = nnx.Param(drawn.values, axes=axes, summed=summed)
+        self.scale = nnx.Param(drawn.scale, axes=tuple(kept))
+
+
+def matrix(
+    rngs: nnx.Rngs,
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    init: Initializer,
+    *,
+    summed: tuple[int, ...],
+    quantize: bool,
+    stack: Sequence[int] = (),
+    dtype: str = "float32",
+) -> "nnx.Param | Int8Weight":
+    """`param`, or the same in int8."""
+    if quantize:
+        return Int8Weight(rngs, shape, axes, init, summed=summed, stack=stack)
+    return param(rngs, shape, axes, init, stack=stack, dtype=dtype)
 
 
 def xavier(fan_in: int, fan_out: int, gain: float | Sequence[float] = 1.0, gain_axis: int = -1) -> Initializer:
@@ -66,13 +99,21 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
-def cast_and_gather(weight: nnx.Param, dtype: jnp.dtype, rules: Rules) -> jax.Array:
+def cast_and_gather(weight: nnx.Param | Int8Weight, dtype: jnp.dtype, rules: Rules) -> jax.Array | Int8:
     """A weight ready for use: cast to the compute dtype, then gathered over the axes that only store it.
 
-    The cast comes first, so a bfloat16 model gathers half the bytes of its float32 masters.
+    The cast comes first, so a bfloat16 model gathers half the bytes of its float32 masters. One in int8 stays so.
     """
+    if isinstance(weight, Int8Weight):
+        return Int8(*(cast_and_gather(part, part.dtype, rules) for part in (weight.values, weight.scale)))
     axes = weight.get_metadata()["axes"][-weight[...].ndim :]
     return sharding.constrain(weight[...].astype(dtype), sharding.gathered(rules), *axes)
+
+
+def stored_apart(rules: Rules) -> bool:
+    """Whether the mesh in force cuts weights over axes that only store them: each is then gathered before its use."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(axis, 1) for axis in rules.embed) > 1
 
 
 def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
@@ -98,9 +139,17 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def einsum(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None = None) -> jax.Array:
-    """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`)."""
+def einsum(equation: str, x: jax.Array, weight: jax.Array | Int8, out_dtype: jnp.dtype | None = None) -> jax.Array:
+    """Contraction in the operands' dtype with float32 accumulation, returned in x's dtype (or `out_dtype`).
+
+    Of an int8 weight the result, whose last dims are those of the scale, is scaled before it is rounded.
+    """
     precision = matmul_precision(x.dtype)
+    if isinstance(weight, Int8):
+        wide = np.promote_types(x.dtype, np.float32)
+        out = einsum(equation, x, weight.values.astype(x.dtype), wide)
+        scale = weight.scale.astype(wide).reshape((1,) * (out.ndim - weight.scale.ndim) + weight.scale.shape)
+        return (out * scale).astype(out_dtype or x.dtype)
     # The result type is asked for, not cast to: matrix units accumulate in float32 either way, and a cast afterwards
     # would make the backward's matmuls take float32 operands.
     return jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=out_dtype or x.dtype)

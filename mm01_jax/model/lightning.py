@@ -18,7 +18,7 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, matrix, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
 from pallas_kernels.kept import MIXED, PROJECTED, keep
@@ -57,12 +57,14 @@ class Lightning(nnx.Module):
     ):
         D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, compute.param_dtype
         qkv_init = xavier(D, N * H, (1.0, 1.0, gain), gain_axis=-2)
-        self.qkv = param(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, stack=stack, dtype=dtype)
+        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "dtype": dtype}
+        inward, outward = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
+        self.qkv = matrix(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, summed=(-4,), **told)
         gate_init = xavier(D, N * H)
-        self.output_gate = param(rngs, (D, N, H), ("embed", "heads", "head_dim"), gate_init, stack=stack, dtype=dtype)
+        self.output_gate = matrix(rngs, (D, N, H), inward, gate_init, summed=(-3,), **told)
         self.norm = param(rngs, (N, H), ("heads", "head_dim"), ones, stack=stack, dtype=dtype)
         out_init = xavier(N * H, D, gain)
-        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
+        self.out = matrix(rngs, (N, H, D), outward, out_init, summed=(-3, -2), **told)
         self.config, self.rules = config, rules
 
     def project(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

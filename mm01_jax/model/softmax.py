@@ -10,9 +10,10 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, param, rope, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, matrix, rope, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
+from mm01_jax.parallel.softmax.cached import chunk_over_cache
 from pallas_kernels.kept import PROJECTED, keep
 
 
@@ -45,11 +46,12 @@ class Softmax(nnx.Module):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         dtype = compute.param_dtype
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        self.query = param(rngs, (D, N, H), heads, xavier(D, N * H), stack=stack, dtype=dtype)
-        self.key = param(rngs, (D, K, H), kv_heads, xavier(D, K * H), stack=stack, dtype=dtype)
-        self.value = param(rngs, (D, K, H), kv_heads, xavier(D, K * H, gain), stack=stack, dtype=dtype)
-        out_init = xavier(N * H, D, gain)
-        self.out = param(rngs, (N, H, D), ("heads", "head_dim", "embed"), out_init, stack=stack, dtype=dtype)
+        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "dtype": dtype}
+        self.query = matrix(rngs, (D, N, H), heads, xavier(D, N * H), summed=(-3,), **told)
+        self.key = matrix(rngs, (D, K, H), kv_heads, xavier(D, K * H), summed=(-3,), **told)
+        self.value = matrix(rngs, (D, K, H), kv_heads, xavier(D, K * H, gain), summed=(-3,), **told)
+        out_init, out_axes = xavier(N * H, D, gain), ("heads", "head_dim", "embed")
+        self.out = matrix(rngs, (N, H, D), out_axes, out_init, summed=(-3, -2), **told)
         self.config, self.compute, self.rules = config, compute, rules
 
     @jax.named_scope("softmax")
@@ -66,6 +68,9 @@ class Softmax(nnx.Module):
             key, value, *own_tags = drafts.by_row((key, value, *tags), num_rows)
             own = tokens._replace(positions_BS=own_tags[0], documents_BS=own_tags[1])
             cache = write(cache, key, value, own, rules)
+            if x_BSD.shape[1] > 1:
+                out = chunk_over_cache(query, *cache.arrays, (cache.period, cache.layer), tags, rules)
+                return self.finish(out), cache
             key, value, key_tags = read(cache)
             out = cached_attention(query, key, value, query_tags=tags, key_tags=key_tags, rules=rules)
         return self.finish(out), cache

@@ -10,9 +10,10 @@ forward pass is computed again for its gradient, the last product is not.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.expert_ffn import gpu_up
+from pallas_kernels.expert_ffn import gpu_up, gpu_up_int8
 from pallas_kernels.grouped_matmul import gpu as grouped
-from pallas_kernels.grouped_matmul import gpu_rows, gpu_tiles, gpu_weights
+from pallas_kernels.grouped_matmul import gpu_int8, gpu_rows, gpu_tiles, gpu_weights
+from pallas_kernels.int8 import Int8, shape_of
 from pallas_kernels.kept import EXPANDED, keep
 
 
@@ -25,15 +26,32 @@ def unsupported(x_RD, weights, group_sizes_E, weight_R, capacity, multiple) -> s
 def forward(x_RD, weights, group_sizes_E, weight_R, capacity, multiple):
     """Contract in the package's docstring. Nothing is padded, so `capacity` bounds nothing here."""
     del capacity, multiple
+    if isinstance(weights[0], Int8):
+        return _plain(x_RD, weights, weight_R, gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0]))
     return _ffn(x_RD, weights, group_sizes_E, weight_R)
+
+
+def forward_in_stack(x_RD, weights, group_sizes_E, weight_R, layer):
+    """`forward` by the experts of a layer, whose matrices (L, E, ...) are read where they lie; no gradient."""
+    E = shape_of(weights[0])[1]
+    gate, up, down = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), weights)
+    experts = gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0])
+    return _plain(x_RD, (gate, up, down), weight_R, jnp.where(experts < E, layer * E + experts, shape_of(gate)[0]))
+
+
+def _plain(x_RD, weights, weight_R, experts):
+    """Without a gradient: matrices of either kind, those that the tiles of rows meet given by number."""
+    gate, up, down = weights
+    if isinstance(gate, Int8):
+        hidden = gpu_up_int8.gated(x_RD, gate, up, weight_R, experts)
+        return gpu_int8.multiply(hidden, down, experts)
+    (hidden,) = gpu_up.gated(x_RD, gate, up, weight_R, experts, keeps=False)
+    return gpu_rows.multiply(hidden, down, experts, transposed=False)
 
 
 @jax.custom_vjp
 def _ffn(x_RD, weights, group_sizes_E, weight_R):
-    gate, up, down = weights
-    experts = gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0])
-    (hidden,) = gpu_up.gated(x_RD, gate, up, weight_R, experts, keeps=False)
-    return gpu_rows.multiply(hidden, down, experts, transposed=False)
+    return _plain(x_RD, weights, weight_R, gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0]))
 
 
 def _forward(x_RD, weights, group_sizes_E, weight_R):

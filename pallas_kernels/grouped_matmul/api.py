@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.int8 import Int8, check_matrices
 from pallas_kernels.varying import vary_alike
 
 OPERATION = dispatch.Operation(
@@ -15,7 +16,7 @@ OPERATION = dispatch.Operation(
 )
 
 
-def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, weights_EDF: jax.Array) -> int:
+def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, widths_EDF: tuple[int, int, int]) -> int:
     """What every group's size should be a multiple of, for the fastest implementation here: lay rows out so.
 
     128 where the Hopper kernel can take the widths and `num_rows` fill a tile of every expert, else 1: a few rows
@@ -23,15 +24,15 @@ def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, weights_EDF: jax.
     """
     if dispatch.elsewhere("gpu"):
         return 1
-    gpu, (E, D, _) = OPERATION.module("gpu"), weights_EDF.shape
-    rows = jax.ShapeDtypeStruct((gpu.MULTIPLE, D), x_dtype)
-    fits = num_rows >= E * gpu.MULTIPLE and not gpu.unsupported(rows, weights_EDF, None, None, gpu.MULTIPLE)
+    gpu, (E, D, _) = OPERATION.module("gpu"), widths_EDF
+    rows, weights = jax.ShapeDtypeStruct((gpu.MULTIPLE, D), x_dtype), jax.ShapeDtypeStruct(widths_EDF, x_dtype)
+    fits = num_rows >= E * gpu.MULTIPLE and not gpu.unsupported(rows, weights, None, None, gpu.MULTIPLE)
     return gpu.MULTIPLE if fits else 1
 
 
 def grouped_matmul(
     x_RD: jax.Array,
-    weights_EDF: jax.Array,
+    weights_EDF: jax.Array | Int8,
     group_sizes_E: jax.Array,
     *,
     capacity: int,
@@ -42,7 +43,7 @@ def grouped_matmul(
 
     Args:
       x_RD: (R, D), bfloat16 or float32, rows sorted by group. Rows after the last group give 0 and get gradient 0.
-      weights_EDF: (E, D, F) in x's dtype.
+      weights_EDF: (E, D, F) in x's dtype, or as Int8, which has no gradient.
       group_sizes_E: (E,) int32, >= 0, their sum <= R.
       capacity: a bound on every group's size; a larger group's rows beyond it may give 0. Callers count overflow.
       multiple: the caller's word that every group's size is one of this (`row_multiple`). A group may be filled up with
@@ -57,7 +58,8 @@ def grouped_matmul(
       Unsupported: the named implementation cannot take these arguments on this device.
     """
     _check(x_RD, weights_EDF, group_sizes_E, capacity)
-    arrays = vary_alike(x_RD, weights_EDF, group_sizes_E)
+    leaves, tree = jax.tree.flatten((x_RD, weights_EDF, group_sizes_E))
+    arrays = jax.tree.unflatten(tree, vary_alike(*leaves))
     name = dispatch.choose(OPERATION, implementation, *arrays, capacity, multiple)
     return OPERATION.module(name).forward(*arrays, capacity, multiple)
 
@@ -65,11 +67,9 @@ def grouped_matmul(
 def _check(x, weights, group_sizes, capacity) -> None:
     if x.ndim != 2 or x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"x must be (R, D) in bfloat16 or float32, got {x.dtype.name}{list(x.shape)}")
-    if weights.ndim != 3 or weights.shape[1] != x.shape[1] or weights.dtype != x.dtype:
-        got = f"{weights.dtype.name}{list(weights.shape)}"
-        raise ValueError(f"weights must be (E, D={x.shape[1]}, F) in {x.dtype.name} to go with x, got {got}")
-    if group_sizes.shape != weights.shape[:1] or group_sizes.dtype != jnp.int32:
+    shape = check_matrices("weights", weights, x)
+    if group_sizes.shape != shape[:1] or group_sizes.dtype != jnp.int32:
         got = f"{group_sizes.dtype.name}{list(group_sizes.shape)}"
-        raise ValueError(f"group_sizes must be int32[{weights.shape[0]}] to go with weights, got {got}")
+        raise ValueError(f"group_sizes must be int32[{shape[0]}] to go with weights, got {got}")
     if capacity < 1:
         raise ValueError(f"capacity={capacity} must be at least 1")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.grouped_matmul import gpu_rows, gpu_tiles, gpu_weights
+from pallas_kernels.grouped_matmul import gpu_int8, gpu_rows, gpu_tiles, gpu_weights
+from pallas_kernels.int8 import Int8, shape_of
 
 MULTIPLE = gpu_tiles.TILE  # of every group's size: no tile then has rows of two experts
 
@@ -19,7 +20,7 @@ def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | N
         return reason
     if x_RD.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {x_RD.dtype.name}"
-    _, D, F = weights_EDF.shape
+    _, D, F = shape_of(weights_EDF)
     if D % gpu_tiles.TILE or F % gpu_tiles.TILE:
         return f"widths must be multiples of {gpu_tiles.TILE}, got D={D}, F={F}"
     if multiple % MULTIPLE or x_RD.shape[0] % MULTIPLE:
@@ -30,6 +31,8 @@ def unsupported(x_RD, weights_EDF, group_sizes_E, capacity, multiple) -> str | N
 def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
     """Contract in the package's docstring. Nothing is padded, so `capacity` bounds nothing here."""
     del capacity, multiple
+    if isinstance(weights_EDF, Int8):
+        return gpu_int8.multiply(x_RD, weights_EDF, gpu_tiles.experts_of_tiles(group_sizes_E, x_RD.shape[0]))
     return _multiply(x_RD, weights_EDF, group_sizes_E)
 
 

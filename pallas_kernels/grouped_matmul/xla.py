@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels import dispatch
+from pallas_kernels.int8 import Int8
 from pallas_kernels.precision import matmul_precision
 
 
@@ -21,7 +23,7 @@ def forward(x_RD, weights_EDF, group_sizes_E, capacity, multiple):
     """Contract in the package's docstring. Rows of a group beyond `capacity` give 0."""
     del multiple
     places = _places(group_sizes_E, x_RD.shape[0], capacity)
-    out_ECF = _matmul(_to_experts(x_RD, places), weights_EDF).astype(x_RD.dtype)
+    out_ECF = _multiply(_to_experts(x_RD, places), weights_EDF).astype(x_RD.dtype)
     return _to_rows(out_ECF, places)
 
 
@@ -60,11 +62,18 @@ _to_experts.defvjp(lambda x, places: (_to_experts(x, places), places), lambda p,
 _to_rows.defvjp(lambda x, places: (_to_rows(x, places), places), lambda p, d: (_to_experts(d, p), None))
 
 
-def _matmul(x_ECD, weights_EDF):
+def _multiply(x_ECD, weights_EDF):
+    if not isinstance(weights_EDF, Int8):
+        return _matmul(x_ECD, weights_EDF, x_ECD.dtype)
+    wide = np.promote_types(x_ECD.dtype, np.float32)
+    return _matmul(x_ECD, weights_EDF.values.astype(x_ECD.dtype), wide) * weights_EDF.scale[:, None].astype(wide)
+
+
+def _matmul(x_ECD, weights_EDF, dtype):
     if dispatch.platform() == "cpu":
         # XLA:CPU has no bfloat16 x bfloat16 -> float32 for every layout; widened operands give the same exact products.
         x_ECD, weights_EDF = x_ECD.astype(jnp.float32), weights_EDF.astype(jnp.float32)
     precision = matmul_precision(x_ECD.dtype)
-    # Asked for in x's dtype: matrix units accumulate in float32 either way, and a cast afterwards would make the
+    # Asked for, not cast to: matrix units accumulate in float32 either way, and a cast afterwards would make the
     # backward's matmuls take float32 operands.
-    return jnp.einsum("ecd,edf->ecf", x_ECD, weights_EDF, precision=precision, preferred_element_type=x_ECD.dtype)
+    return jnp.einsum("ecd,edf->ecf", x_ECD, weights_EDF, precision=precision, preferred_element_type=dtype)

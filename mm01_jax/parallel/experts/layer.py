@@ -24,6 +24,7 @@ from mm01_jax.parallel.experts.exchange import Buffers, compute_without_exchange
 from mm01_jax.parallel.experts.transports import TRANSPORTS
 from pallas_kernels.expert_ffn import expert_ffn
 from pallas_kernels.grouped_matmul import row_multiple
+from pallas_kernels.int8 import Int8, shape_of
 from pallas_kernels.varying import vary_over
 
 
@@ -52,6 +53,7 @@ def expert_layer(
     x_BSD: jax.Array,
     documents_BS: jax.Array,
     weights: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+    place: tuple[jax.Array, jax.Array] | None = None,
     *,
     config: ModelConfig,
     compute: ComputeConfig,
@@ -61,20 +63,33 @@ def expert_layer(
     """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics).
 
     Args:
-      weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype.
+      weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype; the last three or Int8.
+      place: (period, layer), where the experts' three are those of a whole stack, (M, n, ...).
     """
+    stack = () if place is None else (None, None)
     tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
-    inward, outward = sharding.spec(rules, "expert", None, "ffn"), sharding.spec(rules, "expert", "ffn", None)
-    in_specs = (tokens, sharding.spec(rules, "batch", "seq"), (jax.P(), inward, inward, outward))
+    inward = Int8(*(sharding.spec(rules, *stack, *axes, "ffn") for axes in (("expert", None), ("expert",))))
+    outward = Int8(*(sharding.spec(rules, *stack, *axes, None) for axes in (("expert", "ffn"), ("expert",))))
+    of_experts = zip(weights[1:], (inward, inward, outward), strict=True)
+    specs = (jax.P(), *(spec if isinstance(weight, Int8) else spec.values for weight, spec in of_experts))
+    in_specs = (tokens, sharding.spec(rules, "batch", "seq"), specs, jax.P())
     local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, documents_BS, weights)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, documents_BS, weights, place)
 
 
 def _local(
-    x_BSD, documents_BS, weights, *, config: ModelConfig, compute: ComputeConfig, rules: Rules, layout: SequenceLayout
+    x_BSD,
+    documents_BS,
+    weights,
+    place,
+    *,
+    config: ModelConfig,
+    compute: ComputeConfig,
+    rules: Rules,
+    layout: SequenceLayout,
 ):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
-    router_DE, *ffn_weights = (vary_over(w, (*rules.batch, *rules.seq)) for w in weights)
+    router_DE, *ffn_weights = jax.tree.map(lambda w: vary_over(w, (*rules.batch, *rules.seq)), weights)
     B, S, D = x_BSD.shape
     E = config.num_experts
     x_TD, valid_T = x_BSD.reshape(B * S, D), (documents_BS >= 0).reshape(B * S)
@@ -83,7 +98,7 @@ def _local(
     served_TA = choice_TA
     if config.routing == "capacity":
         served_TA = router.keep_first(choice_TA, (B, S), config, rules, layout)
-    y_TD, overflow = _in_groups((x_TD, served_TA, weight_TA), ffn_weights, config, compute, rules)
+    y_TD, overflow = _in_groups((x_TD, served_TA, weight_TA), (ffn_weights, place), config, compute, rules)
     stats = RouterStats(
         assigned=router.count(choice_TA.reshape(-1), E).astype(jnp.float32),
         probability=jnp.sum(jnp.where(valid_T[:, None], probability_TE, 0.0), axis=0),
@@ -95,15 +110,22 @@ def _local(
     return y_TD.reshape(B, S, -1), lax.psum(stats, (*rules.batch, *rules.seq))
 
 
-def _in_groups(tokens, ffn_weights, config: ModelConfig, compute: ComputeConfig, rules: Rules):
+def _in_groups(tokens, weights, config: ModelConfig, compute: ComputeConfig, rules: Rules):
     """(y (T, D / shards of ffn), overflow): tokens (x (T, D), choice (T, A), weight (T, A)) in groups, each routed by
     itself from here on.
+
+    weights: (gate, up, down), and where in a stack they stand, or None.
     """
-    x_TD, choice_TA, _ = tokens
+    (x_TD, choice_TA, _), (ffn_weights, place) = tokens, weights
+    layer = None
+    if place is not None:
+        (M, n), (period, index) = shape_of(ffn_weights[0])[:2], place
+        ffn_weights = jax.tree.map(lambda w: w.reshape(M * n, *w.shape[2:]), ffn_weights)
+        layer = period * n + index
     buffers = Buffers.of(x_TD.shape[0], config, compute, rules)
-    multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, ffn_weights[0])
+    multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, shape_of(ffn_weights[0])[-3:])
     buffers = dataclasses.replace(buffers, multiple=multiple)
-    apply_experts = functools.partial(_expert_ffn, ffn_weights)
+    apply_experts = functools.partial(_expert_ffn, (tuple(ffn_weights), layer))
     exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[compute.exchange])
     run = exchange if buffers.shards > 1 else compute_without_exchange
     parts = [
@@ -114,8 +136,8 @@ def _in_groups(tokens, ffn_weights, config: ModelConfig, compute: ComputeConfig,
 
 
 @jax.named_scope("experts")
-def _expert_ffn(ffn_weights, rows_RD, sizes_E, buffers: Buffers, weight_R: jax.Array | None) -> jax.Array:
+def _expert_ffn(weights, rows_RD, sizes_E, buffers: Buffers, weight_R: jax.Array | None) -> jax.Array:
     """SwiGLU of each row by its group's expert; rows sorted by expert, rows after the last group are 0."""
-    return expert_ffn(
-        rows_RD, tuple(ffn_weights), sizes_E, weight_R, capacity=buffers.per_expert, multiple=buffers.multiple
-    )
+    ffn_weights, layer = weights
+    sizes = {"capacity": buffers.per_expert, "multiple": buffers.multiple}
+    return expert_ffn(rows_RD, ffn_weights, sizes_E, weight_R, layer=layer, **sizes)

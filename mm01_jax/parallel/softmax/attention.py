@@ -37,7 +37,7 @@ def self_attention(
     """
 
     def local(query, key, value, tags):
-        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        key, value = (own_heads(x, query.shape[2], rules) for x in (key, value))
         axes = _cut(rules)
         if not axes:
             return kernel(query, key, value, query_tags=tags, key_tags=tags)
@@ -70,7 +70,7 @@ def cached_attention(
     """
 
     def local(query, key, value, query_tags, key_tags):
-        key, value = (_own_heads(x, query.shape[2], rules) for x in (key, value))
+        key, value = (own_heads(x, query.shape[2], rules) for x in (key, value))
         query, key, value, *tags = vary_alike(query, key, value, *query_tags, *key_tags)
 
         def attend(row):
@@ -119,15 +119,21 @@ def _cut(rules: Rules) -> tuple[str, ...]:
     return tuple(axis for axis in rules.seq if lax.axis_size(axis) > 1)
 
 
-def _own_heads(x_BTKH: jax.Array, num_query_heads: int, rules: Rules) -> jax.Array:
-    """The key heads of this shard's query heads, where more shards split the queries' heads than the keys'.
+def shards_of_key_heads(rules: Rules) -> int:
+    """Over how many shards the queries' heads are split and the keys' are not."""
+    return math.prod(lax.axis_size(axis) for axis in rules.heads if axis not in rules.kv_heads)
+
+
+def own_heads(x: jax.Array, num_query_heads: int, rules: Rules, *, axis: int = 2) -> jax.Array:
+    """The key heads (`axis` of x) of this shard's query heads, where more shards split the queries' heads than the
+    keys'.
 
     With fewer key heads than tensor shards (`rules.kv_heads=()`), every shard holds all of them.
     """
-    shards = math.prod(lax.axis_size(axis) for axis in rules.heads if axis not in rules.kv_heads)
+    shards = shards_of_key_heads(rules)
     if shards == 1:
-        return x_BTKH
-    num_key_heads = x_BTKH.shape[2]
+        return x
+    num_key_heads = x.shape[axis]
     queries_per_key = num_query_heads * shards // num_key_heads
     first = lax.axis_index(tuple(axis for axis in rules.heads if axis not in rules.kv_heads)) * num_query_heads
-    return lax.dynamic_slice_in_dim(x_BTKH, first // queries_per_key, max(1, num_key_heads // shards), axis=2)
+    return lax.dynamic_slice_in_dim(x, first // queries_per_key, max(1, num_key_heads // shards), axis=axis)

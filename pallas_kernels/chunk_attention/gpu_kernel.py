@@ -1,0 +1,228 @@
+"""A chunk over a cache on Hopper: 128 queries of one head an item, keys and values streamed past them from the cache.
+
+As `softmax_attention/gpu_forward.py` (the online softmax, two warpgroups that take turns), but without documents: what
+a query sees follows from its place, so blocks before the chunk are never masked and no tags are read.
+
+Items beside each other are tiles and query heads of one key head: at any time all programs stream the same keys, and a
+block that one of them has read from memory is in L2 for the others. A row's bits follow from its query and its keys
+alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's places, and what is hidden adds 0.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import declared
+from pallas_kernels.softmax_attention import gpu_blocks as blocks
+from pallas_kernels.softmax_attention.gpu_blocks import DOWN, HALF, LOW, TILE
+from pallas_kernels.varying import vary_alike
+
+KEYS = 128  # of a block
+STAGES = 3  # of the ring of keys and values
+WGMMA = plgpu.Layout.WGMMA
+
+
+class _Plan(NamedTuple):
+    """What is fixed when the kernel is compiled."""
+
+    items: int
+    programs: int
+    batch: int  # rows
+    tiles: int  # of queries, of all rows
+    kv_heads: int
+    group: int  # query heads of a key head
+
+
+class _Inputs(NamedTuple):
+    """What the programs read. A tile of queries is numbered b * (S / TILE) + its place."""
+
+    counts: jax.Ref  # int32 (B,), queries of each row
+    first: jax.Ref  # int32 (B,), place of each row's first query
+    k: jax.Ref  # bfloat16 (L * B * K, T, H)
+    layer: jax.Ref  # int32 (1,)
+    order: jax.Ref  # int32 (B * S / TILE,), tiles, those that see most keys first
+    q: jax.Ref  # bfloat16 (B, S, N, H)
+    v: jax.Ref  # bfloat16 (L * B * K, T, H)
+
+
+class _Scratch(NamedTuple):
+    """A program's shared memory, in the order it lies there."""
+
+    k: jax.Ref  # bfloat16 (STAGES, KEYS, H)
+    k_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's keys
+    k_full: jax.Ref  # barriers (STAGES,): the slot's keys have arrived
+    q: jax.Ref  # bfloat16 (2, HALF, H): each warpgroup's queries, later its result on its way out
+    q_free: jax.Ref  # barriers (2,): the warpgroup's result has left
+    q_full: jax.Ref  # barriers (2,): the warpgroup's queries have arrived
+    turn: jax.Ref  # barrier: both warpgroups have come to where one passes the matrix unit on
+    v: jax.Ref  # bfloat16 (STAGES, KEYS, H)
+    v_free: jax.Ref  # barriers (STAGES,): both warpgroups have left the slot's values
+    v_full: jax.Ref  # barriers (STAGES,): the slot's values have arrived
+
+
+class _Item(NamedTuple):
+    """128 queries of one head, the blocks they see, and where in its program's work that stands."""
+
+    b: jax.Array
+    n: jax.Array
+    t: jax.Array  # the tile of queries in its row
+    row: jax.Array  # of the cache
+    first: jax.Array  # place of the tile's first query
+    count: jax.Array  # queries of the tile, which may be none
+    number: jax.Array | int = 0  # of this program's items
+    done: jax.Array | int = 0  # blocks of the items before
+
+    @property
+    def clear(self):
+        """Blocks that all queries see."""
+        return lax.min(lax.div(self.first + 1, jnp.int32(KEYS)), self.steps)
+
+    @property
+    def steps(self):
+        """Blocks that some query sees; one for a tile of no query, as a warpgroup waits for the other in each."""
+        return lax.div(self.first + jnp.maximum(self.count, 1) - 1, jnp.int32(KEYS)) + 1
+
+    def queries(self, half):
+        return pl.ds(self.t * TILE + half * HALF, HALF)
+
+
+def attend(query, keys, values, layer, first_B, count_B):
+    """S a multiple of TILE, T of KEYS: out (B, S, N, H) in the query's dtype."""
+    (B, S, N, H), K, tiles = query.shape, keys.shape[2], query.shape[1] // TILE
+    keys, values = (x.reshape(-1, *x.shape[3:]) for x in (keys, values))
+    items = N * B * tiles
+    programs = min(items, blocks.MULTIPROCESSORS)
+    plan = _Plan(items=items, programs=programs, batch=B, tiles=B * tiles, kv_heads=K, group=N // K)
+    kernel = plgpu.kernel(
+        functools.partial(_program, plan),
+        out_type=[jax.ShapeDtypeStruct((B, S, N, H), query.dtype, manual_axis_type=jax.typeof(query).mat)],
+        scratch_types=[_scratch(H)],
+        grid=(programs,),
+        grid_names=("program",),
+        num_threads=3,
+        thread_name="warpgroup",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+    order = _longest_first(first_B, count_B, tiles)
+    inputs = _Inputs(count_B, first_B, keys, layer.reshape(1), order, query, values)
+    with declared.flops(2 * 2 * B * N * S * keys.shape[1] * H):
+        (out,) = kernel(inputs)
+    return vary_alike(query, out)[1]
+
+
+def _longest_first(first_B, count_B, tiles: int) -> jax.Array:
+    """int32 (B * tiles,): tiles by the keys that they see, the most first; those without a query last."""
+    start = jnp.arange(tiles, dtype=jnp.int32)[None] * TILE
+    seen = jnp.where(start < count_B[:, None], first_B[:, None] + start, -1).reshape(-1)
+    # lax.sort, not argsort, whose indices are typed as equal on all devices inside a checked shard_map.
+    return lax.sort((-seen, jnp.arange(seen.size, dtype=jnp.int32) + 0 * seen), num_keys=1)[1]
+
+
+def _scratch(H: int) -> _Scratch:
+    return _Scratch(
+        k=blocks.tile(STAGES, KEYS, H),
+        k_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        k_full=plgpu.Barrier(num_barriers=STAGES),
+        q=blocks.tile(2, HALF, H),
+        q_free=plgpu.Barrier(num_barriers=2),
+        q_full=plgpu.Barrier(num_barriers=2),
+        turn=plgpu.Barrier(num_arrivals=2),
+        v=blocks.tile(STAGES, KEYS, H),
+        v_free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        v_full=plgpu.Barrier(num_barriers=STAGES),
+    )
+
+
+def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
+    def item_of(index) -> _Item:
+        """All tiles and query heads of one key head, then those of the next one."""
+        tiles_and_heads = jnp.int32(plan.tiles * plan.group)
+        head, rest = lax.div(index, tiles_and_heads), lax.rem(index, tiles_and_heads)
+        b, t = blocks.place(inputs.order, lax.div(rest, jnp.int32(plan.group)), plan.tiles // plan.batch)
+        # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
+        first, count, layer = (x + jnp.int32(0) for x in (inputs.first[b], inputs.counts[b], inputs.layer[0]))
+        count = jnp.clip(count - t * TILE, 0, TILE)
+        row = (layer * plan.batch + b) * plan.kv_heads + head
+        n = head * plan.group + lax.rem(rest, jnp.int32(plan.group))
+        return _Item(b, n, t, row, jnp.where(count > 0, first + t * TILE, 0), count)
+
+    def each(body):
+        blocks.each_item(
+            plan.items, plan.programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done))
+        )
+
+    def load_item(item: _Item):
+        def load_queries(half):
+            pl.when(item.number > 0)(lambda: plgpu.barrier_wait(smem.q_free.at[half]))
+            source = inputs.q.at[item.b, item.queries(half), item.n]
+            plgpu.copy_gmem_to_smem(source, smem.q.at[half], smem.q_full.at[half])
+
+        def fill(step, slot):
+            keys = pl.ds(step * KEYS, KEYS)
+            plgpu.copy_gmem_to_smem(inputs.k.at[item.row, keys], smem.k.at[slot], smem.k_full.at[slot])
+            plgpu.copy_gmem_to_smem(inputs.v.at[item.row, keys], smem.v.at[slot], smem.v_full.at[slot])
+            # Only now: the second warpgroup ends its item when the first has begun the next one.
+            pl.when(step == 0)(lambda: load_queries(1))
+
+        load_queries(0)
+        blocks.stream(item.steps, STAGES, (smem.k_free, smem.v_free), fill, item.done)
+
+    def compute(warpgroup):
+        # The second warpgroup is half a step behind the first, over the ends of items too.
+        pl.when(warpgroup == 1)(lambda: _pass_on(smem))
+        each(functools.partial(_compute, out_gmem, smem, warpgroup))
+        pl.when(warpgroup == 0)(lambda: _pass_on(smem))
+
+    blocks.compute_and_load(compute, lambda: each(load_item))
+
+
+def _pass_on(smem: _Scratch):
+    plgpu.barrier_arrive(smem.turn)
+    plgpu.barrier_wait(smem.turn)
+
+
+def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
+    q = smem.q.at[warpgroup]
+    plgpu.barrier_wait(smem.q_full.at[warpgroup])
+    H = q.shape[1]
+    scale = math.log2(math.e) / math.sqrt(H)
+
+    def step(block, carry, *, masked: bool):
+        out, peak, total = carry
+        slot = lax.rem(item.done + block, jnp.int32(STAGES))
+        plgpu.barrier_wait(smem.k_full.at[slot])
+        (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=lambda: _pass_on(smem))
+        if masked:
+            query, key = (plgpu.broadcasted_iota(jnp.int32, (HALF, KEYS), i, layout=WGMMA) for i in range(2))
+            ahead = item.first + warpgroup * HALF - block * KEYS  # of the block's first key, the first query here
+            logits = jnp.where(key <= query + ahead, logits, jnp.float32(2 * LOW))
+        plgpu.barrier_arrive(smem.k_free.at[slot])
+        new_peak = jnp.maximum(peak, logits.max(axis=1))
+        rescale = jnp.exp2((peak - new_peak) * scale)
+        weights = jnp.exp2(logits * scale - blocks.down(new_peak * scale, KEYS))
+        total = total * rescale + weights.sum(axis=1)
+        out = out * blocks.down(rescale, H)
+        weights = weights.astype(jnp.bfloat16)
+        out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
+        plgpu.barrier_arrive(smem.turn)
+        plgpu.barrier_wait(smem.v_full.at[slot])
+        plgpu.barrier_wait(smem.turn)
+        out = blocks.add_product(out, weights, smem.v.at[slot])
+        plgpu.barrier_arrive(smem.v_free.at[slot])
+        return out, new_peak, total
+
+    peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
+    carry = blocks.zeros(HALF, H), peak, blocks.zeros(HALF)
+    carry = lax.fori_loop(0, item.clear, functools.partial(step, masked=False), carry)
+    out, _, total = lax.fori_loop(item.clear, item.steps, functools.partial(step, masked=True), carry)
+    row = plgpu.broadcasted_iota(jnp.int32, (HALF, H), 0, layout=WGMMA)
+    out = jnp.where(row + warpgroup * HALF < item.count, out * blocks.down(1 / total, H), jnp.float32(0))
+    blocks.leave(out, out_gmem.at[item.b, item.queries(warpgroup), item.n], q)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    plgpu.barrier_arrive(smem.q_free.at[warpgroup])

@@ -1,0 +1,117 @@
+"""int8 matrices: the digits, and products with them against NumPy float64 of the numbers that they stand for.
+
+Bound of the digits: half a step of the column's scale, and a few roundings. Of products by the Hopper kernels,
+interpreted: error at most twice that of plain XLA at bfloat16; in float32 as the sums allow.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
+
+from mm01_jax.convert import quantize
+from pallas_kernels.expert_ffn import expert_ffn, reference, tpu
+from pallas_kernels.grouped_matmul import gpu_int8, grouped_matmul
+from pallas_kernels.int8 import Int8, dequantized, in_layer, quantized
+
+H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
+MESH = AbstractMesh((1,), ("chip",), axis_types=(AxisType.Auto,), abstract_device=H200)
+
+
+def drawn(*shape, seed=0):
+    """Columns whose sizes differ by a hundred, one of zeros."""
+    rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(-1, 1, (*shape[:-2], 1, shape[-1]))
+    sizes[..., 3] = 0
+    return (rng.normal(size=shape) * sizes * shape[-2] ** -0.25).astype(np.float32)
+
+
+@pytest.mark.parametrize("summed", [(-2,), (-3, -2)])
+def test_int8_is_half_a_step_off_and_numpy_gives_the_same_digits(summed):
+    weight = drawn(3, 40, 24)
+    int8 = quantized(jnp.asarray(weight), summed)
+    off = np.abs(np.asarray(dequantized(int8, summed), np.float64) - weight)
+    steps = np.expand_dims(np.asarray(int8.scale, np.float64), summed)
+    assert (off <= steps * (0.5 + 256 * 2.0**-24)).all()
+    assert int8.values.dtype == jnp.int8 and np.abs(np.asarray(int8.values)).max() == 127
+    for ours, theirs in zip(int8, quantize.quantized(weight, summed), strict=True):
+        assert ours.dtype == theirs.dtype and (np.asarray(ours) == theirs).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_int8_of_what_is_not_finite_has_a_scale_that_is_not(bad):
+    weight = drawn(2, 8, 8)
+    weight[1, 2, 5] = bad
+    scale = np.asarray(quantized(jnp.asarray(weight), (-2,)).scale)
+    assert (~np.isfinite(scale)).sum() == 1 and not np.isfinite(scale[1, 5])
+
+
+def experts(R, D, F, L=2, E=3):
+    """(rows, int8 matrices of a stack of layers, their rows' factors)."""
+    rng = np.random.default_rng(0)
+    weights = tuple(quantized(jnp.asarray(drawn(*s)), (-2,)) for s in ((L, E, D, F), (L, E, D, F), (L, E, F, D)))
+    return rng.normal(size=(R, D)).astype(np.float32), weights, jnp.asarray(rng.random(R), jnp.float32)
+
+
+def exact_of(x, weights, sizes, weight_R):
+    return reference.forward(x, [dequantized(in_layer(w, 1), (-2,)) for w in weights], sizes, weight_R)
+
+
+@pytest.mark.parametrize("form", ["xla", "tpu"])
+def test_experts_of_int8_in_a_stack_equal_float64(form):
+    R, D, F, sizes = 50, 24, 40, np.array([7, 0, 30], np.int32)
+    x, weights, weight_R = experts(R, D, F)
+    if form == "xla":
+        sizes_and = {"layer": jnp.int32(1), "capacity": R, "implementation": "xla"}
+        y = jax.jit(lambda *a: expert_ffn(*a, **sizes_and))(x, weights, jnp.asarray(sizes), weight_R)
+    else:
+        y = tpu.forward(jnp.asarray(x), in_layer(weights, 1), jnp.asarray(sizes), weight_R, R, 1)
+    exact = exact_of(x, weights, sizes, weight_R)
+    size = exact_of(np.abs(x), jax.tree.map(jnp.abs, weights), sizes, weight_R)
+    assert np.abs(np.asarray(y, np.float64) - exact).max() <= (D + F + 20) * 2.0**-24 * np.abs(size).max()
+
+
+@pytest.mark.parametrize("sizes", [[128, 0, 256], [0, 128, 0], [0, 0, 0]], ids=["rows after them", "one group", "none"])
+def test_experts_of_int8_on_hopper_are_no_worse_than_xla(sizes, monkeypatch):
+    monkeypatch.setattr(gpu_int8, "MULTIPROCESSORS", 3)  # a program has several items
+    x, weights, weight_R = experts(512, 128, 256)
+    x, sizes = jnp.asarray(x, jnp.bfloat16), jnp.asarray(sizes, jnp.int32)
+    exact = exact_of(x, weights, sizes, weight_R)
+
+    def error(name):
+        told = {"layer": jnp.int32(1), "capacity": 512, "multiple": 128, "implementation": name}
+        y = jax.block_until_ready(jax.jit(lambda *a: expert_ffn(*a, **told))(x, weights, sizes, weight_R))
+        return np.abs(np.asarray(y, np.float64) - exact).max()
+
+    allowed = error("xla")
+    with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(MESH):
+        assert error("gpu") <= 2 * allowed
+
+
+def test_int8_product_is_chosen_on_hopper_and_lowers():
+    x, sizes = jax.ShapeDtypeStruct((512, 128), jnp.bfloat16), jax.ShapeDtypeStruct((3,), jnp.int32)
+    weights = Int8(jax.ShapeDtypeStruct((3, 128, 256), jnp.int8), jax.ShapeDtypeStruct((3, 256), jnp.float32))
+    with use_abstract_mesh(MESH):
+        traced = jax.jit(lambda *a: grouped_matmul(*a, capacity=1, multiple=128)).trace(x, weights, sizes)
+        assert traced.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("scale", lambda w: w._replace(scale=w.scale[:, :-1]), "gate.scale must be float32[3, 40]"),
+        (
+            "values",
+            lambda w: w._replace(values=w.values.astype(jnp.float32)),
+            "gate.values must be (E, D=24, F) in int8",
+        ),
+    ],
+)
+def test_experts_refuse_int8_that_does_not_fit(part, change, said):
+    x, weights, weight_R = experts(8, 24, 40)
+    gate, up, down = in_layer(weights, 1)
+    with pytest.raises(ValueError, match=part) as refused:
+        expert_ffn(jnp.asarray(x), (change(gate), up, down), jnp.zeros(3, jnp.int32), weight_R, capacity=8)
+    assert said in str(refused.value)
