@@ -1,6 +1,7 @@
 """Inference on one GPU: decode of some rows, prefill of long prompts; parity first, each figure beside its floor.
 
     python -m benchmarks.inference --rows=1,16,128 --prefill=8192,131072,1048576 --peer=transformers --json=FILE
+    python -m benchmarks.inference --rows=1,16,128 --prefill=8192 --quantize=int8 --json=FILE
     python -m benchmarks.inference --prefill=1048576 --chunk=8192 --picture=docs/prefill.svg
 
 Weights are random. Prompts differ from row to row: 8,192 tokens of one row, 2,048 of 16, 512 of 128 and others.
@@ -13,6 +14,7 @@ from benchmarks.inference import decode_rows, peer, prefill
 from benchmarks.inference.bench import Bench
 from benchmarks.results import Report, add_json
 from mm01_jax.config import command_line
+from mm01_jax.loading import FORMS
 from tests.command_line import Parser, list_of_whole, one_of, whole
 
 
@@ -23,13 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=list_of_whole(1), default=[], help="decoded at once; of each a row of results")
     parser.add_argument("--prefill", type=list_of_whole(1), default=[], help="tokens of a prompt")
     parser.add_argument("--chunk", type=whole(64), default=16_384, help="tokens that prefill takes in at once")
+    parser.add_argument("--quantize", type=one_of("formats", FORMS), help="matrices as int8: " + ", ".join(FORMS))
     parser.add_argument("--peer", type=one_of("peers", [peer.NAME]), help=peer.NAME)
     parser.add_argument("--picture", metavar="FILE", help="time of a chunk against its position, SVG")
     arguments = parser.parse_args(argv)
     if not arguments.rows and not arguments.prefill:
         parser.error("got neither --rows nor --prefill; allowed: one or both, as --rows=1,16 --prefill=8192")
     report = Report(arguments.json, "benchmarks.inference", argv, packages=("torch", "transformers"))
-    bench = Bench(report, command_line.load_config(arguments.config))
+    bench = Bench(report, command_line.load_config(arguments.config), quantize=arguments.quantize)
     bench.attempt("parity of prefill", prefill.parity)
     for rows in arguments.rows:
         bench.attempt(f"decode of {rows} rows", decode_rows.measure, rows)

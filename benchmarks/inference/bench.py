@@ -17,8 +17,10 @@ from benchmarks import mesh as meshes
 from benchmarks.kernels.timing import copy_bytes_per_second
 from benchmarks.results import Report, device
 from mm01_jax import sharding
+from mm01_jax.checkpoint import leaf_paths
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, MeshConfig
+from mm01_jax.convert import int8
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from pallas_kernels import dispatch
@@ -57,9 +59,17 @@ def random_model(config: Config, seed: int) -> TextModel:
         return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
 
 
+def in_int8(model: TextModel, config: Config, form: str) -> TextModel:
+    """The same weights, matrices in int8; the floats are given up leaf by leaf."""
+    mesh, (leaves, tree) = sharding.mesh_of(model), jax.tree.flatten(model)
+    each = int8.each(config, mesh, form)
+    kept = [each(path, leaf) for path, leaf in zip(leaf_paths(model), leaves, strict=True)]
+    return int8.assembled(int8.with_int8(config, form), mesh, jax.tree.unflatten(tree, kept))
+
+
 def in_float32(model: TextModel) -> TextModel:
-    """The same numbers in float32, computed in float32: what the others are compared with."""
-    wide = jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
+    """The same numbers, computed in float32: what the others are compared with. int8 stays, and stands for its own."""
+    wide = jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(jnp.float32), model)
     for _, module in nnx.iter_modules(wide):
         if hasattr(module, "compute"):
             module.compute = dataclasses.replace(module.compute, dtype="float32", param_dtype="float32")
@@ -80,9 +90,9 @@ def plain_path():
 class Bench:
     """One run of the command."""
 
-    def __init__(self, report: Report, config: Config):
+    def __init__(self, report: Report, config: Config, *, quantize: str | None = None):
         self.report, self.began = report, time.monotonic()
-        self._model = None
+        self.quantize, self._model = quantize, None
         self.curves: dict[str, list[tuple[int, float]]] = {}  # of a picture
         known = peak_flops(jax.devices()[0].device_kind)
         self.peak, self.is_real = known or NO_RATE, known is not None
@@ -95,11 +105,13 @@ class Bench:
         """Made when first asked for."""
         if self._model is None:
             self._model = random_model(self.config, SEED)
+            if self.quantize:
+                self._model = in_int8(self._model, self.config, self.quantize)
         return self._model
 
     def named(self, subject: str) -> str:
-        """The subject with the shape that is measured."""
-        return f"{subject}, {self.config.name}"
+        """The subject with what is measured: the shape, and how its weights are kept."""
+        return f"{subject}, {self.config.name}{f', {self.quantize}' if self.quantize else ''}"
 
     def tokens(self, rows: int, length: int, seed: int = 1) -> np.ndarray:
         """(rows, length) int32, every row another."""
