@@ -25,10 +25,10 @@ class Int8(NamedTuple):
 def quantized(weight: jax.Array, summed: tuple[int, ...]) -> Int8:
     """A weight in int8; `summed`: the axes that a product sums over, from the end (negative)."""
     wide = weight.astype(jnp.float32)
-    peak = jnp.max(jnp.abs(wide), axis=summed, keepdims=True)
+    largest = jnp.max(jnp.abs(wide), axis=summed, keepdims=True)
     # One division a column: XLA divides a whole matrix in another way than NumPy, which has to give the same digits.
-    inverse = jnp.where(peak > 0, np.float32(MOST) / peak, 0)
-    return Int8(jnp.round(wide * inverse).astype(jnp.int8), jnp.squeeze(peak * np.float32(1 / MOST), summed))
+    inverse = jnp.where(largest > 0, np.float32(MOST) / largest, 0)
+    return Int8(jnp.round(wide * inverse).astype(jnp.int8), jnp.squeeze(largest * np.float32(1 / MOST), summed))
 
 
 def dequantized(weight: Int8, summed: tuple[int, ...], dtype=jnp.float32) -> jax.Array:

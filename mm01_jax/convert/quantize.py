@@ -37,11 +37,11 @@ class Error(NamedTuple):
 def quantized(weight: np.ndarray, summed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """(values, scale), the numbers of `pallas_kernels.int8.quantized`."""
     wide = weight.astype(np.float32)
-    peak = np.max(np.abs(wide), axis=summed, keepdims=True)
+    largest = np.max(np.abs(wide), axis=summed, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused by its scale
-        inverse = np.where(peak > 0, np.float32(MOST) / peak, np.float32(0))
+        inverse = np.where(largest > 0, np.float32(MOST) / largest, np.float32(0))
         values = np.round(wide * inverse).astype(np.int8)
-    return values, np.squeeze(peak * np.float32(1 / MOST), summed)
+    return values, np.squeeze(largest * np.float32(1 / MOST), summed)
 
 
 def quantize(

@@ -31,7 +31,8 @@ def interpreted(monkeypatch):
         yield
 
 
-def arrays(S, T, N, K, H, B=2, L=3):
+def arrays(sizes, B=2, L=3):
+    S, T, N, K, H = sizes
     rng = np.random.default_rng(0)
     shapes = (B, S, N, H), (L, B, K, T, H), (L, B, K, T, H)
     return [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
@@ -48,7 +49,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_chunk_attention_by_the_kernel_is_no_worse_than_xla(name):
     *sizes, first, count = CASES[name]
-    query, keys, values = arrays(*sizes)
+    query, keys, values = arrays(sizes)
     told = jnp.int32(1), jnp.asarray(first, jnp.int32), jnp.asarray(count, jnp.int32)
     exact = reference.attend(query, keys, values, *told)
     found = {

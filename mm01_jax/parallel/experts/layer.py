@@ -68,13 +68,18 @@ def expert_layer(
     """
     stack = () if place is None else (None, None)
     tokens, result = sharding.spec(rules, "batch", "seq", None), sharding.spec(rules, "batch", "seq", "ffn")
-    inward = Int8(*(sharding.spec(rules, *stack, *axes, "ffn") for axes in (("expert", None), ("expert",))))
-    outward = Int8(*(sharding.spec(rules, *stack, *axes, None) for axes in (("expert", "ffn"), ("expert",))))
+    inward = _with_scale(sharding.spec(rules, *stack, "expert", None, "ffn"))
+    outward = _with_scale(sharding.spec(rules, *stack, "expert", "ffn", None))
     of_experts = zip(weights[1:], (inward, inward, outward), strict=True)
     specs = (jax.P(), *(spec if isinstance(weight, Int8) else spec.values for weight, spec in of_experts))
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), specs, jax.P())
     local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout)
     return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, documents_BS, weights, place)
+
+
+def _with_scale(values: jax.P) -> Int8:
+    """The specs of an int8 matrix, of which a scale is cut as its columns are."""
+    return Int8(values, jax.P(*values[:-2], values[-1]))
 
 
 def _local(
