@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     bench.attempt("parity of prefill", prefill.parity)
     for rows in arguments.rows:
         bench.attempt(f"decode of {rows} rows", decode_rows.measure, rows)
-    for length in arguments.prefill:
-        bench.attempt(f"prefill of {length}", prefill.measure, length, arguments.chunk)
+    if arguments.prefill:
+        bench.attempt("prefill", prefill.measure, arguments.prefill, arguments.chunk)
     if arguments.peer:
         bench.attempt(arguments.peer, peer.measure, arguments.rows, arguments.prefill)
     if arguments.picture and bench.curves:

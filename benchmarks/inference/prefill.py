@@ -76,13 +76,22 @@ def parity(bench: Bench) -> None:
         raise ArithmeticError(f"hidden states are {off:.3g} off, those of plain XLA {allowed / 2:.3g}")
 
 
-def measure(bench: Bench, length: int, chunk: int) -> None:
-    """A prompt of `length` tokens; then decode there, and a turn that is added."""
-    programs, chunk = Programs(bench.model), min(chunk, length)
-    subject = bench.named(f"prefill 1x{length}, chunk {chunk}")
-    room = -(-(length + TURN + DECODED) // ROOM) * ROOM
-    tokens, runs, cache = bench.tokens(1, length), [], None
-    programs.take_in(programs.empty(1, room), tokens[:, : 2 * chunk], chunk)  # compiles
+def measure(bench: Bench, lengths: list[int], chunk: int) -> None:
+    """A prompt of each length; after the longest, decode there and a turn that is added. All caches have one length."""
+    room = -(-(max(lengths) + TURN + DECODED) // ROOM) * ROOM
+    for length in sorted(lengths):
+        programs = Programs(bench.model)
+        cache, subject = _speed(bench, programs, length, (min(chunk, length), room))
+        if length == max(lengths):
+            _go_on(bench, programs, cache, subject, (length, room))
+        del cache
+
+
+def _speed(bench: Bench, programs: Programs, length: int, sizes: tuple[int, int]):
+    """(the cache after the prompt, the subject of its rows). sizes: of a chunk, of the cache."""
+    chunk, room = sizes
+    subject, tokens, runs, cache = bench.named(f"prefill 1x{length}, chunk {chunk}"), bench.tokens(1, length), [], None
+    programs.take_in(programs.empty(1, room), tokens[:, :chunk], chunk)  # compiles
     for _ in range(3 if length <= 16 * chunk else 1):
         cache, times = None, []
         _, cache = programs.take_in(
@@ -97,7 +106,7 @@ def measure(bench: Bench, length: int, chunk: int) -> None:
         bench.curves[subject] = runs[-1]
         for name, (start, seconds) in (("first", runs[-1][0]), ("last", runs[-1][-1])):
             bench.add(subject, f"{name} chunk (at {start})", 1e3 * seconds, "ms")
-    _go_on(bench, programs, cache, subject, (length, room))
+    return cache, subject
 
 
 def _go_on(bench: Bench, programs: Programs, cache, subject: str, lengths: tuple[int, int]) -> None:
