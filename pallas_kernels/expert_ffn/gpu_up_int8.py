@@ -2,7 +2,7 @@
 
     hidden = weight * silu((x Qg) * sg) * ((x Qu) * su)
 
-As `gpu_up.py`, with the fourth warpgroup of `grouped_matmul/gpu_int8.py`, which turns int8 blocks into bfloat16.
+As `gpu_up.py`, with the third warpgroup of `grouped_matmul/gpu_int8.py`, which also turns int8 blocks into bfloat16.
 """
 
 import functools
@@ -57,12 +57,8 @@ def gated(x_RD, gate: Int8, up: Int8, weight_R, experts):
     """hidden (R, F) in bfloat16; of rows of expert E, which is none, 0. Arguments as of `gpu_up.gated`."""
     R, F = x_RD.shape[0], gate.values.shape[2]
     items, across = R // TILE * (F // WIDTH), F // WIDTH
-    kernel = gpu_int8.launch(
-        functools.partial(_program, items, across),
-        jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat),
-        _scratch(),
-        items,
-    )
+    out = jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat)
+    kernel = gpu_tiles.launch(functools.partial(_program, items, across), [out], _scratch(), items)
     inputs = _Inputs(experts, gate.values, gate.scale, up.values, up.scale, weight_R, x_RD)
     with declared.flops(2 * 2 * R * x_RD.shape[1] * F):
         (out,) = kernel(inputs)
@@ -97,18 +93,15 @@ def _program(items: int, across: int, inputs: _Inputs, out_gmem, smem: _Scratch)
         _, _, expert = place(index)
         return jnp.where(expert < inputs.gate.shape[0], jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
 
-    def load(index, done, steps):
+    def feed(index, done, steps):
         row, column, expert = place(index)
 
         def block(depth):
             return (expert, depth, pl.ds(column, WIDTH))
 
-        pairs = (inputs.gate, smem.raw_gate), (inputs.up, smem.raw_up)
-        gpu_int8.load_blocks(done, steps, smem, (inputs.x, row), [(m, block, raw) for m, raw in pairs])
-
-    def convert(index, done, steps):
-        del index
-        gpu_int8.convert_blocks(done, steps, smem, [(smem.raw_gate, smem.gate), (smem.raw_up, smem.up)])
+        rings = (inputs.gate, smem.raw_gate, smem.gate), (inputs.up, smem.raw_up, smem.up)
+        matrices = [(array, block, raw, wide) for array, raw, wide in rings]
+        gpu_int8.feed_blocks(done, steps, smem, (inputs.x, row), matrices)
 
     def compute(warpgroup, index, done, steps):
         row, column, expert = place(index)
@@ -122,7 +115,7 @@ def _program(items: int, across: int, inputs: _Inputs, out_gmem, smem: _Scratch)
             hidden = hidden * lax.broadcast_in_dim(weight, hidden.shape, [0])
         gpu_tiles.store(hidden, smem.staged.at[warpgroup], out_gmem.at[rows, columns])
 
-    gpu_int8.each_item(items, steps_of, compute, load, convert)
+    gpu_int8.each_item(items, steps_of, compute, feed)
 
 
 def _products(warpgroup, done, steps, smem: _Scratch):

@@ -1,8 +1,9 @@
 """Rows times their expert's int8 matrix on Hopper: out = (x Q) * scale, scaled where the products are accumulated.
 
-As `gpu_rows.py`, with a fourth warpgroup: it turns each int8 block that has arrived into bfloat16, exactly, in a ring
-of its own, beside the products of the blocks before. So memory gives half of the bytes, and the matrix unit has
-bfloat16 on both sides.
+As `gpu_rows.py`, but the third warpgroup, which loads, also turns each int8 block that has arrived into bfloat16,
+exactly, in a ring of its own, beside the products of the blocks before. So memory gives half of the bytes, and the
+matrix unit has bfloat16 on both sides. (A fourth warpgroup for that would leave each thread 128 registers, and ptxas
+wants 154 for a wgmma of 256 columns.)
 """
 
 import functools
@@ -20,8 +21,7 @@ from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, LOADER, MULTIPR
 from pallas_kernels.int8 import Int8
 from pallas_kernels.varying import vary_alike
 
-CONVERTER = 3  # number of the warpgroup that converts
-COMPUTE_REGISTERS, LOADER_REGISTERS, CONVERTER_REGISTERS = 184, 24, 104  # a multiprocessor has 512 for four of a number
+COMPUTE_REGISTERS, FEEDER_REGISTERS = 208, 88  # a multiprocessor has 512 for the threads of one number
 LEFT, RIGHT, RAW = 3, 2, 2  # slots of the rings: rows, bfloat16 blocks, int8 blocks
 PART = 128  # columns converted at a time
 COLUMN = plgpu.Layout.WGMMA.reduce(0)  # one value for each column of an accumulator
@@ -70,7 +70,7 @@ def multiply(x_RD: jax.Array, weights: Int8, experts: jax.Array) -> jax.Array:
     width = gpu_tiles.width_of(F)
     plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width)
     out = jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat)
-    kernel = launch(functools.partial(_program, plan), out, _scratch(width), plan.items)
+    kernel = gpu_tiles.launch(functools.partial(_program, plan), [out], _scratch(width), plan.items)
     with declared.flops(2 * R * x_RD.shape[1] * F):
         (out,) = kernel(_Inputs(experts, weights.scale, weights.values, x_RD))
     return vary_alike(x_RD, out)[1]
@@ -103,17 +103,13 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         _, _, expert = place(index)
         return jnp.where(expert < inputs.values.shape[0], jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
 
-    def load(index, done, steps):
+    def feed(index, done, steps):
         row, column, expert = place(index)
 
         def block(depth):
             return (expert, depth, pl.ds(column, width))
 
-        load_blocks(done, steps, smem, (inputs.x, row), [(inputs.values, block, smem.raw)])
-
-    def convert(index, done, steps):
-        del index
-        convert_blocks(done, steps, smem, [(smem.raw, smem.right)])
+        feed_blocks(done, steps, smem, (inputs.x, row), [(inputs.values, block, smem.raw, smem.right)])
 
     def compute(warpgroup, index, done, steps):
         row, column, expert = place(index)
@@ -122,21 +118,7 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         total = total * scale_of(inputs.scale, expert, columns, total)
         gpu_tiles.store(total, smem.staged.at[warpgroup], out_gmem.at[pl.ds(row + warpgroup * HALF, HALF), columns])
 
-    each_item(plan.items, steps_of, compute, load, convert)
-
-
-def launch(program, out_type, scratch, items: int):
-    """The kernel of program(inputs, out, scratch): two warpgroups that compute, one that loads, one that converts."""
-    return plgpu.kernel(
-        program,
-        out_type=[out_type],
-        scratch_types=[scratch],
-        grid=(min(items, MULTIPROCESSORS),),
-        grid_names=("program",),
-        num_threads=4,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-    )
+    each_item(plan.items, steps_of, compute, feed)
 
 
 def raw_tile(*shape):
@@ -144,15 +126,15 @@ def raw_tile(*shape):
     return plgpu.SMEM(shape, jnp.int8, transforms=transforms)
 
 
-def load_blocks(done, steps, smem, rows, matrices):
-    """The third warpgroup's item: step by step the rows of both computing warpgroups, and int8 blocks.
+def feed_blocks(done, steps, smem, rows, matrices):
+    """The third warpgroup's item: step by step rows and int8 blocks are sent for, and blocks made bfloat16.
 
-    rows: (x in memory, the first of them). matrices: of each the array in memory, block(depth) in it, and its ring.
+    rows: (x in memory, the first of them). matrices: of each the array in memory, block(depth) in it, its ring of int8
+    and that of bfloat16. smem: has the barriers of `_Scratch`.
     """
     x, first = rows
 
-    @pl.loop(0, steps)
-    def _(step):
+    def start(step):
         left, raw = lax.rem(done + step, jnp.int32(LEFT)), lax.rem(done + step, jnp.int32(RAW))
         depth = pl.ds(step * DEPTH, DEPTH)
         pl.when(done + step >= LEFT)(lambda: plgpu.barrier_wait(smem.left_free.at[left]))
@@ -160,22 +142,19 @@ def load_blocks(done, steps, smem, rows, matrices):
             part = x.at[pl.ds(first + half * HALF, HALF), depth]
             plgpu.copy_gmem_to_smem(part, smem.left.at[left, half], smem.left_full.at[left])
         pl.when(done + step >= RAW)(lambda: plgpu.barrier_wait(smem.raw_free.at[raw]))
-        for array, block, ring in matrices:
+        for array, block, ring, _ in matrices:
             plgpu.copy_gmem_to_smem(array.at[block(depth)], ring.at[raw], smem.raw_full.at[raw])
 
-
-def convert_blocks(done, steps, smem, rings):
-    """The fourth warpgroup's item: of each (raw, right) pair of rings every int8 block into bfloat16, step by step.
-
-    smem: has the barriers `raw_full`, `raw_free`, `right_full` and `right_free`.
-    """
+    pl.when(steps > 0)(lambda: start(jnp.int32(0)))
 
     @pl.loop(0, steps)
     def _(step):
+        # One step ahead: two would wait for rows that are left when this step's product has begun.
+        pl.when(step + 1 < steps)(lambda: start(step + 1))
         raw, right = lax.rem(done + step, jnp.int32(RAW)), lax.rem(done + step, jnp.int32(RIGHT))
         plgpu.barrier_wait(smem.raw_full.at[raw])
         pl.when(done + step >= RIGHT)(lambda: plgpu.barrier_wait(smem.right_free.at[right]))
-        for source, target in rings:
+        for *_, source, target in matrices:
             for part in range(source.shape[2] // PART):
                 columns = pl.ds(part * PART, PART)
                 block = plgpu.load(source.at[raw, :, columns], layout=plgpu.Layout.WGMMA_UPCAST_2X, optimized=False)
@@ -217,8 +196,8 @@ def _accumulate(warpgroup, done, steps, smem: _Scratch):
     return total
 
 
-def each_item(items: int, steps_of, compute, load, convert):
-    """As `gpu_tiles.each_item`, with convert(index, done, steps) on the fourth warpgroup."""
+def each_item(items: int, steps_of, compute, feed):
+    """As `gpu_tiles.each_item`, with registers for a third warpgroup that converts."""
     program, programs = lax.axis_index("program"), min(items, MULTIPROCESSORS)
     count = lax.div(items - program + (programs - 1), jnp.int32(programs))
 
@@ -241,10 +220,5 @@ def each_item(items: int, steps_of, compute, load, convert):
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
-        walk(load)
-
-    @pl.when(warpgroup == CONVERTER)
-    def _():
-        plgpu.set_max_registers(CONVERTER_REGISTERS, action="decrease")
-        walk(convert)
+        plgpu.set_max_registers(FEEDER_REGISTERS, action="decrease")
+        walk(feed)
