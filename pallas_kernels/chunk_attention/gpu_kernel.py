@@ -144,7 +144,9 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         """All tiles and query heads of one key head, then those of the next one."""
         tiles_and_heads = jnp.int32(plan.tiles * plan.group)
         head, rest = lax.div(index, tiles_and_heads), lax.rem(index, tiles_and_heads)
-        b, t = blocks.place(inputs.order, lax.div(rest, jnp.int32(plan.group)), plan.tiles // plan.batch)
+        place = inputs.order[lax.div(rest, jnp.int32(plan.group))] + jnp.int32(0)
+        each = jnp.int32(plan.tiles // plan.batch)
+        b, t = lax.div(place, each), lax.rem(place, each)
         # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
         first, count, layer = (x + jnp.int32(0) for x in (inputs.first[b], inputs.counts[b], inputs.layer[0]))
         count = jnp.clip(count - t * TILE, 0, TILE)
@@ -153,9 +155,7 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         return _Item(b, n, t, row, jnp.where(count > 0, first + t * TILE, 0), count)
 
     def each(body):
-        blocks.each_item(
-            plan.items, plan.programs, item_of, lambda number, item, done: body(item._replace(number=number, done=done))
-        )
+        _each_item(plan, item_of, lambda number, item, done: body(item._replace(number=number, done=done)))
 
     def load_item(item: _Item):
         def load_queries(half):
@@ -171,7 +171,17 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
             pl.when(step == 0)(lambda: load_queries(1))
 
         load_queries(0)
-        blocks.stream(item.steps, STAGES, (smem.k_free, smem.v_free), fill, item.done)
+
+        @pl.loop(0, item.steps)
+        def _(step):
+            slot = lax.rem(item.done + step, jnp.int32(STAGES))
+
+            @pl.when(item.done + step >= STAGES)
+            def _():
+                plgpu.barrier_wait(smem.k_free.at[slot])
+                plgpu.barrier_wait(smem.v_free.at[slot])
+
+            fill(step, slot)
 
     def compute(warpgroup):
         # The second warpgroup is half a step behind the first, over the ends of items too.
@@ -180,6 +190,28 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         pl.when(warpgroup == 0)(lambda: _pass_on(smem))
 
     blocks.compute_and_load(compute, lambda: each(load_item))
+
+
+def _each_item(plan: _Plan, describe, body):
+    """body(number, item, done) for every item of this program, its `number`-th, after `done` steps of those before.
+
+    The programs take the items there and back: the first of one round is the last of the next. What the next item is
+    comes from memory while this one is worked at.
+    """
+    program, whole_rounds = lax.axis_index("program"), plan.items // plan.programs
+    backwards = plan.programs - 1 - program
+    place_in_last = backwards if whole_rounds % 2 else program
+    count = whole_rounds + jnp.where(place_in_last < plan.items % plan.programs, 1, 0)
+
+    def one(number, carry):
+        done, item = carry
+        after = number + 1
+        index = after * plan.programs + jnp.where(lax.rem(after, jnp.int32(2)) == 1, backwards, program)
+        following = describe(jnp.minimum(index, plan.items - 1))
+        body(number, item, done)
+        return done + item.steps, following
+
+    lax.fori_loop(0, count, one, (jnp.int32(0), describe(program)))
 
 
 def _pass_on(smem: _Scratch):
