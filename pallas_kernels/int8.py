@@ -66,3 +66,17 @@ def check_matrices(name: str, weight, x_RD: jax.Array, shape: tuple[int, ...] | 
         beside = "gate" if shape else "x"
         raise ValueError(f"{name} must be {allowed} to go with {beside}, got {weight.dtype.name}{list(found)}")
     return found
+
+
+def check_stack(name: str, weight, shape: tuple[int, ...], dtype) -> None:
+    """Raises ValueError where a stack's matrices are not of a shape (L, E, D, F) in a dtype or as Int8."""
+    parts = {name: (weight, shape, jnp.dtype(dtype))}
+    if isinstance(weight, Int8):
+        parts = {
+            f"{name}.values": (weight.values, shape, jnp.dtype("int8")),
+            f"{name}.scale": (weight.scale, (*shape[:2], shape[3]), jnp.dtype("float32")),
+        }
+    for part, (array, size, kind) in parts.items():
+        if array.shape != size or array.dtype != kind:
+            got = f"{array.dtype.name}{list(array.shape)}"
+            raise ValueError(f"{part} must be {kind.name}{list(size)} as x and gate, got {got}")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.deterministic import ByRowConfig
-from mm01_jax.model.layers import rms_norm, rope_angles
+from mm01_jax.model.layers import Int8Weight, rms_norm, rope_angles
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.mixers import MIXERS, constrain_cache
 from mm01_jax.model.softmax import KeysValues
@@ -24,6 +24,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention_step import attention_step
 from pallas_kernels.expert_step import expert_step
 from pallas_kernels.few_rows import filled_up
+from pallas_kernels.int8 import Int8
 from pallas_kernels.lightning_step import RING, empty_rings, lightning_fold, lightning_ring_step, lightning_step
 from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
 from pallas_kernels.projection_step import projection_parts, projection_step
@@ -48,11 +49,14 @@ class Ringed(NamedTuple):
 
 
 def serves(model, rows: int) -> bool:
-    """Whether a token of every row goes this way: up to 256 rows on one NVIDIA Hopper GPU, bfloat16 weights, no expert
-    with a capacity, and not where bits have to be those of training's forward."""
+    """Whether a token of every row goes this way: up to 256 rows on one NVIDIA Hopper GPU, bfloat16 weights (those of
+    experts or int8), no expert with a capacity, and not where bits have to be those of training's forward."""
     alone = math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
     plain = model.config.routing == "dropless" and not isinstance(model.config, ByRowConfig)
-    matrices = [model.embed[...], *(weight for weight in jax.tree.leaves(model.stacks) if weight.ndim > 3)]
+    plain &= model.compute.quantize != "int8_attention"
+    leaves = jax.tree.leaves(model.stacks, is_leaf=lambda x: isinstance(x, Int8Weight))
+    floats = [leaf for leaf in leaves if not isinstance(leaf, Int8Weight)]
+    matrices = [model.embed[...], *(weight for weight in floats if weight.ndim > 3)]
     half = model.compute.dtype == "bfloat16" and all(weight.dtype == jnp.bfloat16 for weight in matrices)
     return alone and plain and half and rows <= MOST_ROWS and dispatch.why_not_hopper() is None
 
@@ -155,7 +159,9 @@ def _order(model) -> list[tuple[int, jax.Array]]:
 
 
 def _flat(weight, dtype: jnp.dtype) -> jax.Array:
-    """A stack's weight (period, layer, ...) -> (layer, ...)."""
+    """A stack's weight (period, layer, ...) -> (layer, ...); one in int8 stays so."""
+    if isinstance(weight, Int8Weight):
+        return Int8(_layers(weight.values[...]), _layers(weight.scale[...]))
     return _layers(weight[...].astype(dtype))
 
 

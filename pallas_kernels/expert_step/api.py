@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from pallas_kernels import dispatch
 from pallas_kernels.few_rows import columns, filled_up
+from pallas_kernels.int8 import Int8, check_stack, shape_of
 
 OPERATION = dispatch.Operation("expert_step", {name: f"pallas_kernels.expert_step.{name}" for name in ("gpu", "xla")})
-Matrices = tuple[jax.Array, jax.Array, jax.Array]
+Matrices = tuple[jax.Array | Int8, jax.Array | Int8, jax.Array | Int8]
 
 
 def expert_step(
@@ -33,7 +34,7 @@ def expert_step(
       x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
         of the choices, the arguments and results may be anything.
       choice_AC: int32 experts of each row, all different; E: none. weight_AC: float32, 0 where there is none.
-      matrices: gate (L, E, D, F), up (L, E, D, F), down (L, E, F, D), in x's dtype.
+      matrices: gate (L, E, D, F), up (L, E, D, F), down (L, E, F, D), in x's dtype or as Int8.
       layer: int32 (1,), from 0 to L - 1.
       implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
@@ -49,13 +50,10 @@ def expert_step(
 def _check(x, choice, weight, matrices: Matrices, layer, rows: int) -> None:
     if x.ndim != 2 or x.shape[0] != filled_up(rows) or x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"x must be ({filled_up(rows)}, D) in bfloat16 or float32, got {_type(x)}")
-    D, gate = x.shape[1], matrices[0]
-    if gate.ndim != 4 or gate.shape[2] != D or gate.dtype != x.dtype:
-        raise ValueError(f"gate must be (L, E, D={D}, F) in {x.dtype.name} to go with x, got {_type(gate)}")
-    L, E, _, F = gate.shape
+    D, (L, E, _, F) = x.shape[1], shape_of(matrices[0])
+    for name, matrix, shape in zip(("gate", "up", "down"), matrices, ((D, F), (D, F), (F, D)), strict=True):
+        check_stack(name, matrix, (L, E, *shape), x.dtype)
     wanted = (
-        ("up", matrices[1], gate.shape, x.dtype),
-        ("down", matrices[2], (L, E, F, D), x.dtype),
         ("choice", choice, (*choice.shape[:1], columns(rows)), jnp.int32),
         ("weight", weight, choice.shape, jnp.float32),
         ("layer", layer, (1,), jnp.int32),

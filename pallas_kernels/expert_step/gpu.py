@@ -14,9 +14,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
-from pallas_kernels.expert_step import gpu_slots
+from pallas_kernels.expert_step import gpu_int8, gpu_slots
 from pallas_kernels.expert_step.gpu_slots import GATHERED, Slots
 from pallas_kernels.few_rows import ROWS, filled_up
+from pallas_kernels.int8 import Int8, shape_of
 from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
 
@@ -35,20 +36,19 @@ def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None
         return reason
     if x_RD.dtype != jnp.bfloat16:
         return f"it takes bfloat16, got {x_RD.dtype.name}"
-    (R, D), F = x_RD.shape, matrices[0].shape[3]
+    (R, D), (_, E, _, F) = x_RD.shape, shape_of(matrices[0])
     if filled_up(R) != R or D % stream.DEPTH or F % stream.DEPTH:
         return f"rows must be filled up, D and F multiples of {stream.DEPTH}, got R={R}, D={D}, F={F}"
-    if rows > MOST_ROWS or matrices[0].shape[1] > gpu_slots.MOST_EXPERTS:
-        return (
-            f"it takes up to {MOST_ROWS} rows and {gpu_slots.MOST_EXPERTS} experts, got {rows}, {matrices[0].shape[1]}"
-        )
+    if rows > MOST_ROWS or E > gpu_slots.MOST_EXPERTS:
+        return f"it takes up to {MOST_ROWS} rows and {gpu_slots.MOST_EXPERTS} experts, got {rows}, {E}"
     return None
 
 
 def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
     """Contract in the package's docstring."""
     gate, up_, down_ = matrices
-    A, E = choice_AC.shape[0], gate.shape[1]
+    up, down, down_each = _KINDS[isinstance(gate, Int8)]
+    A, E = choice_AC.shape[0], shape_of(gate)[1]
     if rows <= MOST_SHARED:
         slots = Slots(choice_AC, weight_AC.reshape(-1), None)
         if rows > 1:
@@ -212,3 +212,7 @@ def _sum_down(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch, s
 
     (total,) = stream.sums(1, width, steps, stages, scratch.full, fill, operands)
     stream.store(total, scratch.staged, out.at[lax.axis_index("x"), :, columns], rows)
+
+
+# Whether matrices are int8 -> (up, down, down_each).
+_KINDS = {False: (up, down, down_each), True: (gpu_int8.up, gpu_int8.down, gpu_int8.down_each)}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.int8 import Int8, dequantized
 from pallas_kernels.precision import matmul_precision
 
 
@@ -13,7 +14,8 @@ def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None
 
 def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows):
     """Contract in the package's docstring."""
-    gate, up, down = (jax.lax.dynamic_index_in_dim(matrix, layer[0], 0, keepdims=False) for matrix in matrices)
+    matrices = jax.tree.map(lambda array: jax.lax.dynamic_index_in_dim(array, layer[0], 0, keepdims=False), matrices)
+    gate, up, down = (dequantized(w, (-2,), x_RD.dtype) if isinstance(w, Int8) else w for w in matrices)
     E, R = gate.shape[0], x_RD.shape[0]
     is_of = choice_AC[:, :rows, None] == jnp.arange(E, dtype=jnp.int32)[None, None, :]
     weight_RE = jnp.where(is_of, weight_AC[:, :rows, None], 0.0).sum(0)

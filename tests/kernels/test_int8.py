@@ -13,8 +13,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_me
 
 from mm01_jax.convert import quantize
 from pallas_kernels.expert_ffn import expert_ffn, reference, tpu
+from pallas_kernels.expert_step import gpu_int8 as expert_step_int8
+from pallas_kernels.expert_step.gpu_slots import Slots
 from pallas_kernels.grouped_matmul import gpu_int8, grouped_matmul
 from pallas_kernels.int8 import Int8, dequantized, in_layer, quantized
+from pallas_kernels.projection_step.gpu_stream import Blocks
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 MESH = AbstractMesh((1,), ("chip",), axis_types=(AxisType.Auto,), abstract_device=H200)
@@ -115,3 +118,31 @@ def test_experts_refuse_int8_that_does_not_fit(part, change, said):
     with pytest.raises(ValueError, match=part) as refused:
         expert_ffn(jnp.asarray(x), (change(gate), up, down), jnp.zeros(3, jnp.int32), weight_R, capacity=8)
     assert said in str(refused.value)
+
+
+def test_a_decode_step_of_int8_on_hopper_is_what_its_numbers_give():
+    """The inward half exact but for one rounding; the outward one, whose rows are given, to float32's."""
+    L, E, D, F, blocks = 2, 4, 128, 128, Blocks(width=64, stages=2)
+    gate, up, down = (quantized(jnp.asarray(drawn(*s)), (-2,)) for s in ((L, E, D, F), (L, E, D, F), (L, E, F, D)))
+    rng = np.random.default_rng(2)
+    x, weight = jnp.asarray(rng.normal(size=(8, D)), jnp.bfloat16), rng.random(3 * 64).astype(np.float32)
+    slots = Slots(jnp.asarray([[2], [0], [E]], jnp.int32), jnp.asarray(weight), jnp.asarray([2], jnp.int32))
+    layer = jnp.asarray([1], jnp.int32)
+    with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(MESH):
+        hidden = expert_step_int8.up(x[None], gate, up, slots, layer, count=3, blocks=blocks)
+        summed = expert_step_int8.down(hidden, down, slots, layer, splits=2, blocks=blocks)
+        each = expert_step_int8.down_each(hidden, down, slots, layer, blocks=blocks)
+    hidden, summed, each = (np.asarray(a, np.float64) for a in (hidden, summed, each))
+    wide = [np.asarray(dequantized(w, (-2,)), np.float64)[1] for w in (gate, up, down)]
+    total = 0
+    for slot, expert in enumerate((2, 0)):
+        g, u = (np.asarray(x, np.float64) @ w[expert] for w in wide[:2])
+        exact = weight.reshape(3, 64)[slot, :8, None] * g / (1 + np.exp(-g)) * u
+        assert np.abs(hidden[slot] - exact).max() <= 2.0**-8 * np.abs(exact).max()
+        out = hidden[slot] @ wide[2][expert]
+        assert np.abs(each[slot] - out).max() <= F * 2.0**-24 * (np.abs(hidden[slot]) @ np.abs(wide[2][expert])).max()
+        total = total + out
+    assert (
+        np.abs(summed.sum(0) - total).max()
+        <= 4 * F * 2.0**-24 * np.abs(hidden[:2]).max() * np.abs(wide[2]).sum(1).max()
+    )
