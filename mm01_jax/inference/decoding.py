@@ -25,7 +25,6 @@ from mm01_jax.model.multimodal import VLModel
 from pallas_kernels import dispatch
 
 PREFILL_CHUNK = 512  # tokens of a row on one shard of the sequence
-PREFILL_TOKENS = 16_384  # of all rows on a GPU, where a product of many rows is several times faster
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
 NOT_FINITE = -2  # the token where logits are no numbers; no id, and not what `stop_K` has for none
 _CACHE_STEP = 256
@@ -260,8 +259,8 @@ def _prefill_all(model, prompts, lengths: np.ndarray, images: Images | None, max
     features = None
     if images is not None:
         features = _features(model, sharding.put(_fill_up(images.tiles, len(lengths), shards), rules, "batch", "seq"))
-    own = PREFILL_CHUNK if dispatch.platform() != "gpu" else max(PREFILL_CHUNK, PREFILL_TOKENS // len(lengths))
-    chunk = _multiple(min(own * shards, 1 << (longest - 1).bit_length()), mesh, rules.seq)
+    many = 16_384 // len(lengths) if dispatch.platform() == "gpu" else 0  # products of many rows are faster there
+    chunk = _multiple(min(max(PREFILL_CHUNK, many) * shards, 1 << (longest - 1).bit_length()), mesh, rules.seq)
     hidden = None
     for start in range(0, longest, chunk):
         count = sharding.put(np.clip(lengths - start, 0, chunk).astype(np.int32), rules, "batch")
@@ -270,8 +269,7 @@ def _prefill_all(model, prompts, lengths: np.ndarray, images: Images | None, max
             sharding.put(_chunk(ids, len(lengths), start, chunk, padding), rules, "batch", "seq")
             for ids, padding in rows
         )
-        placed = () if images is None else (features, *index)
-        chunk_hidden, cache = prefill(model, cache, tokens, count, *placed)
+        chunk_hidden, cache = prefill(model, cache, tokens, count, *(() if images is None else (features, *index)))
         hidden = chunk_hidden if hidden is None else _latest(count, chunk_hidden, hidden)
     return hidden, cache
 
