@@ -124,7 +124,8 @@ class TextModel(nnx.Module):
           (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
         """
         config = self.config
-        if cache is not None and x_BSD.shape[1] == 1 and decode_step.serves(self, x_BSD.shape[0]):
+        one_a_row = cache is not None and x_BSD.shape[:2] == (len(cache.lengths), 1)  # no drafts
+        if one_a_row and decode_step.serves(self, x_BSD.shape[0]):
             return self._step(x_BSD, positions_BS, segments_BS, cache)
         layout = self.compute.sequence_layout if cache is None else "contiguous"
         h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
