@@ -1,7 +1,7 @@
 """The 456 B model answering on one host of eight H200s: 48 conversations of 32 K tokens at a time.
 
-Weights in bfloat16, whose 912 GB leave an eighth of each chip: over tensor, which cuts everything but the router and
-norms by eight; over expert the attention's would lie on every shard. Eight key/value heads on eight tensor shards.
+Experts in int8, the rest in bfloat16: over tensor, which cuts everything but the router and norms by eight; over expert
+the attention's would lie on every shard. Eight key/value heads on eight tensor shards.
 """
 
 import dataclasses
