@@ -5,17 +5,19 @@ TFLOP/s count the visible pairs alone: 2 products forward, 5 more backward.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.kernels import dense, peers
+from benchmarks.kernels import dense, peers, timing
 from benchmarks.kernels.cases import Softmax
-from benchmarks.kernels.measured import Measured
+from benchmarks.kernels.measured import Measured, Time
 from pallas_kernels import dispatch
 from pallas_kernels.softmax_attention import softmax_attention
 from pallas_kernels.softmax_attention.api import OPERATION
 
 BOTH = 3.5  # times the FLOPs of the forward pass
+LAYERS = 4
 
 
 def measure(case: Softmax, found: Measured, _copy, implementation: str | None, with_peers: bool) -> None:
@@ -40,3 +42,27 @@ def measure(case: Softmax, found: Measured, _copy, implementation: str | None, w
     pairs = sum(n * (n + 1) / 2 for n in np.bincount(np.asarray(tags[1][0]))) * B * N
     names, flops = ("out", "dq", "dk", "dv"), 4 * H * pairs
     dense.measure(found, kinds, (q, k, v), d, names, flops=(flops, BOTH * flops))
+    if case.documents > 1 and found.is_right:
+        found.times += _of_a_step(kinds["ours"], (q, *(k, v) * LAYERS), d, flops)
+
+
+def _of_a_step(attend, arguments: tuple, d_out, flops: float) -> list[Time]:
+    """Times of one of LAYERS layers in a program, each with the output before as its queries: what a row's documents
+    leave to do is found once for all of them, as in a training step.
+    """
+
+    def layers(q, *keys_values):
+        for k, v in zip(keys_values[::2], keys_values[1::2], strict=True):
+            q = attend(q, k, v)
+        return q
+
+    times = []
+    for quantity, f, more, factor in (
+        ("forward of a step's layer", layers, (), 1),
+        ("forward+backward of a step's layer", functools.partial(dense.with_gradients, layers), (d_out,), BOTH),
+    ):
+        program = jax.jit(f)
+        run = functools.partial(program, *arguments, *more)
+        seconds = timing.median_seconds(run, jax.block_until_ready) / LAYERS
+        times.append(Time(quantity, seconds * 1e3, tflops=factor * flops / seconds / 1e12))
+    return times
