@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, NamedTuple
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
 MEMORY = 160 * 2**20  # that the values of one JSON text may take
 DEPTH = 64  # of JSON: lists and objects inside one another
-_FREE = 2**20  # bytes of JSON that take less than MEMORY, whatever they say
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _DIGITS = 40  # of a whole number
@@ -183,7 +182,7 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
     ValueError: it is none, or would take more than `most` bytes, or is more than `DEPTH` deep.
     """
     text = utf8(raw)
-    if len(raw) > _FREE:
+    if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
         # At least as many as there are: some may stand inside text, which is looked at where that would refuse.
         lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
         fixed = len(raw) + 2 * sys.getsizeof(text)
@@ -241,9 +240,8 @@ def write(path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written(path) -> Iterator[BinaryIO]:
-    """A context with the file that `write` writes."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # another host has the same process ids
+    """A context with the file that `write` writes; an OSError names it."""
+    temporary = pathlib.Path(f"{os.fspath(path)}.{uuid.uuid4().hex}.tmp")  # another host has the same process ids
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(fd, "w+b") as file:
@@ -251,10 +249,12 @@ def written(path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(fd)
         temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)
         raise
-    sync_directory(path.parent)
+    sync_directory(temporary.parent)
 
 
 def update(path, flags: int = 0) -> int:

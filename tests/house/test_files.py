@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pathlib
+import resource
 
 import pytest
 
@@ -63,3 +64,14 @@ def test_a_plan_half_written_is_no_stranger(tmp_path):
     (tmp_path / "other.tmp").write_text("")
     with pytest.raises(ValueError, match=r"holds 'other.tmp'"):
         claim_partial(tmp_path, "plan.json")
+
+
+def test_a_file_that_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="a.json") as caught:
+            files.write(tmp_path / "a.json", bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
