@@ -104,5 +104,6 @@ def _broken(fate: Fate, codes: list[int], said: list[str]) -> str | None:
         return f"exit {mine} and {theirs}, allowed: {fate.mine} and {fate.theirs}: {said}"
     if "Traceback" in said[0] + said[1]:
         return f"says where a bug would be: {said}"
-    named = rf"process {fate.who} of this job|[Tt]asks?\b[^\n]*\n?{fate.who}\b|coordination service"
+    named = rf"process {fate.who} of this job|[Tt]asks?\b[^\n]*\n?{fate.who}\b"
+    named += "" if fate.who else "|[Cc]oordination ?[Ss]ervice"  # what jax calls the first process
     return None if theirs == SAVED or re.search(named, said[1 - fate.who]) else f"no process is named: {said}"
