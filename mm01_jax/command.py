@@ -73,7 +73,17 @@ def run(
         raise
     if argv is None and code not in (0, PREEMPTED):
         job.leave(code)
+    if argv is None and ends.came is not None and code == 128 + ends.came:
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> None:
+    """Ends the process of a command that a signal has ended; a second one, while Python shuts down, would kill it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _ended(
