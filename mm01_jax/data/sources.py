@@ -76,6 +76,8 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
     unique, clock = {}, time.monotonic()
     for path in sorted(paths):
         # A folder is taken as a whole, so its links stay inside it; a path or glob was chosen by a person.
+        if not _is_utf8(path):  # a digest is made of names, and a run's manifest has them
+            raise Unreadable(f"{shown(path)}: a name that is no UTF-8; rename it")
         is_link = os.path.islink(path)
         FILES.check(path, root=source if folder and is_link else None)
         # One file under two names (a link, a glob that overlaps) is one file.
@@ -106,6 +108,13 @@ def _below(folder: str) -> Iterator[str]:
                 raise ValueError(
                     f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
                 )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse(error: OSError) -> None:

@@ -24,8 +24,10 @@ from mm01_jax.files import parse_json, shown
 
 SECONDS = 2.0  # of the processor, for all texts together, and a second more for every
 CHARACTERS_A_SECOND = 100_000
-LOAD_BYTES_A_SECOND = 4_000_000
-MEMORY = 2 << 30
+LOAD_BYTES_A_SECOND = 10_000_000
+MEMORY = 192 << 20  # of it, beside
+LOAD_MEMORY = 50  # times the file's bytes: a Unigram model of 250,000 pieces, 10.8 MB, takes 450 MB
+MOST_MEMORY = 2 << 30
 _PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _LETTERS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -46,7 +48,9 @@ KNOWN = frozenset(
 _MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
 _PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
-_MOST_CHARACTERS = 1000  # of a word that WordPiece takes, in the square of its time, and of a text in a part
+_MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
+_MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
+_MOST_IN_ADDED = 200_000  # characters of them
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
 # Precompiled panics when it is damaged, Unigram and CTC take a damaged file's own time.
@@ -67,9 +71,24 @@ def is_needed(content: bytes) -> bool:
         return True
     try:
         plain = parse_json(content, most=_PARSED)
-        return not all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
+        plain_parts = all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
+        return not (plain_parts and _is_sound(plain["model"]) and _are_few(plain.get("added_tokens", [])))
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return True
+
+
+def _is_sound(model: dict[str, Any]) -> bool:
+    """Whether the merges of BPE are of tokens that are there: the library panics at others, and says so at length."""
+    if model["type"] != "BPE":
+        return True
+    words, merges = model["vocab"], model["merges"]
+    pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in merges)
+    fixed = any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    return not fixed and all(a in words and b in words and a + b in words for a, b in pairs)
+
+
+def _are_few(added: list[dict[str, Any]]) -> bool:
+    return len(added) <= _MOST_ADDED and sum(len(token["content"]) for token in added) <= _MOST_IN_ADDED
 
 
 def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -143,7 +162,8 @@ class Guarded:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(shell, env=environment, **pipes)
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
-        first = {"size": len(self._content), "seconds": seconds, "left": SECONDS, "bytes": MEMORY, "ends": self._ends}
+        first = {"size": len(self._content), "seconds": seconds, "left": SECONDS, "ends": self._ends}
+        first["bytes"] = min(MOST_MEMORY, MEMORY + LOAD_MEMORY * len(self._content))
         return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
 
     def _ask(self, what: str, content: bytes) -> bytes:

@@ -64,7 +64,7 @@ def _used() -> float:
 def serve(requests, answers) -> None:
     first = json.loads(requests.readline())
     confine(first["seconds"])
-    resource.setrlimit(resource.RLIMIT_AS, (first["bytes"], first["bytes"]))
+    resource.setrlimit(resource.RLIMIT_DATA, (first["bytes"], first["bytes"]))  # of its own, not of mapped libraries
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     content = requests.read(first["size"]).decode()
     tokenizer = None

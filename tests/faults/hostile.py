@@ -78,7 +78,7 @@ def _broken(member: Member, ended, thing: str, changed: bool) -> str | None:
 
 def is_progress(line: str) -> bool:
     """Whether a line of stderr says how far a command is, and no more."""
-    return line.startswith(("from-torch ", "check ", "step ", "thread '")) or not line.strip()
+    return line.startswith(("from-torch ", "check ", "step ")) or not line.strip()
 
 
 def _contents(folder: pathlib.Path) -> dict[str, bytes]:

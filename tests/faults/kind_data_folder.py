@@ -23,10 +23,10 @@ def _line(text: bytes, title: str) -> hostile.Spoil:
     return spoil
 
 
-def _named(name: bytes, title: str) -> hostile.Spoil:
+def _named(name: bytes, title: str, content: bytes = b"\xff") -> hostile.Spoil:
     def spoil(root: pathlib.Path, chance: random.Random) -> str:
         with open(os.path.join(os.fsencode(root / "data"), name), "wb") as file:
-            file.write(b"\xff")
+            file.write(content)
         return "txt"
 
     spoil.__name__ = title
@@ -48,7 +48,7 @@ LINES = (
     _line(b'{"k' + b"k" * 300_000 + b'": 1}', "a key of 300,000 letters"),
     _named(b"\x1b[2J\x1b]0;x\x07.txt", "a name that moves the cursor"),
     _named(b"a\nb.txt", "a name of two lines"),
-    _named(b"\xff\xfe.txt", "a name that is no UTF-8"),
+    _named(b"\xff\xfe.txt", "a name that is no UTF-8", b"sound"),
 )
 # Text may have any bit flipped and any length: only what is none must be refused.
 _WAYS = hostile.ways(LINES, INSTEAD, BYTES, (folder_linked_out,))

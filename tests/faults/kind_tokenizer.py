@@ -113,6 +113,15 @@ PARTS = {
             for i in range(100_000)
         ]
     ),
+    "60,000 added tokens of 100 bytes": lambda plain: plain.update(
+        added_tokens=[plain["added_tokens"][0] | {"id": 300 + i, "content": f"{i:0100}"} for i in range(60_000)]
+    ),
+    "words of 1,000 characters": lambda plain: plain.update(
+        model={"type": "WordPiece", "vocab": {"<|endoftext|>": 0, "a": 1}, "unk_token": "<|endoftext|>"}
+        | {"continuing_subword_prefix": "#" * 1000, "max_input_chars_per_word": 1000}
+    ),
+    "merges with a long suffix": _in_model(end_of_word_suffix="x" * 1000),
+    "merges with a long prefix": _in_model(continuing_subword_prefix="x" * 1000),
     "an end token that moves the cursor": lambda plain: plain.update(
         added_tokens=[*plain["added_tokens"], plain["added_tokens"][0] | {"id": 299, "content": "\x1b[2J"}]
     ),
