@@ -5,6 +5,7 @@ has one line per chunk on disk, appended after the chunk is durable; a chunk cou
 whole and the bytes on disk give the digest in it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -69,7 +70,8 @@ class ArrayWriter:
 
     def close(self) -> None:
         """Stops; what is written stays for the next `ArrayWriter` on this target."""
-        self._journal.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take was said when it was written
+            self._journal.close()
         self._lock.close()
 
     def write(
@@ -92,10 +94,16 @@ class ArrayWriter:
         queue.finish()
         entry = {"path": path, "index": index, "lanes": lanes.tolist(), "sources": sources or {}}
         with self._journal_lock:
-            self._journal.write(json.dumps(entry) + "\n")
-            self._journal.flush()
+            self._note(json.dumps(entry) + "\n")
             self._entries[path, index] = entry
             self._verified.add((path, index))
+
+    def _note(self, line: str) -> None:
+        try:
+            self._journal.write(line)
+            self._journal.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._partial / _JOURNAL)) from None
 
     def done(self, path: str, index: tuple[int, ...]) -> bool:
         """Whether the chunk is on disk and matches the digest it was written with (read back at the first question)."""

@@ -11,7 +11,8 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, exami
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
-READ = 256  # records read together by `scan`
+READ = 256  # records read together by `scan`, at most
+READ_BYTES = 16 << 20  # that they may take
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -44,8 +45,14 @@ class ArrayRecordFile:
         count = self._open().num_records()
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
-        for start in range(0, count, READ):
-            yield from enumerate(self._read(start, min(start + READ, count)), start=start)
+        start, together = 0, 1
+        while start < count:
+            records = self._read(start, min(start + together, count))
+            yield from enumerate(records, start=start)
+            start += len(records)
+            # A small file may hold large records: as many are read as take little, by the last ones.
+            mean = sum(map(len, records)) // len(records) + 1
+            together = max(1, min(READ, 2 * together, READ_BYTES // mean))
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         whole = self._read(key, key + 1)[0]

@@ -30,6 +30,7 @@ class Unreadable(DataError):
 
 FILES = Door(Unreadable)
 MOST_LINE = SMALL  # bytes of a line of .jsonl
+MOST_SKIPPED = 1 << 30  # bytes of a line that is left out: a file with a longer one has no lines
 
 
 class Record(NamedTuple):
@@ -204,12 +205,15 @@ def lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """(number from 1, offset, line) of a file; of a line that is too long, a piece that is too long as well."""
     number = offset = 0
     while line := file.readline(MOST_LINE + 1):
+        began = offset
         number += 1
         yield number, offset, line
         offset += len(line)
         while len(line) > MOST_LINE and not line.endswith(b"\n"):
             line = file.readline(MOST_LINE + 1)
             offset += len(line)
+            if offset - began > MOST_SKIPPED:
+                raise Unreadable(f"line {number} has more than {MOST_SKIPPED:,} bytes")
 
 
 def whole_line(line: bytes) -> bytes:

@@ -17,7 +17,7 @@ _DATA = {
     "seed": plain.WHOLE,
     "packing": plain.WHOLE,
     "bad_records": plain.LIST,
-    "files": plain.OBJECT,
+    "files": plain.objects_of(plain.LIST),
 }
 _META = {"row": plain.WHOLE, "data": plain.OBJECT, "mesh": plain.objects_of(plain.POSITIVE)}
 

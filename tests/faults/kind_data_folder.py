@@ -46,6 +46,7 @@ LINES = (
     _line(b'{"n": [' + b"0," * 4_000_000 + b"0]}", "4,000,000 numbers"),
     _line(b'{"text": "' + b"x" * 40_000_000 + b'"}', "a line of 40 MB"),
     _line(b'{"k' + b"k" * 300_000 + b'": 1}', "a key of 300,000 letters"),
+    _line(b"x" * 40_000_000 + b"\n" * 3, "lines that are none"),
     _named(b"\x1b[2J\x1b]0;x\x07.txt", "a name that moves the cursor"),
     _named(b"a\nb.txt", "a name of two lines"),
     _named(b"\xff\xfe.txt", "a name that is no UTF-8", b"sound"),
