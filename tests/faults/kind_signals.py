@@ -55,7 +55,7 @@ MEMBERS = {
     "generating, decodes, SIGHUP": Moment("generate", "q1q ", 0.5, (HUP,), (_died(HUP),)),
     "evaluating, SIGTERM": Moment("eval", "step 1/", 0.5, (TERM,), (_died(TERM),), platform=""),
     "evaluating, Ctrl-C": Moment("eval", "step 1/", 0.5, (INT,), (_died(INT),)),
-    "converting, imports, SIGTERM": Moment("convert", "", 1.0, (TERM,), (_died(TERM),)),
+    "converting, imports, SIGTERM": Moment("convert", "", 1.0, (TERM,), (_died(TERM), -TERM)),
     "converting, Ctrl-C": Moment("convert", "", 2.2, (INT,), (_died(INT), 0)),
 }
 
