@@ -64,14 +64,13 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
         pass  # a glob, or nothing
     except OSError as error:
         raise Unreadable(f"data.source={quoted(source)}: {why(error)}") from None
-    if os.path.isdir(source):
+    if folder := os.path.isdir(source):
         paths = list(_below(source))
     elif os.path.lexists(source):
         FILES.check(source, root=None)
         paths = [source]
     else:
         paths = [p for p in glob.glob(source, recursive=True) if not os.path.isdir(p)]
-    folder = os.path.isdir(source)
     real_folder = functools.cache(os.path.realpath)
     unique, clock = {}, time.monotonic()
     for path in sorted(paths):
