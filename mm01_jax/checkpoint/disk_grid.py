@@ -19,6 +19,8 @@ FILE_BYTES = 128 * 2**20  # no file holds more than this, which bounds the memor
 # Blocks are the unit of reading: small and cut along all axes, so that a device that wants a sixteenth of a chunk does
 # not read all of it, and so that tensorstore's buffers are recycled by malloc (twice the speed of 113 MB blocks).
 BLOCK_BYTES = 2 * 2**20
+# No leaf has more: a grid that says so is a bomb, since file and block lists cost memory before a byte is read.
+MOST_FILES, MOST_BLOCKS = 2**20, 2**16  # of a leaf, of a file
 DTYPES = ("bfloat16", "float16", "float32", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")
 _KEY = re.compile(r"[A-Za-z0-9_]+")
 
@@ -93,9 +95,10 @@ def boxes(bounds: tuple[slice, ...], file: tuple[int, ...]) -> Iterator[tuple[sl
         )
 
 
-def file_names(path: str, bounds: tuple[slice, ...], file: tuple[int, ...]) -> list[str]:
+def file_names(path: str, bounds: tuple[slice, ...], file: tuple[int, ...]) -> Iterator[str]:
     """Names, relative to the checkpoint, of the files that hold the box `bounds` of the leaf at `path`."""
-    return ["/".join([leaf_directory(path), "c", *map(str, cell)]) for cell in _cells(bounds, file)]
+    for cell in _cells(bounds, file):
+        yield "/".join([leaf_directory(path), "c", *map(str, cell)])
 
 
 def _cells(bounds, file):

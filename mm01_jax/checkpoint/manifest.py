@@ -79,6 +79,14 @@ class Leaf:
         """This leaf with the digests of its chunks."""
         return dataclasses.replace(self, lanes=lanes)
 
+    def check_grid(self) -> None:
+        """Raises ValueError where it has more files or blocks than any leaf of ours."""
+        files = math.prod(-(-n // f) for n, f in zip(self.shape, self.file, strict=True))
+        blocks = math.prod(f // b for f, b in zip(self.file, self.block, strict=True))
+        if files > disk_grid.MOST_FILES or blocks > disk_grid.MOST_BLOCKS:
+            most = f"at most {disk_grid.MOST_FILES:,} files of {disk_grid.MOST_BLOCKS:,} blocks"
+            raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are {most}")
+
     def __post_init__(self):
         shapes = (self.shape, self.file, self.block)
         if self.dtype not in disk_grid.DTYPES:
@@ -191,6 +199,10 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     if lanes.size != math.prod(chunks) * digest.LANES:
         got = f"{lanes.size / digest.LANES:g} digests for {math.prod(chunks):,} chunks"
         raise CheckpointError(f"{path}: leaves.{name}.lanes: got {got}; allowed: one each")
+    try:
+        leaf.check_grid()
+    except ValueError as error:
+        raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
     leaf = leaf.with_lanes(lanes.reshape(*chunks, digest.LANES))
     if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
         raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")

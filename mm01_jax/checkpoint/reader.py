@@ -1,7 +1,7 @@
 """Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,13 +9,14 @@ import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import StoredArray
-from mm01_jax.checkpoint.errors import FILES, CheckpointError, OtherVersion
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.config import Config, ConfigError, saved
 from mm01_jax.messages import listing
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
+_MOST_TRIED = 12  # steps of a run: where so many are damaged, something else is wrong, and each may cost a second
 
 
 class Checkpoint:
@@ -146,7 +147,7 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     if (directory / STATE).is_dir():
         return Checkpoint(directory, prefix)
     problems = []
-    for _, step in reversed(list_steps(directory / CHECKPOINTS)):
+    for _, step in newest_steps(directory / CHECKPOINTS):
         try:
             return Checkpoint(step, prefix, root=directory)
         except OtherVersion:
@@ -171,3 +172,17 @@ def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     if not directory.is_dir():
         return []
     return sorted((int(p.name), p) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+
+
+def newest_steps(directory: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
+    """The steps to try, the newest first.
+
+    Raises:
+      NoValidCheckpoint: more than `_MOST_TRIED` are asked for.
+    """
+    steps = list_steps(directory)[::-1]
+    yield from steps[:_MOST_TRIED]
+    if len(steps) > _MOST_TRIED:
+        last, left = steps[_MOST_TRIED - 1][0], len(steps) - _MOST_TRIED
+        what = f"none of the newest {_MOST_TRIED} steps verifies; the {left:,} before step {last}"
+        raise NoValidCheckpoint(f"{directory}: {what} are tried when those are moved elsewhere")

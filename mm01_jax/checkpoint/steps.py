@@ -19,7 +19,7 @@ from mm01_jax import files
 from mm01_jax.checkpoint import manifest, processes
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
-from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps
+from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps, newest_steps
 from mm01_jax.checkpoint.snapshot import Snapshot
 from mm01_jax.messages import listing
 
@@ -141,7 +141,7 @@ class Checkpoints:
         Raises:
           OtherVersion: a version wrote the run whose checkpoints are not read any more.
         """
-        for _, path in reversed(list_steps(self.directory)):
+        for _, path in newest_steps(self.directory):
             try:
                 newest = Checkpoint(path, root=self.directory.parent)
                 return _meta(newest) | {"config_file": str(newest.directory / manifest.CONFIG)}
@@ -172,7 +172,7 @@ class Checkpoints:
         """
         self.wait()
         problems, restored = [], None
-        for step, path in reversed(list_steps(self.directory)):
+        for step, path in newest_steps(self.directory):
             try:
                 checkpoint = Checkpoint(path, root=self.directory.parent)
                 if checkpoint.manifest.step != step:

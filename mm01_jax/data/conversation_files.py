@@ -21,6 +21,8 @@ from mm01_jax.data.conversations import IMAGE, check_messages, count_images, tex
 from mm01_jax.data.text import DataError, JsonLines, Record, Seen, Shard, json_object, whole_line
 from mm01_jax.files import quoted, shown
 
+_MOST_IMAGES = 10_000  # of a conversation
+
 
 class Picture(NamedTuple):
     """One image of a conversation, not opened. source: a path, or a file's bytes. root: where the path must lie."""
@@ -88,6 +90,8 @@ class ConversationShard:
         check_messages(messages)
         if not isinstance(images, list):
             raise ValueError(f"images is {quoted(images)}, not a list")
+        if len(images) > _MOST_IMAGES:
+            raise ValueError(f"it has {len(images):,} images; allowed: at most {_MOST_IMAGES:,}")
         if (marks := count_images(messages)) != len(images):
             raise ValueError(f"its text has {marks} {IMAGE} marks and it has {len(images)} images")
         if files is None:

@@ -18,7 +18,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.data.whole_rows import MixedRows, WholeRows
-from mm01_jax.files import shown
+from mm01_jax.files import quoted, shown
 
 LISTED = 50_000  # files and bad records that a run's manifest names: it is read whole
 NAMED = 4  # files named in a message before "and n more"
@@ -134,17 +134,17 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
     The place of the data (`source`) may change, its content may not.
     """
     changes = [
-        f"{key} was {saved.get(key)!r}, is {now[key]!r}"
+        f"{key} was {quoted(saved.get(key))}, is {quoted(now[key])}"
         for key in ("tokenizer", "held_out", "seed", "packing", "mixed_in")
         if saved.get(key) != now[key]
     ]
     if saved.get("fingerprint") != now["fingerprint"]:
         if saved.get("python") != now["python"]:
-            changes.append(f"the corpus is that of Python {saved.get('python')}, now of {now['python']}")
+            changes.append(f"the corpus is that of Python {shown(saved.get('python'))}, now of {now['python']}")
         before = saved.get("files", {})
         named = _changed_files(before, now["files"]) if before and now["files"] else []
         # Above LISTED files no manifest names them: the fingerprint alone says that something changed.
-        changes += named or [f"the fingerprint was {saved.get('fingerprint')!r}, is {now['fingerprint']!r}"]
+        changes += named or [f"the fingerprint was {quoted(saved.get('fingerprint'))}, is {now['fingerprint']!r}"]
     if changes:
         raise DataError(
             f"The data is not what this run began with: {'; '.join(changes)}. Restore it, or begin a new run."

@@ -19,6 +19,7 @@ from mm01_jax import files
 
 NAME = "metrics.jsonl"
 _MOST_WAITING = 2**24  # characters that wait for room on the disk
+_NAMED = 5  # of many damaged lines
 _BINS = 30  # of a histogram
 _MOST_LINE = 2**24  # bytes of one line; the longest has layers x experts numbers
 
@@ -43,10 +44,11 @@ class MetricsLog:
         self._failing = False
         self._board = None
         try:
-            records = [record for record in read_metrics(workdir, log) if record["step"] <= resumed_step]
-            text = "".join(json.dumps(record) + "\n" for record in records)
-            files.write(self._path, text.encode())
-            self._length = len(text.encode())
+            with files.written(self._path) as file:
+                for record in _records(self._path, log):
+                    if record["step"] <= resumed_step:
+                        file.write(f"{json.dumps(record)}\n".encode())
+                self._length = file.tell()
         except OSError as error:
             self._say_failing(error)
             self._length = self._path.stat().st_size if self._path.is_file() else 0
@@ -137,26 +139,30 @@ def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda mess
     Raises:
       OSError: the file cannot be read.
     """
-    path = pathlib.Path(workdir) / NAME
+    return list(_records(pathlib.Path(workdir) / NAME, log))
+
+
+def _records(path: pathlib.Path, log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """One after another, however many there are; of damaged lines the first are named."""
     if not path.is_file():
         if path.exists():
             log(f"{path}: no regular file; it is left out")
-        return []
-    records = []
-    for number, line in enumerate(_lines(path), 1):
-        record = _record(line)
-        if record is not None:
-            records.append(record)
-        elif line.strip() and line.endswith(b"\n"):
-            log(f"{path}, line {number}: no object with a step; it is left out, the rest is kept")
-    return records
-
-
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-    """Lines with their ends; one beyond `_MOST_LINE` comes in pieces, none of which is a record."""
+        return
+    damaged = 0
     with open(path, "rb") as file:
-        while line := file.readline(_MOST_LINE):
-            yield line
+        for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE + 1), b""), 1):
+            if len(line) > _MOST_LINE:  # holes, or no file of a run
+                log(f"{path}, line {number}: more than {_MOST_LINE:,} bytes; it and what follows is left out")
+                break
+            record = _record(line)
+            if record is not None:
+                yield record
+            elif line.strip() and line.endswith(b"\n"):
+                damaged += 1
+                if damaged <= _NAMED:
+                    log(f"{path}, line {number}: no object with a step; it is left out, the rest is kept")
+    if damaged > _NAMED:
+        log(f"{path}: and {damaged - _NAMED:,} more such lines")
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -172,6 +172,18 @@ def test_a_directory_with_steps_of_which_none_verifies_is_refused(run, states):
     assert listed(run) == ["00000000", "00000001", "00000002"]
 
 
+def test_of_many_damaged_steps_the_newest_are_tried_and_the_rest_is_said(run, states):
+    for step in range(3, 2000):
+        (run / f"checkpoints/{step:08d}").symlink_to("00000002")
+    (run / "checkpoints/00000002/state/config.json").write_text("{}")
+    said = []
+    with pytest.raises(checkpoint.NoValidCheckpoint, match="newest 12 steps verifies; the 1,988 before step 1988"):
+        restore(run, states[0], said)
+    assert len(said) == 12
+    with pytest.raises(checkpoint.NoValidCheckpoint, match="the 1,988 before step 1988"):
+        checkpoint.open_checkpoint(run)
+
+
 def test_a_sound_step_of_another_model_is_refused_with_every_difference(run, mesh):
     shapes = {"embed": ((64, 8), (None, None)), "extra": ((3,), (None,))}
     with pytest.raises(ValueError) as error:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from configs import text_01
 from mm01_jax.checkpoint import Checkpoints, disk_grid, open_checkpoint
+from mm01_jax.checkpoint.manifest import Leaf
 from mm01_jax.config import MESH_AXES, MeshConfig, VisionConfig
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.layers import param
@@ -59,7 +60,7 @@ def test_the_parts_of_a_box_cover_it_once_and_name_one_file_each(data):
     expected = np.zeros(shape, int)
     expected[bounds] = 1
     np.testing.assert_array_equal(seen, expected)
-    assert names == disk_grid.file_names("a/b", bounds, file) and len(set(names)) == len(names)
+    assert names == list(disk_grid.file_names("a/b", bounds, file)) and len(set(names)) == len(names)
 
 
 def by_path(path: str) -> int:
@@ -110,3 +111,10 @@ def test_a_new_leaf_is_cut_and_saved_by_the_axes_of_its_own_param_line(tmp_path)
         assert [stored[f"{tree}/{name}"].stack for name in ("low_rank", "scale", "table")] == [3, 1, 0]
     assert stored["model/low_rank"].lanes.shape == (2, 3, 4, 4)  # a digest of four words for each expert's matrix
     assert stored["step"].stack == stored["opt_state/0/count"].stack == 0
+
+
+@pytest.mark.parametrize("shapes", [((2**26, 16), (1, 1), (1, 1)), ((2**26, 16), (2**26, 16), (1, 1))])
+def test_a_leaf_of_more_files_or_blocks_than_any_has_is_refused(shapes):
+    shape, file, block = shapes
+    with pytest.raises(ValueError, match="at most 1,048,576 files of 65,536 blocks"):
+        Leaf(shape=shape, dtype="float32", stack=0, file=file, block=block).check_grid()

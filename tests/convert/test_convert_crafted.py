@@ -214,3 +214,15 @@ def test_number_beyond_float64_in_a_config_is_refused_and_not_read_as_infinity(t
     path.write_text(path.read_text().replace('"model_type"', '"initializer_range": 1e400, "model_type"'))
     code, said = run("from-torch", f"--source={tmp_path / 'in'}", f"--target={tmp_path / 'x'}")
     assert code == 3 and f"{path}: not valid JSON: 1e400 is beyond float64" in said
+
+
+def test_headers_of_many_shards_are_bounded_together(tmp_path):
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    head = json.dumps({f"t{i}": entry for i in range(60_000)}).encode()
+    (tmp_path / "0.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    for i in range(1, 50):
+        (tmp_path / f"{i}.safetensors").symlink_to("0.safetensors")
+    index = {"weight_map": {f"t{i}": f"{i}.safetensors" for i in range(50)}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    code, said = run("inspect", f"--source={tmp_path}")
+    assert code == 3 and "safetensors: header of" in said and "of the others; allowed here: at most" in said

@@ -35,6 +35,17 @@ def test_a_damaged_line_is_named_and_the_rest_is_kept(tmp_path, line):
     assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
 
 
+def test_many_damaged_lines_are_counted_and_what_follows_holes_is_left_out(tmp_path):
+    write(tmp_path, 1)
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b"{bad}\n" * 5000 + b'{"step": 2}\n')
+        file.truncate(2**40)
+    said = []
+    MetricsLog(tmp_path, 3, tensorboard=False, log=said.append).close()
+    assert len(said) == 7 and "what follows is left out" in said[5] and said[6].endswith("4,995 more such lines")
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+
+
 def test_lines_that_a_full_disk_does_not_take_wait_and_none_is_cut(tmp_path):
     said = []
     log = MetricsLog(tmp_path, 0, tensorboard=False, log=said.append)

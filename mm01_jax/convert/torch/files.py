@@ -41,7 +41,10 @@ class TensorFiles:
             raise CheckpointError(f"{directory}: not a directory{_pickle_advice([self.directory.name])}")
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
-        read = {shard: header.read(self.directory / shard, self.directory) for shard in shards}
+        read, taken = {}, 0
+        for shard in shards:
+            read[shard] = header.read(self.directory / shard, self.directory, taken)
+            taken += read[shard].data
         headers = {shard: shard_header.entries for shard, shard_header in read.items()}
         self.header_sha256s = {shard: shard_header.sha256 for shard, shard_header in read.items()}
         self._data = {shard: shard_header.data for shard, shard_header in read.items()}

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from mm01_jax.checkpoint import FILES, CheckpointError
 from mm01_jax.files import quoted, shown
 
-MAX_HEADER_BYTES = 16_000_000  # the 8,637 tensors of VL-01 in one file take 1.4 MB; more is an attack on the parser
+# Of all files of a directory: the 8,637 tensors of VL-01 take 1.4 MB; more is an attack on the parser.
+MAX_HEADER_BYTES = 16_000_000
 _MAX_DIMS = 16
 DTYPES = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "F64": "float64", "I64": "int64", "I32": "int32"}
 _BYTES = {"BF16": 2, "F32": 4, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -39,8 +40,8 @@ class Header(NamedTuple):
     data: int
 
 
-def read(path: pathlib.Path, directory: pathlib.Path) -> Header:
-    """The header of a file of a directory.
+def read(path: pathlib.Path, directory: pathlib.Path, before: int = 0) -> Header:
+    """The header of a file of a directory, whose other files' headers have taken `before` bytes.
 
     Raises:
       CheckpointError: not a regular file, cut, longer than its header says, or a header that contradicts itself.
@@ -50,8 +51,9 @@ def read(path: pathlib.Path, directory: pathlib.Path) -> Header:
         if len(raw) < 8:
             raise ValueError(f"{size} bytes are no safetensors file")
         length = struct.unpack("<Q", raw)[0]
-        if length > MAX_HEADER_BYTES or length > size - 8:
-            raise ValueError(f"header of {length} bytes; allowed here: at most {min(MAX_HEADER_BYTES, size - 8)}")
+        if length > (most := min(MAX_HEADER_BYTES - before, size - 8)):
+            after = f" after {before} of the others" if before else ""
+            raise ValueError(f"header of {length} bytes{after}; allowed here: at most {most}")
         body = file.read(length)
     entries = _parse(path, body)
     _check_layout(path, entries, size - 8 - length)
