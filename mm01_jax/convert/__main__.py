@@ -95,6 +95,8 @@ def _quantize(a) -> None:
     from mm01_jax.convert import quantize
 
     errors = quantize.quantize(a.source, a.target, form=a.format, dtype=a.dtype)
+    if a.report:  # two models may not fit in memory, and the target is there now
+        quantize.write_report(pathlib.Path(a.report), errors, [])
     layers = _layers_of_both(a) if a.tokens else []
     for line in quantize.lines(errors, layers):
         print(line)
@@ -109,7 +111,8 @@ def _layers_of_both(a) -> list:
     from mm01_jax.convert import int8_layers
     from mm01_jax.loading import load_model
 
-    model, other = (load_model(path, dtype="float32") for path in (a.source, a.target))
+    loaded = [load_model(path, dtype="float32") for path in (a.source, a.target)]
+    model, other = (getattr(model, "text", model) for model in loaded)  # a tower's matrices are none of int8
     ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, a.tokens), np.int32)
     return int8_layers.compare(model, other, ids)
 

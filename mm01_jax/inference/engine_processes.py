@@ -32,6 +32,7 @@ class Led:
         self.engine = engine
         self._asked: list[list[Any]] = []
         self._next, self._unsaid = engine.asked, range(0)  # the next id; those that the others have not heard of
+        self._forgotten: set[int] = set()  # since the last step
 
     def submit(self, request: Request) -> int:
         """As the engine's; the id is known before the request is."""
@@ -55,6 +56,7 @@ class Led:
         if result.finish is None:
             raise ValueError(f"request {id} goes on; cancel it first")
         self._note("forget", id)
+        self._forgotten.add(id)
         return result
 
     def step(self) -> list[Event]:
@@ -95,14 +97,18 @@ class Led:
         return [*ids]
 
     def _known(self, id: int) -> int:
-        if not 0 <= id < self._next:
+        """The id, which all processes will know when they hear of it: there each that is none would be a failure."""
+        if id in self._forgotten:
             raise ValueError(f"request {id!r}: the engine knows none of this id")
+        if id not in self._unsaid:
+            self.engine.result(id)
         return id
 
     def _say(self) -> list[Event]:
-        asked, self._asked, self._unsaid = self._asked, [], range(0)
+        asked, self._asked, self._unsaid, self._forgotten = self._asked, [], range(0), set()
+        said = json.dumps(asked, default=lambda number: number.item()).encode()  # NumPy's
         with _named():
-            return _do(self.engine, json.loads(_from_first(json.dumps(asked).encode())))
+            return _do(self.engine, json.loads(_from_first(said)))
 
 
 def lead(engine: Engine) -> Led:

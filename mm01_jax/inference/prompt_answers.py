@@ -23,7 +23,7 @@ from mm01_jax.inference.asked import Asked
 from mm01_jax.inference.text import Settings, answers
 from mm01_jax.progress import Progress
 
-_ASKED = ("checkpoint", "tokenizer", "dtype", "template", "seed", "max_tokens", "thinking_tokens")
+_ASKED = ("checkpoint", "tokenizer", "dtype", "quantize", "template", "seed", "max_tokens", "thinking_tokens")
 _SETTINGS = (*_ASKED, "temperature", "top_k", "top_p")
 
 

@@ -1,21 +1,27 @@
 """`mm01-convert quantize`, and `load(quantize=)`: the same digits, any mesh, a report, refusals in one line."""
 
+import dataclasses
 import json
 import re
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.checkpoint import ArrayWriter, CheckpointError, Checkpoints, leaf_paths, open_checkpoint
-from mm01_jax.config import ConfigError, command_line, fields, rules, saved
+from mm01_jax.config import ConfigError, MeshConfig, VisionConfig, command_line, fields, rules, saved
 from mm01_jax.convert import __main__ as convert
 from mm01_jax.convert import int8_layers, quantize
 from mm01_jax.convert.int8 import matrices
 from mm01_jax.loading import load
+from mm01_jax.model.multimodal import VLModel
 from tests import small
 
+VISION = VisionConfig(
+    embed_dim=16, num_layers=2, num_heads=2, mlp_dim=24, image_size=8, patch_size=4, grids=((1, 1),), image_token=300
+)
 QUIET = {"log": lambda line: None}
 
 
@@ -75,6 +81,19 @@ def test_report_has_every_matrix_and_routers_that_agree_on_equal_inputs(int8):
     assert {x["leaf"].rpartition("/")[2] for x in report["matrices"]} >= {"gate", "up", "down", "qkv", "query", "out"}
     assert all(0 < x["relative"] < 0.02 for x in report["matrices"])
     assert [layer["output"] < 0.05 for layer in report["layers"]] == [True] * small.MODEL.num_layers
+
+
+def test_a_model_that_sees_has_a_report_of_its_text(tmp_path):
+    config = dataclasses.replace(small.config(), vision=VISION)
+    parts = config.model, config.compute, MeshConfig().rules, config.vision
+    with small.one_device():
+        model = small.unoptimised(lambda key: VLModel(*parts, rngs=nnx.Rngs(key)))(jax.random.key(0))
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            checkpoints.save(1, {"model": model}, {"config": json.loads(saved.to_json(config))})
+    report = tmp_path / "report.json"
+    arguments = [f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'made'}", f"--report={report}", "--tokens=8"]
+    assert convert.main(["quantize", *arguments]) == 0
+    assert len(json.loads(report.read_text())["layers"]) == small.MODEL.num_layers
 
 
 def test_routers_decide_alike_on_equal_inputs(run, int8):

@@ -89,8 +89,9 @@ def test_what_was_cut_off_goes_on_to_the_same_answers(checkpoint, tmp_path, caps
         patch.setattr(prompt_answers.Progress, "show", interrupted)
         assert answered(checkpoint, cut, capsys)[:2] == (130, [])
     assert len((cut / "out.jsonl.partial").read_text().splitlines()) == 1
-    code, _, err = answered(checkpoint, cut, capsys, "--seed=1")
-    assert code == 2 and "out.jsonl.partial: holds answers of seed=0, not 1; remove it to begin anew" in err
+    for flag, other in (("--seed=1", "seed=0, not 1"), ("--quantize=int8", 'quantize=null, not "int8"')):
+        code, _, err = answered(checkpoint, cut, capsys, flag)
+        assert code == 2 and f"out.jsonl.partial: holds answers of {other}; remove it to begin anew" in err
     code, found, err = answered(checkpoint, cut, capsys)
     assert (code, found) == (0, want)
     assert "step 2/3" in err and "step 1/3" not in err
