@@ -27,8 +27,7 @@ class Programs:
 
     def __init__(self, model):
         self.model, self.mesh = model, sharding.mesh_of(model)
-        self._prefill = jax.jit(decoding.prefill.__wrapped__, donate_argnums=1)
-        self._decode = jax.jit(decoding.decode_step, donate_argnums=1)
+        self._prefill, self._decode = (_traced_anew(f) for f in (decoding.prefill.__wrapped__, decoding.decode_step))
 
     def empty(self, rows: int, length: int):
         with jax.set_mesh(self.mesh):
@@ -52,6 +51,11 @@ class Programs:
         """(float32 logits (B, V), the cache)."""
         with jax.set_mesh(self.mesh):
             return self._decode(self.model, cache, token_B, jnp.ones(token_B.shape, bool))
+
+
+def _traced_anew(function):
+    """jit of a function of its own: of one function jax keeps what it traced, for every jit of it."""
+    return jax.jit(lambda *arguments: function(*arguments), donate_argnums=1)
 
 
 def parity(bench: Bench) -> None:
