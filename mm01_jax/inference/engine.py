@@ -69,8 +69,8 @@ class Engine:
         self.sizes, self._tokenizer = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes), tokenizer
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
         check_counts({**kept, "path_states": path_states, "snapshots": snapshots, "budget": budget})
-        told, vocab_size = (model, self.sizes), vocab_size or (tokenizer or model.config).vocab_size
-        self.devices = Devices(*told, vocab_size, prefix_bytes) if like is None else like.devices.again(*told)
+        told = model, self.sizes, vocab_size or (tokenizer or model.config).vocab_size
+        self.devices = Devices(*told, prefix_bytes) if like is None else like.devices.again(*told)
         self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self.memory = remembering(self.devices, **kept, path_states=path_states, snapshots=snapshots)

@@ -35,14 +35,14 @@ class Devices:
     """
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
-        self.sizes, self.num_programs = sizes, 1  # `allowed_ids`
+        self.sizes, self.num_programs, self._vocab_size = sizes, 1, vocab_size  # a program: `allowed_ids`
         self.mesh = sharding.mesh_of(model)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
         _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
         check_room(self._decoder, self.mesh, sizes, prefix_bytes)
         with jax.set_mesh(self.mesh):
-            self._compile(vocab_size)
+            self._compile()
 
     def _viewed(self, model: TextModel) -> TextModel:
         return views.answering(views.deterministic(model) if self.sizes.deterministic else model)
@@ -51,8 +51,8 @@ class Devices:
         self.model = self._viewed(model)
         self._decoder = views.decoding(self.model, self.mesh)
 
-    def again(self, model: TextModel, sizes: Sizes) -> "Devices":
-        """The same programs for other slots.
+    def again(self, model: TextModel, sizes: Sizes, vocab_size: int) -> "Devices":
+        """The same programs for other slots, and other ids that may be chosen.
 
         Raises:
           ValueError: other sizes; and as `use`.
@@ -60,6 +60,7 @@ class Devices:
         if sizes != self.sizes:
             raise ValueError(f"like: got an engine of {self.sizes}; allowed: one of {sizes}")
         other = copy.copy(self)
+        other._vocab_size = vocab_size
         other.use(model)
         with jax.set_mesh(self.mesh):
             other._slots = self._new_slots()
@@ -80,26 +81,30 @@ class Devices:
                 got, allowed = (f"{x.dtype}{list(x.shape)} on {x.sharding}" for x in (b, a))
                 raise ValueError(f"use: weight {name}: got {got}; allowed: {allowed}")
         self._view(model)
+        with jax.set_mesh(self.mesh):
+            self._allow()
 
     def _shards(self, axes: Sequence[str]) -> int:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
-    def _compile(self, vocab_size: int) -> None:
+    def _allow(self) -> None:
+        self._allowed = allowed_ids(self._decoder, self._vocab_size)
+        self.allowed = np.asarray(self._allowed)
+
+    def _compile(self) -> None:
         model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
         self._new_slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))
         self._slots = self._new_slots()
-        self._allowed = allowed_ids(decoder, vocab_size)
-        self.allowed = np.asarray(self._allowed)
+        self._allow()
         one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
         many = programs.row_layout(self._slots, config, rules, model.rules)
         slots, zero = self._slots, self._scalar(0)
         at, page = {"config": config, "layout": one}, {"config": config, "layout": one, "size": sizes.grid}
         self._get_row = self._program(functools.partial(programs.get_row, layout=one), slots, zero)
         self._empty = self._get_row(slots, zero)
-        self._put_row = self._program(
-            functools.partial(programs.put_row, layout=one), slots, self._empty, zero, donate=0
-        )
+        putting = functools.partial(programs.put_row, layout=one)
+        self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
         self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
         state = self._get_state(slots, zero)
         self._put_state = self._program(functools.partial(programs.put_state, **at), slots, state, zero, zero, donate=0)
@@ -184,12 +189,8 @@ class Devices:
         seen = np.zeros((1, self._decoder.config.vocab_size), bool)
         seen[0, prompt] = True
         with jax.set_mesh(self.mesh):
-            settings = jax.tree.map(
-                lambda x: self._put(x, *[None] * x.ndim), sampling.rows([asked.sampling], [asked.seed])
-            )
-            history = sampling.History(
-                self._put(seen, None, None), self._put(np.zeros(seen.shape, np.int32), None, None)
-            )
+            settings = jax.tree.map(self.everywhere, sampling.rows([asked.sampling], [asked.seed]))
+            history = sampling.History(*map(self.everywhere, (seen, np.zeros(seen.shape, np.int32))))
             tokens = np.full(row.tokens_BT.shape, -1, np.int32)
             known = np.concatenate([prompt, np.asarray(asked.expected, np.int32)])[: tokens.shape[1]]
             tokens[0, : len(known)] = known

@@ -108,3 +108,10 @@ def test_bits_are_the_mask():
         words = masks.packed(mask_V)
         assert len(words) == masks.num_words(size)
         assert [bool(words[i // 32] >> (i % 32) & 1) for i in range(size)] == mask_V.tolist()
+
+
+def test_programs_of_another_engine_choose_among_the_ids_of_this_one():
+    other = Engine(engines.model(), like=engines.alone(), vocab_size=20, **engines.SIZES)
+    id = other.submit(Request(prompt=[5, 6], max_tokens=8))
+    other.run()
+    assert max(other.forget(id).tokens) < 20
