@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import pathlib
 import sys
@@ -70,7 +71,7 @@ def _folder() -> pathlib.Path | None:
         return None
     if importlib.util.find_spec("flatbuffers") is None:  # which jax.export writes with
         return None
-    changed = max(path.stat().st_mtime for package in OURS for path in _sources(package))
+    changed = max((path.stat().st_mtime for package in OURS for path in _sources(package)), default=math.inf)
     return pathlib.Path(chosen) / "programs" if changed < _process_began() else None
 
 
@@ -155,7 +156,8 @@ def _key(arguments: tuple, described: str, options: dict[str, Any]) -> str:
 
 
 def _sources(package: str) -> list[pathlib.Path]:
-    return sorted(_folder_of(package).rglob("*.py"))
+    """An editor's lock may be a link named as a source is, which leads nowhere."""
+    return sorted(path for path in _folder_of(package).rglob("*.py") if path.is_file())
 
 
 def _folder_of(package: str) -> pathlib.Path:

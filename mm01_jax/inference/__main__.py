@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(argv: Sequence[str]) -> None:
-    images = [argument.partition("=")[2] for argument in argv if argument.startswith("--image=")]
-    given = arguments.read(COMMAND, [argument for argument in argv if not argument.startswith("--image=")])
+    images, others = _apart(argv)
+    given = arguments.read(COMMAND, others)
     _check_uses(given)
     if images and given.prompt is None:
         raise arguments.refused("--image", images[0], "a flag of --prompt", "--prompt='<image>What is it?'")
@@ -93,6 +93,21 @@ def _generate(argv: Sequence[str]) -> None:
         _print_answer(given, loaded, settings, images)
     else:
         _print_text(given, loaded, settings)
+
+
+def _apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the picture of every --image, with `=` or without; all else)."""
+    images, others, rest = [], [], iter(argv)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name not in ("--image", "-image"):
+            others.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not value or value.startswith("--"):
+            raise arguments.refused("--image", "no value", "the file of a picture", "--image=a.png")
+        images.append(value)
+    return images, others
 
 
 def _check_images(images: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from mm01_jax.data.image_grid import TEXT, bucket, text_table
 from mm01_jax.data.images.opening import ImageError, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.files import shown
 from mm01_jax.inference.asked import Asked, Images
 
 File = str | os.PathLike | bytes
@@ -94,4 +95,4 @@ def _tiles(files: Sequence[File], vision: VisionConfig) -> np.ndarray:
 
 
 def _name(file: File, number: int) -> str:
-    return f"image {number}" if isinstance(file, bytes) else os.fspath(file)
+    return f"image {number}" if isinstance(file, bytes) else shown(os.fspath(file))

@@ -130,6 +130,18 @@ def test_sources_that_changed_since_the_process_began_keep_nothing(source):
     assert not files_of(source)
 
 
+def test_an_editors_lock_beside_a_source_is_none(source):
+    source.with_name(".#loop.py").symlink_to("someone@host.1:2")
+    first, second = Start(), Start()
+    assert (first.traced, second.traced, first.said + second.said) == (1, 0, [])
+
+
+def test_a_package_without_a_source_keeps_nothing(source):
+    source.unlink()
+    source.with_suffix(".pyc").touch()
+    assert kept_programs._folder() is None
+
+
 def test_a_program_that_cannot_be_exported_is_said_and_the_start_goes_on(source, monkeypatch):
     monkeypatch.setattr(kept_programs, "_of_leaves", None)
     start = Start()
