@@ -152,9 +152,10 @@ def lightning_attention_step(q, k, v, slope_N, state_BNHH, *, active_B):
     return jnp.where(active[..., 0], out, 0.0), jnp.where(active, new, old)
 
 
-def expert_ffn(x_RD, weights, group_sizes_E, weight_R=None, *, capacity: int, multiple: int = 1):
+def expert_ffn(x_RD, weights, group_sizes_E, weight_R=None, *, layer=None, capacity: int, multiple: int = 1):
     """Each row through its own expert's SwiGLU, times its factor."""
     del capacity, multiple
+    weights = weights if layer is None else [stack[layer] for stack in weights]
     ends_E = jnp.cumsum(group_sizes_E)
     expert_R = jnp.sum(jnp.arange(len(x_RD))[:, None] >= ends_E[None, :], axis=1)
     present_R = expert_R < len(ends_E)
