@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import struct
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from array_record.python.array_record_module import ArrayRecordReader
 
@@ -11,8 +13,11 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, exami
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
-READ = 256  # records read together by `scan`, at most
-READ_BYTES = 16 << 20  # that they may take
+_READ = 1 << 16  # records read together, at most: of chunks, which are unpacked whole at every read
+_READ_BYTES = 1 << 25  # that they may take, but for one chunk
+# A chunk that unpacks to more than this, and to so many times its size on disk, is a bomb.
+_MOST_UNPACKED, _MOST_TIMES = 1 << 26, 32
+_BLOCK_HEADER, _CHUNK_HEADER = 24, struct.Struct("<8xQ8xQQ")  # bytes; of a chunk: of data, type and records, unpacked
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
@@ -45,14 +50,32 @@ class ArrayRecordFile:
         count = self._open().num_records()
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
-        start, together = 0, 1
-        while start < count:
-            records = self._read(start, min(start + together, count))
-            yield from enumerate(records, start=start)
-            start += len(records)
-            # A small file may hold large records: as many are read as take little, by the last ones.
-            mean = sum(map(len, records)) // len(records) + 1
-            together = max(1, min(READ, 2 * together, READ_BYTES // mean))
+        start = 0
+        for stop in self._parts(count):
+            yield from enumerate(self._read(start, stop), start=start)
+            start = stop
+
+    def _parts(self, count: int) -> Iterator[int]:
+        """Where the records that are read together end; DataError of a chunk that would take the memory."""
+        found = stop = nbytes = 0
+        with FILES.open(self.path) as file:
+            for records, packed, unpacked in _chunks(file):
+                if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * packed):
+                    what = f"records from {found} on take {unpacked:,} bytes, packed into {packed:,}"
+                    raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
+                if found > stop and nbytes + unpacked > _READ_BYTES:
+                    yield (stop := found)
+                    nbytes = 0
+                found, nbytes = min(found + records, count), nbytes + unpacked
+                while found - stop >= _READ:
+                    yield (stop := stop + _READ)
+                    nbytes = unpacked
+                if found == count:
+                    break
+        if found < count:
+            raise DataError(f"{self.name} is damaged in records {found} to {count - 1}: their chunk is none.")
+        if stop < count:
+            yield count
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         whole = self._read(key, key + 1)[0]
@@ -79,3 +102,30 @@ class ArrayRecordFile:
         if len(records) != stop - start:
             raise DataError(f"{self.name} is damaged: records {start} to {stop - 1} gave {len(records)} records.")
         return records
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """(records, bytes on disk, bytes that they take) of every chunk of a Riegeli file, by its header alone."""
+    at, size = 0, os.fstat(file.fileno()).st_size
+    while at < size:
+        head, place = b"", at
+        while len(head) < _CHUNK_HEADER.size:  # a block's header may stand inside it
+            place += _BLOCK_HEADER if place % FILE_BLOCK == 0 else 0
+            file.seek(place)
+            piece = file.read(min(_CHUNK_HEADER.size - len(head), FILE_BLOCK - place % FILE_BLOCK))
+            if not piece:
+                return
+            head, place = head + piece, place + len(piece)
+        packed, kind, unpacked = _CHUNK_HEADER.unpack(head)
+        if kind & 255 not in b"smprt":  # zeros, say, of which there may be a terabyte
+            return
+        if kind & 255 in b"rt":
+            yield kind >> 8, packed, unpacked + 8 * (kind >> 8)  # a record without a byte takes some, too
+        at = max(_after(at, len(head) + packed), at + (kind >> 8))
+
+
+def _after(at: int, nbytes: int) -> int:
+    """Where so many bytes end that begin at `at`, the headers of blocks left out."""
+    block, inside = divmod(at, FILE_BLOCK)
+    blocks, rest = divmod(max(0, inside - _BLOCK_HEADER) + nbytes, FILE_BLOCK - _BLOCK_HEADER)
+    return (block + blocks) * FILE_BLOCK + (_BLOCK_HEADER + rest if rest else 0)

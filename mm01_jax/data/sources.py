@@ -6,7 +6,6 @@ reference that `help()` prints. Anything else is a path, a directory or a glob o
 
 import difflib
 import functools
-import glob
 import os
 import pathlib
 import platform
@@ -14,6 +13,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 
+from mm01_jax.data import globs
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
 from mm01_jax.data.text import FILES, PROGRESS_SECONDS, JsonLines, Shard, TextFile, TextInMemory, Unreadable
 from mm01_jax.files import quoted, shown, why
@@ -70,7 +70,7 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
         FILES.check(source, root=None)
         paths = [source]
     else:
-        paths = [p for p in glob.glob(source, recursive=True) if not os.path.isdir(p)]
+        paths = [p for p in globs.find(source, log) if not os.path.isdir(p)]
     real_folder = functools.cache(os.path.realpath)
     unique, clock = {}, time.monotonic()
     for path in sorted(paths):

@@ -51,6 +51,8 @@ _MOST_PARTS = 8  # of one kind
 _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
+_MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
+_OBJECT = re.compile(rb'\{\s*"')  # how an added token begins
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
 # Precompiled panics when it is damaged, Unigram and CTC take a damaged file's own time.
@@ -139,6 +141,9 @@ class Guarded:
         self._name, self._content, self._ends = name, content, ends
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
+        if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
+            what = f"has about {count:,} added tokens; allowed: at most {_MOST_LOADED:,}"
+            raise ValueError(f"data.tokenizer={name!r}: {what}")
         if _LONG_PREFIX.search(content):
             raise ValueError(f"data.tokenizer={name!r}: puts more than 1,000 bytes before every text")
         self.facts: dict[str, Any] = self._start()

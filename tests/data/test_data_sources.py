@@ -1,6 +1,9 @@
 """Sources: the standard library, and a user's .txt, .jsonl and .arrayrecord files."""
 
+import glob
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data import globs
 from mm01_jax.data.corpus import Corpus, scan_corpus
 from mm01_jax.data.dataset import check_unchanged, open_dataset
 from mm01_jax.data.sources import find_shards
@@ -85,6 +89,37 @@ def test_any_byte_range_of_a_document_reads_the_same_as_the_whole(source):
         data = text.encode()
         for start in range(0, len(data), 3):
             assert corpus.read(document, start, min(start + 5, len(data))) == data[start : start + 5]
+
+
+def test_globs_find_what_the_standard_library_finds(tmp_path, monkeypatch):
+    for name in ("a.txt", "b/a.txt", "b/c/a.txt", "b/.hidden/a.txt", "b/.a.txt", "[x]/a.txt", "b/c/d.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "e").symlink_to("b")
+    (tmp_path / "b/c/circle").symlink_to("..")
+    monkeypatch.chdir(tmp_path)
+    wild = ["**/*.txt", "*", "**", "b/**/c/*", "**/a.txt", "b/.*", "[[]x]/*", "*/", "?/**/**/[ad].*", "b/*/.", "no/*"]
+    for pattern in [*wild, *(f"{tmp_path}/{pattern}" for pattern in wild)]:
+        expected = {p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)}
+        found = {p for p in globs.find(pattern) if os.path.isfile(p)}
+        assert found <= expected and {*map(os.path.realpath, found)} == {*map(os.path.realpath, expected)}, pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("{0}/" + "*/" * 12 + "*.txt", "looks at more than 5,000 names"),
+        ("/proc/**/x/**/*.txt", "leads into /proc, which is no folder of data"),
+        ("{0}/" + "*/" * 40, "more than 32 parts with wildcards"),
+    ],
+)
+def test_a_glob_without_end_is_refused_by_name(tmp_path, monkeypatch, pattern, said):
+    for name in ("x", "y", "z"):
+        (tmp_path / name).symlink_to(".")
+    monkeypatch.setattr(globs, "MOST_NAMES", 5000)
+    with pytest.raises(DataError, match=re.escape("data.source=") + f".*{said}") as error:
+        find_shards(pattern.format(tmp_path), "text")
+    assert "\n" not in str(error.value)
 
 
 def test_a_glob_a_folder_and_links_to_the_same_files_give_one_corpus(tmp_path):

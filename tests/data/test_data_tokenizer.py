@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import pathlib
 import sys
 
 import numpy as np
@@ -218,3 +219,15 @@ def test_what_is_not_known_to_be_harmless_is_guarded(needed, changed):
 def test_a_type_that_is_spelt_with_escapes_is_guarded():
     content = json.dumps(bytes_json() | {"normalizer": {"type": "Prepend", "prepend": "x"}}).encode()
     assert tokenizer_guard.is_needed(content.replace(b"Prepend", b"Pr\\u0065pend"))
+
+
+def test_a_tokenizer_file_of_very_many_added_tokens_is_refused_before_it_is_loaded(bpe, tmp_path, monkeypatch):
+    plain = json.loads(pathlib.Path(bpe).read_text())
+    added = plain["added_tokens"][0]
+    plain["added_tokens"] = [added | {"id": 300 + i, "content": f"<{i}>"} for i in range(100_001)]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
+    monkeypatch.setattr(tokenizer_guard.Guarded, "_start", lambda self: pytest.fail("its process was started"))
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json'?: has about 100,0\d\d added tokens; allowed: at most 100,000"
+    ):
+        open_tokenizer(str(tmp_path / "tokenizer.json"))
