@@ -16,6 +16,6 @@ def attend(query_BSNH, keys, values, layer, first_B, count_B):
     key, value = (jnp.swapaxes(array[layer], 1, 2) for array in (keys, values))
     T = key.shape[1]
     at_BS = jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32)[None], (B, S))
-    queries = first_B[:, None] + at_BS, jnp.where(at_BS < count_B[:, None], 0, -1)
+    queries = first_B[:, None] + at_BS, jnp.where(at_BS < count_B[:, None], jnp.int32(0), jnp.int32(-1))
     place_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     return softmax_attention(query_BSNH, key, value, query_tags=queries, key_tags=(place_BT, jnp.zeros_like(place_BT)))
