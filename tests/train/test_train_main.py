@@ -1,6 +1,7 @@
 """The training command in processes of its own, with the real step: signals, kills, and that resuming is bitwise."""
 
 import concurrent.futures
+import contextlib
 import os
 import re
 import signal
@@ -96,7 +97,8 @@ with signals.Ends("", "interrupted"), Preemption():  # a command's process
 def test_a_second_sigint_ends_the_process_at_once_even_inside_compiled_code():
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen([sys.executable, "-c", STUCK], env=environment, stdout=subprocess.PIPE, text=True)
-    with process:
+    with process, contextlib.ExitStack() as afterwards:
+        afterwards.callback(process.kill)  # else the suite would wait for it for ever
         assert process.stdout.readline() == "ready\n"
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
