@@ -1,7 +1,5 @@
 """Laws of guessing: each request has the bits that it has without; what is not right is taken back."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,11 +114,6 @@ def test_a_stop_id_among_right_guesses_ends_the_answer_there():
     assert (again.tokens, again.finish) == (plain.tokens[:6], "length")
 
 
-def told(cache):
-    """What a step of decode reads of slots."""
-    return types.SimpleNamespace(cache=cache, place_B=jnp.zeros_like(cache.lengths))
-
-
 def test_tokens_behind_right_guesses_have_the_bits_of_single_tokens():
     """At a width and a count at which XLA:CPU gives tokens of a stream (B, 3, D) other bits by their place in S."""
     model = views.answering(random_model(256, None))
@@ -129,7 +122,7 @@ def test_tokens_behind_right_guesses_have_the_bits_of_single_tokens():
     @jax.jit
     def step(model, cache, tokens_BS, count_B):
         valid_BS = jnp.arange(width)[None, :] < count_B[:, None]
-        hidden, new = engine_decode._take_in(model, told(cache), tokens_BS, valid_BS)
+        hidden, new = engine_decode._take_in(model, cache, tokens_BS, valid_BS)
         return hidden, engine_decode._taken_back(model, cache, new, count_B)
 
     with jax.set_mesh(sharding.mesh_of(model)):
@@ -154,5 +147,5 @@ def test_guesses_go_the_way_of_streams_that_have_more_rows_than_the_cache(monkey
         cache = empty_cache(model.config, model.compute, model.rules, 4, 16)
         for width in (1, 3):
             tokens = jnp.zeros((4, width), jnp.int32)
-            jax.eval_shape(lambda tokens: engine_decode._take_in(model, told(cache), tokens, tokens == 0)[0], tokens)
+            jax.eval_shape(lambda tokens: engine_decode._take_in(model, cache, tokens, tokens == 0)[0], tokens)
     assert asked == [(4, 1, 32)]
