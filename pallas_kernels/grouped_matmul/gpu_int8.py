@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import declared
 from pallas_kernels.grouped_matmul import gpu_tiles
-from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, LOADER, MULTIPROCESSORS, TILE
+from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
 from pallas_kernels.int8 import Int8
 from pallas_kernels.varying import vary_alike
 
@@ -198,27 +198,4 @@ def _accumulate(warpgroup, done, steps, smem: _Scratch):
 
 def each_item(items: int, steps_of, compute, feed):
     """As `gpu_tiles.each_item`, with registers for a third warpgroup that converts."""
-    program, programs = lax.axis_index("program"), min(items, MULTIPROCESSORS)
-    count = lax.div(items - program + (programs - 1), jnp.int32(programs))
-
-    def walk(body):
-        def one(i, done):
-            index = program + i * programs
-            steps = steps_of(index)
-            body(index, done, steps)
-            return done + steps
-
-        lax.fori_loop(0, count, one, jnp.int32(0))
-
-    warpgroup = lax.axis_index("warpgroup")
-
-    @pl.when(warpgroup < LOADER)
-    def _():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        walk(lambda *item: compute(warpgroup, *item))
-        plgpu.wait_smem_to_gmem(0)
-
-    @pl.when(warpgroup == LOADER)
-    def _():
-        plgpu.set_max_registers(FEEDER_REGISTERS, action="decrease")
-        walk(feed)
+    gpu_tiles.each_item(items, steps_of, compute, feed, (COMPUTE_REGISTERS, FEEDER_REGISTERS))

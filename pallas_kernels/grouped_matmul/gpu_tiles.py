@@ -74,7 +74,7 @@ def launch(program, out_types, scratch, items: int):
     )
 
 
-def each_item(items: int, steps_of, compute, load):
+def each_item(items: int, steps_of, compute, load, registers=(COMPUTE_REGISTERS, LOADER_REGISTERS)):
     """For every item of this program compute(warpgroup, index, done, steps) on the two warpgroups that compute and
     load(index, done, steps) on the third: `steps` of the sum (`steps_of(index)`), after `done` of the items before.
     """
@@ -94,13 +94,13 @@ def each_item(items: int, steps_of, compute, load):
 
     @pl.when(warpgroup < LOADER)
     def _():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+        plgpu.set_max_registers(registers[0], action="increase")
         walk(lambda *item: compute(warpgroup, *item))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
+        plgpu.set_max_registers(registers[1], action="decrease")
         walk(load)
 
 

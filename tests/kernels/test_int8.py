@@ -15,7 +15,7 @@ from mm01_jax.convert import quantize
 from pallas_kernels.expert_ffn import expert_ffn, reference, tpu
 from pallas_kernels.expert_step import gpu_int8 as expert_step_int8
 from pallas_kernels.expert_step.gpu_slots import Slots
-from pallas_kernels.grouped_matmul import gpu_int8, grouped_matmul
+from pallas_kernels.grouped_matmul import gpu_tiles, grouped_matmul
 from pallas_kernels.int8 import Int8, dequantized, in_layer, quantized
 from pallas_kernels.projection_step.gpu_stream import Blocks
 
@@ -78,7 +78,7 @@ def test_experts_of_int8_in_a_stack_equal_float64(form):
 
 @pytest.mark.parametrize("sizes", [[128, 0, 256], [0, 128, 0], [0, 0, 0]], ids=["rows after them", "one group", "none"])
 def test_experts_of_int8_on_hopper_are_no_worse_than_xla(sizes, monkeypatch):
-    monkeypatch.setattr(gpu_int8, "MULTIPROCESSORS", 3)  # a program has several items
+    monkeypatch.setattr(gpu_tiles, "MULTIPROCESSORS", 3)  # a program has several items
     x, weights, weight_R = experts(512, 128, 256)
     x, sizes = jnp.asarray(x, jnp.bfloat16), jnp.asarray(sizes, jnp.int32)
     exact = exact_of(x, weights, sizes, weight_R)
