@@ -16,6 +16,7 @@ import numpy as np
 from mm01_jax import sharding
 from mm01_jax.inference import nonfinite, views
 from mm01_jax.inference.asked import Images, check_images, check_prompts
+from mm01_jax.inference.engine_programs import allowed_ids
 from mm01_jax.inference.sampling import History, Rows, Sampling, are_plain, check_seed, rows, sample, with_token
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decode_step import begin_rings, constrained, end_rings
@@ -124,13 +125,6 @@ def first_token(model, answers: Answers, hidden_BD: jax.Array, draw: Draw) -> An
     logits = model.logits(sharding.constrain(hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     answers = _taken(answers, logits, draw)
     return Answers(None, *_everywhere(answers[1:4]), _as_rows(answers.history, model.rules))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def allowed_ids(model, vocab_size: int) -> jax.Array:
-    """(V,) bool: ids that a text may have, which are those of the tokenizer whose embedding is not 0 (model.md A.7)."""
-    trained_V = jnp.any(model.embed[...] != 0, axis=1)
-    return _everywhere(trained_V & (jnp.arange(trained_V.shape[0]) < vocab_size))
 
 
 def _as_rows(history: History, rules) -> History:

@@ -14,15 +14,13 @@ import numpy as np
 from mm01_jax import sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import sampling, views
-from mm01_jax.inference.decoding import allowed_ids
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
 from mm01_jax.inference.engine_programs import Said, Sizes, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
-from mm01_jax.inference.engine_room import check_room
+from mm01_jax.inference.engine_room import check_room, check_sizes
 from mm01_jax.inference.engine_turns import Work, turn_of
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.deterministic import CHUNK
 from mm01_jax.model.multimodal import VLModel
 
 jit = jax.jit  # tests put one here that compiles faster
@@ -31,15 +29,17 @@ jit = jax.jit  # tests put one here that compiles faster
 class Devices:
     """groups: shards of the rows, each of which takes in tokens of one slot a call; slots of a group follow each other.
 
-    num_programs: compiled, all of them at the start. allowed: bool (V,), ids that may ever be chosen.
+    num_programs: compiled, all of them at the start (one jit serves engines of like shapes: a second one compiles
+    nothing). allowed: bool (V,), ids that may ever be chosen.
     """
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
         self.sizes, self.num_programs, self._vocab_size = sizes, 1, vocab_size  # a program: `allowed_ids`
+        self.page_like = self.state_like = None  # of an engine that remembers
         self.mesh = sharding.mesh_of(model)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
-        _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
+        check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
         check_room(self._decoder, self.mesh, sizes, prefix_bytes)
         with jax.set_mesh(self.mesh):
             self._compile()
@@ -88,29 +88,24 @@ class Devices:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
     def _allow(self) -> None:
-        self._allowed = allowed_ids(self._decoder, self._vocab_size)
+        self._allowed = programs.allowed_ids(self._decoder, self._vocab_size)
         self.allowed = np.asarray(self._allowed)
 
     def _compile(self) -> None:
         model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
-        self._new_slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))
+        self._new_slots = self._program(
+            functools.partial(programs.empty_slots, config=config, compute=compute, rules=rules, sizes=sizes)
+        )
         self._slots = self._new_slots()
         self._allow()
         one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
         many = programs.row_layout(self._slots, config, rules, model.rules)
-        slots, zero = self._slots, self._scalar(0)
-        at, page = {"config": config, "layout": one}, {"config": config, "layout": one, "size": sizes.grid}
+        self._layout, slots, zero = one, self._slots, self._scalar(0)
         self._get_row = self._program(functools.partial(programs.get_row, layout=one), slots, zero)
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=one)
         self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
-        self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
-        state = self._get_state(slots, zero)
-        self._put_state = self._program(functools.partial(programs.put_state, **at), slots, state, zero, zero, donate=0)
-        self._get_page = self._program(functools.partial(programs.get_page, **page), slots, zero, zero)
-        pages = self._get_page(slots, zero, zero)
-        self._put_page = self._program(functools.partial(programs.put_page, **page), slots, pages, zero, zero, donate=0)
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
         told = self._told([], (0, 0))
         self._prefill = self._program(prefill, model, slots, self._allowed, told, donate=1)
@@ -118,20 +113,39 @@ class Devices:
         turn, *_ = turn_of([None] * sizes.num_slots, sizes, self.allowed)
         self._unmasked = self._put(turn.mask_BW, "batch", None)
         self._decode = self._program(going_on, decoder, slots, self._turn(turn), self._allowed, zero, donate=1)
-        self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
-        self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
-        self.page_like, self.state_like = (jax.tree.map(_like, tree) for tree in (pages, state))
+        self.row_bytes = _num_bytes(self._empty)
+
+    def compile_memory(self) -> None:
+        """The programs that move pages and states, which an engine that remembers nothing has not."""
+        if self.page_like is not None:
+            return
+        at = {"config": self._decoder.config, "layout": self._layout}
+        with jax.set_mesh(self.mesh):
+            slots, zero = self._slots, self._scalar(0)
+            self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
+            state, putting = self._get_state(slots, zero), functools.partial(programs.put_state, **at)
+            self._put_state = self._program(putting, slots, state, zero, zero, donate=0)
+            at |= {"size": self.sizes.grid}
+            self._get_page = self._program(functools.partial(programs.get_page, **at), slots, zero, zero)
+            page, putting = self._get_page(slots, zero, zero), functools.partial(programs.put_page, **at)
+            self._put_page = self._program(putting, slots, page, zero, zero, donate=0)
+        self.page_like, self.state_like = (jax.tree.map(_like, tree) for tree in (page, state))
 
     def limits(self, *, reads_text: bool) -> Limits:
-        sizes, position = self.sizes, self.page_bytes // self.sizes.grid
+        sizes, like = self.sizes, functools.partial(programs.get_page, config=self._decoder.config, layout=self._layout)
+        with jax.set_mesh(self.mesh):
+            position = _num_bytes(jax.eval_shape(functools.partial(like, size=1), self._slots, 0, 0))
         state = self.row_bytes - position * sizes.max_length
         most = self.model.config.vocab_size, sizes.max_length, sizes.stop_ids, sizes.logprobs
         image_token = self.model.vision.config.image_token if isinstance(self.model, VLModel) else None
         return Limits(*most, position, state, reads_text, sizes.deterministic, image_token)
 
     def _program(self, function, *arguments, donate: int | None = None):
+        """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
         self.num_programs += 1
-        return jit(function, donate_argnums=() if donate is None else donate).lower(*arguments).compile()
+        static, donated = tuple(function.keywords), () if donate is None else donate
+        jitted = jit(function.func, static_argnames=static, donate_argnums=donated)
+        return jitted.lower(*arguments, **function.keywords).compile()
 
     # What the host knows, as arrays.
 
@@ -264,36 +278,12 @@ def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
+def _num_bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def _nan(x: jax.Array) -> jax.Array:
     """As x, every number NaN; whole numbers as they are."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     return jax.make_array_from_callback(x.shape, x.sharding, lambda at: np.full(x.shape, np.nan, x.dtype)[at])
-
-
-def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
-    def refuse(name: str, allowed: str, nearest: int):
-        raise ValueError(f"{name}: got {getattr(sizes, name)}; allowed: {allowed}; nearest: {nearest}")
-
-    for name in ("num_slots", "max_length", "grid", "pieces", "wide", "steps", "stop_ids"):
-        value = getattr(sizes, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            refuse(name, "a whole number at least 1", 1)
-    if sizes.num_slots % row_shards:
-        nearest = max(1, round(sizes.num_slots / row_shards)) * row_shards
-        refuse("num_slots", f"a multiple of the {row_shards} shards of the rows", nearest)
-    if sizes.grid > 256 or sizes.grid % sequence_shards:
-        nearest = max(1, round(min(sizes.grid, 256) / sequence_shards)) * sequence_shards
-        refuse("grid", f"up to 256, a multiple of the {sequence_shards} shards of the sequence", nearest)
-    if sizes.max_length % sizes.grid:
-        refuse("max_length", f"a multiple of grid={sizes.grid}", -(-sizes.max_length // sizes.grid) * sizes.grid)
-    if sizes.pieces % sizes.wide:
-        refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
-    if not 0 <= sizes.drafts <= 16:
-        refuse("drafts", "0 to 16", 4)
-    if sizes.deterministic and sizes.grid % CHUNK:
-        refuse("grid", f"a multiple of {CHUNK} with deterministic=True, up to 256", CHUNK)
-    if sizes.deterministic and sizes.drafts:
-        refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
-    if not 0 <= sizes.logprobs <= 100:
-        refuse("logprobs", "0 to 100", 20)

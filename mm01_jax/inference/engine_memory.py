@@ -77,6 +77,7 @@ def remembering(
     """A memory of so many bytes (`Engine` says what the others are); None of 0."""
     if not prefix_bytes:
         return None
+    devices.compile_memory()
     limits = {"host_budget": host_bytes, "path_states": path_states}
     prefix = Prefix(devices.sizes.grid, prefix_bytes, **limits, to_host=to_host, to_devices=to_devices)
     return Memory(devices, prefix, snapshots)

@@ -118,6 +118,13 @@ def everywhere(tree):
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, jax.P()), tree)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def allowed_ids(model, vocab_size: int) -> jax.Array:
+    """(V,) bool: ids that a text may have, which are those of the tokenizer whose embedding is not 0 (model.md A.7)."""
+    trained_V = jnp.any(model.embed[...] != 0, axis=1)
+    return everywhere(trained_V & (jnp.arange(trained_V.shape[0]) < vocab_size))
+
+
 class Told(NamedTuple):
     """What prefill takes in: the next `count` tokens of one slot on each shard of the rows; 0 changes nothing.
 
