@@ -70,6 +70,7 @@ setup(
             "mm01-eval=mm01_jax.evals.__main__:main",
             "mm01-convert=mm01_jax.convert.__main__:main",
             "mm01-plan=mm01_jax.plan.__main__:main",
+            "mm01-tokenize=mm01_jax.data.tokenize.__main__:main",
         ]
     },
 )

@@ -11,11 +11,13 @@ import pathlib
 import platform
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mm01_jax.data import globs
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
-from mm01_jax.data.text import FILES, PROGRESS_SECONDS, JsonLines, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.data.json_lines import JsonLines
+from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.data.token_files import is_token_folder
 from mm01_jax.files import quoted, shown, why
 
 SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
@@ -87,14 +89,23 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
             log(f"data: looked at {len(unique):,} of {len(paths):,} files of {shown(source)}")
     if not unique:
         raise ValueError(_nothing_found(source))
-    for path in unique.values():
+    _check_kinds(source, unique.values())
+    return list(unique.values())
+
+
+def _check_kinds(source: str, paths: Iterable[str]) -> None:
+    has_tokens = functools.cache(is_token_folder)
+    for path in paths:
+        if has_tokens(os.path.dirname(path)):
+            raise ValueError(
+                f"{shown(path)} lies in a folder of tokens, which are no text; data.source alone names it."
+            )
         if (suffix := os.path.splitext(path)[1]) not in SUFFIXES:
             raise ValueError(
                 f"data.source={source!r}: {shown(path)} has the suffix {quoted(suffix)}; allowed are "
                 f"{', '.join(SUFFIXES)}. "
                 "A glob such as 'folder/**/*.txt' chooses among the files of a folder."
             )
-    return list(unique.values())
 
 
 def _below(folder: str) -> Iterator[str]:
