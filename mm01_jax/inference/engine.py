@@ -15,7 +15,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.decoding import report_texts
 from mm01_jax.inference.engine_answers import note, note_prompt, share_prompt, shown, text_of
 from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices, to_host
@@ -24,6 +23,7 @@ from mm01_jax.inference.engine_programs import Sizes
 from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.engine_turns import turn_of, work_of
+from mm01_jax.inference.nonfinite import report_texts
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
 

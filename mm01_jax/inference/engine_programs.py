@@ -24,6 +24,7 @@ from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.inference import sampling
 from mm01_jax.inference.sampling import History, Rows
+from mm01_jax.inference.steps import take_in
 from mm01_jax.model.cache import DecodeCache, RowLayout, Window, put_rows, take_rows
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import cache_specs, empty_cache, mixer
@@ -173,12 +174,7 @@ def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said])
     tokens = lax.dynamic_slice_in_dim(told.tokens_RS, start, width, axis=1)
     tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
     count_R = jnp.clip(told.count_R - start, 0, width)
-    at_RW = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
-    segments = jnp.where(at_RW < count_R[:, None], 0, -1)
-    x = model.embed_tokens(tokens)
-    hidden_RWD, new, _ = model.forward(x, (cache.lengths - place_R)[:, None] + at_RW, segments, cache)
-    last = jnp.take_along_axis(hidden_RWD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)[:, 0]
-    last = sharding.constrain(last, model.rules, "batch", None)
+    hidden_RWD, last, new = take_in(model, cache, model.embed_tokens(tokens), count_R, place_R)
     say = functools.partial(_said, model, allowed_V, told.tokens_RS, (start, grid))
     said = lax.cond(told.says, say, lambda hidden, said: said, hidden_RWD, said)
     if len(count_R) > 1:  # one row alone has something in every body

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mm01_jax.inference import decoding, engine_devices, engine_room
+from mm01_jax.inference import engine_devices, engine_room
 from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result, check
@@ -104,17 +104,6 @@ def test_prefill_of_any_number_of_pieces_gives_the_same_bits(pieces):
     one_shot = answer(engine(), asked)
     engine().budget = 8 * pieces
     assert bits(answer(engine(), asked)) == bits(one_shot)
-
-
-def test_the_engine_answers_what_generate_answers():
-    prompts = [RANDOM.integers(engines.VOCAB, size=n) for n in (1, 8, 9, 23)]
-    blocks = decoding.generate(
-        engines.model(), prompts, max_tokens=6, sampling=GREEDY, stop=(), vocab_size=engines.VOCAB
-    )
-    rows = np.concatenate(list(blocks), axis=1)
-    for prompt, row in zip(prompts, rows, strict=True):
-        found = answer(engine(), Request(prompt=prompt, max_tokens=6, sampling=GREEDY))
-        assert found.tokens == row.tolist()
 
 
 def test_a_stop_id_is_the_last_token_and_log_probabilities_are_the_models():
