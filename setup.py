@@ -39,6 +39,8 @@ setup(
         "tpu-aot": ["libtpu"],
         "gpu-aot": ["jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"],
         "tokenizers": ["tokenizers>=0.23"],
+        "parquet": ["pyarrow>=17"],
+        "zstd": ["zstandard>=0.22"],
         "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
@@ -57,6 +59,8 @@ setup(
             "libtpu",
             "matplotlib>=3.9",
             "tokenizers>=0.23",
+            "pyarrow>=17",
+            "zstandard>=0.22",
             # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
             "pillow==13.0.0",
             "scikit-image>=0.25",
