@@ -45,6 +45,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
+        "ruler": ["wonderwords>=3.0.1"],  # the words of RULER, for samples of its published strings
         "notebooks": _NOTEBOOKS,
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
