@@ -1,13 +1,13 @@
-"""Whether an engine's sizes fit its mesh, and its slots beside what lies there, asked before anything is compiled."""
+"""Whether an engine's slots fit beside what lies on its devices, asked before anything is compiled."""
 
 import functools
 import math
 
 import jax
 
-from mm01_jax.inference.engine_programs import Sizes, empty_slots, slot_specs
+from mm01_jax.inference.engine_programs import empty_slots, slot_specs
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.deterministic import CHUNK
 
 
 def free_bytes(device: jax.Device) -> int | None:
@@ -44,33 +44,3 @@ def check_room(decoder: TextModel, mesh: jax.sharding.Mesh, sizes: Sizes, prefix
             f"num_slots={sizes.num_slots}, max_length={sizes.max_length}, prefix_bytes={prefix_bytes}: need {needed:,} "
             f"and {kept:,} bytes of a device; allowed: {free:,}, what it has left; nearest: {nearest}"
         )
-
-
-def check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
-    """ValueError where a size is none, or does not fit the shards; names the nearest that does."""
-
-    def refuse(name: str, allowed: str, nearest: int):
-        raise ValueError(f"{name}: got {getattr(sizes, name)}; allowed: {allowed}; nearest: {nearest}")
-
-    for name in ("num_slots", "max_length", "grid", "pieces", "wide", "steps", "stop_ids"):
-        value = getattr(sizes, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            refuse(name, "a whole number at least 1", 1)
-    if sizes.num_slots % row_shards:
-        nearest = max(1, round(sizes.num_slots / row_shards)) * row_shards
-        refuse("num_slots", f"a multiple of the {row_shards} shards of the rows", nearest)
-    if sizes.grid > 256 or sizes.grid % sequence_shards:
-        nearest = max(1, round(min(sizes.grid, 256) / sequence_shards)) * sequence_shards
-        refuse("grid", f"up to 256, a multiple of the {sequence_shards} shards of the sequence", nearest)
-    if sizes.max_length % sizes.grid:
-        refuse("max_length", f"a multiple of grid={sizes.grid}", -(-sizes.max_length // sizes.grid) * sizes.grid)
-    if sizes.pieces % sizes.wide:
-        refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
-    if not 0 <= sizes.drafts <= 16:
-        refuse("drafts", "0 to 16", 4)
-    if sizes.deterministic and sizes.grid % CHUNK:
-        refuse("grid", f"a multiple of {CHUNK} with deterministic=True, up to 256", CHUNK)
-    if sizes.deterministic and sizes.drafts:
-        refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
-    if not 0 <= sizes.logprobs <= 100:
-        refuse("logprobs", "0 to 100", 20)

@@ -9,7 +9,7 @@ from mm01_jax.config import MeshConfig
 from mm01_jax.inference import engine_devices
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_programs import Sizes
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model.layers import shardings
 from tests import small
 
@@ -41,7 +41,7 @@ def engine(variant: small.Variant = VARIANT, mesh: dict | None = None, fresh: bo
     key = variant, frozenset((mesh or {}).items()), frozenset(sizes.items()), options["vocab_size"]
     whole, engine_devices.jit = engine_devices.jit, traced_anew if fresh else small.unoptimised
     try:
-        found = Engine(on, like=None if fresh else _COMPILED.get(key), **options)
+        found = Engine(on, **{"like": None if fresh else _COMPILED.get(key), **options})
     finally:
         engine_devices.jit = whole
     if not fresh:

@@ -31,6 +31,7 @@ if __name__ == "__main__":
             led.submit(Request(prompt=tokenizer.encode(text), max_tokens=20, sampling=sampling, seed=n))
             for n, text in enumerate(PROMPTS)
         ]
+        ids.append(led.submit(Request(prompt=tokenizer.encode("y"), max_tokens=6, mask=lambda said: [65 + len(said)])))
         led.step()
         led.cancel(ids[1])
         asked = Request(prompt=tokenizer.encode("def"), max_tokens=20, sampling=sampling, seed=9)
@@ -49,4 +50,4 @@ if __name__ == "__main__":
                 os._exit(9)
 
         follow(engine, each)
-        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6)], flush=True)
+        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6, 7)], flush=True)
