@@ -181,8 +181,6 @@ class Engine(Streams):
         schedule = self._schedule
         return not (schedule.waiting or schedule.running() or schedule.later or self._ended or self._call)
 
-    # One step.
-
     def _admit(self) -> None:
         while (job := self._schedule.next()) is not None:
             slot = self._schedule.free_slot()
