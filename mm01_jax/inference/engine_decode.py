@@ -63,14 +63,15 @@ def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, size
         jnp.zeros((N, B, config.vocab_size), jnp.float32) if sizes.keep_logits else None,
         empty_routed((N, B), config) if sizes.routed_experts else None,
     )
-    step = functools.partial(_step, model, (allowed_V, plain), turn, sizes, specs)
+    may_come = allowed_V, None if plain else turn.mask_BW
+    step = functools.partial(_step, model, may_come, turn, (sizes, specs))
     slots, drawn = lax.fori_loop(0, count, step, (slots, drawn))
     return slots, everywhere(drawn)
 
 
-def _step(model: TextModel, told, turn: Turn, sizes: Sizes, specs: Slots, n, carry):
-    slots, drawn = carry
-    width, draw = 1 + sizes.drafts, functools.partial(_draw, model, *told, turn.mask_BW)
+def _step(model: TextModel, may_come, turn: Turn, shape: tuple[Sizes, Slots], n, carry):
+    (slots, drawn), (sizes, specs) = carry, shape
+    width, draw = 1 + sizes.drafts, functools.partial(_draw, model, may_come)
     active_B = turn.may_B & (slots.left_B > 0)
     token_B, slots, drawn = draw((slots, drawn), n * width, active_B, None)
     active_B &= slots.left_B > 0
@@ -101,14 +102,18 @@ def _step(model: TextModel, told, turn: Turn, sizes: Sizes, specs: Slots, n, car
     return constrain(slots, specs), drawn
 
 
-def _draw(model: TextModel, allowed_V, plain: bool, mask_BW, carry: tuple[Slots, Drawn], place, may_B, only_B):
+def _draw(model: TextModel, may_come, carry: tuple[Slots, Drawn], place, may_B, only_B):
     """(tokens, slots, drawn): the next token of each row that may have one, noted at `place`; where it is not `only` it
-    is as if none had been drawn."""
-    slots, drawn = carry
+    is as if none had been drawn.
+
+    Args:
+      may_come: ids that may, bool (V,), and of these what each row may say, None where all rows are plain.
+    """
+    (slots, drawn), (allowed_V, mask_BW) = carry, may_come
+    plain = mask_BW is None
     logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     logits = sharding.constrain(logits, model.rules, "batch", None)
-    settings, mask_BW = (None, None) if plain else (slots.rows, mask_BW)
-    token_B = sampling.sample(logits, settings, slots.history, slots.number_B, allowed_V, mask_BW)
+    token_B = sampling.sample(logits, None if plain else slots.rows, slots.history, slots.number_B, allowed_V, mask_BW)
     stands_B = may_B if only_B is None else may_B & (token_B == only_B)
     said = sampling.log_probabilities(logits, token_B, allowed_V, drawn.top_ids.shape[2])
     new = jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits

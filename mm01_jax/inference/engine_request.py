@@ -146,6 +146,16 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if found.strings and not limits.reads_text:
         raise ValueError(f"stop: got {found.strings[0]!r}; allowed: ids in stop_ids, or an Engine(tokenizer=...)")
     _whole_numbers("expected", request.expected, limits.vocab_size)
+    _check_wanted(request, limits)
+    check_count("priority", request.priority, None, None)
+    if not (request.mask is None or callable(request.mask)):
+        raise ValueError(f"mask: got {request.mask!r}; allowed: a function of the tokens so far, or None")
+    if not isinstance(request.content, bytes):
+        raise ValueError(f"content: got {request.content!r}; allowed: bytes")
+    return prompt
+
+
+def _check_wanted(request: Request, limits: Limits) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         if (wants := getattr(request, name)) is not None:
             check_count(name, wants, 0, limits.logprobs)
@@ -153,12 +163,6 @@ def check(request: Request, limits: Limits) -> np.ndarray:
         check_switch(name, getattr(request, name))
     if request.routed_experts and not limits.routed_experts:
         raise ValueError("routed_experts: got True; allowed: False, or True of an Engine(routed_experts=True)")
-    check_count("priority", request.priority, None, None)
-    if not (request.mask is None or callable(request.mask)):
-        raise ValueError(f"mask: got {request.mask!r}; allowed: a function of the tokens so far, or None")
-    if not isinstance(request.content, bytes):
-        raise ValueError(f"content: got {request.content!r}; allowed: bytes")
-    return prompt
 
 
 def _check_no_image(prompt: np.ndarray, image_token: int | None) -> None:

@@ -3,6 +3,7 @@
 After so many steps the second process dies without a word.
 """
 
+import itertools
 import os
 import sys
 
@@ -43,14 +44,8 @@ def main(argv: list[str]) -> None:
         led.close()
         print("answer", [led.result(id).tokens for id in ids if id != ids[1]], flush=True)
     else:
-        steps = [int(argv[2]) if len(argv) > 2 else -1]
-
-        def each(events) -> None:
-            steps[0] -= 1
-            if steps[0] == 0:
-                os._exit(9)
-
-        follow(engine, each)
+        left = iter(range(int(argv[2])) if len(argv) > 2 else itertools.count())
+        follow(engine, lambda events: next(left, None) is None and os._exit(9))
         print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6, 7)], flush=True)
 
 
