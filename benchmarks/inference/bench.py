@@ -3,6 +3,7 @@
 A quarter of a mixer's output goes into the residual, as in `benchmarks.mesh`: random routers load evenly then.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
@@ -27,6 +28,7 @@ from pallas_kernels import dispatch
 
 COPIED = 2**30  # bytes; on a CPU a thousandth, which is for trying the script
 SEED = 0
+COMPILERS = 6  # at once, where nothing else is done
 NO_RATE = 1e12  # where the chip's peak is not known (a CPU)
 
 
@@ -47,16 +49,28 @@ def configured(config: Config, dtype: str) -> Config:
     return dataclasses.replace(config, model=model, compute=compute, mesh=mesh, vision=None)
 
 
-def random_model(config: Config, seed: int) -> TextModel:
-    """Weights of a seed on the first device."""
+def run(function, *arguments, like=None, **static):
+    """What a function gives; `Bench.call` where more than compiling is asked for."""
+    del like
+    return function(*arguments, **static)
+
+
+def random_model(config: Config, seed: int, call=run) -> TextModel:
+    """Weights of a seed on the first device. call: as `Bench.call`."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
 
     def make(key) -> TextModel:
         return TextModel(config.model, config.compute, config.mesh.rules, rngs=nnx.Rngs(params=key))
 
-    placed = shardings(jax.eval_shape(make, jax.random.key(seed)), mesh, config.mesh.rules)
+    key = jax.random.key(seed, impl="rbg")  # which compiles in a tenth of the time
+    abstract = jax.eval_shape(make, key)
+    placed = shardings(abstract, mesh, config.mesh.rules)
     with jax.set_mesh(mesh):
-        return jax.jit(make, out_shardings=placed)(jax.random.key(seed))
+        return call(jax.jit(make, out_shardings=placed), key, like=_placed(abstract, placed))
+
+
+def _placed(abstract, places):
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
 
 
 def in_int8(model: TextModel, config: Config, form: str) -> TextModel:
@@ -67,9 +81,16 @@ def in_int8(model: TextModel, config: Config, form: str) -> TextModel:
     return int8.assembled(int8.with_int8(config, form), mesh, jax.tree.unflatten(tree, kept))
 
 
-def in_float32(model: TextModel) -> TextModel:
-    """The same numbers, computed in float32: what the others are compared with. int8 stays, and stands for its own."""
-    wide = jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(jnp.float32), model)
+def in_float32(model: TextModel, call=run) -> TextModel:
+    """The same numbers, computed in float32: what the others are compared with. int8 stays, and stands for its own.
+
+    call: as `Bench.call`.
+    """
+
+    def widened(model):
+        return jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(jnp.float32), model)
+
+    wide = call(jax.jit(widened), model)
     for _, module in nnx.iter_modules(wide):
         if hasattr(module, "compute"):
             module.compute = dataclasses.replace(module.compute, dtype="float32", param_dtype="float32")
@@ -90,24 +111,58 @@ def plain_path():
 class Bench:
     """One run of the command."""
 
-    def __init__(self, report: Report, config: Config, *, quantize: str | None = None):
+    def __init__(self, report: Report, config: Config, *, quantize: str | None = None, compile_only: bool = False):
         self.report, self.began = report, time.monotonic()
-        self.quantize, self._model = quantize, None
+        self.quantize, self._model, self.compile_only = quantize, None, compile_only
+        self._compiled: dict[int, tuple] = {}  # of a function, by its id: itself, and what it gives
+        self._compilers, self._compiling = concurrent.futures.ThreadPoolExecutor(COMPILERS), []
         self.curves: dict[str, list[tuple[int, float]]] = {}  # of a picture
         known = peak_flops(jax.devices()[0].device_kind)
         self.peak, self.is_real = known or NO_RATE, known is not None
         self.config = configured(config, "bfloat16" if self.is_real else "float32")  # XLA:CPU lacks some products
-        self.copy = copy_bytes_per_second(COPIED if known else COPIED // 1024)
+        few = compile_only or not known
+        self.copy = copy_bytes_per_second(COPIED // 1024 if few else COPIED)
         self.tell(f"{device()}: copies {self.copy / 1e12:.3g} TB/s, peak {self.peak / 1e12:.4g} TFLOP/s")
 
     @property
     def model(self) -> TextModel:
         """Made when first asked for."""
         if self._model is None:
-            self._model = random_model(self.config, SEED)
+            self._model = random_model(self.config, SEED, self.call)
             if self.quantize:
                 self._model = in_int8(self._model, self.config, self.quantize)
         return self._model
+
+    def call(self, function, *arguments, like=None, **static):
+        """What a jitted function gives. Where it is only to be compiled, and goes into jax's cache: its shapes.
+
+        like: those shapes with their places, where they are known: then nobody waits for the compiler.
+        """
+        if not self.compile_only:
+            return run(function, *arguments, **static)
+        if id(function) not in self._compiled:
+            lowered = function.lower(*arguments, **static)
+            compiling = self.compile(lowered, getattr(function, "__name__", "a program"))
+            out = like if like is not None else _placed(lowered.out_info, compiling.result().output_shardings)
+            self._compiled[id(function)] = function, out
+        return self._compiled[id(function)][1]
+
+    def compile(self, lowered: jax.stages.Lowered, name: str, options: dict | None = None) -> concurrent.futures.Future:
+        """Compiles beside what is traced meanwhile; `wait_for_compilers` waits."""
+
+        def compiled():
+            began = time.monotonic()
+            program = lowered.compile(compiler_options=options)
+            self.tell(f"{name}: compiled in {time.monotonic() - began:.1f} s")
+            return program
+
+        self._compiling.append(self._compilers.submit(compiled))
+        return self._compiling[-1]
+
+    def wait_for_compilers(self) -> None:
+        """Raises what a compiler raised."""
+        for compiling in self._compiling:
+            compiling.result()
 
     def named(self, subject: str) -> str:
         """The subject with what is measured: the shape, and how its weights are kept."""

@@ -1,6 +1,7 @@
 """Decode of many rows at once, each with a prompt of its own: tokens a second, experts met, beside the floor."""
 
 import statistics
+import tempfile
 import time
 
 import jax
@@ -10,26 +11,45 @@ import numpy as np
 from benchmarks.inference import floors
 from benchmarks.inference.bench import Bench, apart, in_float32, plain_path
 from benchmarks.inference.prefill import Programs
-from mm01_jax import sharding
+from mm01_jax import scopes, sharding
 from mm01_jax.inference import decoding, sampling
-from mm01_jax.model.decode_step import begin_rings
+from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.decode_step import LEAST_RINGED, begin_rings, serves
 
 CONTEXT = {1: 8192, 16: 2048, 128: 512}  # tokens of each prompt; of other numbers of rows OTHERS
 OTHERS = 512
 BLOCKS = 12  # timed, of DECODE_BLOCK tokens each
 COMPARED = 16  # steps whose hidden states are compared
 PREFILLED = 16_384  # tokens at most in one call, whatever the rows
+DRAWN = 131_072  # tokens of a prompt from which its cache is drawn: prefill takes longer than all of decode
+PROFILED = 2  # blocks
+WITHOUT_GRAPHS = {"xla_gpu_enable_command_buffer": ""}  # inside a CUDA graph a kernel has no name
+OPERATIONS = (
+    "projection_step",
+    "lightning_step",
+    "lightning_fold",
+    "attention_step",
+    "norm_step",
+    "expert_step",
+)
 
 
-def measure(bench: Bench, rows: int) -> None:
+def measure(bench: Bench, rows: int, context: int | None = None, profile: bool = False) -> None:
     """Parity; then tokens a second of `rows` prompts, greedy, and what a step moves at least."""
-    length = CONTEXT.get(rows, OTHERS)
-    room = -(-(length + (BLOCKS + 2) * decoding.DECODE_BLOCK) // 256) * 256
-    programs, subject = Programs(bench.model), bench.named(f"decode {rows}x{length}")
-    chunk = max(1, min(length, PREFILLED // rows))
-    _, cache = programs.take_in(programs.empty(rows, room), bench.tokens(rows, length), chunk)
+    length = context or CONTEXT.get(rows, OTHERS)
+    room = -(-(length + (BLOCKS + 2 + PROFILED) * decoding.DECODE_BLOCK) // 256) * 256
+    programs, subject = Programs(bench.model, bench.call), bench.named(f"decode {rows}x{length}")
+    cache = _filled(bench, programs, rows, (length, room))
     met = parity(bench, subject, cache, rows)
     answers, draw = _start(bench.model, cache, rows)
+    del cache
+    if bench.compile_only:
+        with jax.set_mesh(programs.mesh):
+            lowered = decoding.decode_block.lower(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
+            bench.compile(lowered, "decode_block")
+            if profile and bench.is_real:
+                bench.compile(lowered, "decode_block without graphs", WITHOUT_GRAPHS)
+        return
     times = []
     with jax.set_mesh(programs.mesh):
         for _ in range(BLOCKS + 1):
@@ -37,14 +57,39 @@ def measure(bench: Bench, rows: int) -> None:
             tokens, _, answers = decoding.decode_block(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
             np.asarray(tokens)
             times.append((time.monotonic() - began) / decoding.DECODE_BLOCK)
-    second = statistics.median(times[1:])
-    floor = floors.decode_bytes(bench.model, rows, length, met) / bench.copy
+        second = statistics.median(times[1:])
+        ringed = decoding.DECODE_BLOCK if serves(bench.model, rows) and rows >= LEAST_RINGED else None
+    floor = floors.decode_bytes(bench.model, rows, length, met, ringed) / bench.copy
     bench.add(subject, "distinct experts a layer", met)
     bench.add(subject, "step", 1e3 * second, "ms", floor=1e3 * floor if bench.is_real else None)
     bench.add(subject, "speed", rows / second, "tokens/s", floor=None)
+    if profile:
+        with jax.set_mesh(programs.mesh):
+            _profile(bench, subject, answers, draw)
 
 
-def parity(bench: Bench, subject: str, cache, rows: int) -> float:
+def _filled(bench: Bench, programs: Programs, rows: int, lengths: tuple[int, int]) -> DecodeCache:
+    """The cache after a prompt of each row. Of very long ones it is drawn at random, which costs a step as much.
+
+    lengths: of the prompts, of the cache.
+    """
+    length, room = lengths
+    cache = programs.empty(rows, room)
+    if length < DRAWN:
+        chunk = max(1, min(length, PREFILLED // rows))
+        return programs.take_in(cache, bench.tokens(rows, length), chunk)[1]
+
+    def drawn(cache: DecodeCache, key) -> DecodeCache:
+        leaves, tree = jax.tree.flatten(cache.stacks)
+        keys = jax.random.split(key, len(leaves))
+        leaves = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+        return DecodeCache(jax.tree.unflatten(tree, leaves), jnp.full_like(cache.lengths, length))
+
+    with jax.set_mesh(programs.mesh):
+        return bench.call(jax.jit(drawn, donate_argnums=0), cache, jax.random.key(9, impl="rbg"), like=cache)
+
+
+def parity(bench: Bench, subject: str, cache, rows: int) -> float | None:
     """Hidden states of a few given tokens by our operations are at most twice as far from float32's as plain XLA's are;
     the mean over steps and layers of how many experts were met.
 
@@ -54,20 +99,26 @@ def parity(bench: Bench, subject: str, cache, rows: int) -> float:
 
     def states(model, cache):
         with jax.set_mesh(sharding.mesh_of(model)):
-            hidden, assigned = jax.jit(lambda *arguments: _given(*arguments))(model, cache, tokens_SB)
-            return np.asarray(hidden.astype(jnp.float32)), np.asarray(assigned)
+            out = bench.call(jax.jit(lambda *arguments: _given(*arguments)), model, cache, tokens_SB, like=())
+        return None if bench.compile_only else (np.asarray(out[0].astype(jnp.float32)), np.asarray(out[1]))
 
-    ours, assigned = states(bench.model, cache)
+    ours = states(bench.model, cache)
     with plain_path():
-        plain = states(bench.model, cache)[0]
-        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, cache)
-        expected = states(in_float32(bench.model), wide)[0]
-    off, allowed = apart(ours, expected), 2 * apart(plain, expected)
+        plain = states(bench.model, cache)
+        wide = bench.call(jax.jit(lambda cache: jax.tree.map(_widened, cache)), cache)
+        expected = states(in_float32(bench.model, bench.call), wide)
+    if bench.compile_only:
+        return None
+    off, allowed = apart(ours[0], expected[0]), 2 * apart(plain[0], expected[0])
     bench.add(subject, "hidden states apart from float32", off)
     bench.add(subject, "hidden states apart from float32, twice plain XLA's", allowed)
     if not off <= allowed:
         raise ArithmeticError(f"hidden states are {off:.3g} off, those of plain XLA {allowed / 2:.3g}")
-    return float(np.mean(np.sum(assigned > 0, axis=-1)))
+    return float(np.mean(np.sum(ours[1] > 0, axis=-1)))
+
+
+def _widened(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
 def _given(model, cache, tokens_SB):
@@ -82,9 +133,35 @@ def _given(model, cache, tokens_SB):
 
 
 def _start(model, cache, rows: int):
-    """(answers, draw) of greedy rows that never stop."""
-    V = model.config.vocab_size
-    history = sampling.empty_history(rows, V)
-    token_B, number_B = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, jnp.int32)  # donated: two buffers
-    answers = decoding.Answers(cache, token_B, jnp.zeros(rows, bool), number_B, history)
-    return answers, decoding.Draw(None, jnp.ones(V, bool), jnp.full(1, -1, jnp.int32))
+    """(answers, draw) of greedy rows that never stop, laid as a block's results are: the first block is as all."""
+    V, mesh = model.config.vocab_size, sharding.mesh_of(model)
+    with jax.set_mesh(mesh):
+        history = (sharding.put(x, model.rules, "batch", None) for x in sampling.empty_history(rows, V))
+        number, none = np.zeros(rows, np.int32), np.zeros(rows, bool)
+        small = (sharding.put(x, model.rules, None) for x in (number, none, number))
+        answers = decoding.Answers(cache, *small, sampling.History(*history))
+        return answers, decoding.Draw(None, jnp.ones(V, bool), jnp.full(1, -1, jnp.int32))
+
+
+def _profile(bench: Bench, subject: str, answers, draw) -> None:
+    """Where a step's time goes, by operation, each beside its launches."""
+    lowered = decoding.decode_block.lower(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
+    compiled = lowered.compile(compiler_options=WITHOUT_GRAPHS if bench.is_real else None)
+    _, _, answers = jax.block_until_ready(compiled(bench.model, answers, draw))
+    with tempfile.TemporaryDirectory() as folder:
+        with scopes.traced(folder):
+            for _ in range(PROFILED):
+                tokens, _, answers = compiled(bench.model, answers, draw)
+            tokens.block_until_ready()
+        scopes.save_program(folder, compiled)
+        times = scopes.read(folder, _operation)
+    steps = PROFILED * decoding.DECODE_BLOCK
+    bench.add(subject, "device busy", 1e3 * sum(time.seconds for time in times) / steps, "ms")
+    bench.add(subject, "launches", sum(time.launches for time in times) / steps)
+    for scope, seconds, launches in times:
+        bench.add(subject, f"{scope} of a step, {launches / steps:.4g} launches", 1e3 * seconds / steps, "ms")
+
+
+def _operation(op_name: str) -> str:
+    """The operation of an instruction, or the part of the model that it is of."""
+    return next((part for part in reversed(op_name.split("/")) if part in OPERATIONS), scopes.scope_of(op_name))

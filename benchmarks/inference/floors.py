@@ -43,14 +43,17 @@ def key_bytes(config: ModelConfig, rows: int, length: int, item: int = 2) -> int
     return 2 * item * rows * layers * length * config.num_kv_heads * config.head_dim
 
 
-def decode_bytes(model: TextModel, rows: int, length: int, experts: float | None = None) -> float:
+def decode_bytes(
+    model: TextModel, rows: int, length: int, experts: float | None = None, ringed: int | None = None
+) -> float:
     """Bytes of one step of `rows` tokens after `length` each: weights of the experts that are met (`experts` of each
-    layer; None: as many as evenly routed tokens meet) and all others once, states in and out, keys and values once.
+    layer; None: as many as evenly routed tokens meet) and all others once, keys and values once, states in and out, or
+    in each step in and in one of `ringed` steps in and out.
     """
     config = model.config
     met = config.num_layers * (expected_experts(config, rows) if experts is None else experts)
     read = other_bytes(model) + met * expert_bytes(model) + key_bytes(config, rows, length)
-    return read + 2 * state_bytes(config, rows)
+    return read + (2.0 if ringed is None else 1.0 + 2.0 / ringed) * state_bytes(config, rows)
 
 
 def expected_experts(config: ModelConfig, rows: int) -> float:

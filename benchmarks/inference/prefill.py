@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inference import floors
-from benchmarks.inference.bench import Bench, apart, in_float32, plain_path
+from benchmarks.inference.bench import Bench, apart, in_float32, plain_path, run
 from mm01_jax import sharding
-from mm01_jax.inference import steps
+from mm01_jax.inference import decoding
 from mm01_jax.model.mixers import empty_cache
 
 PARITY, PARITY_CHUNK = 2048, 512  # tokens on which all paths are compared; in chunks, so that a cache is read
@@ -25,14 +25,14 @@ DRAWN_FROM = 16  # chunks: fewer make no picture
 class Programs:
     """Prefill and decode of a model, traced anew: on the path that is in force when each is first called."""
 
-    def __init__(self, model):
-        self.model, self.mesh = model, sharding.mesh_of(model)
-        self._prefill, self._decode = (_traced_anew(f) for f in (steps.prefill.__wrapped__, steps.decode_step))
+    def __init__(self, model, call=run):
+        self.model, self.mesh, self.call = model, sharding.mesh_of(model), call
+        self._prefill, self._decode = (_traced_anew(f) for f in (decoding.prefill.__wrapped__, decoding.decode_step))
 
     def empty(self, rows: int, length: int):
         with jax.set_mesh(self.mesh):
             make = functools.partial(empty_cache, self.model.config, self.model.compute, self.model.rules)
-            return jax.jit(make, static_argnums=(0, 1))(rows, length)
+            return self.call(jax.jit(functools.partial(make, rows, length)))
 
     def take_in(self, cache, tokens_BS: np.ndarray, chunk: int, each=lambda start, seconds: None):
         """(hidden (B, D) of the last token, the cache); each(start, seconds) after each chunk."""
@@ -42,8 +42,9 @@ class Programs:
             count, part = np.full(B, part.shape[1], np.int32), np.pad(part, [(0, 0), (0, chunk - part.shape[1])])
             began = time.monotonic()
             with jax.set_mesh(self.mesh):
-                hidden, cache = self._prefill(self.model, cache, jnp.asarray(part), jnp.asarray(count))
-            hidden.block_until_ready()
+                given = self.model, cache, jnp.asarray(part), jnp.asarray(count)
+                hidden, cache = self.call(self._prefill, *given, like=(None, cache))
+            jax.block_until_ready(hidden)
             each(start, time.monotonic() - began)
         return hidden, cache
 

@@ -76,21 +76,21 @@ def measure(report: Report, operations: list[str], generations: list[str], shape
                 subject = f"{generation} {operation} {case.sizes}"
                 add = functools.partial(report.add, device=f"compiled for {generation}")
                 for quantity, run in (("forward", function), ("forward+backward", _with_gradients(function))):
-                    temporary, error = compiled(generation, run, arrays, others)
+                    temporary, error = compiled(generation, run, (arrays, others))
                     add(f"{subject}: {quantity}", error or round(temporary / MIB, 1), "" if error else "MiB")
                     print(f"{subject}: {quantity}: {error or f'{temporary / MIB:,.1f} MiB of temporaries'}", flush=True)
                     failed |= error is not None
     return int(failed)
 
 
-def compiled(generation: str, run, arrays, others) -> tuple[int, str | None]:
+def compiled(generation: str, run, arguments, donated: tuple[int, ...] = ()) -> tuple[int, str | None]:
     """(bytes of temporaries, None), or the first line of the compiler's complaint."""
     mesh = compile_only.mesh_of(generation)
     where = NamedSharding(mesh, PartitionSpec())
-    arguments = jax.tree.map(lambda x: Array(x.shape, x.dtype, sharding=where), (arrays, others))
+    arguments = jax.tree.map(lambda x: Array(x.shape, x.dtype, sharding=where), arguments)
     try:
         with jax.set_mesh(mesh):
-            memory = jax.jit(run).lower(*arguments).compile().memory_analysis()
+            memory = jax.jit(run, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         return 0, str(error).splitlines()[0]
     return memory.temp_size_in_bytes, None

@@ -49,16 +49,17 @@ class Ringed(NamedTuple):
 
 
 def serves(model, rows: int) -> bool:
-    """Whether a token of every row goes this way: up to 256 rows on one NVIDIA Hopper GPU, bfloat16 weights (those of
-    experts or int8), no expert with a capacity, and not where bits have to be those of training's forward."""
+    """Whether a token of every row goes this way: up to 256 rows on one TPU or NVIDIA Hopper GPU, bfloat16 weights
+    (those of experts or int8), no expert with a capacity, and not where bits have to be those of training's forward."""
     alone = math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
     plain = model.config.routing == "dropless" and not isinstance(model.config, ByRowConfig)
+    here = dispatch.platform() == "tpu" or dispatch.why_not_hopper() is None
     plain &= model.compute.quantize != "int8_attention"
     leaves = jax.tree.leaves(model.stacks, is_leaf=lambda x: isinstance(x, Int8Weight))
     floats = [leaf for leaf in leaves if not isinstance(leaf, Int8Weight)]
     matrices = [model.embed[...], *(weight for weight in floats if weight.ndim > 3)]
     half = model.compute.dtype == "bfloat16" and all(weight.dtype == jnp.bfloat16 for weight in matrices)
-    return alone and plain and half and rows <= MOST_ROWS and dispatch.why_not_hopper() is None
+    return alone and plain and half and rows <= MOST_ROWS and here
 
 
 def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax.Array, DecodeCache, jax.Array]:

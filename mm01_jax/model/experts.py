@@ -13,9 +13,7 @@ from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
 
 class Experts(nnx.Module):
-    """Router and E SwiGLU experts of width F. tells: every token's choice is among the statistics (`views.routed`)."""
-
-    tells = False
+    """Router and E SwiGLU experts of width F."""
 
     def __init__(
         self,
@@ -61,5 +59,4 @@ class Experts(nnx.Module):
             compute=self.compute,
             rules=self.rules,
             layout=tokens.layout,
-            tells=self.tells,
         )

@@ -14,10 +14,11 @@ from pallas_kernels import dispatch
 from pallas_kernels.few_rows import filled_up
 
 OPERATION = dispatch.Operation(
-    "attention_step", {name: f"pallas_kernels.attention_step.{name}" for name in ("gpu", "xla")}
+    "attention_step", {name: f"pallas_kernels.attention_step.{name}" for name in ("tpu", "gpu", "xla")}
 )
 
 
+@jax.named_scope("attention_step")
 def attention_step(
     projected_RF: jax.Array,
     angle_BA: jax.Array,
@@ -36,7 +37,7 @@ def attention_step(
       keys_LBKTH, values_LBKTH: in projected's dtype.
       told: position_B int32, from 0 to T - 1; active_B bool, rows that are not write nothing and may get anything;
         layer int32 (1,), from 0 to L - 1.
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.

@@ -54,7 +54,7 @@ def splits_of(B: int, K: int, T: int) -> int:
 
 def unsupported(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
-    del angle_BA, values_LBKTH, told
+    del values_LBKTH, told
     if reason := dispatch.why_not_hopper():
         return reason
     if projected_RF.dtype != jnp.bfloat16:
@@ -64,6 +64,8 @@ def unsupported(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told) -> str |
     if G > EIGHT or H not in HEAD_DIMS or T % BLOCK:
         allowed = f"up to {EIGHT} queries a key head, head_dim of {HEAD_DIMS}, T a multiple of {BLOCK}"
         return f"it takes {allowed}; got {G}, {H}, {T}"
+    if angle_BA.shape[1] % gpu_place.ANGLES:
+        return f"the number of angles must be a multiple of {gpu_place.ANGLES}, got {angle_BA.shape[1]}"
     return None
 
 
@@ -99,8 +101,14 @@ def attend(query_BKGH, group: int, keys_LBKTH, values_LBKTH, count_B, layer):
     kernel = stream.launch(functools.partial(_program, splits), outs, scratch, (splits, B, K))
     found = kernel(_Inputs(count_B, keys_LBKTH, layer, query_BKGH, values_LBKTH))
     if splits > 1:
-        joined = plgpu.SMEM((G, H), dtype)
-        found = stream.launch(functools.partial(_join, splits), [result], joined, (B, K))(*found)
+        kernel = plgpu.kernel(
+            functools.partial(_join, splits),
+            out_type=result,
+            grid=(B, K, G),
+            grid_names=("row", "head", "query"),
+            compiler_params=plgpu.CompilerParams(approx_math=True),
+        )
+        found = [kernel(*found)]
     return found[0].reshape(result.shape[0], K * G * H)
 
 
@@ -157,28 +165,19 @@ def _program(splits: int, inputs: _Inputs, out, *rest):
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _join(splits: int, parts, marks, out, joined):
-    """Puts the stretches of one key head of one row together: tables of ROWS stretches down, `splits` of them there."""
-    b, k, (G, H) = lax.axis_index("x"), lax.axis_index("y"), out.shape[2:]
-    square, wide = (ROWS, ROWS), (ROWS, H)
-    greatest, weight = (plgpu.load(marks.at[:, b, k, i], layout=plgpu.Layout.WGMMA, optimized=False) for i in range(2))
+def _join(splits: int, parts, marks, out):
+    """Puts the stretches of one query together: tables of ROWS stretches down, `splits` of them there."""
+    b, k, g = (lax.axis_index(name) for name in ("row", "head", "query"))
     stretches = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW)
-    there = plgpu.broadcasted_iota(jnp.int32, wide, 0, layout=plgpu.Layout.WGMMA) < splits
-    queries = plgpu.broadcasted_iota(jnp.int32, square, 1, layout=plgpu.Layout.WGMMA)
-    for g in range(G):
-        most, own = (
-            jnp.where(queries == g, table, jnp.zeros(square, jnp.float32)).sum(axis=1) for table in (greatest, weight)
-        )
-        most = jnp.where(stretches < splits, most, jnp.full((ROWS,), LEAST, jnp.float32))
-        share = jnp.exp(most - jnp.broadcast_to(most.max(axis=0), most.shape))
-        own = jnp.where(stretches < splits, own, jnp.zeros((ROWS,), jnp.float32))
-        share /= jnp.broadcast_to((share * own).sum(axis=0), share.shape)
-        part = plgpu.load(parts.at[:, b, k, g], layout=plgpu.Layout.WGMMA, optimized=False)
-        part = jnp.where(there, part, jnp.zeros(wide, jnp.float32))
-        joined[g] = (part * lax.broadcast_in_dim(share, wide, [0])).sum(axis=0).astype(joined.dtype)
-    plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(joined, out.at[b, k])
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    most, own = (plgpu.load(marks.at[:, b, k, i, g], layout=ROW, optimized=False) for i in range(2))
+    most = jnp.where(stretches < splits, most, jnp.full((ROWS,), LEAST, jnp.float32))
+    own = jnp.where(stretches < splits, own, jnp.zeros((ROWS,), jnp.float32))
+    share = jnp.exp(most - jnp.broadcast_to(most.max(axis=0), most.shape))
+    share /= jnp.broadcast_to((share * own).sum(axis=0), share.shape)
+    part = plgpu.load(parts.at[:, b, k, g], layout=plgpu.Layout.WGMMA, optimized=False)
+    lines = plgpu.broadcasted_iota(jnp.int32, part.shape, 0, layout=plgpu.Layout.WGMMA)
+    part = jnp.where(lines < splits, part, jnp.zeros_like(part))
+    out[b, k, g] = (part * lax.broadcast_in_dim(share, part.shape, [0])).sum(axis=0).astype(out.dtype)
 
 
 def _product(left, right, width: int):

@@ -17,7 +17,7 @@ def forward(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told):
     position_B, active_B, layer = told
     _, B, K, T, H = keys_LBKTH.shape
     heads = projected_RF[:B].reshape(B, -1, H)
-    turned = _rotated(heads[:, :-K], angle_BA)
+    turned = rotated(heads[:, :-K], angle_BA)
     at = layer[0], jnp.arange(B, dtype=jnp.int32), slice(None), jnp.where(active_B, position_B, T)
     keys_LBKTH = keys_LBKTH.at[at].set(turned[:, -K:], mode="drop")
     values_LBKTH = values_LBKTH.at[at].set(heads[:, -K:], mode="drop")
@@ -26,7 +26,7 @@ def forward(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told):
     return out, keys_LBKTH, values_LBKTH
 
 
-def _rotated(heads_BMH, angle_BA):
+def rotated(heads_BMH, angle_BA):
     """In float32, rounded once."""
     half, wide = angle_BA.shape[1], heads_BMH.astype(jnp.float32)
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]

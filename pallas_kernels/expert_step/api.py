@@ -11,13 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
-from pallas_kernels.few_rows import columns, filled_up
+from pallas_kernels.few_rows import Placed, columns, filled_up
 from pallas_kernels.int8 import Int8, check_stack, shape_of
 
-OPERATION = dispatch.Operation("expert_step", {name: f"pallas_kernels.expert_step.{name}" for name in ("gpu", "xla")})
+OPERATION = dispatch.Operation(
+    "expert_step", {name: f"pallas_kernels.expert_step.{name}" for name in ("tpu", "gpu", "xla")}
+)
 Matrices = tuple[jax.Array | Int8, jax.Array | Int8, jax.Array | Int8]
 
 
+@jax.named_scope("expert_step")
 def expert_step(
     x_RD: jax.Array,
     choice_AC: jax.Array,
@@ -27,8 +30,9 @@ def expert_step(
     *,
     rows: int,
     implementation: str | None = None,
-) -> jax.Array:
-    """Float32 (P, R, D), whose sum over P is y: who reads them adds them up. A row's bits do not follow from others.
+) -> jax.Array | Placed:
+    """Float32 (P, R, D) or as `Placed`, whose sum over P is y: who reads them adds them up. A row's bits do not follow
+    from others.
 
     Args:
       x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
@@ -36,7 +40,7 @@ def expert_step(
       choice_AC: int32 experts of each row, all different; E: none. weight_AC: float32, 0 where there is none.
       matrices: gate (L, E, D, F), up (L, E, D, F), down (L, E, F, D), in x's dtype or as Int8.
       layer: int32 (1,), from 0 to L - 1.
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.

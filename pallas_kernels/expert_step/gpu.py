@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import dispatch
 from pallas_kernels.expert_step import gpu_int8, gpu_slots
 from pallas_kernels.expert_step.gpu_slots import GATHERED, Slots
-from pallas_kernels.few_rows import ROWS, filled_up
+from pallas_kernels.few_rows import ROWS, Placed, filled_up
 from pallas_kernels.int8 import Int8, shape_of
 from pallas_kernels.projection_step import gpu_stream as stream
 from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
@@ -31,7 +31,7 @@ PROGRAMS = 2 * 132  # of fewer the columns are narrower
 
 def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None:
     """Why this implementation cannot take the arguments, or None."""
-    del choice_AC, weight_AC, layer
+    del weight_AC, layer
     if reason := dispatch.why_not_hopper():
         return reason
     if x_RD.dtype != jnp.bfloat16:
@@ -41,6 +41,8 @@ def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None
         return f"rows must be filled up, D and F multiples of {stream.DEPTH}, got R={R}, D={D}, F={F}"
     if rows > MOST_ROWS or E > gpu_slots.MOST_EXPERTS:
         return f"it takes up to {MOST_ROWS} rows and {gpu_slots.MOST_EXPERTS} experts, got {rows}, {E}"
+    if rows > MOST_SHARED and choice_AC.size > gpu_slots.MOST_CHOICES:
+        return f"it takes up to {gpu_slots.MOST_CHOICES} choices, got {choice_AC.size}"
     return None
 
 
@@ -59,9 +61,8 @@ def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
     slots, row_P, place_AC = gpu_slots.gathered(choice_AC, weight_AC, rows=rows, experts=E)
     own = x_RD[row_P[: S * GATHERED].reshape(S, GATHERED)]
     hidden = up(own, gate, up_, slots, layer, count=S)
-    out = down_each(hidden, down_, slots, layer).reshape(S * GATHERED, -1)
-    parts = out.at[place_AC[:, :rows]].get(mode="fill", fill_value=0)
-    return jnp.pad(parts, ((0, 0), (0, x_RD.shape[0] - rows), (0, 0)))
+    out = down_each(hidden, down_, slots, layer)
+    return Placed(out.reshape(S * GATHERED, -1), place_AC)
 
 
 class _UpInputs(NamedTuple):

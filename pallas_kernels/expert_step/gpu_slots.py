@@ -1,7 +1,8 @@
 """Which expert has which rows, in one launch on Hopper: what a sort and some scatters would say in ten.
 
-All is comparing: tables of 64 experts, choices or places down and as many choices across, summed along one side.
-Numbers are float32, whole and small. A *slot* is an expert with some rows; slots with an expert come first.
+All is comparing: tables of 64 experts, choices or places along both sides, summed along one; what is counted of many
+choices is a product of such tables. Numbers are whole and small, so that float32 has them. A *slot* is an expert with
+some rows; slots with an expert come first.
 """
 
 import functools
@@ -14,10 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.few_rows import ROWS
+from pallas_kernels.projection_step import gpu_stream as stream
 
 TABLE = plgpu.Layout.WGMMA
 DOWN, ACROSS = TABLE.reduce(1), TABLE.reduce(0)
 MOST_EXPERTS = ROWS
+MOST_CHOICES = 24 * ROWS  # that `gathered` takes: a table of each 64 in shared memory
 GATHERED = 32  # rows of a slot at most, where each slot has its own
 NOWHERE = float(2**20)  # a place that no slot has
 
@@ -35,6 +38,14 @@ class Slots(NamedTuple):
 class _Plan(NamedTuple):
     rows: int
     experts: int
+
+
+class _Scratch(NamedTuple):
+    """Tables of ones and zeros, whose products count."""
+
+    is_of: jax.Ref  # of every 64 choices: whether a choice (down) is an expert (across)
+    before: jax.Ref  # whether a choice (across) is before another (down)
+    ones: jax.Ref
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "experts"))
@@ -63,15 +74,18 @@ def gathered(choice_AC: jax.Array, weight_AC: jax.Array, *, rows: int, experts: 
         jax.ShapeDtypeStruct((blocks * ROWS,), jnp.int32),
         jax.ShapeDtypeStruct((A, C), jnp.int32),
     ]
-    kernel = _kernel(_gathered_program, _Plan(rows, experts), outs, blocks)
+    square = stream.tile(ROWS, ROWS, width=ROWS)
+    scratch = _Scratch(stream.tile(A * C // ROWS, ROWS, ROWS, width=ROWS), square, square)
+    kernel = _kernel(_gathered_program, _Plan(rows, experts), outs, blocks, [scratch])
     found, weight, row, place = kernel(choice_AC, weight_AC)
     return Slots(found[:, None], weight, None), row, place
 
 
-def _kernel(program, plan: _Plan, outs, programs: int):
+def _kernel(program, plan: _Plan, outs, programs: int, scratch=()):
     return plgpu.kernel(
         functools.partial(program, plan),
         out_type=outs,
+        scratch_types=scratch,
         grid=(programs,),
         grid_names=("block",),
         compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -104,47 +118,60 @@ def _shared_program(plan: _Plan, choice, weight, found_out, weight_out, count_ou
     count_out[0] = active_down.sum(axis=0).astype(jnp.int32)
 
 
-def _gathered_program(plan: _Plan, choice, weight, found_out, weight_out, row_out, place_out):
-    block, (A, C) = lax.axis_index("block"), choice.shape
-    square, wide, firsts = (ROWS, ROWS), (ROWS, C), range(0, C, ROWS)
-    across = [_choices(plan, choice, a, 0, C, ACROSS) for a in range(A)]
-    down = [[_choices(plan, choice, a, first, ROWS, DOWN) for first in firsts] for a in range(A)]
-    told = [plgpu.load(weight.at[a], layout=ACROSS, optimized=False) for a in range(A)]
-    line, column, places = _ids(square, 0), _ids(square, 1), _ids(wide, 0)
-    mine = [_ones(places == _across(chosen, wide)) for chosen in across]  # experts down, choices across
-    size_down = sum(mine).sum(axis=1)
-    size_across = sum(_ones(_down(chosen, square) == column) for part in down for chosen in part).sum(axis=0)
-    slots_down, slots_across = (_slots(size) for size in (size_down, size_across))
-    none = jnp.zeros(square, jnp.float32)
-    start_down = jnp.where(column < line, _across(slots_across, square), none).sum(axis=1)
-    row, weights = jnp.zeros(wide, jnp.float32), jnp.zeros(wide, jnp.float32)
-    for a in range(A):
-        place = _place(a, across[a], down, mine[a] * _down(start_down, wide))
-        pl.when(block == 0)(lambda a=a, place=place: _put(place_out.at[a], place.astype(jnp.int32)))
-        here = _across(place, wide) == (places + block * ROWS).astype(jnp.float32)
-        row += jnp.where(here, _ids(wide, 1).astype(jnp.float32), jnp.zeros(wide, jnp.float32))
-        weights += jnp.where(here, _across(told[a], wide), jnp.zeros(wide, jnp.float32))
-    row_out[pl.ds(block * ROWS, ROWS)] = row.sum(axis=1).astype(jnp.int32)
-    weight_out[pl.ds(block * ROWS, ROWS)] = weights.sum(axis=1)
+def _gathered_program(plan: _Plan, choice, weight, found_out, weight_out, row_out, place_out, scratch: _Scratch):
+    block, (A, C), square = lax.axis_index("block"), choice.shape, (ROWS, ROWS)
+    line, column, none = _ids(square, 0), _ids(square, 1), jnp.zeros(square, jnp.float32)
+    parts = [(a, first) for a in range(A) for first in range(0, C, ROWS)]  # of 64 choices each, one after the other
+    chosen = [_choices(plan, choice, *part, ROWS, DOWN) for part in parts]
+    told = [plgpu.load(weight.at[a, pl.ds(first, ROWS)], layout=DOWN, optimized=False) for a, first in parts]
+    scratch.ones[...] = jnp.ones(square, jnp.bfloat16)
+    scratch.before[...] = _ones(column < line).astype(jnp.bfloat16)
+    for number, mine in enumerate(chosen):
+        scratch.is_of.at[number][...] = _ones(_down(mine, square) == column).astype(jnp.bfloat16)
+    plgpu.commit_smem()
+    start, found = _starts(plan, scratch)
+    places, ahead = [], none  # of every expert, those of the parts before
+    for number, mine in enumerate(chosen):
+        is_of = scratch.is_of.at[number]
+        rank = _product(scratch.before, is_of) + ahead + _across(start, square) * GATHERED
+        place = jnp.where(_down(mine, square) == column, rank, none).sum(axis=1)
+        places.append(jnp.where(mine >= 0, place, jnp.full(place.shape, NOWHERE, jnp.float32)))
+        ahead += _product(scratch.ones, is_of)
+    row, weights = none, none
+    for (_, first), place, mine in zip(parts, places, told, strict=True):
+        here = _down(place, square) == (column + block * ROWS).astype(jnp.float32)
+        row += jnp.where(here, (line + first).astype(jnp.float32), none)
+        weights += jnp.where(here, _down(mine, square), none)
+    row_out[pl.ds(block * ROWS, ROWS)] = row.sum(axis=0).astype(jnp.int32)
+    weight_out[pl.ds(block * ROWS, ROWS)] = weights.sum(axis=0)
 
     @pl.when(block == 0)
     def _():
-        end = jnp.where(line <= column, _down(slots_down, square), none).sum(axis=0)
-        past = (_across(end, square) <= line.astype(jnp.float32)) & (column < plan.experts)
-        found_out[...] = _ones(past).sum(axis=1).astype(jnp.int32)
+        found_out[...] = found
+        for (a, first), place in zip(parts, places, strict=True):
+            place_out[a, pl.ds(first, ROWS)] = place.astype(jnp.int32)
 
 
-def _place(a: int, chosen, down, starts):
-    """The places (C,) of the a-th choices: after those before them of the same expert, whose slots start there."""
-    wide = starts.shape
-    ahead = starts * GATHERED
-    for other in range(a + 1):
-        for number, before in enumerate(down[other]):
-            same = _down(before, wide) == _across(chosen, wide)
-            if other == a:
-                same = same & (_ids(wide, 0) + number * ROWS < _ids(wide, 1))
-            ahead += _ones(same)
-    return jnp.where(chosen >= 0, ahead.sum(axis=0), jnp.full(chosen.shape, NOWHERE, jnp.float32))
+def _starts(plan: _Plan, scratch: _Scratch):
+    """(the first slot of every expert, across; the expert of every slot, down)."""
+    square = (ROWS, ROWS)
+    line, column, none = _ids(square, 0), _ids(square, 1), jnp.zeros(square, jnp.float32)
+    size = none  # experts down, the same in every column
+    for number in range(scratch.is_of.shape[0]):
+        size += _product(scratch.is_of.at[number].transpose((1, 0)), scratch.ones)
+    slots = ((size.astype(jnp.int32) + (GATHERED - 1)) >> (GATHERED.bit_length() - 1)).astype(jnp.float32)
+    start, end = (jnp.where(seen, slots, none).sum(axis=0) for seen in (line < column, line <= column))
+    past = (_across(end, square) <= line.astype(jnp.float32)) & (column < plan.experts)
+    return start, _ones(past).sum(axis=1).astype(jnp.int32)
+
+
+def _product(left, right):
+    def run(total):
+        plgpu.wgmma(total, left, right)
+        plgpu.wgmma_wait(0)
+        return total[...]
+
+    return pl.run_scoped(run, plgpu.ACC((ROWS, ROWS), jnp.float32))
 
 
 def _choices(plan: _Plan, choice, a: int, first: int, width: int, layout):
@@ -152,14 +179,6 @@ def _choices(plan: _Plan, choice, a: int, first: int, width: int, layout):
     chosen = plgpu.load(choice.at[a, pl.ds(first, width)], layout=layout, optimized=False)
     ids = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout) + first
     return jnp.where((ids < plan.rows) & (chosen < plan.experts), chosen, jnp.full((width,), -1, jnp.int32))
-
-
-def _slots(size):
-    return ((size.astype(jnp.int32) + (GATHERED - 1)) >> (GATHERED.bit_length() - 1)).astype(jnp.float32)
-
-
-def _put(ref, value):
-    ref[...] = value
 
 
 def _ones(mask):

@@ -13,10 +13,11 @@ from pallas_kernels import dispatch
 from pallas_kernels.few_rows import filled_up
 
 OPERATION = dispatch.Operation(
-    "lightning_step", {name: f"pallas_kernels.lightning_step.{name}" for name in ("gpu", "xla")}
+    "lightning_step", {name: f"pallas_kernels.lightning_step.{name}" for name in ("tpu", "gpu", "xla")}
 )
 
 
+@jax.named_scope("lightning_step")
 def lightning_step(
     projected_RF: jax.Array,
     state_LBNHH: jax.Array,
@@ -33,7 +34,7 @@ def lightning_step(
       projected_RF: bfloat16 or float32: of each head q, k and v before their SiLU, then the gates of all heads.
       state_LBNHH: float32 (L, B, N, H key, H value). slope_LN: float32. weight_LNH: the norm's, in projected's dtype.
       active_B: bool; an inactive row keeps its state and gives 0. layer: int32 (1,).
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.

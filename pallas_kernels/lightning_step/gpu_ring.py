@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_step.gpu import ACROSS, DOWN, HEAD_DIMS, KEYS, outer, silu
+from pallas_kernels.lightning_step.ring import RING
 
 TABLE = plgpu.Layout.WGMMA
+PARTS = 2  # programs of a head: small ones, of which some load while others multiply
 
 
 class _Inputs(NamedTuple):
@@ -32,8 +35,9 @@ class _Inputs(NamedTuple):
 
 
 class _Scratch(NamedTuple):
-    """Of one head of one row; of the rings' tables the first lines are there."""
+    """Of some value columns of one head of one row."""
 
+    asked: jax.Ref  # float32 (H,): the query as the state is asked
     full: jax.Ref
     gate: jax.Ref
     k: jax.Ref
@@ -43,6 +47,7 @@ class _Scratch(NamedTuple):
     open: jax.Ref
     out: jax.Ref
     q: jax.Ref
+    share: jax.Ref  # float32 (RING,): of each token before
     state: jax.Ref
     v: jax.Ref
     values: jax.Ref
@@ -65,22 +70,23 @@ def step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told):
     """Contract in the package's docstring."""
     (_, B, N, H, _), dtype = state_LBNHH.shape, projected_RF.dtype
     active_B, place, layer = told
-    out = jax.ShapeDtypeStruct((projected_RF.shape[0], N * H), dtype)
-    vector = plgpu.SMEM((H,), dtype)
-    table = plgpu.SMEM((KEYS, H), dtype, transforms=_tiled(64))
+    out, width = jax.ShapeDtypeStruct((projected_RF.shape[0], N * H), dtype), max(H // PARTS, 64)
     scratch = _Scratch(
+        asked=plgpu.SMEM((H,), jnp.float32),
         full=plgpu.Barrier(num_arrivals=8),
-        keys=table,
-        state=plgpu.SMEM((H, H), jnp.float32, transforms=_tiled(32)),
-        values=table,
-        **dict.fromkeys(("gate", "k", "new_key", "new_value", "open", "out", "q", "v", "weight"), vector),
+        keys=plgpu.SMEM((RING, H), dtype),
+        share=plgpu.SMEM((RING,), jnp.float32),
+        state=plgpu.SMEM((H, width), jnp.float32),
+        values=plgpu.SMEM((RING, width), dtype),
+        **dict.fromkeys(("k", "new_key", "q"), plgpu.SMEM((H,), dtype)),
+        **dict.fromkeys(("gate", "new_value", "open", "out", "v", "weight"), plgpu.SMEM((width,), dtype)),
     )
     kernel = plgpu.kernel(
         _program,
         out_type=[out, out],
         scratch_types={"smem": scratch},
-        grid=(B, N),
-        grid_names=("batch", "head"),
+        grid=(B, N, H // width),
+        grid_names=("batch", "head", "part"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     refs = [jax.new_ref(ring) for ring in rings]
@@ -90,59 +96,81 @@ def step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told):
 
 
 def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scratch):
-    b, n, layer, place = lax.axis_index("batch"), lax.axis_index("head"), inputs.layer[0], inputs.place[0]
-    (_, _, N, length, H), row = keys.shape, inputs.projected.at[b]
-    mine, begin, told = (layer, b, n), n * (3 * H), pl.ds(0, length)
+    b, n, part = (lax.axis_index(name) for name in ("batch", "head", "part"))
+    layer, place, (_, _, N, _, H), width = inputs.layer[0], inputs.place[0], keys.shape, smem.state.shape[1]
+    mine, begin, first, row = (layer, b, n), n * (3 * H), part * width, inputs.projected.at[b]
+    columns, out_columns = pl.ds(first, width), pl.ds(n * H + first, width)
     copies = (
-        (inputs.states.at[mine], smem.state),
-        (keys.at[mine], smem.keys.at[told]),
-        (values.at[mine], smem.values.at[told]),
+        (inputs.states.at[(*mine, slice(None), columns)], smem.state),
+        (keys.at[mine], smem.keys),
+        (values.at[(*mine, slice(None), columns)], smem.values),
         (row.at[pl.ds(begin, H)], smem.q),
         (row.at[pl.ds(begin + H, H)], smem.k),
-        (row.at[pl.ds(begin + 2 * H, H)], smem.v),
-        (row.at[pl.ds(3 * N * H + n * H, H)], smem.gate),
-        (inputs.weight.at[layer, n], smem.weight),
+        (row.at[pl.ds(begin + 2 * H + first, width)], smem.v),
+        (row.at[pl.ds(3 * N * H + n * H + first, width)], smem.gate),
+        (inputs.weight.at[layer, n, columns], smem.weight),
     )
     for source, target in copies:
         plgpu.copy_gmem_to_smem(source, target, smem.full)
     slope, active = inputs.slope[layer, n], inputs.active[b]
     plgpu.barrier_wait(smem.full)
-    query, key, value = (silu(x, ACROSS) for x in (smem.q, smem.k, smem.v))
-    result = (_read(smem, slope, place, query)).sum(axis=0) + jnp.broadcast_to((query * key).sum(axis=0), (H,)) * value
+    own = _ask(smem, slope, place)
+    across, dtype = _lines(width).reduce(0), smem.out.dtype
+    value = silu(smem.v, across)
+    result = _read(smem, place) + jnp.broadcast_to(own, (width,)) * value
     result = jnp.where(jnp.broadcast_to(active, result.shape) > 0, result, jnp.zeros_like(result))
-    gate, weight = (plgpu.load(x, layout=ACROSS).astype(jnp.float32) for x in (smem.gate, smem.weight))
-    dtype = smem.out.dtype
-    smem.out[...], smem.new_key[...], smem.new_value[...] = (x.astype(dtype) for x in (result, key, value))
+    gate, weight = (plgpu.load(x, layout=across).astype(jnp.float32) for x in (smem.gate, smem.weight))
+    smem.out[...], smem.new_value[...] = (x.astype(dtype) for x in (result, value))
     smem.open[...] = (result * weight / (1.0 + jnp.exp(-gate))).astype(dtype)
     plgpu.commit_smem()
     for source, target in ((smem.out, out_gmem), (smem.open, open_gmem)):
-        plgpu.copy_smem_to_gmem(source, target.at[b, pl.ds(n * H, H)])
+        plgpu.copy_smem_to_gmem(source, target.at[b, out_columns])
 
     @pl.when(active > 0)
     def _():
-        plgpu.copy_smem_to_gmem(smem.new_key, keys.at[(*mine, place)])
-        plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place)])
+        pl.when(part == 0)(lambda: plgpu.copy_smem_to_gmem(smem.new_key, keys.at[(*mine, place)]))
+        plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place, columns)])
 
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _read(smem: _Scratch, slope, place, query):
-    """What the state and the tokens before say, a table whose lines are still to be added up."""
-    H = smem.q.shape[0]
-    shape = (KEYS, H)
-    decay, read = jnp.exp(-slope * (place + 1).astype(jnp.float32)), jnp.zeros(shape, jnp.float32)
-    for low in range(0, H, KEYS):
-        lines = pl.ds(low, KEYS)
-        asked = silu(smem.q.at[lines], DOWN) * decay
-        read += plgpu.load(smem.state.at[lines], layout=TABLE) * lax.broadcast_in_dim(asked, shape, [0])
-    line = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=TABLE)
-    keys, values = (
-        jnp.where(line < place, plgpu.load(x, layout=TABLE).astype(jnp.float32), jnp.zeros(shape, jnp.float32))
-        for x in (smem.keys, smem.values)
-    )
-    score = (keys * lax.broadcast_in_dim(query, shape, [1])).sum(axis=1)
-    age = (line - place).astype(jnp.float32)
-    return read + values * jnp.exp(age * slope) * lax.broadcast_in_dim(score, shape, [0])
+def _ask(smem: _Scratch, slope, place):
+    """q k of the token itself; what the state is asked, and what each token before counts, go to shared memory."""
+    lines, H = _lines(smem.q.shape[0]), smem.q.shape[0]
+    query, key = (silu(x, lines.reduce(0)) for x in (smem.q, smem.k))
+    smem.new_key[...] = key.astype(smem.new_key.dtype)
+    smem.asked[...] = query * jnp.exp(-slope * (place + 1).astype(jnp.float32))
+    keys = plgpu.load(smem.keys, layout=lines).astype(jnp.float32)
+    score = (keys * lax.broadcast_in_dim(query, (RING, H), [1])).sum(axis=1)
+    line = plgpu.broadcasted_iota(jnp.int32, (RING,), 0, layout=lines.reduce(1))
+    score *= jnp.exp((line - place).astype(jnp.float32) * slope)
+    smem.share[...] = jnp.where(line < place, score, jnp.zeros_like(score))
+    plgpu.commit_smem()
+    return (query * key).sum(axis=0)
+
+
+def _read(smem: _Scratch, place):
+    """What the state and the tokens before say (width,), RING lines of either at a time."""
+    H, width = smem.state.shape
+    lines, shape = _lines(width), (RING, width)
+
+    def share(ref):
+        return lax.broadcast_in_dim(plgpu.load(ref, layout=lines.reduce(1)), shape, [0])
+
+    values = plgpu.load(smem.values, layout=lines).astype(jnp.float32)
+    line = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=lines)
+    read = jnp.where(line < place, values, jnp.zeros(shape, jnp.float32)) * share(smem.share)
+    for low in range(0, H, RING):
+        some = pl.ds(low, RING)
+        read += plgpu.load(smem.state.at[some], layout=lines) * share(smem.asked.at[some])
+    return read.sum(axis=0)
+
+
+def _lines(width: int) -> plgpu.Layout:
+    """The layout of tables RING down, 64 or 128 across: a thread has four numbers of a line, a warp whole lines."""
+    if width == 128:
+        return plgpu.Layout.TILED(Tiling(((4, 128), (4,))), (-3,), (-2,), -1)
+    return plgpu.Layout.TILED(Tiling(((8, 64), (2, 64), (4,))), (-5,), (-3, -2), -1)
 
 
 class _FoldScratch(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 
 OPERATION = dispatch.Operation(
-    "lightning_ring", {"gpu": "pallas_kernels.lightning_step.gpu_ring", "xla": "pallas_kernels.lightning_step.xla_ring"}
+    "lightning_ring", {name: f"pallas_kernels.lightning_step.{name}_ring" for name in ("tpu", "gpu", "xla")}
 )
 RING = 16
 Rings = tuple[jax.Array, jax.Array]
@@ -27,6 +27,7 @@ def empty_rings(state_LBNHH: jax.Array, dtype: jnp.dtype) -> Rings:
     return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
 
+@jax.named_scope("lightning_step")
 def lightning_ring_step(
     projected_RF: jax.Array,
     state_LBNHH: jax.Array,
@@ -42,7 +43,7 @@ def lightning_ring_step(
     Args:
       told: active_B bool, rows that are not write nothing and give 0, and are not active before the fold again; place
         int32 (1,), steps since the ring was empty, below RING; layer int32 (1,). The others as in `lightning_step`.
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       Unsupported: the named implementation cannot take these arguments on this device.
@@ -51,6 +52,7 @@ def lightning_ring_step(
     return OPERATION.module(name).step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told)
 
 
+@jax.named_scope("lightning_fold")
 def lightning_fold(
     state_LBNHH: jax.Array, rings: Rings, slope_LN: jax.Array, count_B: jax.Array, *, implementation: str | None = None
 ) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.few_rows import Placed, columns
 
 OPERATION = dispatch.Operation("norm_step", {name: f"pallas_kernels.norm_step.{name}" for name in ("gpu", "xla")})
 
@@ -43,9 +44,10 @@ class Router(NamedTuple):
     choices: int
 
 
+@jax.named_scope("norm_step")
 def norm_step(
     x_RD: jax.Array,
-    parts_PRD: jax.Array,
+    parts_PRD: jax.Array | Placed,
     norm: Norm,
     *,
     rows: int,
@@ -59,25 +61,36 @@ def norm_step(
     Args:
       x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
         of the choices, the results may be anything.
-      parts_PRD: float32.
+      parts_PRD: float32; or (P, R, D) as `Placed`.
       implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.
       Unsupported: the named implementation cannot take these arguments on this device.
     """
-    _check(x_RD, parts_PRD, norm, mixed, router)
+    _check(x_RD, norm, mixed, router)
+    _check_parts(x_RD, parts_PRD, rows)
     arguments = x_RD, parts_PRD, norm, mixed, router
     name = dispatch.choose(OPERATION, implementation, *arguments)
     return tuple(OPERATION.module(name).forward(*arguments, rows))
 
 
-def _check(x, parts, norm: Norm, mixed: Mixed | None, router: Router | None) -> None:
+def _check_parts(x, parts, rows: int) -> None:
+    R, D = x.shape
+    if isinstance(parts, Placed):
+        (lines, place), C = parts, columns(rows)
+        if lines.ndim != 2 or lines.shape[1] != D or lines.dtype != jnp.float32:
+            raise ValueError(f"lines of parts must be float32[S, {D}] to go with x, got {_type(lines)}")
+        if place.ndim != 2 or place.shape[1] != C or place.dtype != jnp.int32:
+            raise ValueError(f"places of parts must be int32[P, {C}] to go with x, got {_type(place)}")
+    elif parts.ndim != 3 or parts.shape[1:] != (R, D) or parts.dtype != jnp.float32:
+        raise ValueError(f"parts must be float32[P, {R}, {D}] to go with x, got {_type(parts)}")
+
+
+def _check(x, norm: Norm, mixed: Mixed | None, router: Router | None) -> None:
     if x.ndim != 2 or 0 in x.shape or x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"x must be (R, D) in bfloat16 or float32, got {_type(x)}")
     R, D = x.shape
-    if parts.ndim != 3 or parts.shape[1:] != (R, D) or parts.dtype != jnp.float32:
-        raise ValueError(f"parts must be float32[P, {R}, {D}] to go with x, got {_type(parts)}")
     if norm.weight_LD.ndim != 2 or norm.weight_LD.shape[1] != D or norm.weight_LD.dtype != x.dtype:
         raise ValueError(f"the norm's weight must be (L, {D}) in {x.dtype.name}, got {_type(norm.weight_LD)}")
     if mixed is not None and (mixed.o_RW.ndim != 2 or mixed.o_RW.shape[0] != R or mixed.o_RW.dtype != x.dtype):

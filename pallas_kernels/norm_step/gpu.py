@@ -14,7 +14,7 @@ from jax.experimental.mosaic.gpu.fragmented_array import Tiling
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import dispatch
-from pallas_kernels.few_rows import columns
+from pallas_kernels.few_rows import Placed, columns
 
 WIDTH = 512  # numbers of a row that a program's threads hold side by side, four each
 TABLE = plgpu.Layout.TILED(Tiling(((1, WIDTH), (128,), (4,))), (-3,), (-2,), -1)
@@ -37,7 +37,8 @@ class _Inputs(NamedTuple):
     active: jax.Ref | None  # int32 (B,)
     layer: jax.Ref  # int32 (1,)
     mixed: jax.Ref | None  # bfloat16 (R, W)
-    parts: jax.Ref  # float32 (P, R, D)
+    parts: jax.Ref  # float32 (P, R, D), or lines (S, D)
+    place: jax.Ref | None  # int32 (P, C), of lines
     router: jax.Ref | None  # bfloat16 (L, E, D)
     router_layer: jax.Ref | None  # int32 (1,)
     weight: jax.Ref  # bfloat16 (L, D)
@@ -66,7 +67,8 @@ def forward(x_RD, parts_PRD, norm, mixed, router, rows: int):
         active=router and router.active_B.astype(jnp.int32),
         layer=norm.layer,
         mixed=mixed and mixed.o_RW,
-        parts=parts_PRD,
+        parts=parts_PRD.lines_SD if isinstance(parts_PRD, Placed) else parts_PRD,
+        place=parts_PRD.place_PC if isinstance(parts_PRD, Placed) else None,
         router=router and router.matrix_LED,
         router_layer=router and router.layer,
         weight=norm.weight_LD,
@@ -94,9 +96,7 @@ def _program(plan: _Plan, inputs: _Inputs, out, *routes):
     row, layer, table = lax.axis_index("row"), inputs.layer[0], None
     if inputs.router is not None:  # on its way while the norm is made
         table = plgpu.load(inputs.router.at[inputs.router_layer[0]], layout=TABLE, optimized=False)
-    y = _row(inputs.parts.at[0, row])
-    for part in range(1, inputs.parts.shape[0]):
-        y += _row(inputs.parts.at[part, row])
+    y = _sum(inputs.parts, inputs.place, row)
     if inputs.mixed is not None:
         y *= _inverse_rms(_row(inputs.mixed.at[row]), plan.mixed_eps)
     h = plan.alpha * _row(inputs.x.at[row]) + plan.beta * y
@@ -104,6 +104,18 @@ def _program(plan: _Plan, inputs: _Inputs, out, *routes):
     out[row] = normed
     if inputs.router is not None:
         _route(plan, normed.astype(jnp.float32), table, inputs.active[row], row, *routes)
+
+
+def _sum(parts, place, row):
+    """Of the parts of a row."""
+    if place is None:
+        return functools.reduce(jnp.add, [_row(parts.at[part, row]) for part in range(parts.shape[0])])
+    lines, total = parts.shape[0], []
+    for part in range(place.shape[0]):
+        at = place[part, row]
+        line = _row(parts.at[jnp.minimum(at, lines - 1)])
+        total.append(jnp.where(jnp.broadcast_to(at, line.shape) < lines, line, jnp.zeros_like(line)))
+    return functools.reduce(jnp.add, total)
 
 
 def _route(plan: _Plan, x, table, active, row, choice, weight):

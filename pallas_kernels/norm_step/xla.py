@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.few_rows import columns
+from pallas_kernels.few_rows import columns, in_rows
 from pallas_kernels.precision import matmul_precision
 
 
@@ -14,7 +14,7 @@ def unsupported(x_RD, parts_PRD, norm, mixed, router) -> str | None:
 
 def forward(x_RD, parts_PRD, norm, mixed, router, rows):
     """Contract in the package's docstring."""
-    y = jnp.sum(parts_PRD, axis=0)
+    y = jnp.sum(in_rows(parts_PRD, rows), axis=0)
     if mixed is not None:
         y *= _inverse_rms(mixed.o_RW.astype(jnp.float32), mixed.eps)
     h = norm.alpha * x_RD.astype(jnp.float32) + norm.beta * y

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 
 OPERATION = dispatch.Operation(
-    "projection_step", {name: f"pallas_kernels.projection_step.{name}" for name in ("gpu", "xla")}
+    "projection_step", {name: f"pallas_kernels.projection_step.{name}" for name in ("tpu", "gpu", "xla")}
 )
 
 
+@jax.named_scope("projection_step")
 def projection_step(
     x_RD: jax.Array,
     matrices: Sequence[jax.Array],
@@ -32,7 +33,7 @@ def projection_step(
       x_RD: (R, D), bfloat16 or float32; R as `few_rows.filled_up` gives it, rows that only fill up may be anything.
       matrices: (L, D, F) each, of an F of its own, in x's dtype.
       layer: int32 (1,), from 0 to L - 1.
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.
@@ -44,6 +45,7 @@ def projection_step(
     return OPERATION.module(name).forward(*arguments, jnp.dtype(dtype or x_RD.dtype))
 
 
+@jax.named_scope("projection_step")
 def projection_parts(
     x_RD: jax.Array, matrix_LDF: jax.Array, layer: jax.Array, *, implementation: str | None = None
 ) -> jax.Array:
