@@ -39,10 +39,13 @@ setup(
         "tpu-aot": ["libtpu"],
         "gpu-aot": ["jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"],
         "tokenizers": ["tokenizers>=0.23"],
+        "parquet": ["pyarrow>=17"],
+        "zstd": ["zstandard>=0.22"],
         "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
+        "ruler": ["wonderwords>=3.0.1"],  # the words of RULER, for samples of its published strings
         "notebooks": _NOTEBOOKS,
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],
@@ -57,6 +60,8 @@ setup(
             "libtpu",
             "matplotlib>=3.9",
             "tokenizers>=0.23",
+            "pyarrow>=17",
+            "zstandard>=0.22",
             # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
             "pillow==13.0.0",
             "scikit-image>=0.25",
@@ -70,6 +75,7 @@ setup(
             "mm01-eval=mm01_jax.evals.__main__:main",
             "mm01-convert=mm01_jax.convert.__main__:main",
             "mm01-plan=mm01_jax.plan.__main__:main",
+            "mm01-tokenize=mm01_jax.data.tokenize.__main__:main",
         ]
     },
 )

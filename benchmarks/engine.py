@@ -1,7 +1,8 @@
-"""Rows of results of the engine: what its drills counted, and how far decode in bfloat16 drifts.
+"""Rows of results of the engine: what its drills counted, how fast it decodes, and how far decode in bfloat16 drifts.
 
     python -m mm01_jax.inference.drill --random=1024 --schedules=100 --json=/tmp/drill.json
     python -m benchmarks.engine /tmp/drill.json [...] --json=benchmarks/results/engine.json
+    python -m benchmarks.engine --rows=1,16,128 --json=benchmarks/results/engine.json
     python -m benchmarks.engine --drift=4096 --json=benchmarks/results/engine.json
 
 A row of a drill has the drill's own command. The drift of so many tokens is that of `tests/inference/drift.py`, with
@@ -12,8 +13,11 @@ import json
 import math
 import pathlib
 
+from benchmarks import engine_rows
+from benchmarks.inference.bench import Bench
 from benchmarks.results import Report, add_json, device, processor
-from tests.command_line import Parser
+from mm01_jax.config import command_line
+from tests.command_line import Parser, list_of_whole
 from tests.inference import drift
 
 
@@ -42,6 +46,8 @@ def counts(found: dict) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.engine", __doc__)
     parser.add_argument("drills", nargs="*", metavar="FILE", type=_drill, help="what a drill has written")
+    parser.add_argument("--rows", type=list_of_whole(1), default=[], help="decoded at once, beside the bare loop")
+    parser.add_argument("--config", default="benchmarks/peer_shape.py", help="the shape of which rows are decoded")
     parser.add_argument("--drift", type=_count, metavar="N", help="measure the drift of so many tokens (of 256 each)")
     parser.add_argument("--small", action="store_true", help="the drift's sizes for a CPU")
     add_json(parser)
@@ -51,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         on = processor() if found["platform"] == "cpu" else found["device"]
         for quantity, value in counts(found).items():
             report.add(f"{subject(found)}: {quantity}", value, device=on, command=found["command"])
+    if arguments.rows:
+        bench = Bench(report, command_line.load_config(arguments.config))
+        for rows in arguments.rows:
+            bench.attempt(f"decode of {rows} rows", engine_rows.measure, rows)
     if arguments.drift:
         width, head_dim = (64, 8) if arguments.small else (1024, 128)
         ways = {"decode": 1, "one shot": arguments.drift, "chunks of 256": 256}

@@ -240,11 +240,11 @@ def write(path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def written(path) -> Iterator[BinaryIO]:
-    """A context with the file that `write` writes; an OSError names it."""
+    """A context with the file that `write` writes, under its name till then; an OSError names it."""
     temporary = pathlib.Path(f"{os.fspath(path)}.{uuid.uuid4().hex}.tmp")  # another host has the same process ids
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        with os.fdopen(fd, "w+b") as file:
+        with open(temporary, "w+b", opener=lambda *_: fd) as file:  # its `name` is a path, which os.fdopen's is not
             yield file
             file.flush()
             os.fsync(fd)

@@ -151,7 +151,8 @@ def _key(arguments: tuple, described: str, options: dict[str, Any]) -> str:
         digest.update(hashlib.sha256(text.encode()).digest())
     for package in OURS:
         for path in _sources(package):
-            digest.update(hashlib.sha256(f"{package} {path.name}".encode() + path.read_bytes()).digest())
+            for part in (f"{package} {path.relative_to(_folder_of(package))}".encode(), path.read_bytes()):
+                digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 

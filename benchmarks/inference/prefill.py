@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.inference import floors
 from benchmarks.inference.bench import Bench, apart, in_float32, plain_path, run
 from mm01_jax import sharding
-from mm01_jax.inference import decoding
+from mm01_jax.inference import steps
 from mm01_jax.model.mixers import empty_cache
 
 PARITY, PARITY_CHUNK = 2048, 512  # tokens on which all paths are compared; in chunks, so that a cache is read
@@ -27,7 +27,7 @@ class Programs:
 
     def __init__(self, model, call=run):
         self.model, self.mesh, self.call = model, sharding.mesh_of(model), call
-        self._prefill, self._decode = (_traced_anew(f) for f in (decoding.prefill.__wrapped__, decoding.decode_step))
+        self._prefill, self._decode = (_traced_anew(f) for f in (steps.prefill.__wrapped__, steps.decode_step))
 
     def empty(self, rows: int, length: int):
         with jax.set_mesh(self.mesh):

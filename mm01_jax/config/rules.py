@@ -180,8 +180,9 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
 def _source(config: Config) -> Iterator[Problem]:
     source = config.data.source
     # A bare word is far more often a mistyped 'stdlib' than a folder; whether a path exists is for the data set to say.
-    if source != "stdlib" and not any(mark in source for mark in ("/", "*", ".txt", ".jsonl", ".arrayrecord")):
-        allowed = f"'stdlib', or a path, folder (./{source}) or glob of .txt, .jsonl or .arrayrecord files"
+    marks = ("/", "*", ".txt", ".jsonl", ".parquet", ".arrayrecord")
+    if source != "stdlib" and not any(mark in source for mark in marks):
+        allowed = f"'stdlib', or a path, folder (./{source}) or glob of {', '.join(marks[2:])} files"
         yield Problem(key="data.source", got=source, allowed=allowed, nearest="'stdlib'")
 
 

@@ -35,9 +35,16 @@ class ArrayRecordFile:
         self._lock = threading.Lock()
         self._reader: ArrayRecordReader | None = None
 
+    @property
+    def size(self) -> int:
+        return os.stat(self.path).st_size
+
     def scan(self, seen: Seen) -> Iterator[Record]:
+        return (record for record, _ in self.documents(seen))
+
+    def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         for number, text in self.contents():
-            yield examine(number, f"{self.name} record {number}", [text], seen)
+            yield examine(number, f"{self.name} record {number}", [text], seen), text
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
         """(number, bytes) of every record; DataError when the file itself is broken."""
@@ -77,8 +84,12 @@ class ArrayRecordFile:
         if stop < count:
             yield count
 
+    def record(self, number: int) -> bytes:
+        """The bytes of a record, whatever they are; DataError when they are not as they were written."""
+        return self._read(number, number + 1)[0]
+
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
-        whole = self._read(key, key + 1)[0]
+        whole = self.record(key)
         check_same(whole, digest, f"{self.name}, record {key},")
         text = whole[start:stop]
         if len(text) != stop - start:

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.conversations import IMAGE, check_messages, count_images, text_of
-from mm01_jax.data.text import DataError, JsonLines, Record, Seen, Shard, json_object, whole_line
+from mm01_jax.data.json_lines import JsonLines, json_object, whole_line
+from mm01_jax.data.text import DataError, Record, Seen, Shard
 from mm01_jax.files import quoted, shown
 
 _MOST_IMAGES = 10_000  # of a conversation

@@ -38,12 +38,12 @@ class Corpus:
         return len(self.size_D)
 
     @property
+    def num_files(self) -> int:
+        return len(self.files)
+
+    @property
     def fingerprint(self) -> str:
-        """sha256 over the files' names, sizes and content, in order of names."""
-        sha = hashlib.sha256(b"mm01 corpus 1")
-        for name, file in self.files.items():
-            sha.update(f"{name}\0{file.documents} {file.size} {file.digest}\0".encode())
-        return sha.hexdigest()
+        return fingerprint(self.files)
 
     def read(self, document: int, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes [start, stop) of a document."""
@@ -74,6 +74,14 @@ class Corpus:
         return f"{shown(self.shards[shard].name)} document {document - int(np.searchsorted(self.shard_D, shard))}"
 
 
+def fingerprint(files: dict[str, FileSummary]) -> str:
+    """sha256 over the files' names, sizes and content, in order of names."""
+    sha = hashlib.sha256(b"mm01 corpus 1")
+    for name, file in files.items():
+        sha.update(f"{name}\0{file.documents} {file.size} {file.digest}\0".encode())
+    return sha.hexdigest()
+
+
 def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], None]) -> Corpus:
     """Reads every byte once: checks the text, and finds where documents lie.
 
@@ -96,7 +104,7 @@ def scan_corpus(shards: list[Shard], max_bad_records: int, log: Callable[[str], 
         size = sum(places_D3[len(places_D3) - 3 * documents + 2 :: 3])
         digest = hashlib.sha256(digests[first:]).hexdigest()
         files[shard.name] = FileSummary(documents=documents, size=size, digest=digest)
-    _check_duplicates(files)
+    check_duplicates(files)
     if not digests:
         raise DataError(f"No document is left of {len(shards)} files: {'; '.join(bad[:5])}.")
     shard_D, key_D, size_D = np.frombuffer(places_D3, np.int64).reshape(-1, 3).T
@@ -141,7 +149,7 @@ def _check_bad(bad: list[str], allowed: int) -> None:
         )
 
 
-def _check_duplicates(files: dict[str, FileSummary]) -> None:
+def check_duplicates(files: dict[str, FileSummary]) -> None:
     """A shard of many records that is there twice is a copying mistake; a single text may repeat."""
     seen: dict[str, str] = {}
     for name, file in files.items():

@@ -1,6 +1,7 @@
 """A data set: from `DataConfig` to rows to train on and rows to evaluate on."""
 
 import dataclasses
+import functools
 import pathlib
 import platform
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from mm01_jax.data.samples import Samples
 from mm01_jax.data.shuffle import held_out_documents
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
+from mm01_jax.data.token_files import LISTED, is_token_folder
+from mm01_jax.data.token_folder import FolderDocuments, TokenFolder
 from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.data.whole_rows import MixedRows, WholeRows
 from mm01_jax.files import quoted, shown
 
-LISTED = 50_000  # files and bad records that a run's manifest names: it is read whole
 NAMED = 4  # files named in a message before "and n more"
 
 
@@ -29,7 +31,7 @@ class Dataset:
     """Rows of S tokens; no held-out document is ever in `train`."""
 
     tokenizer: Tokenizer
-    corpus: Corpus
+    corpus: Corpus | TokenFolder  # the text, or the tokens that were made of it
     train: Rows  # without end
     held_out: ShuffledRows | None  # one epoch, None when data.held_out is 0
     manifest: dict[str, Any]  # what the data is, as JSON values; `check_unchanged` compares two
@@ -45,7 +47,7 @@ class Dataset:
         held_out = 0 if self.held_out is None else len(self.held_out.documents.num_tokens_D)
         bad = f", {len(self.corpus.bad)} bad records skipped" if self.corpus.bad else ""
         return (
-            f"data {self.manifest['source']}: {len(self.corpus.files):,} files, {len(sizes):,} documents, "
+            f"data {self.manifest['source']}: {self.corpus.num_files:,} files, {len(sizes):,} documents, "
             f"{int(sizes.sum()):,} bytes, {held_out:,} documents held out{bad}, "
             f"tokenizer {self.tokenizer.name}, python {platform.python_version()}, sha256 {self.corpus.fingerprint}"
         )
@@ -60,7 +62,7 @@ def open_dataset(
     cache: pathlib.Path | None = None,
     log: Callable[[str], None] = print,
 ) -> Dataset:
-    """Finds, checks and splits the data of a run. Every byte of it is read once.
+    """Finds, checks and splits the data of a run. Every byte of a text is read once, and of a folder of tokens none.
 
     `cache` is a folder that keeps the token counts of a corpus for the next start (a tokenizer.json only). `vision` is
     the tiles of conversations with images.
@@ -76,13 +78,13 @@ def open_dataset(
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.tokenizer!r}; at least {tokenizer.vocab_size} is allowed."
         )
-    shards = find_shards(config.source, config.text_field, config.records, log)
-    corpus = scan_corpus(shards, config.max_bad_records, log)
+    corpus = _open_corpus(config, tokenizer, log)
     held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
 
     def rows(chosen_D: np.ndarray, epochs: int | None) -> Rows:
         if config.records == "text":
-            documents = TokenizedDocuments.counted(corpus, chosen_D, tokenizer, cache, log)
+            count = functools.partial(TokenizedDocuments.counted, tokenizer=tokenizer, cache=cache, log=log)
+            documents = (FolderDocuments if isinstance(corpus, TokenFolder) else count)(corpus, chosen_D)
             return PackedRows(documents, sequence_length, config.seed, epochs)
         samples = Samples(corpus, chosen_D, tokenizer, vision, template=config.template, log=log)
         return WholeRows(samples, sequence_length, config.seed, epochs)
@@ -102,6 +104,18 @@ def open_dataset(
     )
 
 
+def _open_corpus(config: DataConfig, tokenizer: Tokenizer, log: Callable[[str], None]) -> Corpus | TokenFolder:
+    if not is_token_folder(config.source):
+        return scan_corpus(
+            find_shards(config.source, config.text_field, config.records, log), config.max_bad_records, log
+        )
+    if config.records != "text":
+        raise ValueError(f"data.records={config.records!r}: {config.source} has tokens of text; allowed is 'text'.")
+    folder = TokenFolder(config.source)
+    folder.check_tokenizer(tokenizer)
+    return folder
+
+
 def _check(config: DataConfig) -> None:
     if not 0.0 <= config.held_out < 1.0:
         raise ValueError(f"data.held_out={config.held_out} must be at least 0 and less than 1.")
@@ -110,7 +124,9 @@ def _check(config: DataConfig) -> None:
             raise ValueError(f"data.{name}={value} must be at least 0.")
 
 
-def _manifest(config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, others: Corpus | None) -> dict[str, Any]:
+def _manifest(
+    config: DataConfig, corpus: Corpus | TokenFolder, tokenizer: Tokenizer, others: Corpus | None
+) -> dict[str, Any]:
     files = {name: [file.documents, file.size, file.digest] for name, file in corpus.files.items()}
     if len(files) > LISTED:
         files = {}

@@ -11,14 +11,18 @@ import pathlib
 import platform
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from mm01_jax.data import globs
+from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
-from mm01_jax.data.text import FILES, PROGRESS_SECONDS, JsonLines, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.data.json_lines import JsonLines
+from mm01_jax.data.parquet import ParquetText
+from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.data.token_files import is_token_folder
 from mm01_jax.files import quoted, shown, why
 
-SUFFIXES = (".txt", ".jsonl", ".arrayrecord")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
 # Not the library itself, or (tests) text that is broken on purpose.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -87,26 +91,43 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
             log(f"data: looked at {len(unique):,} of {len(paths):,} files of {shown(source)}")
     if not unique:
         raise ValueError(_nothing_found(source))
-    for path in unique.values():
-        if (suffix := os.path.splitext(path)[1]) not in SUFFIXES:
+    _check_kinds(source, unique.values())
+    return list(unique.values())
+
+
+def _check_kinds(source: str, paths: Iterable[str]) -> None:
+    has_tokens = functools.cache(is_token_folder)
+    for path in paths:
+        if has_tokens(os.path.dirname(path)):
+            raise ValueError(
+                f"{shown(path)} lies in a folder of tokens, which are no text; data.source alone names it."
+            )
+        if not path.endswith(SUFFIXES):
+            suffix = os.path.splitext(path)[1]
             raise ValueError(
                 f"data.source={source!r}: {shown(path)} has the suffix {quoted(suffix)}; allowed are "
                 f"{', '.join(SUFFIXES)}. "
                 "A glob such as 'folder/**/*.txt' chooses among the files of a folder."
             )
-    return list(unique.values())
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Every file of a folder that is not hidden; nor are those in hidden folders taken."""
+    """Every file of a folder that is not hidden; nor are those in hidden folders taken.
+
+    Nor `_SUCCESS` and the like, which programs that write Parquet leave beside it.
+    """
     for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if name[0] != "."]
-        yield from (os.path.join(place, name) for name in names if name[0] != ".")
+        yield from (os.path.join(place, name) for name in names if name[0] != "." and _is_data(name))
         for name in folders:
             if os.path.islink(link := os.path.join(place, name)):
                 raise ValueError(
                     f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
                 )
+
+
+def _is_data(name: str) -> bool:
+    return name[0] != "_" or name.endswith(SUFFIXES)
 
 
 def _is_utf8(name: str) -> bool:
@@ -132,17 +153,22 @@ def _nothing_found(source: str) -> str:
 
 
 def _open_shard(name: str, path: str, text_field: str) -> Shard:
+    place = pathlib.Path(path)
     if path.endswith(".txt"):
         return TextFile(name, path)
     if path.endswith(".jsonl"):
-        return JsonLines(name, pathlib.Path(path), text_field)
+        return JsonLines(name, place, text_field)
+    if path.endswith((".gz", ".zst")):
+        return CompressedLines(name, place, text_field)
+    if path.endswith(".parquet"):
+        return ParquetText(name, place, text_field)
     from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
 
-    return ArrayRecordFile(name, pathlib.Path(path))
+    return ArrayRecordFile(name, place)
 
 
 def _open_conversations(name: str, path: pathlib.Path, pairs: bool) -> Shard:
-    if path.suffix == ".txt":
+    if path.suffix not in (".jsonl", ".arrayrecord"):
         what = "pairs" if pairs else "conversations"
         raise ValueError(f"{path} holds no conversations; data.records='{what}' reads .jsonl and .arrayrecord.")
     kind = ConversationLines if path.suffix == ".jsonl" else Packed

@@ -1,8 +1,8 @@
 """Text files as documents that are read by position.
 
-A shard is a file of UTF-8 documents: `.txt` holds one, `.jsonl` one a line. `scan` looks at every byte once, in
-order; `read` then returns any byte range of one document, and sees that it is the one that was looked at. Neither holds
-a file in memory.
+A shard is a file of UTF-8 documents, or a part of one; a `.txt` file holds one document. `scan` looks at every byte
+once, in order; `read` then returns any byte range of one document, and sees that it is the one that was looked at.
+Neither holds a file in memory.
 """
 
 import codecs
@@ -10,9 +10,9 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
-from mm01_jax.files import SMALL, Door, parse_json, shown
+from mm01_jax.files import Door
 
 BLOCK = 1 << 20  # bytes looked at together by `scan`
 PROGRESS_SECONDS = 5.0  # between progress lines of a long look at files
@@ -29,8 +29,6 @@ class Unreadable(DataError):
 
 
 FILES = Door(Unreadable)
-MOST_LINE = SMALL  # bytes of a line of .jsonl
-MOST_SKIPPED = 1 << 30  # bytes of a line that is left out: a file with a longer one has no lines
 
 
 class Record(NamedTuple):
@@ -50,6 +48,7 @@ class Shard(Protocol):
     """A named sequence of documents."""
 
     name: str
+    size: int  # bytes of its file
     reads_ranges: bool  # a range costs its own length, not that of the document
 
     def scan(self, seen: Seen) -> Iterator[Record]:
@@ -58,6 +57,9 @@ class Shard(Protocol):
         Args:
           seen: told how many bytes more have been looked at.
         """
+
+    def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        """What `scan` gives, each with its whole text; of a bad record, nothing."""
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         """Bytes [start, stop) of the document at `key`; DataError where it is not the one of `digest` any more."""
@@ -93,7 +95,7 @@ def _problem(decoder: codecs.IncrementalDecoder, block: bytes, size: int) -> str
     return None
 
 
-def _exact(text: bytes, name: str, num_bytes: int) -> bytes:
+def exact(text: bytes, name: str, num_bytes: int) -> bytes:
     if len(text) != num_bytes:
         raise DataError(f"{name} changed while in use: {num_bytes} bytes were indexed, {len(text)} are there now.")
     return text
@@ -114,6 +116,13 @@ class TextFile:
         self.name, self.path = name, path
         self._mark: int | None = None  # of the content that was looked at
 
+    @property
+    def size(self) -> int:
+        return os.stat(self.path).st_size
+
+    def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        return _scanned_and_read(self, seen)
+
     def scan(self, seen: Seen) -> Iterator[Record]:
         with FILES.open(self.path) as file:
             self._mark = _mark(file)
@@ -126,7 +135,7 @@ class TextFile:
                 self._look_again(file, digest)
                 self._mark = mark
             file.seek(start)
-            return _exact(file.read(stop - start), self.name, stop - start)
+            return exact(file.read(stop - start), self.name, stop - start)
 
     def _look_again(self, file: BinaryIO, digest: bytes | None) -> None:
         found = examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
@@ -148,6 +157,10 @@ class TextInMemory:
 
     def __init__(self, name: str, text: str):
         self.name, self.text = name, text.encode()
+        self.size = len(self.text)
+
+    def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        return _scanned_and_read(self, seen)
 
     def scan(self, seen: Seen) -> Iterator[Record]:
         yield examine(0, self.name, [self.text], seen)
@@ -157,80 +170,7 @@ class TextInMemory:
         return self.text[start:stop]
 
 
-class JsonLines:
-    """A `.jsonl` file: one JSON object a line, its text under `field`."""
-
-    reads_ranges = False
-
-    def __init__(self, name: str, path: pathlib.Path, field: str):
-        self.name, self.path, self.field = name, path, field
-
-    def scan(self, seen: Seen) -> Iterator[Record]:
-        with FILES.open(self.path) as file:
-            for number, offset, line in lines(file):
-                seen(len(line))
-                label = f"{self.name} line {number}"
-                try:
-                    yield examine(offset, label, [self._text(line)])
-                except ValueError as error:
-                    yield Record(offset, label, 0, bytes(16), str(error))
-            empty = file.tell() == 0
-        if empty:
-            raise DataError(f"{self.name} is empty: a .jsonl file has at least one line.")
-
-    def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
-        with FILES.open(self.path) as file:
-            file.seek(key)
-            try:
-                text = self._text(file.readline(MOST_LINE + 1))
-            except ValueError as error:
-                raise DataError(f"{self.name} changed while in use: the line at byte {key}: {error}.") from error
-        check_same(text, digest, f"{self.name}, the line at byte {key},")
-        return _exact(text[start:stop], self.name, stop - start)
-
-    def _text(self, line: bytes) -> bytes:
-        """The UTF-8 text of one line; ValueError says why there is none."""
-        record = json_object(whole_line(line))
-        if not isinstance(text := record.get(self.field), str):
-            others = [shown(name) for name in sorted(record)[:8]]
-            got = f"a {type(text).__name__} in it" if self.field in record else f"only {others}"
-            raise ValueError(f"data.text_field={self.field!r} has no text ({got})")
-        try:
-            return text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"its text has half a surrogate pair (character {error.start})") from error
-
-
-def lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """(number from 1, offset, line) of a file; of a line that is too long, a piece that is too long as well."""
-    number = offset = 0
-    while line := file.readline(MOST_LINE + 1):
-        began = offset
-        number += 1
-        yield number, offset, line
-        offset += len(line)
-        while len(line) > MOST_LINE and not line.endswith(b"\n"):
-            line = file.readline(MOST_LINE + 1)
-            offset += len(line)
-            if offset - began > MOST_SKIPPED:
-                raise Unreadable(f"line {number} has more than {MOST_SKIPPED:,} bytes")
-
-
-def whole_line(line: bytes) -> bytes:
-    """A line as it stands; ValueError where it is blank or longer than any is read."""
-    if len(line) > MOST_LINE:
-        raise ValueError(f"the line has more than {MOST_LINE:,} bytes; as a .txt file a document may be longer")
-    if not line.strip():
-        raise ValueError("the line is blank")
-    return line
-
-
-def json_object(text: bytes) -> dict[str, Any]:
-    """The JSON object of a line or record; ValueError says why there is none."""
-    try:
-        fields = parse_json(text)
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"it is a JSON {type(fields).__name__}, not an object")
-    return fields
+def _scanned_and_read(shard: Shard, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+    """`Shard.documents` of a file that is one document: `scan` bounds what is read whole."""
+    for record in shard.scan(seen):
+        yield record, b"" if record.problem else shard.read(record.key, 0, record.size, record.digest)

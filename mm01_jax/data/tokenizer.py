@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes | str) -> np.ndarray:
         """int32 ids of a text (UTF-8 when bytes), without any special token."""
 
+    def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
+        """Of each text its ids, and how many of its characters, blanks aside, none of them stands for."""
+
     def special(self, name: str) -> int:
         """The id of a token that no text has, such as `<image>`; ValueError where there is none of that name."""
 
@@ -55,6 +58,9 @@ class BytesTokenizer:
     def encode(self, text: bytes | str) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
+        return [(self.encode(text), 0) for text in texts]
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)
@@ -127,6 +133,20 @@ class FileTokenizer:
             return self._guarded.encode(text)
         with self._errors("cannot encode a text"):
             return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
+        """As one after the other; the library's threads share them, where TOKENIZERS_PARALLELISM is not false."""
+        if self._guarded is not None:
+            return [self.counted(text) if self.can_drop else (self.encode(text), 0) for text in texts]
+        decoded = [text.decode() for text in texts]
+        with self._errors("cannot encode a text"):
+            found = self._tokenizer.encode_batch(decoded, add_special_tokens=False)
+            lost = (
+                [tokenizer_process.dropped(text, one.offsets) for text, one in zip(decoded, found, strict=True)]
+                if self.can_drop
+                else [0] * len(found)
+            )
+            return [(np.array(one.ids, np.int32), gone) for one, gone in zip(found, lost, strict=True)]
 
     def counted(self, text: bytes) -> tuple[np.ndarray, int]:
         """The ids of a text, and how many characters, blanks aside, none of them stands for."""

@@ -34,7 +34,7 @@ TASKS = {
         (
             Flag(
                 "source",
-                "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord",
+                "text to score instead of the run's held-out split: whatever data.source takes",
                 example="FILE",
             ),
         ),

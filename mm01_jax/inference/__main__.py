@@ -75,8 +75,8 @@ def _generate(argv: Sequence[str]) -> None:
     if given.compile_cache:
         compile_cache.use()
     from mm01_jax import cluster, loading
+    from mm01_jax.inference.asked import Settings
     from mm01_jax.inference.sampling import Sampling
-    from mm01_jax.inference.text import Settings
 
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
     settings = Settings(given.max_tokens, sampling, given.seed, thinking_tokens=given.thinking_tokens)
@@ -164,15 +164,11 @@ def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
 def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
     from mm01_jax.inference import prompt_answers
     from mm01_jax.inference.chat import Chat
-    from mm01_jax.inference.text import stream
+    from mm01_jax.inference.text import Speaker
 
     template = prompt_answers.template(given, loaded)
-    stop = template.stop(loaded.tokenizer)
-    Chat(
-        lambda messages: template.ids(messages, loaded.tokenizer),
-        lambda prompt: stream(loaded.model, loaded.tokenizer, prompt, settings, stop),
-        given.system,
-    ).run()
+    speaker = Speaker(loaded.model, loaded.tokenizer, settings, template.stop(loaded.tokenizer), remembers=True)
+    Chat(lambda messages: template.ids(messages, loaded.tokenizer), speaker.say, given.system).run()
 
 
 def _read_prompts(given: types.SimpleNamespace) -> list[dict]:

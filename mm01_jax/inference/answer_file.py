@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.files import Door, update, write
-from mm01_jax.inference.text import Answer
+from mm01_jax.inference.asked import Answer
 
-RESULT = ("text", "finish", "thinking")
+RESULT = ("text", "finish", "thinking", "error")
 FILES = Door(ValueError)
 
 
@@ -74,8 +74,8 @@ def finish(path: str, begun: Begun, lines: Iterable[tuple[dict[str, Any], Answer
             file.truncate(begun.size)
             file.seek(begun.size)
             for fields, answer in lines:
-                record = fields | {"text": answer.text, "finish": answer.finish}
-                record |= {} if answer.thinking is None else {"thinking": answer.thinking}
+                said = {name: getattr(answer, name) for name in RESULT}
+                record = fields | {name: value for name, value in said.items() if value is not None}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
         partial.replace(pathlib.Path(path).resolve())

@@ -1,13 +1,14 @@
-"""What is asked of a model: prompts and the images in them, refused by name before anything is computed."""
+"""What is asked of a model, and what it answers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.multimodal import VLModel
+from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.inference.sampling import Sampling
+from mm01_jax.inference.stops import Stops
 
 
 class Asked(NamedTuple):
@@ -21,37 +22,51 @@ class Asked(NamedTuple):
     files: tuple[str | os.PathLike | bytes, ...] = ()
 
 
-class Images(NamedTuple):
-    """What the image tokens of prompts show.
+class Shown(NamedTuple):
+    """What the image tokens of one prompt show.
 
-    tiles: (B, T, 3, side, side) float32, the normalised tiles of each prompt's images, padded to T. index: one index
-    table (data/image_grid.py) as long as its prompt for each.
+    tiles: (T, 3, side, side) float32, the normalised tiles of its images. index: (S,) int32, the prompt's index table
+    (data/image_grid.py).
     """
 
     tiles: np.ndarray
-    index: Sequence[np.ndarray]
+    index: np.ndarray
 
 
-def check_prompts(model: TextModel | VLModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens={max_tokens} must be at least 1")
-    if not len(prompts):
-        raise ValueError("no prompt; at least one is needed")
-    for row, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {row} is empty; at least one token is needed")
-        if int(np.min(prompt)) < 0 or int(np.max(prompt)) >= model.config.vocab_size:
-            bad = int(np.max(prompt)) if int(np.min(prompt)) >= 0 else int(np.min(prompt))
-            raise ValueError(f"prompt {row} has id {bad}; allowed are 0 to {model.config.vocab_size - 1}")
+class Settings(NamedTuple):
+    """How to generate. seed: of the first prompt, one more for each next; the same one gives the same text. stop: what
+    ends a text besides its own end. thinks: whether the model thinks before it answers; thinking_tokens: for how long
+    at most, None: as long as it likes.
+    """
+
+    max_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: Stops = Stops()
+    thinks: bool = False
+    thinking_tokens: int | None = None
 
 
-def check_images(model: TextModel | VLModel, prompts: Sequence[np.ndarray], images: Images | None) -> None:
-    if images is None:
-        return
-    if not isinstance(model, VLModel):
-        raise ValueError("images were given to a model without a vision tower; it takes text alone")
-    lengths = [[len(row) for row in rows] for rows in (prompts, images.index)]
-    if lengths[0] != lengths[1]:
-        raise ValueError(
-            f"index tables of {lengths[1]} tokens for prompts of {lengths[0]}; each has its prompt's length"
-        )
+class Job(NamedTuple):
+    """A prompt, how it is answered, how many times; shows: makes what it shows, when its turn comes."""
+
+    prompt: np.ndarray
+    settings: Settings
+    samples: int = 1
+    shows: Callable[[], Shown] | None = None
+
+
+class Answer(NamedTuple):
+    """finish: "stop", the model ended its text, or "length", it was cut at max_tokens; else as in `Result`. thinking:
+    what it thought before it answered; None of a model that does not. error: why it is not whole, where it is not."""
+
+    text: str
+    finish: str
+    thinking: str | None = None
+    error: str | None = None
+
+
+def ends(tokenizer: Tokenizer, settings: Settings, stop: int | None) -> Stops:
+    """What ends a text: the end of a document, the end of a turn (`stop`), what was asked for."""
+    own = {tokenizer.end_of_document} if stop is None else {tokenizer.end_of_document, stop}
+    return settings.stop._replace(ids=settings.stop.ids | own)

@@ -7,35 +7,25 @@ what it does not say is as of the command.
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mm01_jax import sharding
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Request, Result, check_count
+from mm01_jax.inference.asked import Answer, Job, Settings
+from mm01_jax.inference.engine_request import Result, check_count
+from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
-from mm01_jax.inference.text import Answer, Settings, ends
-from mm01_jax.inference.thoughts import Budget, split
+from mm01_jax.inference.thoughts import split
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
-GRID = 64  # tokens of a piece of a prompt
 MOST_SAMPLES = 1024  # answers to one prompt
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n", "thinking_tokens")
 MOST_TOKENS = 10_240_000  # positions that the released model has (max_position_embeddings)
-
-
-class Job(NamedTuple):
-    """A prompt, how it is answered, and how many times."""
-
-    prompt: np.ndarray
-    settings: Settings
-    samples: int = 1
 
 
 def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> Job:
@@ -83,25 +73,18 @@ def answers(
     stop: int | None = None,
     told: Callable[[dict], object] = lambda _: None,
 ) -> Iterator[list[Answer]]:
-    """The answers to each job, in order, as soon as it and those before it are done; `stop` as in `text.stream`.
+    """The answers to each job, in order, as soon as it and those before it are done.
 
-    Every process of the model's mesh calls it alike. slots: how many answers run at a time, at least. told: gets the
-    engine's statistics in the end.
+    Every process of the model's mesh calls it alike.
+
+    Args:
+      slots: how many answers run at a time, at least. stop: the id that ends an answer besides the end of a document.
+      told: gets the engine's statistics in the end.
     """
-    model = model.text if isinstance(model, VLModel) else model
-    engine = _engine(model, tokenizer, jobs, slots, stop)
+    requests = [request_of(job, tokenizer, stop) for job in jobs]
+    engine = engine_for(model, tokenizer, requests, min(slots, sum(job.samples for job in jobs)))
     waiting = collections.deque()
-    for job in jobs:
-        ending, thinking = ends(tokenizer, job.settings, stop), job.settings.thinking_tokens
-        request = Request(
-            prompt=job.prompt,
-            max_tokens=job.settings.max_tokens,
-            sampling=job.settings.sampling,
-            seed=job.settings.seed,
-            stop_ids=tuple(sorted(ending.ids)),
-            stop=ending.strings,
-            mask=None if thinking is None else Budget(tokenizer, thinking),
-        )
+    for job, request in zip(jobs, requests, strict=True):
         waiting.append((job, engine.submit_samples(request, job.samples)))
     while waiting:
         engine.step()
@@ -113,23 +96,6 @@ def answers(
 
 def _answer(job: Job, result: Result) -> Answer:
     if not job.settings.thinks:
-        return Answer(result.text, result.finish)
+        return Answer(result.text, result.finish, error=result.error)
     said = split(result.text)
-    return Answer(said.text, result.finish, said.thinking)
-
-
-def _engine(model: TextModel, tokenizer: Tokenizer, jobs: Sequence[Job], slots: int, stop: int | None) -> Engine:
-    """As small as these jobs allow."""
-    sizes = sharding.mesh_of(model).shape
-    rows = np.prod([sizes[axis] for axis in (*model.rules.batch, *model.rules.seq)], dtype=int)
-    num_slots = -(-min(slots, sum(job.samples for job in jobs)) // rows) * rows
-    longest = max(len(job.prompt) + job.settings.max_tokens for job in jobs)
-    most_stops = max(len(ends(tokenizer, job.settings, stop).ids) for job in jobs)
-    return Engine(
-        model,
-        num_slots=int(num_slots),
-        max_length=-(-longest // GRID) * GRID,
-        tokenizer=tokenizer,
-        grid=GRID,
-        stop_ids=max(8, most_stops),
-    )
+    return Answer(said.text, result.finish, said.thinking, result.error)

@@ -14,54 +14,57 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax import sharding
-from mm01_jax.inference import nonfinite, views
-from mm01_jax.inference.asked import Images, check_images, check_prompts
+from mm01_jax.inference import views
+from mm01_jax.inference.engine_programs import allowed_ids
+from mm01_jax.inference.nonfinite import report_texts
 from mm01_jax.inference.sampling import History, Rows, Sampling, are_plain, check_seed, rows, sample, with_token
+from mm01_jax.inference.steps import CHUNK, decode_step, prefill
 from mm01_jax.model.cache import DecodeCache
-from mm01_jax.model.decode_step import begin_rings, constrained, end_rings
+from mm01_jax.model.decode_step import begin_rings, end_rings
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import constrain_cache, empty_cache
 from mm01_jax.model.multimodal import VLModel
 from pallas_kernels import dispatch
 
-PREFILL_CHUNK = 512  # tokens of a row on one shard of the sequence
 DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
 NOT_FINITE = -2  # the token where logits are no numbers; no id, and not what `stop_K` has for none
 _CACHE_STEP = 256
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def prefill(
-    model: TextModel | VLModel,
-    cache: DecodeCache,
-    tokens_BS: jax.Array,
-    count_B: jax.Array,
-    features_BTPD: jax.Array | None = None,
-    index_BS: jax.Array | None = None,
-) -> tuple[jax.Array, DecodeCache]:
-    """Takes in the first `count_B` tokens of each row; the rest of the row is padding.
+class Images(NamedTuple):
+    """What the image tokens of prompts show.
 
-    Args:
-      features_BTPD, index_BS: of a VLModel's images (`VLModel.features`, `VLModel.place`); None where there are none.
-    Returns:
-      (hidden (B, D) of each row's last token here, the cache). Rows with count 0 change nothing.
+    tiles: (B, T, 3, side, side) float32, the normalised tiles of each prompt's images, padded to T. index: one index
+    table (data/image_grid.py) as long as its prompt for each.
     """
-    at_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1], dtype=jnp.int32)[None, :], tokens_BS.shape)
-    segments = jnp.where(at_BS < count_B[:, None], 0, -1)
-    x = model.embed_tokens(tokens_BS) if features_BTPD is None else model.place(tokens_BS, features_BTPD, index_BS)
-    hidden, cache, _ = model.forward(x, cache.lengths[:, None] + at_BS, segments, cache)
-    last = jnp.maximum(count_B - 1, 0)[:, None, None]
-    hidden = sharding.constrain(jnp.take_along_axis(hidden, last, axis=1)[:, 0], model.rules, "batch", None)
-    return hidden, constrain_cache(cache, model.config, model.rules)
+
+    tiles: np.ndarray
+    index: Sequence[np.ndarray]
 
 
-def decode_step(
-    model: TextModel | VLModel, cache: DecodeCache, token_B: jax.Array, active_B: jax.Array
-) -> tuple[jax.Array, DecodeCache]:
-    """One token a row -> (float32 logits (B, V), the cache). Rows that are not active keep their cache."""
-    segments = jnp.where(active_B, 0, -1)[:, None]
-    hidden, cache, _ = model.forward(model.embed_tokens(token_B[:, None]), cache.lengths[:, None], segments, cache)
-    return model.logits(hidden)[:, 0], constrained(model, cache)
+def check_prompts(model: TextModel | VLModel, prompts: Sequence[np.ndarray], max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens} must be at least 1")
+    if not len(prompts):
+        raise ValueError("no prompt; at least one is needed")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {row} is empty; at least one token is needed")
+        if int(np.min(prompt)) < 0 or int(np.max(prompt)) >= model.config.vocab_size:
+            bad = int(np.max(prompt)) if int(np.min(prompt)) >= 0 else int(np.min(prompt))
+            raise ValueError(f"prompt {row} has id {bad}; allowed are 0 to {model.config.vocab_size - 1}")
+
+
+def check_images(model: TextModel | VLModel, prompts: Sequence[np.ndarray], images: Images | None) -> None:
+    if images is None:
+        return
+    if not isinstance(model, VLModel):
+        raise ValueError("images were given to a model without a vision tower; it takes text alone")
+    lengths = [[len(row) for row in rows] for rows in (prompts, images.index)]
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"index tables of {lengths[1]} tokens for prompts of {lengths[0]}; each has its prompt's length"
+        )
 
 
 class Answers(NamedTuple):
@@ -124,13 +127,6 @@ def first_token(model, answers: Answers, hidden_BD: jax.Array, draw: Draw) -> An
     logits = model.logits(sharding.constrain(hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     answers = _taken(answers, logits, draw)
     return Answers(None, *_everywhere(answers[1:4]), _as_rows(answers.history, model.rules))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def allowed_ids(model, vocab_size: int) -> jax.Array:
-    """(V,) bool: ids that a text may have, which are those of the tokenizer whose embedding is not 0 (model.md A.7)."""
-    trained_V = jnp.any(model.embed[...] != 0, axis=1)
-    return _everywhere(trained_V & (jnp.arange(trained_V.shape[0]) < vocab_size))
 
 
 def _as_rows(history: History, rules) -> History:
@@ -225,15 +221,6 @@ def _check_finite(model, prompts, blocks: list[np.ndarray]) -> None:
     report_texts(model, [[*prompt, *row[row != NOT_FINITE]] for prompt, row in zip(prompts, tokens, strict=False)])
 
 
-def report_texts(model, texts: Sequence[Sequence[int]]) -> None:
-    """Raises nonfinite.NotFinite for texts (prompts and answers) after which logits were no numbers."""
-    mesh, rules = sharding.mesh_of(model), model.rules
-    shape = _multiple(len(texts), mesh, rules.batch), _multiple(max(map(len, texts)), mesh, rules.seq)
-    rows = _chunk(texts, shape[0], 0, shape[1], 0)
-    lengths = np.array([*map(len, texts), *[0] * (shape[0] - len(texts))])
-    nonfinite.report(model, rows, np.where(np.arange(shape[1]) < lengths[:, None], 0, -1))
-
-
 def _begin(decoder, prompts, lengths: np.ndarray, drawn) -> tuple[Answers, Draw]:
     """Answers without a cache and a token, and what they are drawn with; rows without a prompt have stopped."""
     seeds, choices, stop_K, vocab_size = drawn
@@ -260,7 +247,7 @@ def _prefill_all(model, prompts, lengths: np.ndarray, images: Images | None, max
     if images is not None:
         features = _features(model, sharding.put(_fill_up(images.tiles, len(lengths), shards), rules, "batch", "seq"))
     many = 16_384 // len(lengths) if dispatch.platform() == "gpu" else 0  # products of many rows are faster there
-    chunk = _multiple(min(max(PREFILL_CHUNK, many) * shards, 1 << (longest - 1).bit_length()), mesh, rules.seq)
+    chunk = _multiple(min(max(CHUNK, many) * shards, 1 << (longest - 1).bit_length()), mesh, rules.seq)
     hidden = None
     for start in range(0, longest, chunk):
         count = sharding.put(np.clip(lengths - start, 0, chunk).astype(np.int32), rules, "batch")

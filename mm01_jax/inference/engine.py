@@ -10,27 +10,30 @@ same engine, asks the same of it and steps alike.
 
 import dataclasses
 import time
-from collections.abc import Iterator
 
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.decoding import report_texts
-from mm01_jax.inference.engine_answers import note, note_prompt, share_prompt, shown, text_of
+from mm01_jax.inference import masks
+from mm01_jax.inference.engine_answers import end, note, note_prompt, share_prompt, text_of
+from mm01_jax.inference.engine_arrays import to_host
+from mm01_jax.inference.engine_calls import Call, begin
 from mm01_jax.inference.engine_decode import Drawn
-from mm01_jax.inference.engine_devices import Devices, to_host
-from mm01_jax.inference.engine_memory import check_counts, remembering
-from mm01_jax.inference.engine_programs import Sizes
+from mm01_jax.inference.engine_devices import Devices
+from mm01_jax.inference.engine_memory import remembering
 from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
-from mm01_jax.inference.engine_turns import turn_of, work_of
+from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind
+from mm01_jax.inference.engine_streams import Streams
+from mm01_jax.inference.engine_turns import work_of
+from mm01_jax.inference.nonfinite import report_texts
 from mm01_jax.inference.sampling import seed_of_sample
 from mm01_jax.model.decoder import TextModel
 
 _COUNTED = ("finished", "cancelled", "preempted", "prefilled_tokens", "decoded_tokens", "guessed_tokens")
 
 
-class Engine:
+class Engine(Streams):
     """A model that answers many at once.
 
     Args:
@@ -46,7 +49,7 @@ class Engine:
       like: an engine of the same model and sizes, whose compiled programs this one takes, with slots of its own.
 
     Raises:
-      ValueError: sizes that do not fit the mesh, named with the nearest that do.
+      ValueError: an argument that may not be so, named with what may; sizes that do not fit the mesh or the devices.
     """
 
     def __init__(
@@ -68,15 +71,19 @@ class Engine:
     ):
         self.sizes, self._tokenizer = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes), tokenizer
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
-        check_counts({**kept, "path_states": path_states, "snapshots": snapshots, "budget": budget})
+        kept |= {"path_states": path_states, "snapshots": snapshots}
+        check_engine(model, tokenizer, vocab_size, {**kept, "budget": budget}, {"poison": poison})
+        check_kind("like", like, Engine | None)
         told = model, self.sizes, vocab_size or (tokenizer or model.config).vocab_size
         self.devices = Devices(*told, prefix_bytes) if like is None else like.devices.again(*told)
         self._schedule = Schedule(num_slots, self.devices.groups)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
-        self.memory = remembering(self.devices, **kept, path_states=path_states, snapshots=snapshots)
+        self.memory = remembering(self.devices, **kept)
         self._jobs: dict[int, Job] = {}
         self._poison, self.asked = poison, 0  # the next request's id
         self._ended: list[Job] = []
+        self._call: Call | None = None  # of decode, begun and not read
+        self.ask: masks.Ask = masks.ask_all
         self._counts, self._seconds = dict.fromkeys(_COUNTED, 0), 0.0
         self.limits = self.devices.limits(reads_text=tokenizer is not None)
 
@@ -91,8 +98,6 @@ class Engine:
         self.devices.use(model)
         if self.memory is not None:
             self.memory.prefix.clear("other weights")
-
-    # Asking.
 
     def submit(self, request: Request) -> int:
         """Takes a request; its id.
@@ -154,8 +159,6 @@ class Engine:
         }
         return now | self._counts | ({} if self.memory is None else {"prefix": self.memory.prefix.statistics()})
 
-    # Going on.
-
     def step(self) -> list[Event]:
         """Admits who waits, takes in prompts within the budget, draws tokens; what that brought, in order of ids.
 
@@ -176,23 +179,7 @@ class Engine:
     def idle(self) -> bool:
         """Whether nothing is asked that has not finished, and nothing is to be remembered that is not."""
         schedule = self._schedule
-        return not (schedule.waiting or schedule.running() or schedule.later or self._ended)
-
-    def run(self) -> None:
-        """Steps until everything has finished."""
-        while not self.idle:
-            self.step()
-
-    def stream(self, id: int) -> Iterator[int]:
-        """New tokens of a request as they come; others go on meanwhile. Leaving it early leaves the request running."""
-        for tokens in shown(self._job(id).result, lambda result: result.tokens, self.step):
-            yield from tokens
-
-    def stream_text(self, id: int) -> Iterator[str]:
-        """The same of the text, in pieces that are certain: no half of a character or of a stop."""
-        yield from filter(None, shown(self._job(id).result, lambda result: result.text, self.step))
-
-    # One step.
+        return not (schedule.waiting or schedule.running() or schedule.later or self._ended or self._call)
 
     def _admit(self) -> None:
         while (job := self._schedule.next()) is not None:
@@ -220,54 +207,69 @@ class Engine:
         self._schedule.wait(job)
 
     def _take_in(self) -> None:
-        jobs = list(self._schedule.to_take_in())
-        if not jobs:
-            return
-        grid = self.sizes.grid
-        most = max(1, min(self.budget // len(jobs), self.sizes.pieces * grid) // grid) * grid
-        if all(job.background for job in jobs) and any(job.decodes for job in self._schedule.running()):
-            most = grid  # what nobody asked for delays an answer by a piece at most
+        """Calls of prefill within the budget, and one whatever it is; of the background one alone."""
+        grid, taken = self.sizes.grid, 0
+        while jobs := list(self._schedule.to_take_in()):
+            share = min((self.budget - taken) // len(jobs), self.sizes.pieces * grid) // grid * grid
+            if taken and not share:
+                return
+            most, background = max(grid, share), all(job.background for job in jobs)
+            if background and any(job.decodes for job in self._schedule.running()):
+                most = grid  # what nobody asked for delays an answer by a piece at most
+            taken += self._prefill(jobs, most)
+            if background:
+                return
+
+    def _prefill(self, jobs: list[Job], most: int) -> int:
+        """Tokens taken in, `most` of each job at most."""
         counts = [most if self.memory is None else self.memory.cut(job, most) for job in jobs]
         work = [work_of(job, count) for job, count in zip(jobs, counts, strict=True)]
         said = self.devices.prefill(work)
         for job, one in zip(jobs, work, strict=True):
             note_prompt(job, one, self.devices.group(job.slot), said)
             job.taken += len(one.tokens)
-            self._counts["prefilled_tokens"] += len(one.tokens)
             if self.memory is not None:
                 self.memory.store(job)
             if job.background and job.taken == len(job.prompt):
                 self._free(job)
             elif job.decodes:
                 self._branch(job)
+        self._counts["prefilled_tokens"] += (taken := sum(len(one.tokens) for one in work))
+        return taken
 
     def _branch(self, job: Job) -> None:
         """Those that go on from this prompt may begin."""
         row = None  # one copy for all: what is told of each is its own
-        for other in self._schedule.waiting:
-            if other.waits_for is job:
-                row = self.devices.get_row(job.slot) if row is None else row
-                other.row = self.devices.with_settings(row, other.request, other.prompt)
-                other.taken, other.waits_for = job.taken, None
-                share_prompt(job.result, other.result)
+        for other in self._schedule.who_wait_for(job):
+            row = self.devices.get_row(job.slot) if row is None else row
+            other.row = self.devices.with_settings(row, other.request, other.prompt)
+            other.taken, other.waits_for = job.taken, None
+            share_prompt(job, other)
 
     def _decode(self) -> dict[int, list[int]]:
-        """New tokens by id."""
-        decoding = [job if job is not None and job.decodes else None for job in self._schedule.jobs]
-        turn, steps, silent = turn_of(decoding, self.sizes, self.devices.allowed)
+        """Begins a call of decode, then reads the one before: new tokens by id. A hook is asked when all is read."""
+        asks = any(job.decodes and job.request.mask is not None for job in self._schedule.running())
+        new = self._read() if asks else {}
+        begun, silent = begin(self._schedule, self._call, self.devices, self.ask)
         for job in silent:
             self._end(job, "masked")
-        if not (jobs := [job for job in decoding if job is not None and job not in silent]):
-            return {}
-        if len(jobs) < len(self._schedule.running()):  # others wait for their prompts
-            steps = min(steps, max(1, self.sizes.steps // 4))
-        drawn = self.devices.decode(turn, count=min(steps, max(job.left for job in jobs)))
-        return {job.id: self._note(job, drawn) for job in jobs}
+        if not asks:
+            new = self._read()
+        self._call = None if begun is None or begun.is_over else begun
+        return new
 
-    def _note(self, job: Job, drawn: Drawn) -> list[int]:
+    def _read(self) -> dict[int, list[int]]:
+        """New tokens by id of the call that has begun."""
+        if self._call is None:
+            return {}
+        call, self._call = self._call, None
+        drawn = self.devices.read(call.drawn, call.count)
+        return {job.id: self._note(job, slot, drawn) for job, slot in call.jobs if job.result.finish is None}
+
+    def _note(self, job: Job, slot: int, drawn: Drawn) -> list[int]:
         """Puts what was drawn into the result; the new tokens."""
-        new, places, finish = note(job, drawn)
-        if not np.isfinite(drawn.logprob[places, job.slot]).all():
+        new, places, finish = note(job, slot, drawn)
+        if not np.isfinite(drawn.logprob[places, slot]).all():
             report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens]])
         self._counts["decoded_tokens"] += len(new)
         self._counts["guessed_tokens"] += int((places % (1 + self.sizes.drafts) > 0).sum())
@@ -276,18 +278,15 @@ class Engine:
         return new
 
     def _end(self, job: Job, finish: str) -> None:
-        job.result.finish = finish
-        if job.text is not None:
-            job.result.text += job.text.end()
+        end(job, finish)
         self._free(job)
         if self.memory is not None and finish != "cancelled" and (again := self.memory.again(job)) is not None:
             self._schedule.wait(again)
         job.row = None
         self._ended.append(job)
         self._counts["cancelled" if finish == "cancelled" else "finished"] += 1
-        for other in self._schedule.waiting:  # it will not get a prompt from here any more
-            if other.waits_for is job:
-                other.waits_for = None
+        for other in self._schedule.who_wait_for(job):
+            other.waits_for = None  # it will not get a prompt from here any more
 
     def _free(self, job: Job) -> None:
         slot = self._schedule.remove(job)

@@ -1,14 +1,13 @@
 """What a call of decode drew, put into results: tokens up to where an answer ends, what was asked of them, the text."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_programs import Said
-from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.engine_schedule import Job
 from mm01_jax.inference.engine_turns import Work
 from mm01_jax.inference.stops import Stops, TextStream, stops
@@ -22,15 +21,15 @@ def text_of(tokenizer: Tokenizer | None, request: Request, prompt: np.ndarray) -
     return TextStream(tokenizer, Stops(ids, stops(request.stop).strings), prompt)
 
 
-def note(job: Job, drawn: Drawn) -> tuple[list[int], np.ndarray, str | None]:
-    """Puts what was drawn of a job's row into its result.
+def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], np.ndarray, str | None]:
+    """Puts what was drawn of a job, which had such a row then, into its result.
 
     A call draws several tokens: those behind a stop string are as if they had never been.
 
     Returns:
       (the new tokens, their places in `drawn`, how they finish the answer if they do).
     """
-    result, row, wants = job.result, job.slot, job.request.logprobs
+    result, wants = job.result, job.request.logprobs
     (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
     count, stopped = _read(job, drawn.tokens[places, row].tolist())
     places = places[:count]
@@ -41,6 +40,8 @@ def note(job: Job, drawn: Drawn) -> tuple[list[int], np.ndarray, str | None]:
         result.top += _pairs(drawn.top_ids[places, row, :wants], drawn.top_logprobs[places, row, :wants])
     if drawn.logits is not None:
         result.logits += [drawn.logits[n, row].copy() for n in places]  # a view would keep all rows
+    if job.request.routed_experts:
+        job.routed.append(drawn.routed[places, row])
     return new, places, "stop" if stopped else "length" if job.left == 0 else None
 
 
@@ -48,17 +49,33 @@ def note_prompt(job: Job, work: Work, group: int, said: Said | None) -> None:
     """Puts what the model says of a prompt's tokens into its result: of those that were taken in, of which the last
     says something of the one that follows, if one does."""
     wants, result = job.request.prompt_logprobs, job.result
-    if wants is None or said is None:
+    if job.request.routed_experts:
+        job.routed.append(said.routed[group, : len(work.tokens)])
+    if wants is None:
         return
     count = min(len(work.tokens), len(job.prompt) - 1 - job.taken)
-    logprobs, *top = (x[group, :count] for x in said)
+    logprobs, *top = (x[group, :count] for x in said[:3])
     result.prompt_logprobs += logprobs.tolist()
     result.prompt_top += _pairs(*(x[:, :wants] for x in top))
 
 
-def share_prompt(known: Result, result: Result) -> None:
+def share_prompt(known: Job, job: Job) -> None:
     """What is known of a prompt that another goes on from, too."""
-    result.prompt_logprobs, result.prompt_top = list(known.prompt_logprobs), list(known.prompt_top)
+    job.result.prompt_logprobs, job.result.prompt_top = map(
+        list, (known.result.prompt_logprobs, known.result.prompt_top)
+    )
+    job.routed = list(known.routed)
+
+
+def end(job: Job, finish: str) -> None:
+    """Puts what is known in the end into a result."""
+    result = job.result
+    result.finish = finish
+    if job.text is not None:
+        result.text += job.text.end()
+    if job.routed:  # the last token of an answer went through no layer
+        result.routed_experts = np.concatenate(job.routed)[: len(job.prompt) + max(0, len(result.tokens) - 1)]
+        job.routed = []
 
 
 def _pairs(ids: np.ndarray, logprobs: np.ndarray) -> list[list[tuple[int, float]]]:
@@ -75,17 +92,3 @@ def _read(job: Job, new: Sequence[int]) -> tuple[int, bool]:
         if job.text.finish is not None:
             return count, True
     return len(new), False
-
-
-def shown(result: Result, what: Callable[[Result], Any], step: Callable[[], object]) -> Iterator:
-    """What comes new to `what` of a result, again and again until it has finished; `step` goes on meanwhile."""
-    count = 0
-    while True:
-        new = what(result)[count:]
-        count += len(new)
-        yield new
-        if count < len(what(result)):  # others stepped while this one was waited for
-            continue
-        if result.finish is not None:
-            return
-        step()

@@ -18,7 +18,8 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.inference import sampling
-from mm01_jax.inference.engine_programs import Sizes, Slots, constrain, everywhere
+from mm01_jax.inference.engine_programs import Slots, constrain, empty_routed, everywhere
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
@@ -27,98 +28,107 @@ from mm01_jax.model.mixers import mixer
 
 
 class Turn(NamedTuple):
-    """Whose turn it is to decode: active_B bool, left_B int32 tokens that may come yet, stop_BK int32 ids that end a
-    row (-1: none), guesses_B bool: whether the row may be guessed, mask_BW uint32: what it may say (`masks.py`)."""
+    """Whose turn it is to decode: may_B bool, guesses_B bool: whether the row may be guessed, mask_BW uint32: what it
+    may say (`masks.py`). A row that has ended has no turn, whoever says so: its `left` is 0."""
 
-    active_B: jax.Array
-    left_B: jax.Array
-    stop_BK: jax.Array
+    may_B: jax.Array
     guesses_B: jax.Array
     mask_BW: jax.Array
 
 
 class Drawn(NamedTuple):
     """New tokens (steps * (1 + drafts), B), -1 where there is none; log-probabilities of them and of the likeliest
-    (..., B, T) with their ids; logits (..., B, V) where kept."""
+    (..., B, T) with their ids; logits (..., B, V) and experts that each was routed to (..., B, L, A) where kept."""
 
     tokens: jax.Array
     logprob: jax.Array
     top_ids: jax.Array
     top_logprobs: jax.Array
     logits: jax.Array | None
+    routed: jax.Array | None
 
 
-def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots):
-    """`count` <= sizes.steps steps of every active slot: (slots, Drawn)."""
-    N, B = sizes.steps * (1 + sizes.drafts), sizes.num_slots
+def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots, plain=False):
+    """`count` <= sizes.steps steps of every slot whose turn it is: (slots, Drawn).
+
+    Args:
+      plain: whether all of those rows take their likeliest token as it is and no hook is asked: the same bits for less.
+    """
+    N, B, config = sizes.steps * (1 + sizes.drafts), sizes.num_slots, model.config
     drawn = Drawn(
         jnp.full((N, B), -1, jnp.int32),
         jnp.zeros((N, B), jnp.float32),
         jnp.zeros((N, B, sizes.logprobs), jnp.int32),
         jnp.zeros((N, B, sizes.logprobs), jnp.float32),
-        jnp.zeros((N, B, model.config.vocab_size), jnp.float32) if sizes.keep_logits else None,
+        jnp.zeros((N, B, config.vocab_size), jnp.float32) if sizes.keep_logits else None,
+        empty_routed((N, B), config) if sizes.routed_experts else None,
     )
-    step = functools.partial(_step, model, allowed_V, sizes, specs)
-    slots, _, drawn = lax.fori_loop(0, count, step, (slots, turn, drawn))
+    may_come = allowed_V, None if plain else turn.mask_BW
+    step = functools.partial(_step, model, may_come, turn, (sizes, specs))
+    slots, drawn = lax.fori_loop(0, count, step, (slots, drawn))
     return slots, everywhere(drawn)
 
 
-def _step(model: TextModel, allowed_V, sizes: Sizes, specs: Slots, n, carry):
-    slots, turn, drawn = carry
-    width, draw = 1 + sizes.drafts, functools.partial(_draw, model, allowed_V)
-    token_B, slots, turn, drawn = draw((slots, turn, drawn), n * width, turn.active_B, None)
+def _step(model: TextModel, may_come, turn: Turn, shape: tuple[Sizes, Slots], n, carry):
+    (slots, drawn), (sizes, specs) = carry, shape
+    width, draw = 1 + sizes.drafts, functools.partial(_draw, model, may_come)
+    active_B = turn.may_B & (slots.left_B > 0)
+    token_B, slots, drawn = draw((slots, drawn), n * width, active_B, None)
+    active_B &= slots.left_B > 0
     tokens_BS = token_B[:, None]
     if sizes.drafts:
         guessed = lookup(slots.tokens_BT, slots.cache.lengths, token_B, sizes.drafts)
         tokens_BS = jnp.concatenate([tokens_BS, jnp.where(turn.guesses_B[:, None], guessed, -1)], axis=1)
-    valid_BS = turn.active_B[:, None] & (jnp.cumsum(tokens_BS < 0, axis=1) == 0)
-    hidden_BSD, cache = _take_in(model, slots.cache, jnp.where(valid_BS, tokens_BS, 0), valid_BS, slots.place_B)
-    hidden_BD = jnp.where(turn.active_B[:, None], hidden_BSD[:, 0], slots.hidden_BD)
-    slots, taken_B = slots._replace(hidden_BD=hidden_BD), turn.active_B.astype(jnp.int32)
+    valid_BS = active_B[:, None] & (jnp.cumsum(tokens_BS < 0, axis=1) == 0)
+    tokens_BS0 = jnp.where(valid_BS, tokens_BS, 0)
+    hidden_BSD, cache, choice = _take_in(model, slots.cache, tokens_BS0, valid_BS, slots.place_B)
+    if sizes.routed_experts:
+        routed = lax.dynamic_update_slice_in_dim(drawn.routed, _by_place(choice, valid_BS.shape), n * width, axis=0)
+        drawn = drawn._replace(routed=routed)
+    slots = slots._replace(hidden_BD=jnp.where(active_B[:, None], hidden_BSD[:, 0], slots.hidden_BD))
 
     def go_on(place, carry):
         """Draws what follows the tokens before `place`, of rows that go on; those go on whose guess it is."""
-        slots, turn, drawn, taken_B, going_B = carry
+        slots, drawn, taken_B, going_B = carry
         guess_B = jnp.where(going_B & valid_BS[:, place], tokens_BS[:, place], -1)
-        token_B, slots, turn, drawn = draw((slots, turn, drawn), n * width + place, guess_B >= 0, guess_B)
+        token_B, slots, drawn = draw((slots, drawn), n * width + place, guess_B >= 0, guess_B)
         right_B = (guess_B >= 0) & (token_B == guess_B)
-        hidden_BD = jnp.where(right_B[:, None], hidden_BSD[:, place], slots.hidden_BD)
-        return (
-            slots._replace(hidden_BD=hidden_BD),
-            turn,
-            drawn,
-            taken_B + right_B.astype(jnp.int32),
-            right_B & turn.active_B,
-        )
+        slots = slots._replace(hidden_BD=jnp.where(right_B[:, None], hidden_BSD[:, place], slots.hidden_BD))
+        return slots, drawn, taken_B + right_B.astype(jnp.int32), right_B & (slots.left_B > 0)
 
-    carry = slots, turn, drawn, taken_B, turn.active_B
-    slots, turn, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, carry)
+    slots, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, (slots, drawn, active_B.astype(jnp.int32), active_B))
     cache = _taken_back(model, slots.cache, cache, taken_B)
     slots = slots._replace(cache=cache, tokens_BT=_written(slots, tokens_BS, taken_B))
-    return constrain(slots, specs), turn, drawn
+    return constrain(slots, specs), drawn
 
 
-def _draw(model: TextModel, allowed_V, carry: tuple[Slots, Turn, Drawn], place, may_B, only_B):
-    """(tokens, slots, turn, drawn): the next token of each row that may have one, noted at `place`; where it is not
-    `only` it is as if none had been drawn."""
-    slots, turn, drawn = carry
+def _draw(model: TextModel, may_come, carry: tuple[Slots, Drawn], place, may_B, only_B):
+    """(tokens, slots, drawn): the next token of each row that may have one, noted at `place`; where it is not `only` it
+    is as if none had been drawn.
+
+    Args:
+      may_come: ids that may, bool (V,), and of these what each row may say, None where all rows are plain.
+    """
+    (slots, drawn), (allowed_V, mask_BW) = carry, may_come
+    plain = mask_BW is None
     logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     logits = sharding.constrain(logits, model.rules, "batch", None)
-    token_B = sampling.sample(logits, slots.rows, slots.history, slots.number_B, allowed_V, turn.mask_BW)
+    token_B = sampling.sample(logits, None if plain else slots.rows, slots.history, slots.number_B, allowed_V, mask_BW)
     stands_B = may_B if only_B is None else may_B & (token_B == only_B)
     said = sampling.log_probabilities(logits, token_B, allowed_V, drawn.top_ids.shape[2])
-    new = Drawn(jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits)
-    drawn = jax.tree.map(lambda all, one: all.at[place].set(one.astype(all.dtype)), drawn, new)
+    new = jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits
+    noted = jax.tree.map(lambda all, one: all.at[place].set(one.astype(all.dtype)), drawn[:5], new)
     one_B = stands_B.astype(jnp.int32)
-    history = sampling.with_token(slots.history, token_B, stands_B)
-    slots = slots._replace(number_B=slots.number_B + one_B, history=history)
-    left_B = turn.left_B - one_B
-    ends_B = stands_B & ((left_B <= 0) | jnp.any(token_B[:, None] == turn.stop_BK, axis=1))
-    return token_B, slots, turn._replace(active_B=turn.active_B & ~ends_B, left_B=left_B), drawn
+    history = slots.history if plain else sampling.with_token(slots.history, token_B, stands_B)
+    stops_B = stands_B & jnp.any(token_B[:, None] == slots.stop_BK, axis=1)
+    left_B = jnp.where(stops_B, 0, slots.left_B - one_B)
+    slots = slots._replace(number_B=slots.number_B + one_B, left_B=left_B, history=history)
+    return token_B, slots, Drawn(*noted, drawn.routed)
 
 
-def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS, place_B=0) -> tuple[jax.Array, DecodeCache]:
-    """The hidden states of some tokens, and the cache with them, of which some may yet be taken back.
+def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS, place_B=0):
+    """The hidden states of some tokens, the cache with them, of which some may yet be taken back, and what experts they
+    were routed to, (L, rows of the stream, 1, A), where the model tells.
 
     This is the engine's one call of the model's decode: rows of the stream are tokens (`model/drafts.py`).
     """
@@ -128,8 +138,14 @@ def _take_in(model: TextModel, cache: DecodeCache, tokens_BS, valid_BS, place_B=
         cache = _by_lightning(model, cache, lambda stack, _: drafts.begin(stack, width, dtype, model.rules))
     positions = (cache.lengths - place_B)[:, None] + jnp.arange(width, dtype=jnp.int32)[None, :]
     tokens, positions, segments = (x.reshape(-1, 1) for x in (tokens_BS, positions, jnp.where(valid_BS, 0, -1)))
-    hidden, cache, _ = model.forward(model.embed_tokens(tokens), positions, segments, cache)
-    return drafts.by_row(hidden, len(tokens_BS)), cache
+    hidden, cache, stats = model.forward(model.embed_tokens(tokens), positions, segments, cache)
+    return drafts.by_row(hidden, len(tokens_BS)), cache, stats.choice
+
+
+def _by_place(choice_LR1A: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """(S, B, L, A) of a stream of B * S rows."""
+    L, _, _, A = choice_LR1A.shape
+    return jnp.transpose(choice_LR1A.reshape(L, *shape, A), (2, 1, 0, 3))
 
 
 def _taken_back(model: TextModel, old: DecodeCache, new: DecodeCache, taken_B) -> DecodeCache:

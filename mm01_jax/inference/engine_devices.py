@@ -8,44 +8,50 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax import sharding
 from mm01_jax.inference import engine_programs as programs
-from mm01_jax.inference import sampling, views
-from mm01_jax.inference.decoding import allowed_ids
+from mm01_jax.inference import masks, sampling, views
+from mm01_jax.inference.engine_arrays import like, nan, num_bytes, to_devices
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
-from mm01_jax.inference.engine_programs import Said, Sizes, Slots, Told
+from mm01_jax.inference.engine_programs import Said, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
 from mm01_jax.inference.engine_room import check_room
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.inference.engine_turns import Work, turn_of
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.deterministic import CHUNK
 from mm01_jax.model.multimodal import VLModel
+from pallas_kernels import dispatch
 
 jit = jax.jit  # tests put one here that compiles faster
+# Where calls of all steps, of rows that take their likeliest token as it is, have a program of their own: a loop whose
+# end depends on an argument makes the host of a GPU wait for every step, as a branch does.
+PLAIN = ("gpu",)
 
 
 class Devices:
     """groups: shards of the rows, each of which takes in tokens of one slot a call; slots of a group follow each other.
 
-    num_programs: compiled, all of them at the start. allowed: bool (V,), ids that may ever be chosen.
+    num_programs: compiled, all of them at the start (one jit serves engines of like shapes: a second one compiles
+    nothing). allowed: bool (V,), ids that may ever be chosen.
     """
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
         self.sizes, self.num_programs, self._vocab_size = sizes, 1, vocab_size  # a program: `allowed_ids`
+        self.page_like = self.state_like = None  # of an engine that remembers
         self.mesh = sharding.mesh_of(model)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
-        _check_sizes(sizes, self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
+        sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
         check_room(self._decoder, self.mesh, sizes, prefix_bytes)
         with jax.set_mesh(self.mesh):
             self._compile()
 
     def _viewed(self, model: TextModel) -> TextModel:
-        return views.answering(views.deterministic(model) if self.sizes.deterministic else model)
+        model = views.answering(views.deterministic(model) if self.sizes.deterministic else model)
+        return views.routed(model) if self.sizes.routed_experts else model
 
     def _view(self, model: TextModel) -> None:
         self.model = self._viewed(model)
@@ -88,50 +94,70 @@ class Devices:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
     def _allow(self) -> None:
-        self._allowed = allowed_ids(self._decoder, self._vocab_size)
+        self._allowed = programs.allowed_ids(self._decoder, self._vocab_size)
         self.allowed = np.asarray(self._allowed)
 
     def _compile(self) -> None:
         model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
-        self._new_slots = self._program(functools.partial(programs.empty_slots, config, compute, rules, sizes))
+        self._new_slots = self._program(
+            functools.partial(programs.empty_slots, config=config, compute=compute, rules=rules, sizes=sizes)
+        )
         self._slots = self._new_slots()
         self._allow()
         one = programs.row_layout(self._slots, config, rules, views.without_rows(rules))
         many = programs.row_layout(self._slots, config, rules, model.rules)
-        slots, zero = self._slots, self._scalar(0)
-        at, page = {"config": config, "layout": one}, {"config": config, "layout": one, "size": sizes.grid}
+        self._told_before: dict[str, tuple[np.ndarray, jax.Array]] = {}
+        self._layout, slots, zero = one, self._slots, self._scalar(0)
         self._get_row = self._program(functools.partial(programs.get_row, layout=one), slots, zero)
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=one)
         self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
-        self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
-        state = self._get_state(slots, zero)
-        self._put_state = self._program(functools.partial(programs.put_state, **at), slots, state, zero, zero, donate=0)
-        self._get_page = self._program(functools.partial(programs.get_page, **page), slots, zero, zero)
-        pages = self._get_page(slots, zero, zero)
-        self._put_page = self._program(functools.partial(programs.put_page, **page), slots, pages, zero, zero, donate=0)
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
         told = self._told([], (0, 0))
         self._prefill = self._program(prefill, model, slots, self._allowed, told, donate=1)
         going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
-        turn, *_ = turn_of([None] * sizes.num_slots, sizes, self.allowed)
-        self._unmasked = self._put(turn.mask_BW, "batch", None)
-        self._decode = self._program(going_on, decoder, slots, self._turn(turn), self._allowed, zero, donate=1)
-        self.row_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._empty))
-        self.page_bytes, self.state_bytes = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (pages, state))
-        self.page_like, self.state_like = (jax.tree.map(_like, tree) for tree in (pages, state))
+        turn, *_ = turn_of([None] * sizes.num_slots, self.allowed, masks.ask_all)
+        free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
+        self._unmasked = self._put(free, "batch", None)
+        told = decoder, slots, self._turn(turn), self._allowed
+        self._decode, self._decode_plain = self._program(going_on, *told, zero, donate=1), None
+        if dispatch.platform() in PLAIN:
+            plain = functools.partial(going_on, count=sizes.steps, plain=True)
+            self._decode_plain = self._program(plain, *told, donate=1)
+        self.row_bytes = num_bytes(self._empty)
+
+    def compile_memory(self) -> None:
+        """The programs that move pages and states, which an engine that remembers nothing has not."""
+        if self.page_like is not None:
+            return
+        at = {"config": self._decoder.config, "layout": self._layout}
+        with jax.set_mesh(self.mesh):
+            slots, zero = self._slots, self._scalar(0)
+            self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
+            state, putting = self._get_state(slots, zero), functools.partial(programs.put_state, **at)
+            self._put_state = self._program(putting, slots, state, zero, zero, donate=0)
+            at |= {"size": self.sizes.grid}
+            self._get_page = self._program(functools.partial(programs.get_page, **at), slots, zero, zero)
+            page, putting = self._get_page(slots, zero, zero), functools.partial(programs.put_page, **at)
+            self._put_page = self._program(putting, slots, page, zero, zero, donate=0)
+        self.page_like, self.state_like = (jax.tree.map(like, tree) for tree in (page, state))
 
     def limits(self, *, reads_text: bool) -> Limits:
-        sizes, position = self.sizes, self.page_bytes // self.sizes.grid
+        sizes, told = self.sizes, {"config": self._decoder.config, "layout": self._layout, "size": 1}
+        with jax.set_mesh(self.mesh):
+            position = num_bytes(jax.eval_shape(functools.partial(programs.get_page, **told), self._slots, 0, 0))
         state = self.row_bytes - position * sizes.max_length
         most = self.model.config.vocab_size, sizes.max_length, sizes.stop_ids, sizes.logprobs
         image_token = self.model.vision.config.image_token if isinstance(self.model, VLModel) else None
-        return Limits(*most, position, state, reads_text, sizes.deterministic, image_token)
+        return Limits(*most, position, state, reads_text, sizes.deterministic, sizes.routed_experts, image_token)
 
     def _program(self, function, *arguments, donate: int | None = None):
+        """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
         self.num_programs += 1
-        return jit(function, donate_argnums=() if donate is None else donate).lower(*arguments).compile()
+        static, donated = tuple(function.keywords), () if donate is None else donate
+        jitted = jit(function.func, static_argnames=static, donate_argnums=donated)
+        return jitted.lower(*arguments, **function.keywords).compile()
 
     # What the host knows, as arrays.
 
@@ -160,10 +186,13 @@ class Devices:
         )
 
     def _turn(self, turn: Turn) -> Turn:
-        """On the devices; masks that let everything through are there already."""
-        placed = [self._put(x, "batch", *[None] * (x.ndim - 1)) for x in turn[:-1]]
-        mask = self._unmasked if (turn.mask_BW == 0xFFFFFFFF).all() else self._put(turn.mask_BW, "batch", None)
-        return Turn(*placed, mask)
+        """On the devices, where the same turn as last time is already."""
+        for name in ("may_B", "guesses_B"):
+            value, before = getattr(turn, name), self._told_before.get(name)
+            if before is None or not np.array_equal(before[0], value):
+                self._told_before[name] = value, self._put(value, "batch")
+        mask = self._unmasked if turn.mask_BW is None else self._put(turn.mask_BW, "batch", None)
+        return Turn(*(self._told_before[name][1] for name in ("may_B", "guesses_B")), mask)
 
     def everywhere(self, array: np.ndarray) -> jax.Array:
         """Whole on every device."""
@@ -194,34 +223,49 @@ class Devices:
             tokens = np.full(row.tokens_BT.shape, -1, np.int32)
             known = np.concatenate([prompt, np.asarray(asked.expected, np.int32)])[: tokens.shape[1]]
             tokens[0, : len(known)] = known
-            place, number = (self._put(np.full(1, value, np.int32), None) for value in (asked.place, 0))
-            tokens = self._put(tokens, None, None)
-            return row._replace(rows=settings, history=history, place_B=place, number_B=number, tokens_BT=tokens)
+            counts = {"place_B": asked.place, "number_B": 0, "left_B": asked.max_tokens}
+            counts = {name: self._put(np.full(1, value, np.int32), None) for name, value in counts.items()}
+            stops = np.full(row.stop_BK.shape, -1, np.int32)
+            stops[0, : len(asked.stop_ids)] = asked.stop_ids
+            lists = {"stop_BK": self._put(stops, None, None), "tokens_BT": self._put(tokens, None, None)}
+            return row._replace(rows=settings, history=history, **counts, **lists)
 
     def poison(self, slot: int) -> None:
         """A slot whose every number is NaN: what reads it shows it."""
-        cache, hidden = jax.tree.map(_nan, (self._empty.cache, self._empty.hidden_BD))
+        cache, hidden = jax.tree.map(nan, (self._empty.cache, self._empty.hidden_BD))
         self.put_row(slot, self._empty._replace(cache=cache, hidden_BD=hidden))
 
     def prefill(self, work: Sequence[Work]) -> Said | None:
         """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them.
 
         Returns:
-          What the model says of each group's next tokens (groups, pieces * grid, ...); None where nobody wants it.
+          What the model says of each group's tokens (groups, pieces * grid, ...); None where nobody wants it.
         """
         pieces = max(-(-len(one.tokens) // self.sizes.grid) for one in work)
         wide = pieces // self.sizes.wide if self.sizes.wide > 1 else 0
         with jax.set_mesh(self.mesh):
             told = self._told(work, (wide, pieces - wide * self.sizes.wide))
             self._slots, said = self._prefill(self.model, self._slots, self._allowed, told)
-            return jax.tree.map(np.asarray, said) if any(one.says for one in work) else None
+            return jax.tree.map(np.asarray, said) if any(one.says or one.routed for one in work) else None
 
-    def decode(self, turn: Turn, *, count: int) -> Drawn:
-        """`count` steps of the active slots, as NumPy arrays (count * (1 + drafts), slots, ...)."""
+    def decode(self, turn: Turn, *, count: int, plain: bool) -> Drawn:
+        """Begins `count` steps of the slots whose turn it is; what they draw is on its way to the host.
+
+        Args:
+          plain: as in `engine_decode.decode`.
+        """
         with jax.set_mesh(self.mesh):
-            told = self._turn(turn), self._allowed, self._scalar(count)
-            self._slots, drawn = self._decode(self._decoder, self._slots, *told)
-            return jax.tree.map(lambda x: np.asarray(x)[: count * (1 + self.sizes.drafts)], drawn)
+            told = self._decoder, self._slots, self._turn(turn), self._allowed
+            if plain and count == self.sizes.steps and self._decode_plain is not None:
+                self._slots, drawn = self._decode_plain(*told)
+            else:
+                self._slots, drawn = self._decode(*told, self._scalar(count))
+            jax.tree.map(lambda x: x.copy_to_host_async(), drawn)
+            return drawn
+
+    def read(self, drawn: Drawn, count: int) -> Drawn:
+        """As NumPy arrays (count * (1 + drafts), slots, ...), when they are there."""
+        return jax.tree.map(lambda x: np.asarray(x)[: count * (1 + self.sizes.drafts)], drawn)
 
     def get_row(self, slot: int) -> Slots:
         """A copy of all that a slot holds."""
@@ -248,52 +292,3 @@ class Devices:
     def put_page(self, slot: int, page: tuple, start: int) -> None:
         with jax.set_mesh(self.mesh):
             self._slots = self._put_page(self._slots, page, self._scalar(slot), self._scalar(start))
-
-
-def to_host(tree):
-    """Arrays of the same sharding in the memory of the hosts."""
-    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), tree))
-
-
-def to_devices(tree):
-    """What `to_host` gave, where it was."""
-    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), tree))
-
-
-def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _nan(x: jax.Array) -> jax.Array:
-    """As x, every number NaN; whole numbers as they are."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return jax.make_array_from_callback(x.shape, x.sharding, lambda at: np.full(x.shape, np.nan, x.dtype)[at])
-
-
-def _check_sizes(sizes: Sizes, row_shards: int, sequence_shards: int) -> None:
-    def refuse(name: str, allowed: str, nearest: int):
-        raise ValueError(f"{name}: got {getattr(sizes, name)}; allowed: {allowed}; nearest: {nearest}")
-
-    for name in ("num_slots", "max_length", "grid", "pieces", "wide", "steps", "stop_ids"):
-        value = getattr(sizes, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            refuse(name, "a whole number at least 1", 1)
-    if sizes.num_slots % row_shards:
-        nearest = max(1, round(sizes.num_slots / row_shards)) * row_shards
-        refuse("num_slots", f"a multiple of the {row_shards} shards of the rows", nearest)
-    if sizes.grid > 256 or sizes.grid % sequence_shards:
-        nearest = max(1, round(min(sizes.grid, 256) / sequence_shards)) * sequence_shards
-        refuse("grid", f"up to 256, a multiple of the {sequence_shards} shards of the sequence", nearest)
-    if sizes.max_length % sizes.grid:
-        refuse("max_length", f"a multiple of grid={sizes.grid}", -(-sizes.max_length // sizes.grid) * sizes.grid)
-    if sizes.pieces % sizes.wide:
-        refuse("pieces", f"a multiple of wide={sizes.wide}", -(-sizes.pieces // sizes.wide) * sizes.wide)
-    if not 0 <= sizes.drafts <= 16:
-        refuse("drafts", "0 to 16", 4)
-    if sizes.deterministic and sizes.grid % CHUNK:
-        refuse("grid", f"a multiple of {CHUNK} with deterministic=True, up to 256", CHUNK)
-    if sizes.deterministic and sizes.drafts:
-        refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
-    if not 0 <= sizes.logprobs <= 100:
-        refuse("logprobs", "0 to 100", 20)

@@ -7,8 +7,9 @@ nobody waits: a piece at a time while others decode.
 
 import numpy as np
 
-from mm01_jax.inference.engine_devices import Devices, to_devices, to_host
-from mm01_jax.inference.engine_request import Request, check_count
+from mm01_jax.inference.engine_arrays import to_devices, to_host
+from mm01_jax.inference.engine_devices import Devices
+from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.engine_schedule import Job
 from mm01_jax.inference.prefix import Prefix
 
@@ -24,8 +25,8 @@ class Memory:
 
     def restore(self, job: Job) -> None:
         """Puts what is known of a prompt into the job's slot, which is empty."""
-        if job.request.place or job.request.prompt_logprobs is not None:
-            job.result.miss = "begins inside a row" if job.request.place else "wants the prompt's log-probabilities"
+        if job.request.wants_whole is not None:
+            job.result.miss = job.request.wants_whole
             return
         found = self.prefix.find(job.request.content, job.prompt, counted=not job.background)
         grid = self._devices.sizes.grid
@@ -64,19 +65,13 @@ class Memory:
         return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True)
 
 
-def check_counts(counts: dict[str, int | None]) -> None:
-    """ValueError where one of the engine's bytes and counts is none; `budget` may be None."""
-    for name, value in counts.items():
-        if name != "budget" or value is not None:
-            check_count(name, value, 0 if name.endswith("bytes") else 1, None)
-
-
 def remembering(
     devices: Devices, *, prefix_bytes: int, host_bytes: int, path_states: int, snapshots: int
 ) -> Memory | None:
     """A memory of so many bytes (`Engine` says what the others are); None of 0."""
     if not prefix_bytes:
         return None
+    devices.compile_memory()
     limits = {"host_budget": host_bytes, "path_states": path_states}
     prefix = Prefix(devices.sizes.grid, prefix_bytes, **limits, to_host=to_host, to_devices=to_devices)
     return Memory(devices, prefix, snapshots)

@@ -4,13 +4,14 @@
     follow(Engine(model, ...))                 in all others; returns when the first has closed
 
 Before each step the first process says what it was asked since the last: a few bytes to every process. What follows is
-decided by all of them alike. A process that dies ends the others: the next collective fails, and says so with its name.
+decided by all of them alike; hooks of requests (`masks.py`) are the first's alone, which says what they said. A process
+that dies ends the others: the next collective fails, and says so with its name.
 """
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +19,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mm01_jax import job
+from mm01_jax.inference import masks
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_answers import shown
 from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
+from mm01_jax.inference.engine_streams import Streams
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import stops
 
 
-class Led:
+class Led(Streams):
     """An engine as the first process asks it: each call is taken note of, and done by everyone at the next step."""
 
     def __init__(self, engine: Engine):
@@ -33,16 +35,18 @@ class Led:
         self._asked: list[list[Any]] = []
         self._next, self._unsaid = engine.asked, range(0)  # the next id; those that the others have not heard of
         self._forgotten: set[int] = set()  # since the last step
+        self._hooks: list[masks.Hook] = []  # of requests since then
+        engine.ask = _ask_and_say
 
     def submit(self, request: Request) -> int:
         """As the engine's; the id is known before the request is."""
         check(request, self.engine.limits)
-        return self._note("submit", _plain(request), new=1)[0]
+        return self._note("submit", self._plain(request), new=1)[0]
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
         check(request, self.engine.limits)
         check_count("count", count, 1, None)
-        return self._note("submit_samples", _plain(request), int(count), new=int(count))
+        return self._note("submit_samples", self._plain(request), int(count), new=int(count))
 
     def cancel(self, id: int) -> None:
         self._note("cancel", self._known(id))
@@ -62,17 +66,9 @@ class Led:
     def step(self) -> list[Event]:
         return self._say()
 
-    def run(self) -> None:
-        while self._asked or not self.engine.idle:
-            self.step()
-
-    def stream(self, id: int) -> Iterator[int]:
-        """As the engine's, as is `stream_text`."""
-        for tokens in shown(self.result(id), lambda result: result.tokens, self.step):
-            yield from tokens
-
-    def stream_text(self, id: int) -> Iterator[str]:
-        yield from filter(None, shown(self.result(id), lambda result: result.text, self.step))
+    @property
+    def idle(self) -> bool:
+        return not self._asked and self.engine.idle
 
     def result(self, id: int) -> Result:
         """What a request has so far; one that the others have not heard of begins with that."""
@@ -104,11 +100,20 @@ class Led:
             self.engine.result(id)
         return id
 
+    def _plain(self, request: Request) -> dict[str, Any]:
+        """A request as JSON has it, of its hook the number among those since the last step."""
+        fields = _plain(dataclasses.replace(request, mask=None))
+        if request.mask is not None:
+            fields["mask"] = len(self._hooks)
+            self._hooks.append(request.mask)
+        return fields
+
     def _say(self) -> list[Event]:
         asked, self._asked, self._unsaid, self._forgotten = self._asked, [], range(0), set()
+        hooks, self._hooks = self._hooks, []
         said = json.dumps(asked, default=lambda number: number.item()).encode()  # NumPy's
         with _named():
-            return _do(self.engine, json.loads(_from_first(said)))
+            return _do(self.engine, json.loads(_from_first(said)), hooks.__getitem__)
 
 
 def lead(engine: Engine) -> Led:
@@ -122,19 +127,41 @@ def follow(engine: Engine, each: Callable[[list[Event]], None] = lambda _: None)
     Raises:
       RuntimeError: another process has died; names it (of more than two, those that it may be).
     """
+    engine.ask = lambda *_: _said(_from_first(b""))
     while True:
         with _named():
             asked = json.loads(_from_first(b""))
             if ["close"] in asked:
                 return
-            events = _do(engine, asked)
+            events = _do(engine, asked, lambda _: _elsewhere)
         each(events)
 
 
-def _do(engine: Engine, asked: list[list[Any]]) -> list[Event]:
+def _elsewhere(tokens: list[int]):
+    """The hook of a request whose own is in another process."""
+    raise AssertionError("the first process asks hooks")
+
+
+def _ask_and_say(asked: Sequence[tuple[masks.Hook, Sequence[int]]], allowed_V: np.ndarray) -> list[masks.Said]:
+    """What hooks say, said to the other processes."""
+    said = masks.ask_all(asked, allowed_V)
+    words = b"".join(one.words.astype("<u4").tobytes() for one in said if one.words is not None)
+    told = json.dumps([(one.words is not None, one.free, one.error) for one in said])
+    return _said(_from_first(told.encode() + b"\n" + words))
+
+
+def _said(data: bytes) -> list[masks.Said]:
+    told, _, words = data.partition(b"\n")
+    told = json.loads(told)
+    count = sum(has_words for has_words, *_ in told)
+    rows = iter(np.frombuffer(words, "<u4").reshape(count, -1) if count else ())
+    return [masks.Said(next(rows) if has_words else None, *others) for has_words, *others in told]
+
+
+def _do(engine: Engine, asked: list[list[Any]], hook: Callable[[int], masks.Hook]) -> list[Event]:
     for what, *of in asked:
         if what.startswith("submit"):
-            getattr(engine, what)(_request(of[0]), *of[1:])
+            getattr(engine, what)(_request(of[0], hook), *of[1:])
         elif what == "close":
             return []
         else:
@@ -162,8 +189,6 @@ def _named() -> Iterator[None]:
 
 
 def _plain(request: Request) -> dict[str, Any]:
-    if request.mask is not None:
-        raise ValueError("mask: got a hook; allowed: none over several processes, which would have to ask it alike")
     fields = dataclasses.asdict(request)
     for name in ("prompt", "stop_ids", "expected"):
         fields[name] = [int(token) for token in fields[name]]
@@ -176,11 +201,12 @@ def _plain(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _request(fields: dict[str, Any]) -> Request:
-    sampling = fields["sampling"]
+def _request(fields: dict[str, Any], hook: Callable[[int], masks.Hook]) -> Request:
+    sampling, number = fields["sampling"], fields["mask"]
     sampling = Sampling(**sampling | {"logit_bias": dict(map(tuple, sampling["logit_bias"]))})
     changed = {
         "sampling": sampling,
+        "mask": None if number is None else hook(number),
         "content": bytes.fromhex(fields["content"]),
         "stop_ids": tuple(fields["stop_ids"]),
         "expected": tuple(fields["expected"]),

@@ -11,7 +11,6 @@ has all slots.
     get_page, put_page    what they hold of each position, for a piece (keys and values)
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -21,59 +20,30 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules
-from mm01_jax.config.fields import nearest_name
 from mm01_jax.inference import sampling
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.inference.sampling import History, Rows
+from mm01_jax.inference.steps import take_in
 from mm01_jax.model.cache import DecodeCache, RowLayout, Window, put_rows, take_rows
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import cache_specs, empty_cache, mixer
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """What the shapes of all programs follow from.
-
-    max_length: positions of a slot. grid: tokens of a piece. pieces: at most in one call of prefill; `wide` of them
-    make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
-    steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
-    logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
-    deterministic: answers have the bits of training's forward (`model/deterministic.py`).
-    """
-
-    num_slots: int
-    max_length: int
-    grid: int = 64
-    pieces: int = 8
-    wide: int = 1
-    steps: int = 16
-    drafts: int = 0
-    stop_ids: int = 8
-    logprobs: int = 0
-    keep_logits: bool = False
-    deterministic: bool = False
-
-    @classmethod
-    def of(cls, **sizes) -> "Sizes":
-        """ValueError where one of the names is none."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in sizes.keys() - set(names):
-            near = nearest_name(name, names) or "grid"
-            raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
-        return cls(**sizes)
 
 
 class Slots(NamedTuple):
     """All that the running requests have on the devices; every leaf has a row a slot.
 
     hidden_BD: final hidden of the last token taken in. place_B: int32, which place of the cache is position 0.
-    number_B: int32, new tokens drawn so far. tokens_BT: int32, all that were taken in, by position, then those
-    expected, then -1; T is 0 where nothing is guessed from them.
+    number_B: int32, new tokens drawn so far. left_B: int32, those that may come yet, 0 when a row has ended. stop_BK:
+    int32, ids that end it, -1: none. tokens_BT: int32, all that were taken in, by position, then those expected, then
+    -1; T is 0 where nothing is guessed from them.
     """
 
     cache: DecodeCache
     hidden_BD: jax.Array
     place_B: jax.Array
     number_B: jax.Array
+    left_B: jax.Array
+    stop_BK: jax.Array
     rows: Rows
     history: History
     tokens_BT: jax.Array
@@ -87,6 +57,8 @@ def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slo
         jnp.zeros((B, config.embed_dim), compute.dtype),
         jnp.zeros((B,), jnp.int32),
         jnp.zeros((B,), jnp.int32),
+        jnp.zeros((B,), jnp.int32),
+        jnp.full((B, sizes.stop_ids), -1, jnp.int32),
         jax.tree.map(jnp.asarray, sampling.rows([sampling.Sampling()] * B, [0] * B)),
         sampling.empty_history(B, V),
         jnp.zeros((B, sizes.max_length if sizes.drafts else 0), jnp.int32),
@@ -118,6 +90,13 @@ def everywhere(tree):
     return jax.tree.map(lambda x: lax.with_sharding_constraint(x, jax.P()), tree)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def allowed_ids(model, vocab_size: int) -> jax.Array:
+    """(V,) bool: ids that a text may have, which are those of the tokenizer whose embedding is not 0 (model.md A.7)."""
+    trained_V = jnp.any(model.embed[...] != 0, axis=1)
+    return everywhere(trained_V & (jnp.arange(trained_V.shape[0]) < vocab_size))
+
+
 class Told(NamedTuple):
     """What prefill takes in: the next `count` tokens of one slot on each shard of the rows; 0 changes nothing.
 
@@ -134,19 +113,28 @@ class Told(NamedTuple):
 
 
 class Said(NamedTuple):
-    """Log-probabilities of what follows each token (R, S), and of the likeliest with their ids (R, S, T)."""
+    """Log-probabilities of what follows each token (R, S), and of the likeliest with their ids (R, S, T); experts that
+    each was routed to (R, S, L, A) where kept."""
 
     logprobs: jax.Array
     top_ids: jax.Array
     top_logprobs: jax.Array
+    routed: jax.Array | None
+
+
+def empty_routed(shape: tuple[int, int], config: ModelConfig) -> jax.Array:
+    """int32 (*shape, L, A), an id that no expert has."""
+    experts = config.num_layers, config.num_experts_per_token
+    return jnp.full((*shape, *experts), config.num_experts, jnp.int32)
 
 
 def prefill(model: TextModel, slots: Slots, allowed_V, told: Told, *, sizes: Sizes, layout: RowLayout):
     """Takes in tokens: (slots, Said, zeros where nobody wants it)."""
-    moved, *part = (Slots(*tree[:3], *[None] * 4) for tree in (slots, layout.axes, layout.whole, layout.part))
+    moved, *part = (Slots(*tree[:3], *[None] * 6) for tree in (slots, layout.axes, layout.whole, layout.part))
     part = layout._replace(axes=part[0], whole=part[1], part=part[2])
     R, S, T = len(told.count_R), sizes.pieces * sizes.grid, sizes.logprobs
-    said = Said(jnp.zeros((R, S)), jnp.zeros((R, S, T), jnp.int32), jnp.zeros((R, S, T)))
+    routed = empty_routed((R, S), model.config) if sizes.routed_experts else None
+    said = Said(jnp.zeros((R, S)), jnp.zeros((R, S, T), jnp.int32), jnp.zeros((R, S, T)), routed)
     carry = take_rows(moved, told.index_R, part), said
     width = sizes.wide * sizes.grid
     body = functools.partial(_piece, model, allowed_V, told)
@@ -166,14 +154,12 @@ def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said])
     tokens = lax.dynamic_slice_in_dim(told.tokens_RS, start, width, axis=1)
     tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
     count_R = jnp.clip(told.count_R - start, 0, width)
-    at_RW = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32)[None, :], tokens.shape)
-    segments = jnp.where(at_RW < count_R[:, None], 0, -1)
-    x = model.embed_tokens(tokens)
-    hidden_RWD, new, _ = model.forward(x, (cache.lengths - place_R)[:, None] + at_RW, segments, cache)
-    last = jnp.take_along_axis(hidden_RWD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)[:, 0]
-    last = sharding.constrain(last, model.rules, "batch", None)
+    hidden_RWD, last, new, stats = take_in(model, cache, model.embed_tokens(tokens), count_R, place_R)
     say = functools.partial(_said, model, allowed_V, told.tokens_RS, (start, grid))
     said = lax.cond(told.says, say, lambda hidden, said: said, hidden_RWD, said)
+    if said.routed is not None:
+        choice = jnp.transpose(stats.choice, (1, 2, 0, 3))  # of (L, R, W, A)
+        said = said._replace(routed=lax.dynamic_update_slice_in_dim(said.routed, choice, start, axis=1))
     if len(count_R) > 1:  # one row alone has something in every body
         new = _kept_where_empty(model.config, count_R, new, cache)
     new = constrain(new, cache_specs(model.config, model.rules))
@@ -192,7 +178,8 @@ def _said(model, allowed_V, tokens_RS, place, hidden_RWD, said: Said) -> Said:
         logits = sharding.constrain(model.logits(hidden), model.rules, "batch", None, None)
         found = sampling.log_probabilities(logits.reshape(R * grid, -1), following, allowed_V, said.top_ids.shape[2])
         put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=at, axis=1)
-        return Said(*(put(all, new.reshape(R, grid, *new.shape[1:])) for all, new in zip(said, found, strict=True)))
+        new = (put(all, one.reshape(R, grid, *one.shape[1:])) for all, one in zip(said[:3], found, strict=True))
+        return Said(*new, said.routed)
 
     return lax.fori_loop(0, W // grid, one, said)
 

@@ -21,6 +21,8 @@ class Request:
     mask: a hook that says what may come next (`masks.py`); it is asked for each token, and all wait for it. logprobs:
     how many of the likeliest tokens' log-probabilities are wanted with each new token's own; None: not even that.
     prompt_logprobs: the same of the prompt's tokens but the first; such a prompt is taken in whole.
+    routed_experts: whether the experts that its tokens are routed to are wanted, of an engine that keeps them; such a
+    prompt is taken in whole, too.
     guesses: whether an engine with `drafts` guesses what comes; expected: the answer, as far as somebody has an idea of
     it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
     tokens the prompt means (a digest of pixels): states of prompts are found only by requests with the same. place: in
@@ -36,11 +38,21 @@ class Request:
     mask: masks.Hook | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    routed_experts: bool = False
     guesses: bool = True
     expected: Sequence[int] | np.ndarray = ()
     priority: int = 0
     content: bytes = b""
     place: int = 0
+
+    @property
+    def wants_whole(self) -> str | None:
+        """Why nothing that is remembered of the prompt may stand for taking it in; None where it may."""
+        if self.place:
+            return "begins inside a row"
+        if self.prompt_logprobs is not None:
+            return "wants the prompt's log-probabilities"
+        return "wants the prompt's routed experts" if self.routed_experts else None
 
 
 @dataclasses.dataclass
@@ -51,9 +63,10 @@ class Result:
     hook left nothing to say, or is wrong; error: which.
     text: of the tokens, where the engine has a tokenizer: whole characters, and nothing that is or may become a stop.
     logprobs: the model's own, of each token, where asked for. top: for each token, (id, log-probability) of the
-    likeliest. prompt_logprobs, prompt_top: the same of the prompt's tokens from the second on.
-    logits: float32 (V,) for each token where the engine keeps them. cached: tokens of the prompt whose states were
-    there already; miss: why not more of them (`prefix.py`).
+    likeliest. prompt_logprobs, prompt_top: the same of the prompt's tokens from the second on. routed_experts: int32
+    (tokens, layers, top-k), the best first, where asked for: of the prompt's tokens and the answer's but the last, of
+    which nothing is computed; there when the answer is. logits: float32 (V,) for each token where the engine keeps
+    them. cached: tokens of the prompt whose states were there already; miss: why not more of them (`prefix.py`).
     """
 
     tokens: list[int] = dataclasses.field(default_factory=list)
@@ -64,6 +77,7 @@ class Result:
     top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
     prompt_logprobs: list[float] = dataclasses.field(default_factory=list)
     prompt_top: list[list[tuple[int, float]]] = dataclasses.field(default_factory=list)
+    routed_experts: np.ndarray | None = None
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
     cached: int = 0
     miss: str | None = None
@@ -80,8 +94,8 @@ class Event(NamedTuple):
 class Limits(NamedTuple):
     """What an engine can do for one request.
 
-    position_bytes, state_bytes: of the cache, on all devices together. reads_text: it has a tokenizer. deterministic:
-    as in `Sizes`. image_token: the id that stands where an image is; None: a model of text alone.
+    position_bytes, state_bytes: of the cache, on all devices together. reads_text: it has a tokenizer. deterministic,
+    routed_experts: as in `Sizes`. image_token: the id that stands where an image is; None: a model of text alone.
     """
 
     vocab_size: int
@@ -92,6 +106,7 @@ class Limits(NamedTuple):
     state_bytes: int
     reads_text: bool
     deterministic: bool
+    routed_experts: bool
     image_token: int | None = None
 
 
@@ -131,15 +146,23 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if found.strings and not limits.reads_text:
         raise ValueError(f"stop: got {found.strings[0]!r}; allowed: ids in stop_ids, or an Engine(tokenizer=...)")
     _whole_numbers("expected", request.expected, limits.vocab_size)
-    for name in ("logprobs", "prompt_logprobs"):
-        if (wants := getattr(request, name)) is not None:
-            check_count(name, wants, 0, limits.logprobs)
+    _check_wanted(request, limits)
     check_count("priority", request.priority, None, None)
     if not (request.mask is None or callable(request.mask)):
         raise ValueError(f"mask: got {request.mask!r}; allowed: a function of the tokens so far, or None")
     if not isinstance(request.content, bytes):
         raise ValueError(f"content: got {request.content!r}; allowed: bytes")
     return prompt
+
+
+def _check_wanted(request: Request, limits: Limits) -> None:
+    for name in ("logprobs", "prompt_logprobs"):
+        if (wants := getattr(request, name)) is not None:
+            check_count(name, wants, 0, limits.logprobs)
+    for name in ("routed_experts", "guesses"):
+        check_switch(name, getattr(request, name))
+    if request.routed_experts and not limits.routed_experts:
+        raise ValueError("routed_experts: got True; allowed: False, or True of an Engine(routed_experts=True)")
 
 
 def _check_no_image(prompt: np.ndarray, image_token: int | None) -> None:
@@ -174,3 +197,9 @@ def check_count(name: str, value, least: int | None, most: int | None) -> None:
     fits = is_whole and (least is None or value >= least) and (most is None or value <= most)
     if not fits:
         raise ValueError(f"{name}: got {value!r}; allowed: a whole number {' and '.join(bounds)}".rstrip())
+
+
+def check_switch(name: str, value) -> None:
+    """ValueError where a value is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: got {value!r}; allowed: True or False")

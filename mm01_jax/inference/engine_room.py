@@ -5,7 +5,8 @@ import math
 
 import jax
 
-from mm01_jax.inference.engine_programs import Sizes, empty_slots, slot_specs
+from mm01_jax.inference.engine_programs import empty_slots, slot_specs
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model.decoder import TextModel
 
 

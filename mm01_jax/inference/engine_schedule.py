@@ -23,7 +23,8 @@ class Job:
     taken: tokens of the prompt that its slot, or `row`, has taken in. row: all of its slot while it has none: it was
     preempted (the row is in the hosts' memory), or goes on from another's prompt. text: reads the answer, where the
     engine has a tokenizer. waits_for: the job whose prompt it goes on from. branch: tokens of the prompt after which
-    another was known to part. background: asked by nobody, it takes in what is to be remembered.
+    another was known to part. routed: the experts of its tokens so far, arrays (n, L, A) one after another. background:
+    asked by nobody, it takes in what is to be remembered.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Job:
     text: TextStream | None = None
     waits_for: "Job | None" = None
     branch: int = 0
+    routed: list[np.ndarray] = dataclasses.field(default_factory=list)
     background: bool = False
 
     @property
@@ -72,6 +74,10 @@ class Schedule:
         if not self.waiting and self.later and self.free_slot() is not None:
             return self.later[0]
         return min(ready, key=lambda job: job.rank, default=None)
+
+    def who_wait_for(self, job: Job) -> list[Job]:
+        """Those that go on from its prompt."""
+        return [other for other in self.waiting if other.waits_for is job]
 
     def free_slot(self) -> int | None:
         """One of the group that has least to take in."""

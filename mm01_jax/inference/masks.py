@@ -8,15 +8,23 @@ The same tokens must get the same answer: a request that was preempted, or is as
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Hook = Callable[[list[int]], Any]
 
 
-class DeadEnd(Exception):
-    """A hook allows nothing that may be chosen."""
+class Said(NamedTuple):
+    """What a hook lets an answer say: words uint32 (ceil(V / 32),), None where anything may come; free: how many tokens
+    need no other answer; or error: why it may say nothing."""
+
+    words: np.ndarray | None = None
+    free: int = 1
+    error: str | None = None
+
+
+Ask = Callable[[Sequence[tuple[Hook, Sequence[int]]], np.ndarray], list[Said]]  # as `ask_all`
 
 
 def num_words(vocab_size: int) -> int:
@@ -30,26 +38,35 @@ def packed(mask_V: np.ndarray) -> np.ndarray:
     return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
 
 
-def ask(hook: Hook, tokens: Sequence[int], allowed_V: np.ndarray) -> tuple[np.ndarray | None, int | None]:
-    """(uint32 words, None where anything may come; how many tokens need no other answer, None: any number).
+def ask(hook: Hook, tokens: Sequence[int], allowed_V: np.ndarray) -> Said:
+    """What a hook says of the answer so far; whatever is wrong with it is told, not raised: others go on.
 
     Args:
       allowed_V: bool, ids that may ever be chosen.
-
-    Raises:
-      DeadEnd: nothing may come. ValueError: the hook returned something else than it may.
     """
-    said = hook(list(tokens))
+    try:
+        return _said(hook(list(tokens)), allowed_V)
+    except Exception as error:  # a stranger's program
+        why = str(error) or type(error).__name__
+        return Said(error=why if why.startswith("mask: ") else f"mask: {why}")
+
+
+def ask_all(asked: Sequence[tuple[Hook, Sequence[int]]], allowed_V: np.ndarray) -> list[Said]:
+    """Of each hook with the tokens of its answer."""
+    return [ask(hook, tokens, allowed_V) for hook, tokens in asked]
+
+
+def _said(said, allowed_V: np.ndarray) -> Said:
     if said is None:
-        return None, 1
+        return Said()
     if isinstance(said, int | np.integer) and not isinstance(said, bool):
         if said < 1:
             raise ValueError(f"mask: returned {said}; allowed: a whole number at least 1")
-        return None, int(said)
+        return Said(free=int(said))
     words = _words(said, len(allowed_V))
     if not (words & packed(allowed_V)).any():
-        raise DeadEnd
-    return words, 1
+        raise ValueError("mask: no id that may be chosen is allowed")
+    return Said(words=words)
 
 
 def _words(said, vocab_size: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Where numbers first are none: in the embedding, in which layer, in the head. Asked when logits or a loss are not."""
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
@@ -43,6 +45,17 @@ def report(model: TextModel | VLModel, tokens_BS: np.ndarray, segments_BS: np.nd
         f"the logits are not finite: numbers first are none {found}. Computed in {dtype}; weights that are sound in a "
         "wider dtype may be too large for it (--dtype=float32), others are damaged (mm01-convert check --check-finite)"
     )
+
+
+def report_texts(model: TextModel | VLModel, texts: Sequence[Sequence[int]]) -> NoReturn:
+    """The same for texts of ids (prompts and answers), after which logits were no numbers."""
+    mesh, rules = sharding.mesh_of(model), model.rules
+    shards = [math.prod(mesh.shape[axis] for axis in axes) for axes in (rules.batch, rules.seq)]
+    shape = [-(-count // of) * of for count, of in zip((len(texts), max(map(len, texts))), shards, strict=True)]
+    tokens, segments = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)], segments[row, : len(text)] = text, 0
+    report(model, tokens, segments)
 
 
 def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> str | None:

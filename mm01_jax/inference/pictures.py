@@ -14,7 +14,8 @@ from mm01_jax.data.images.opening import ImageError, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import shown
-from mm01_jax.inference.asked import Asked, Images
+from mm01_jax.inference.asked import Asked
+from mm01_jax.inference.decoding import Images
 
 File = str | os.PathLike | bytes
 

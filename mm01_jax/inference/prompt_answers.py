@@ -19,8 +19,8 @@ from mm01_jax.data.text import DataError
 from mm01_jax.files import quoted
 from mm01_jax.inference import answer_file, batch, prompt_file
 from mm01_jax.inference.answer_file import Begun
-from mm01_jax.inference.asked import Asked
-from mm01_jax.inference.text import Settings, answers
+from mm01_jax.inference.asked import Asked, Settings
+from mm01_jax.inference.text import answers
 from mm01_jax.progress import Progress
 
 _ASKED = ("checkpoint", "tokenizer", "dtype", "quantize", "template", "seed", "max_tokens", "thinking_tokens")

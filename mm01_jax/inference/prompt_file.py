@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mm01_jax.data.text import DataError, lines, whole_line
+from mm01_jax.data.json_lines import lines, whole_line
+from mm01_jax.data.text import DataError
 from mm01_jax.files import Door, parse_json, quoted
 from mm01_jax.inference.answer_file import RESULT
 

@@ -1,44 +1,25 @@
-"""From prompts to text: `generate` at once, `stream` as it comes."""
+"""From prompts to text, on the engine: `generate` at once, `Speaker` and `stream` as it comes."""
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from mm01_jax.data.conversations import END
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference import decoding
+from mm01_jax.inference import batch, decoding
+from mm01_jax.inference.asked import Answer, Job, Settings, ends
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Request, check_count
+from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling
-from mm01_jax.inference.stops import Stops, TextStream
+from mm01_jax.inference.stops import TextStream
 from mm01_jax.model.decoder import TextModel
-
-
-class Settings(NamedTuple):
-    """How to generate. seed: of the first prompt, one more for each next; the same one gives the same text. stop: what
-    ends a text besides its own end. thinks: whether the model thinks before it answers; thinking_tokens: for how long
-    at most, None: as long as it likes.
-    """
-
-    max_tokens: int
-    sampling: Sampling
-    seed: int
-    stop: Stops = Stops()
-    thinks: bool = False
-    thinking_tokens: int | None = None
-
-
-class Answer(NamedTuple):
-    """finish: "stop", the model ended its text, or "length", it was cut at max_tokens. thinking: what it thought before
-    it answered; None of a model that does not."""
-
-    text: str
-    finish: str
-    thinking: str | None = None
+from mm01_jax.model.multimodal import VLModel
 
 
 def generate(
-    model: TextModel,
+    model: TextModel | VLModel,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -47,7 +28,7 @@ def generate(
     seed: int = 0,
     images: Sequence[Sequence[str | os.PathLike | bytes]] | None = None,
 ) -> list[str]:
-    """The text after each prompt, generated together on the mesh that the model is on.
+    """The text after each prompt, all of them in one engine, on the mesh that the model is on.
 
     Args:
       images: of a VLModel, the files of each prompt in the order of its `<image>` marks; a prompt is then what a user
@@ -56,7 +37,7 @@ def generate(
         prompt's text follows from it and its seed.
 
     Raises:
-      ValueError: one string instead of several, an empty prompt, max_tokens below 1.
+      ValueError: one string instead of several, no prompt or an empty one, max_tokens below 1.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
@@ -71,60 +52,94 @@ def generate(
     return [answer.text for answer in answers(model, tokenizer, [tokenizer.encode(p) for p in prompts], settings)]
 
 
-def stream(
-    model: TextModel,
-    tokenizer: Tokenizer,
-    prompt: np.ndarray,
-    settings: Settings,
-    stop: int | None = None,
-    images: decoding.Images | None = None,
-) -> Iterator[str]:
-    """Pieces of the text after one prompt; bytes of an unfinished character wait for the next piece.
-
-    Args:
-      images: what the image tokens of the prompt show (`pictures.prompts`).
-      stop: the id that ends the text besides the tokenizer's end of a document.
-    Returns:
-      (of the generator) how it finished, as in `Answer`.
-    """
-    text = TextStream(tokenizer, ends(tokenizer, settings, stop), prompt)
-    for block in _blocks(model, tokenizer, [prompt], settings, stop, images):
-        yield text.take(block[0])
-        if text.finish is not None:
-            break
-    yield text.end()
-    return text.finish or "length"
-
-
 def answers(
-    model: TextModel,
+    model: TextModel | VLModel,
     tokenizer: Tokenizer,
     prompts: Sequence[np.ndarray],
     settings: Settings,
     stop: int | None = None,
-    images: decoding.Images | None = None,
+    images=None,
 ) -> list[Answer]:
-    """The text after each of some prompts, generated together; `stop` as in `stream`."""
+    """The text after each of some prompts, all of them in one engine.
+
+    stop: the id that ends a text besides the tokenizer's end of a document.
+    """
+    if images is not None:
+        return _about_images(model, tokenizer, prompts, settings, stop, images)
+    check_count("max_tokens", settings.max_tokens, 1, batch.MOST_TOKENS)
+    if not len(prompts):
+        raise ValueError("prompts: got none; allowed: at least one")
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
+    jobs = [Job(prompt, settings._replace(seed=settings.seed + number)) for number, prompt in enumerate(prompts)]
+    return [answer for (answer,) in batch.answers(model, tokenizer, jobs, slots=len(jobs), stop=stop)]
+
+
+class Speaker:
+    """A model that says one thing after another, each as it comes.
+
+    stop: as in `answers`. remembers: what a prompt shares with those before is not taken in again.
+    """
+
+    def __init__(
+        self,
+        model: TextModel | VLModel,
+        tokenizer: Tokenizer,
+        settings: Settings,
+        stop: int | None = None,
+        *,
+        remembers: bool = False,
+    ):
+        self._model, self._tokenizer, self._settings, self._stop = model, tokenizer, settings, stop
+        self._remembers = remembers
+        self._engine: Engine | None = None
+
+    def say(self, prompt: np.ndarray) -> Iterator[str]:
+        """Pieces of the text after a prompt; bytes of an unfinished character wait for the next piece.
+
+        Returns:
+          (of the generator) how it finished, as in `Answer`.
+        """
+        request = request_of(Job(prompt, self._settings), self._tokenizer, self._stop)
+        engine = self._taken(request)
+        id = engine.submit(request)
+        yield from engine.stream_text(id)
+        self._engine = engine
+        return engine.forget(id).finish
+
+    def _taken(self, request: Request) -> Engine:
+        """An engine that can: the one that is there, or another, twice as long. Whoever cuts an answer off (Ctrl-C)
+        does it anywhere, also between a call of the devices and what is noted of it: then none is there."""
+        engine, self._engine = self._engine, None
+        needed = len(request.prompt) + request.max_tokens
+        if engine is not None and needed <= engine.sizes.max_length:
+            return engine
+        del engine  # its slots go before others come
+        length = {"length": 2 * needed} if self._remembers else {}
+        return engine_for(self._model, self._tokenizer, [request], 1, **length)
+
+
+def stream(
+    model: TextModel | VLModel,
+    tokenizer: Tokenizer,
+    prompt: np.ndarray,
+    settings: Settings,
+    stop: int | None = None,
+    images=None,
+) -> Iterator[str]:
+    """One prompt's text as `Speaker.say` gives it."""
+    if images is not None:
+        (answer,) = _about_images(model, tokenizer, [prompt], settings, stop, images)
+        yield answer.text
+        return answer.finish
+    return (yield from Speaker(model, tokenizer, settings, stop).say(prompt))
+
+
+def _about_images(model, tokenizer, prompts, settings: Settings, stop: int | None, images) -> list[Answer]:
     texts = [TextStream(tokenizer, ends(tokenizer, settings, stop), prompt) for prompt in prompts]
     pieces = [[] for _ in prompts]
-    for block in _blocks(model, tokenizer, prompts, settings, stop, images):
-        for row, ids in enumerate(block):
-            pieces[row].append(texts[row].take(ids))
-        if all(text.finish is not None for text in texts):
-            break
-    return [
-        Answer("".join([*said, text.end()]), text.finish or "length") for said, text in zip(pieces, texts, strict=True)
-    ]
-
-
-def ends(tokenizer: Tokenizer, settings: Settings, stop: int | None) -> Stops:
-    """What ends a text: the end of a document, the end of a turn (`stop`), what was asked for."""
-    own = {tokenizer.end_of_document} if stop is None else {tokenizer.end_of_document, stop}
-    return settings.stop._replace(ids=settings.stop.ids | own)
-
-
-def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None, images) -> Iterator[np.ndarray]:
-    return decoding.generate(
+    blocks = decoding.generate(
         model,
         prompts,
         images=images,
@@ -134,3 +149,11 @@ def _blocks(model, tokenizer, prompts, settings: Settings, stop: int | None, ima
         stop=sorted(ends(tokenizer, settings, stop).ids),
         vocab_size=tokenizer.vocab_size,
     )
+    for block in blocks:
+        for row, ids in enumerate(block):
+            pieces[row].append(texts[row].take(ids))
+        if all(text.finish is not None for text in texts):
+            break
+    return [
+        Answer("".join([*said, text.end()]), text.finish or "length") for said, text in zip(pieces, texts, strict=True)
+    ]

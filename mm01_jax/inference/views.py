@@ -8,6 +8,8 @@ whose positions are cut, is whole on every shard of the sequence; decoding takes
 
 `computing`: another dtype of activations.
 
+`routed`: its statistics say which experts every token went to.
+
 `deterministic`: its answers have the bits of training's forward (`model/deterministic.py`).
 """
 
@@ -20,6 +22,7 @@ from mm01_jax import sharding
 from mm01_jax.config import Rules
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.deterministic import BY_ROW, ByRowConfig, filled, least_rows, real
+from mm01_jax.model.experts import Experts
 from mm01_jax.model.multimodal import VLModel
 
 
@@ -32,6 +35,15 @@ def answering[Model: TextModel | VLModel](model: Model) -> Model:
 def computing[Model: TextModel | VLModel](model: Model, **changes) -> Model:
     """The model with other fields of its `compute`: another dtype, of the same weights."""
     return _told(model, compute=dataclasses.replace(model.compute, **changes))
+
+
+def routed[Model: TextModel | VLModel](model: Model) -> Model:
+    """The model whose router statistics have `choice`, (layers, B, S, A)."""
+    copy = jax.tree.map(lambda array: array, model)
+    for _, module in nnx.iter_modules(copy):
+        if isinstance(module, Experts):
+            module.tells = True
+    return copy
 
 
 def decoding[Model: TextModel | VLModel](model: Model, mesh: jax.sharding.Mesh) -> Model:
@@ -56,6 +68,8 @@ class TextModelByRow(TextModel):
             return super().forward(x_BSD, positions_BS, segments_BS)
         S, least = x_BSD.shape[1], least_rows(x_BSD.shape[0], self.config, self.rules)
         hidden, cache, stats = super().forward(filled(x_BSD, least), positions_BS, segments_BS, cache)
+        if stats.choice is not None:
+            stats = dataclasses.replace(stats, choice=stats.choice[:, :, :S])
         return real(hidden, S), cache, stats
 
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:

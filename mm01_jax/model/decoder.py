@@ -9,6 +9,7 @@ compiled program holds one body per stack however deep the model is. A training 
 every layer reads its own weights where they lie, and nothing is copied into a stack (`unrolls`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -121,7 +122,8 @@ class TextModel(nnx.Module):
           segments_BS: int32, any; < 0 is padding, which changes nothing. They cut the row into documents as
             `pallas_kernels/documents.py` says. With a cache a row is one document.
         Returns:
-          (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...)).
+          (hidden (B, S, D) after the final norm, the updated cache, router statistics stacked (layers, ...); `choice`
+          among them where the experts tell (`views.routed`)).
         """
         config = self.config
         one_a_row = cache is not None and x_BSD.shape[:2] == (len(cache.lengths), 1)  # no drafts
@@ -166,7 +168,10 @@ class TextModel(nnx.Module):
         """`forward` of one token a row where kernels of its own serve it."""
         told = decode_step.Told(positions_BS[:, 0], segments_BS[:, 0] >= 0)
         hidden_BD, cache, choice_LAB = decode_step.forward(self, x_BSD[:, 0], told, cache)
-        return hidden_BD[:, None], cache, decode_step.stats(choice_LAB, told.active_B, self.config.num_experts)
+        stats = decode_step.stats(choice_LAB, told.active_B, self.config.num_experts)
+        if self.stacks[0].experts.tells:
+            stats = dataclasses.replace(stats, choice=jnp.swapaxes(choice_LAB, 1, 2)[:, :, None])
+        return hidden_BD[:, None], cache, stats
 
     def _every_layer(self, tokens: Tokens, h: jax.Array) -> tuple[jax.Array, RouterStats]:
         """All layers one after another: (h, router statistics stacked (layers, ...)).

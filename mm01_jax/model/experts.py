@@ -13,7 +13,9 @@ from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
 
 class Experts(nnx.Module):
-    """Router and E SwiGLU experts of width F."""
+    """Router and E SwiGLU experts of width F. tells: every token's choice is among the statistics (`views.routed`)."""
+
+    tells = False
 
     def __init__(
         self,
@@ -59,4 +61,5 @@ class Experts(nnx.Module):
             compute=self.compute,
             rules=self.rules,
             layout=tokens.layout,
+            tells=self.tells,
         )

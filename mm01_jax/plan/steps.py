@@ -1,8 +1,8 @@
 """The steps that are planned, as functions and the shapes they are called with: the very ones that run.
 
     train     one optimiser step on a global batch (train/step.py)
-    prefill   one chunk of a prompt into the cache (inference/decoding.py)
-    decode    one token for every row (inference/decoding.py)
+    prefill   one chunk of a prompt into the cache (inference/steps.py)
+    decode    one token for every row (inference/steps.py)
 
 For prefill and decode `train.batch_size` is the number of rows, `train.sequence_length` the length of their cache, and
 weights are stored in the compute dtype, as inference loads them.
@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, Mesh
 from mm01_jax import sharding
 from mm01_jax.config import Config
 from mm01_jax.data.batch import Batch
-from mm01_jax.inference.decoding import PREFILL_CHUNK, decode_step, prefill
+from mm01_jax.inference.steps import CHUNK, decode_step, prefill
 from mm01_jax.model.abstract import abstract, abstract_model
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.mixers import cache_specs, empty_cache
@@ -98,7 +98,7 @@ def _infer(kind: str, config: Config, mesh) -> Step:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding.named(mesh, rules, "batch", *cut))
 
     if kind == "prefill":
-        chunk = min(PREFILL_CHUNK * config.mesh.shards("seq"), config.train.sequence_length)
+        chunk = min(CHUNK * config.mesh.shards("seq"), config.train.sequence_length)
         function, batch = prefill, (of_rows(jnp.int32, chunk), of_rows(jnp.int32))
         if config.vision is not None:
             tiles = _dealt(1 + max(math.prod(grid) for grid in config.vision.grids), config)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from benchmarks.inference.bench import plain_path
 from benchmarks.inference.prefill import Programs
-from mm01_jax.inference import decoding
+from mm01_jax.inference import steps
 from pallas_kernels import dispatch
 from tests import small
 
@@ -13,7 +13,7 @@ def test_programs_are_traced_on_the_path_that_is_in_force(monkeypatch):
     def step(model, cache, token_B, active_B):
         return jnp.float32(dispatch.why_not_hopper() == "the plain path was asked for"), cache
 
-    monkeypatch.setattr(decoding, "decode_step", step)
+    monkeypatch.setattr(steps, "decode_step", step)
     with small.one_device():
         model = small.model()
 

@@ -114,7 +114,7 @@ def test_steps_to_profile_lie_in_the_run(typed, nearest):
     assert command_line.load_config(BASE, [f"train.profile={nearest}"]).train.profile_steps
 
 
-LENGTHS_AND_INTERVALS = {
+MAY_CHANGE = {
     "train.steps",
     "train.eval_every",
     "train.eval_batches",
@@ -124,15 +124,16 @@ LENGTHS_AND_INTERVALS = {
     "train.profile",
     "train.tensorboard",
     "data.prefetch",
+    "data.source",  # a place, whose content the data's own manifest proves
 }
 
 
 @pytest.mark.parametrize("key", fields.leaf_types())
-def test_resumed_run_may_change_compute_mesh_lengths_and_intervals_and_nothing_else(key):
+def test_resumed_run_may_change_compute_mesh_lengths_intervals_and_the_place_of_its_data_and_nothing_else(key):
     saved = wrong_base.get_config()
     refused = [p.key for p in resume.resume_problems(saved, _with(**{key: _other(saved, key)}))]
     section = key.partition(".")[0]
-    allowed = section in ("compute", "mesh") or key in LENGTHS_AND_INTERVALS
+    allowed = section in ("compute", "mesh") or key in MAY_CHANGE
     # What is saved has the dtype of the weights.
     assert refused == ([] if allowed and key != "compute.param_dtype" else [key])
 

@@ -223,7 +223,7 @@ def test_a_setting_that_moves_documents_is_refused_on_resume_by_its_name(tmp_pat
         ("stdlb", "Did you mean 'stdlib'"),
         ("{tmp}/nothing/*.txt", "neither 'stdlib' nor a path"),
         ("{tmp}/data/0.tx", "0.txt'"),
-        ("{tmp}/empty", "directory without .txt, .jsonl, .arrayrecord"),
+        ("{tmp}/empty", "directory without .txt, .jsonl, .jsonl.gz"),
         ("{tmp}/mixed", "suffix '.gz'.*allowed are .txt"),
     ],
 )

@@ -56,6 +56,8 @@ OUTSIDE = {
     "grain": ("mm01_jax.data",),
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
+    "pyarrow": ("mm01_jax.data.parquet",),
+    "zstandard": ("mm01_jax.data.compressed",),
     "PIL": ("mm01_jax.data",),
     "jinja2": ("mm01_jax.data.template_process",),
     "safetensors": ("mm01_jax.convert",),

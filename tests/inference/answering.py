@@ -9,8 +9,6 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-import numpy as np
-
 from mm01_jax import cluster
 
 PROMPTS = ("def f", "x", "import self for")
@@ -43,20 +41,30 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
     return folder / "run"
 
 
+def drawn(model, prompts, *, vocab_size: int, slots: int | None = None, seed: int = 0, **asked) -> list[list[int]]:
+    """New tokens of each prompt, the first with `seed` and each next one with one more, from an engine that fits."""
+    from mm01_jax.inference.engine_request import Request
+    from mm01_jax.inference.fitting import engine_for
+
+    requests = [Request(prompt=prompt, seed=seed + number, **asked) for number, prompt in enumerate(prompts)]
+    engine = engine_for(model, None, requests, slots or len(prompts), vocab_size=vocab_size)
+    ids = [engine.submit(request) for request in requests]
+    engine.run()
+    return [engine.forget(id).tokens for id in ids]
+
+
 def answer(path, mesh: str | None) -> Answer:
     """What `load` gives on a mesh, asked."""
 
     from mm01_jax.evals.perplexity import perplexity
-    from mm01_jax.inference.decoding import generate
     from mm01_jax.inference.sampling import Sampling
     from mm01_jax.loading import load
 
     model, tokenizer, config = load(path, mesh)
-    options = {"seed": 5, "stop": tokenizer.end_of_document, "vocab_size": tokenizer.vocab_size}
     prompts, sampling = [tokenizer.encode(text) for text in PROMPTS], Sampling(temperature=1.0, top_p=0.9)
-    blocks = [*generate(model, prompts, max_tokens=20, sampling=sampling, **options)]
+    tokens = drawn(model, prompts, vocab_size=tokenizer.vocab_size, seed=5, max_tokens=20, sampling=sampling)
     score = perplexity(model, config)
-    return Answer(np.concatenate(blocks, axis=1).tolist(), score.loss, score.num_targets)
+    return Answer(tokens, score.loss, score.num_targets)
 
 
 if __name__ == "__main__":

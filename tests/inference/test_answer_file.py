@@ -6,7 +6,7 @@ import pytest
 
 from mm01_jax.inference import answer_file
 from mm01_jax.inference.answer_file import Begun
-from mm01_jax.inference.text import Answer
+from mm01_jax.inference.asked import Answer
 
 SAMPLES = (1, 3, 1, 2)
 FROM = {"weights": "abc", "temperature": 0.5}

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
-from mm01_jax.inference import batch, engine_devices, thoughts
+from mm01_jax.inference import batch, engine_devices, fitting, thoughts
+from mm01_jax.inference.asked import Answer, Settings
 from mm01_jax.inference.sampling import Sampling, seed_of_sample
 from mm01_jax.inference.stops import Stops
-from mm01_jax.inference.text import Settings
 from tests import small
 
 TOKENIZER = BytesTokenizer()
@@ -35,7 +35,7 @@ def test_answers_come_in_order_each_as_its_options_say(model):
     assert [len(answers) for answers in found] == [1, 1, 2, 1, 1]
     assert found[0][0] == found[2][0]  # the first sample has the request's own seed
     assert len({answers[0].text for answers in found} | {found[2][1].text}) == 5
-    assert found[4][0] == ("A" * 12, "length", None)
+    assert found[4][0] == Answer("A" * 12, "length")
     alone = [
         batch.job(PROMPT, SETTINGS, {"seed": seed_of_sample(5, 1)}),
         batch.job(PROMPT, SETTINGS, {"stop": found[0][0].text[2:4]}),
@@ -43,7 +43,7 @@ def test_answers_come_in_order_each_as_its_options_say(model):
     (sample,), (stopped,) = batch.answers(model, TOKENIZER, alone, slots=2)
     assert sample == found[2][1]
     text = found[0][0].text
-    assert stopped == (text[: text.index(text[2:4])], "stop", None)
+    assert stopped == Answer(text[: text.index(text[2:4])], "stop")
 
 
 def test_options_change_what_they_name_alone():
@@ -93,7 +93,7 @@ def test_a_model_that_thinks_has_its_thoughts_apart_and_stops_thinking_at_its_bu
             return [b"<think>"[len(tokens)]] if len(tokens) < 7 else self.budget(tokens)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "Budget", Opening)
+        patch.setattr(fitting, "Budget", Opening)
         job = batch.job(prompt, settings, {"thinking_tokens": 12, "logit_bias": {"97": 60, "98": 60}})
         ((answer,),) = batch.answers(model, TOKENIZER, [job], slots=1)
     assert set(answer.thinking) <= {"a", "b"} and len(answer.thinking) == 5

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mm01_jax.inference import answer_file, prompt_file
+from mm01_jax.inference.asked import Answer
 from mm01_jax.inference.chat import Chat
-from mm01_jax.inference.text import Answer
 from tests.house.checkout import ROOT
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.config import MeshConfig
-from mm01_jax.inference import decoding, sampling, views
+from mm01_jax.inference import sampling, steps, views
 from mm01_jax.model import deterministic
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.mixers import empty_cache
@@ -83,7 +83,7 @@ def test_a_prompt_taken_in_by_pieces_and_continued_has_them_too():
     """Pieces of one and a half chunks: the state at the end of the first, then keys and values of half a chunk."""
     model, want = trained("float32")
     view, (tokens, *_) = views.deterministic(model), row()
-    prefill = jax.jit(decoding.prefill.__wrapped__)
+    prefill = jax.jit(steps.prefill.__wrapped__)
     cache = new_cache(view, [1500])
     cache, hidden = dataclasses.replace(cache, lengths=jnp.zeros(1, jnp.int32)), None
     tokens = np.roll(tokens, -1500)[:256]  # the document at 1500, from a row's begin

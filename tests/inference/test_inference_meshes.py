@@ -1,12 +1,10 @@
 """The same text and the same score on every mesh: one device, every axis of 2, 2 x 2, 8 devices."""
 
-import functools
-
 import numpy as np
 import pytest
 
 from mm01_jax.evals import perplexity
-from mm01_jax.inference import decoding, scoring
+from mm01_jax.inference import engine_devices, scoring
 from tests import small
 from tests.inference import answering
 from tests.slow import slow_but
@@ -30,9 +28,7 @@ MESHES = (
 @pytest.fixture(scope="module", autouse=True)
 def cheap_programs():
     with pytest.MonkeyPatch.context() as patch:
-        block = functools.partial(small.unoptimised, static_argnames="count", donate_argnums=1)
-        patch.setattr(decoding, "prefill", small.unoptimised(decoding.prefill.__wrapped__, donate_argnums=1))
-        patch.setattr(decoding, "decode_block", block(decoding.decode_block.__wrapped__))
+        patch.setattr(engine_devices, "jit", small.unoptimised)
         patch.setattr(perplexity, "_score", small.unoptimised(scoring.score, static_argnames="chunk"))
         yield
 

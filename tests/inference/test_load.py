@@ -1,6 +1,5 @@
 """`load`: what a directory gives, on what it is asked for, and what is refused before any program is made."""
 
-import functools
 import json
 
 import jax
@@ -14,10 +13,11 @@ from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import TorchSource
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.data import tokenizer
-from mm01_jax.inference import decoding
+from mm01_jax.inference import engine_devices
 from mm01_jax.loading import load
 from tests import small
 from tests.convert import samples
+from tests.inference import answering
 
 QUIET = {"log": lambda line: None}
 
@@ -69,13 +69,10 @@ def test_the_exported_tokenizer_gives_other_programs_the_same_ids(exported):
 
 
 def test_a_torch_directory_goes_straight_into_generation(exported, monkeypatch):
-    cheap = functools.partial(small.unoptimised, donate_argnums=1)
-    monkeypatch.setattr(decoding, "prefill", cheap(decoding.prefill.__wrapped__))
-    block = cheap(decoding.decode_block.__wrapped__, static_argnames="count")
-    monkeypatch.setattr(decoding, "decode_block", block)
+    monkeypatch.setattr(engine_devices, "jit", small.unoptimised)
     model, words, _ = load(exported / "torch")
-    blocks = decoding.generate(model, [words.encode("def")], max_tokens=3, vocab_size=words.vocab_size)
-    assert np.concatenate([*blocks], axis=1).shape == (1, 3)
+    (tokens,) = answering.drawn(model, [words.encode("def")], max_tokens=3, vocab_size=words.vocab_size)
+    assert len(tokens) == 3
 
 
 def test_without_a_tokenizer_the_place_for_it_is_said(tmp_path):

@@ -63,7 +63,7 @@ class Opening(thoughts.Budget):
 
 
 def test_answers_have_their_thoughts_apart_and_end_them_at_their_budget(checkpoint, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("mm01_jax.inference.batch.Budget", Opening)
+    monkeypatch.setattr("mm01_jax.inference.fitting.Budget", Opening)
     code, found, err = answered(checkpoint, tmp_path, capsys, "--thinking-tokens=13")
     assert code == 0, err
     assert [(line.get("id"), line.get("sample")) for line in found] == [(7, None), (None, 0), (None, 1), (None, None)]

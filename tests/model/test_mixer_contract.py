@@ -19,7 +19,7 @@ from mm01_jax import sharding
 from mm01_jax.checkpoint import Checkpoints, leaf_paths, leaf_stacks
 from mm01_jax.config import MeshConfig, MixerKind
 from mm01_jax.convert import table
-from mm01_jax.inference import decoding
+from mm01_jax.inference import steps
 from mm01_jax.model import flops
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
@@ -187,9 +187,9 @@ def test_prefill_and_decode_equal_the_whole_forward():
         cache = jax.jit(lambda: empty_cache(found.config, found.compute, found.rules, 2, length))()
         assert jax.tree.map(jnp.shape, cache.stacks[1]) == ((2, 2, 2, 24, 2, 8),) * 2
         count = np.full(2, prompt, np.int32)
-        hidden, cache = decoding.prefill(found, cache, jnp.asarray(tokens[:, :16]), jnp.asarray(count))
+        hidden, cache = steps.prefill(found, cache, jnp.asarray(tokens[:, :16]), jnp.asarray(count))
         got = [np.asarray(found.logits(hidden[:, None])[:, 0])]
-        decode = small.unoptimised(decoding.decode_step)
+        decode = small.unoptimised(steps.decode_step)
         for at in range(prompt, length):
             one, cache = decode(found, cache, jnp.asarray(tokens[:, at]), jnp.ones(2, bool))
             got.append(np.asarray(one))

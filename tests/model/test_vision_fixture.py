@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.batch import Batch
-from mm01_jax.inference import decoding, scoring
+from mm01_jax.inference import decoding, scoring, steps
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model.mixers import empty_cache
 from tests.model import jax_model, vl_model
@@ -96,7 +96,7 @@ def test_prefill_in_chunks_leaves_the_original_s_states_and_decodes_its_greedy_t
     with jax_model.one_device():
         cache = empty_cache(model().config, model().compute, jax_model.RULES, len(counts), LENGTH)
         features = jax_model.compiled(lambda model, x: model.features(x))(model(), rows.tiles)
-        prefill = unoptimised(decoding.prefill.__wrapped__)
+        prefill = unoptimised(steps.prefill.__wrapped__)
         for start in range(0, LENGTH, LENGTH // 2):  # an image lies across the two calls
             part = slice(start, start + LENGTH // 2)
             count = np.clip(counts - start, 0, LENGTH // 2).astype(np.int32)
@@ -109,7 +109,7 @@ def test_prefill_in_chunks_leaves_the_original_s_states_and_decodes_its_greedy_t
         with_greedy = ("start", "two")
         chosen = np.array([vision_fixture.CASES.index(case) for case in with_greedy])
         active = np.isin(np.arange(len(counts)), chosen)
-        decode = unoptimised(decoding.decode_step)
+        decode = unoptimised(steps.decode_step)
         for step in range(6):
             token = np.zeros(len(counts), np.int32)
             token[chosen] = [GOLDEN[f"{case}:greedy"][step] for case in with_greedy]
@@ -121,7 +121,7 @@ def test_prefill_in_chunks_leaves_the_original_s_states_and_decodes_its_greedy_t
 def test_generation_with_images_gives_the_original_s_greedy_tokens(monkeypatch):
     block = unoptimised(decoding.decode_block.__wrapped__, static_argnames="count", donate_argnums=1)
     monkeypatch.setattr(decoding, "decode_block", block)
-    monkeypatch.setattr(decoding, "prefill", unoptimised(decoding.prefill.__wrapped__, donate_argnums=1))
+    monkeypatch.setattr(decoding, "prefill", unoptimised(steps.prefill.__wrapped__, donate_argnums=1))
     cases = ("start", "two")
     each = [(GOLDEN[f"{case}:expanded"], vision_fixture.images_of(case)) for case in cases]
     rows = vl_model.rows(each, pixels, length=LENGTH, num_tiles=NUM_TILES)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import P
 
 from mm01_jax import kept_programs
 from mm01_jax.config import saved
@@ -35,21 +36,28 @@ def source(tmp_path, monkeypatch):
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def place(x, spec: P) -> jax.Array:
+    return jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), spec))
+
+
 class Start:
     """One start of a run: whether its step was traced, and what it gave."""
 
-    def __init__(self, described: str = "", rows: int = 4, **options):
+    def __init__(self, described: str = "", rows: int = 4, mesh: tuple[int, int] = (1, 1), **options):
         self.traced, self.said = 0, []
-        state = {"weights": jnp.arange(6.0).reshape(2, 3), "count": jnp.zeros((), jnp.int32)}
-        self.before = state["weights"]
-        with jax.set_mesh(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        auto = (jax.sharding.AxisType.Auto,) * 2
+        with jax.set_mesh(jax.make_mesh(mesh, ("data", "tensor"), axis_types=auto)):
+            state = {"weights": place(jnp.arange(8.0).reshape(2, 4), P(None, "tensor")), "count": place(0, P())}
+            self.before = state["weights"]
             step = kept_programs.kept_step(self._step, described, self.said.append, **options)
-            state, metrics = step(state, (jnp.linspace(0.0, 1.0, rows)[:, None],))
+            state, metrics = step(state, (place(jnp.linspace(0.0, 1.0, rows)[:, None], P("data")),))
         self.result = jax.tree.map(np.asarray, (state, metrics))
+        self.shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def _step(self, state, batch):
         self.traced += 1
-        loss = jnp.sum(jnp.tanh(batch[0] * state["weights"][:1]))
+        mean = jax.shard_map(lambda x: jax.lax.pmean(jnp.mean(x), "data"), in_specs=P("data"), out_specs=P())
+        loss = jnp.sum(jnp.tanh(batch[0] * state["weights"][:1])) + mean(batch[0])
         return {"weights": state["weights"] * 0.9 + loss, "count": state["count"] + 1}, {"loss": loss}
 
 
@@ -67,6 +75,18 @@ def test_the_second_start_takes_the_program_of_the_first_and_its_bits(source):
     for start in (first, second):
         jax.tree.map(np.testing.assert_array_equal, start.result, anew.result)
     assert second.before.is_deleted()  # donated, as by jit
+
+
+def test_on_a_mesh_the_second_start_has_the_bits_and_the_shardings_of_jit(source):
+    first, second, elsewhere = Start(mesh=(4, 2)), Start(mesh=(4, 2)), Start(mesh=(2, 4))
+    assert (first.traced, second.traced, elsewhere.traced) == (1, 0, 1)
+    assert first.said + second.said + elsewhere.said == []
+    anew = Start(described=None, mesh=(4, 2))
+    assert anew.shardings["weights"].spec == P(None, "tensor")
+    for start in (first, second):
+        jax.tree.map(np.testing.assert_array_equal, start.result, anew.result)
+        assert start.shardings == anew.shardings
+    assert second.before.is_deleted()
 
 
 CHANGES = {
@@ -101,6 +121,17 @@ def test_a_start_with_something_else_traces_anew(source, monkeypatch, change):
     assert Start(**other).traced == 1
     assert Start(**other).traced == 0
     assert len(files_of(source)) == 2
+
+
+def test_a_source_that_moves_to_another_folder_is_another_program(source):
+    before, after = (source.parent / folder / "one.py" for folder in ("before", "after"))
+    for path in (before, after):
+        path.parent.mkdir()
+    before.touch()
+    os.utime(before, (1e9, 1e9))
+    Start()
+    before.rename(after)
+    assert Start().traced == 1
 
 
 def test_a_setting_of_jax_that_tracing_reads_is_part_of_the_key(source):

@@ -39,6 +39,8 @@ class RouterStats:
     tokens: float32, number of tokens.
     dropped: float32, assignments dropped by capacity.
     overflow: float32, assignments that did not fit a stated dropless bound; a step with any must be refused.
+    choice: int32 (B, S, A), the experts that each token was routed to, the best first, E of padding; they lie as the
+    tokens do. None where nobody asked.
     """
 
     assigned: jax.Array
@@ -47,6 +49,7 @@ class RouterStats:
     tokens: jax.Array
     dropped: jax.Array
     overflow: jax.Array
+    choice: jax.Array | None = None
 
 
 def expert_layer(
@@ -59,8 +62,9 @@ def expert_layer(
     compute: ComputeConfig,
     rules: Rules,
     layout: SequenceLayout = "contiguous",
+    tells: bool = False,
 ) -> tuple[jax.Array, RouterStats]:
-    """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics).
+    """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics, every token's choice among them where it `tells`).
 
     Args:
       weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype; the last three or Int8.
@@ -73,8 +77,9 @@ def expert_layer(
     of_experts = zip(weights[1:], (inward, inward, outward), strict=True)
     specs = (jax.P(), *(spec if isinstance(weight, Int8) else spec.values for weight, spec in of_experts))
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), specs, jax.P())
-    local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout)
-    return jax.shard_map(local, in_specs=in_specs, out_specs=(result, jax.P()))(x_BSD, documents_BS, weights, place)
+    local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout, tells=tells)
+    out_specs = result, RouterStats(*[jax.P()] * 6, choice=tokens if tells else None)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)(x_BSD, documents_BS, weights, place)
 
 
 def _with_scale(values: jax.P) -> Int8:
@@ -92,6 +97,7 @@ def _local(
     compute: ComputeConfig,
     rules: Rules,
     layout: SequenceLayout,
+    tells: bool,
 ):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
     router_DE, *ffn_weights = jax.tree.map(lambda w: vary_over(w, (*rules.batch, *rules.seq)), weights)
@@ -112,7 +118,8 @@ def _local(
         dropped=jnp.sum((choice_TA < E) & (served_TA == E), dtype=jnp.float32),
         overflow=overflow.astype(jnp.float32),
     )
-    return y_TD.reshape(B, S, -1), lax.psum(stats, (*rules.batch, *rules.seq))
+    stats = lax.psum(stats, (*rules.batch, *rules.seq))
+    return y_TD.reshape(B, S, -1), dataclasses.replace(stats, choice=choice_TA.reshape(B, S, -1) if tells else None)
 
 
 def _in_groups(tokens, weights, config: ModelConfig, compute: ComputeConfig, rules: Rules):

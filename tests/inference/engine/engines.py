@@ -9,7 +9,7 @@ from mm01_jax.config import MeshConfig
 from mm01_jax.inference import engine_devices
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_programs import Sizes
+from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model.layers import shardings
 from tests import small
 
@@ -31,12 +31,17 @@ def model(variant: small.Variant = VARIANT, **mesh):
 
 def engine(variant: small.Variant = VARIANT, mesh: dict | None = None, fresh: bool = False, **options) -> Engine:
     """A new engine, whose programs are compiled without optimising; if not `fresh`, once for each model and sizes."""
+
+    def traced_anew(function, **options):
+        """What jax has traced it keeps for whoever asks for the same: a function of its own is another."""
+        return small.unoptimised(functools.wraps(function)(lambda *given, **told: function(*given, **told)), **options)
+
     on, options = model(variant, **(mesh or {})), {"vocab_size": VOCAB, **SIZES, **options}
     sizes = {name: value for name, value in options.items() if name in Sizes.__dataclass_fields__}
     key = variant, frozenset((mesh or {}).items()), frozenset(sizes.items()), options["vocab_size"]
-    whole, engine_devices.jit = engine_devices.jit, small.unoptimised
+    whole, engine_devices.jit = engine_devices.jit, traced_anew if fresh else small.unoptimised
     try:
-        found = Engine(on, like=None if fresh else _COMPILED.get(key), **options)
+        found = Engine(on, **{"like": None if fresh else _COMPILED.get(key), **options})
     finally:
         engine_devices.jit = whole
     if not fresh:

@@ -3,14 +3,16 @@
 After so many steps the second process dies without a word.
 """
 
+import itertools
 import os
 import sys
 
-from mm01_jax import cluster
+from mm01_jax import cluster, command
 
 PROMPTS = ("def f", "x", "import self for", "return", "class")
 
-if __name__ == "__main__":
+
+def main(argv: list[str]) -> None:
     cluster.join()
 
     from mm01_jax.inference import engine_devices
@@ -22,7 +24,7 @@ if __name__ == "__main__":
     from tests import small
 
     engine_devices.jit = small.unoptimised
-    model, tokenizer, _ = load(sys.argv[1], sys.argv[2])
+    model, tokenizer, _ = load(argv[0], argv[1])
     engine = Engine(model, num_slots=4, max_length=64, grid=16, steps=4, vocab_size=tokenizer.vocab_size)
     if cluster.is_first():
         led = lead(engine)
@@ -31,6 +33,7 @@ if __name__ == "__main__":
             led.submit(Request(prompt=tokenizer.encode(text), max_tokens=20, sampling=sampling, seed=n))
             for n, text in enumerate(PROMPTS)
         ]
+        ids.append(led.submit(Request(prompt=tokenizer.encode("y"), max_tokens=6, mask=lambda said: [65 + len(said)])))
         led.step()
         led.cancel(ids[1])
         asked = Request(prompt=tokenizer.encode("def"), max_tokens=20, sampling=sampling, seed=9)
@@ -41,12 +44,10 @@ if __name__ == "__main__":
         led.close()
         print("answer", [led.result(id).tokens for id in ids if id != ids[1]], flush=True)
     else:
-        steps = [int(sys.argv[3]) if len(sys.argv) > 3 else -1]
+        left = iter(range(int(argv[2])) if len(argv) > 2 else itertools.count())
+        follow(engine, lambda events: next(left, None) is None and os._exit(9))
+        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6, 7)], flush=True)
 
-        def each(events) -> None:
-            steps[0] -= 1
-            if steps[0] == 0:
-                os._exit(9)
 
-        follow(engine, each)
-        print("answer", [engine.result(id).tokens for id in (0, 2, 3, 4, 5, 6)], flush=True)
+if __name__ == "__main__":
+    sys.exit(command.run(main))

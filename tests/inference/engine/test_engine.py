@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from mm01_jax.inference import decoding, engine_devices, engine_room
 from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result, check
@@ -104,17 +103,6 @@ def test_prefill_of_any_number_of_pieces_gives_the_same_bits(pieces):
     one_shot = answer(engine(), asked)
     engine().budget = 8 * pieces
     assert bits(answer(engine(), asked)) == bits(one_shot)
-
-
-def test_the_engine_answers_what_generate_answers():
-    prompts = [RANDOM.integers(engines.VOCAB, size=n) for n in (1, 8, 9, 23)]
-    blocks = decoding.generate(
-        engines.model(), prompts, max_tokens=6, sampling=GREEDY, stop=(), vocab_size=engines.VOCAB
-    )
-    rows = np.concatenate(list(blocks), axis=1)
-    for prompt, row in zip(prompts, rows, strict=True):
-        found = answer(engine(), Request(prompt=prompt, max_tokens=6, sampling=GREEDY))
-        assert found.tokens == row.tolist()
 
 
 def test_a_stop_id_is_the_last_token_and_log_probabilities_are_the_models():
@@ -230,52 +218,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(options, mes
     with pytest.raises(ValueError, match=message):
         engine().submit(Request(**{"prompt": [1, 2], "max_tokens": 6, **options}))
     assert engine().idle
-
-
-@pytest.mark.parametrize(
-    "sizes, message",
-    (
-        ({"grid": 257}, "grid: got 257; allowed: up to 256"),
-        ({"grid": 9}, "max_length: got 64; allowed: a multiple of grid=9; nearest: 72"),
-        ({"num_slots": 0}, "num_slots: got 0"),
-        ({"pieces": 3, "wide": 2}, "pieces: got 3; allowed: a multiple of wide=2; nearest: 4"),
-        ({"gird": 8}, "gird: the engine has no such size; .* nearest: grid"),
-    ),
-    ids=str,
-)
-def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(sizes, message):
-    with pytest.raises(ValueError, match=message):
-        engines.engine(**sizes)
-
-
-@pytest.mark.parametrize(
-    "counts, message",
-    (
-        ({"budget": 0}, "budget: got 0; allowed: a whole number at least 1"),
-        ({"prefix_bytes": -1}, "prefix_bytes: got -1"),
-        ({"host_bytes": 0.5}, "host_bytes: got 0.5"),
-        ({"prefix_bytes": 10**6, "path_states": 0}, "path_states: got 0"),
-    ),
-    ids=str,
-)
-def test_counts_that_are_none_are_refused_before_anything_is_compiled(counts, message, monkeypatch):
-    monkeypatch.setattr(engine_devices.Devices, "_compile", lambda *_: pytest.fail("compiled"))
-    with pytest.raises(ValueError, match=message):
-        engines.engine(**counts)
-
-
-@pytest.mark.parametrize(
-    "prefix_bytes, free, nearest", ((0, 60_000, "num_slots=4"), (8_000, 8_000, "fewer prefix_bytes"))
-)
-def test_slots_that_fit_no_device_are_refused_with_the_numbers_before_anything_is_compiled(
-    prefix_bytes, free, nearest, monkeypatch
-):
-    needed = 8 * engine().statistics()["slot_bytes"]
-    monkeypatch.setattr(engine_devices.Devices, "_compile", lambda *_: pytest.fail("compiled"))
-    monkeypatch.setattr(engine_room, "free_bytes", lambda device: free)
-    message = rf"num_slots=8, max_length=64, prefix_bytes={prefix_bytes}: need {needed:,} and {prefix_bytes:,} bytes"
-    with pytest.raises(ValueError, match=rf"{message} of a device; allowed: {free:,}, .* nearest: {nearest}"):
-        engines.engine(prefix_bytes=prefix_bytes, fresh=True)
 
 
 def test_a_prompt_with_images_is_refused_with_the_way_that_works():

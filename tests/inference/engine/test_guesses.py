@@ -1,5 +1,7 @@
 """Laws of guessing: each request has the bits that it has without; what is not right is taken back."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from tests.inference.engine import engines
 
 GREEDY = Sampling(temperature=0.0)
 _ENGINES = {}
+NOTHING = types.SimpleNamespace(choice=None)
 
 
 def guessing(**options):
@@ -122,7 +125,7 @@ def test_tokens_behind_right_guesses_have_the_bits_of_single_tokens():
     @jax.jit
     def step(model, cache, tokens_BS, count_B):
         valid_BS = jnp.arange(width)[None, :] < count_B[:, None]
-        hidden, new = engine_decode._take_in(model, cache, tokens_BS, valid_BS)
+        hidden, new, _ = engine_decode._take_in(model, cache, tokens_BS, valid_BS)
         return hidden, engine_decode._taken_back(model, cache, new, count_B)
 
     with jax.set_mesh(sharding.mesh_of(model)):
@@ -141,7 +144,7 @@ def test_guesses_go_the_way_of_streams_that_have_more_rows_than_the_cache(monkey
     """Kernels of one token a row (`decode_step.py`) are asked where each row has one, and only there."""
     monkeypatch.setattr(decode_step, "serves", lambda model, rows: True)
     asked = []
-    monkeypatch.setattr(TextModel, "_step", lambda self, x, *_: asked.append(x.shape) or (x, _[-1], None))
+    monkeypatch.setattr(TextModel, "_step", lambda self, x, *_: asked.append(x.shape) or (x, _[-1], NOTHING))
     model = views.answering(random_model(32, None))
     with jax.set_mesh(sharding.mesh_of(model)):
         cache = empty_cache(model.config, model.compute, model.rules, 4, 16)

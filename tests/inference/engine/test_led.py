@@ -1,9 +1,12 @@
 """An engine that leads others does what it does alone: every call is said to all, and done at the next step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
+from mm01_jax.inference import engine_processes, masks
 from mm01_jax.inference.engine_processes import lead
 from mm01_jax.inference.engine_request import Request
 from tests.inference.engine import engines
@@ -34,6 +37,46 @@ def test_led_an_engine_does_what_it_does_alone():
                 with pytest.raises(ValueError, match="knows none of this id"):
                     call(id)
             led.step()
-    with pytest.raises(ValueError, match="mask: got a hook; allowed: none over several processes"):
-        led.submit(Request(prompt=[1], max_tokens=2, mask=len))
     led.close()
+
+
+def alternating(tokens: list[int]):
+    """Letters as a mask of all ids, then anything for two tokens, and an end that is none."""
+    if len(tokens) == 9:
+        return "no mask"
+    return np.isin(np.arange(320), [*b"aeiou"]) if len(tokens) % 3 == 0 else 3 - len(tokens) % 3
+
+
+def test_led_an_engine_keeps_to_hooks_which_the_first_process_alone_asks():
+    asked = [Request(prompt=[5, 6, n], max_tokens=12, seed=n, mask=hook) for n, hook in enumerate((alternating, None))]
+    asked.append(dataclasses.replace(asked[0], mask=lambda tokens: [65 + len(tokens)]))
+    answers, led = [], lead(engines.engine())
+    for engine in (engines.engine(), led):
+        ids = [engine.submit(one) for one in asked] + engine.submit_samples(asked[0], 2)
+        engine.run()
+        found = [engine.forget(id) for id in ids]
+        said = [(one.tokens, one.finish, one.error) for one in found]
+        assert [one[1] for one in said] == ["masked", "length", "length", "masked", "masked"]
+        assert said[2][0] == [*range(65, 77)] and said[0] == said[3] != said[4]
+        assert said[0][2].startswith("mask: returned a str; allowed: ids in a list")
+        answers.append(said)
+    assert answers[0] == answers[1]
+    led.close()
+
+
+def test_what_hooks_say_comes_as_it_was_sent(monkeypatch):
+    sent = []
+    monkeypatch.setattr(engine_processes, "_from_first", lambda data: sent.append(data) or data)
+    allowed_V = np.ones(70, bool)
+    asked = [
+        (lambda _: [3, 69], []),
+        (lambda _: None, []),
+        (lambda _: 5, [1]),
+        (lambda _: [], []),
+        (lambda _: [10], []),
+    ]
+    said = engine_processes._ask_and_say(asked, allowed_V)
+    for one, want in zip(said, masks.ask_all(asked, allowed_V), strict=True):
+        assert (one.free, one.error) == (want.free, want.error)
+        assert (one.words is None) == (want.words is None) and np.array_equal(one.words, want.words)
+    assert [one.error for one in said] == [None] * 3 + ["mask: no id that may be chosen is allowed", None]

@@ -1,31 +1,33 @@
-"""Laws of generation: prefill and decode are the forward of training, row by row, chunk by chunk, in place."""
+"""Laws of generation: what is drawn follows from the forward of training, for each prompt alone; a step is in place."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mm01_jax
 from mm01_jax.config import Rules
-from mm01_jax.inference import decoding
+from mm01_jax.data.tokenizer import BytesTokenizer
+from mm01_jax.inference import engine_devices, fitting, steps
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model.mixers import empty_cache
+from pallas_kernels import dispatch
 from tests import small
+from tests.inference import answering
 
 VOCAB = 257  # ids of the tokenizer; the table has 320 rows
 GREEDY = Sampling(temperature=0.0)
 RANDOM = np.random.default_rng(0)
 PROMPTS = [RANDOM.integers(VOCAB, size=n).astype(np.int32) for n in (7, 1, 13, 8)]
-NEVER = 319  # as a stop token: no row stops
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mesh():
     with small.one_device(), pytest.MonkeyPatch.context() as patch:
-        prefill, block = decoding.prefill.__wrapped__, decoding.decode_block.__wrapped__
-        patch.setattr(decoding, "prefill", small.unoptimised(prefill, donate_argnums=1))
-        patch.setattr(decoding, "decode_block", small.unoptimised(block, static_argnames="count", donate_argnums=1))
+        patch.setattr(engine_devices, "jit", small.unoptimised)
         yield
 
 
@@ -34,18 +36,10 @@ def model():
     return small.model(seed=1)
 
 
-def text(prompts, *, max_tokens=17, sampling=GREEDY, seed=0, stop=NEVER, vocab_size=VOCAB, weights=None) -> np.ndarray:
+def text(prompts, *, max_tokens=17, sampling=GREEDY, seed=0, vocab_size=VOCAB, weights=None) -> np.ndarray:
     """All new tokens (B, n)."""
-    blocks = decoding.generate(
-        model() if weights is None else weights,
-        prompts,
-        max_tokens=max_tokens,
-        sampling=sampling,
-        seed=seed,
-        stop=stop,
-        vocab_size=vocab_size,
-    )
-    return np.concatenate(list(blocks), axis=1)
+    asked = {"max_tokens": max_tokens, "sampling": sampling, "seed": seed, "vocab_size": vocab_size}
+    return np.array(answering.drawn(model() if weights is None else weights, prompts, **asked))
 
 
 @functools.cache
@@ -86,31 +80,38 @@ def test_a_ragged_batch_gives_each_prompt_its_text_alone():
         np.testing.assert_array_equal(text([prompt])[0], new)
 
 
-def test_a_prompt_of_many_chunks_equals_one_chunk(monkeypatch):
-    monkeypatch.setattr(decoding, "PREFILL_CHUNK", 4)
-    np.testing.assert_array_equal(text(PROMPTS), greedy())
+def test_more_prompts_than_slots_get_the_same_texts():
+    found = answering.drawn(model(), PROMPTS, vocab_size=VOCAB, slots=2, max_tokens=17, sampling=GREEDY)
+    np.testing.assert_array_equal(found, greedy())
 
 
-def test_max_tokens_is_kept_at_and_around_the_decode_block(monkeypatch):
-    monkeypatch.setattr(decoding, "DECODE_BLOCK", 4)
-    for count in (1, 6):
-        np.testing.assert_array_equal(text(PROMPTS, max_tokens=count), greedy()[:, :count])
+def test_a_second_engine_of_the_same_shapes_compiles_nothing():
+    def compiled() -> int:
+        with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+            seen = []
+            patch.setattr(logging.getLogger("jax._src.interpreters.pxla"), "handle", seen.append)
+            text(PROMPTS[:3], max_tokens=9)
+        return sum("Compiling" in record.getMessage() for record in seen)
+
+    assert compiled() > 0
+    assert compiled() == 0
 
 
-def test_a_stopped_row_says_stop_from_then_on_and_others_go_on():
-    stop = int(greedy()[2, 3])
-    found = text(PROMPTS, stop=stop)
-    for row, free in zip(found, greedy(), strict=True):
-        ends = np.flatnonzero(free == stop)
-        end = ends[0] if len(ends) else len(free)
-        want = np.where(np.arange(len(row)) < end, free[: len(row)], stop)
-        np.testing.assert_array_equal(row, want)
-
-
-def test_generation_ends_when_every_row_has_stopped(monkeypatch):
-    monkeypatch.setattr(decoding, "DECODE_BLOCK", 4)
-    stop = int(greedy()[0, 2])
-    assert text(PROMPTS[:1], stop=stop).shape[1] == 5  # the first token and one block
+@pytest.mark.parametrize(
+    ("longest", "platform", "cuts"),
+    [
+        (3, "cpu", {"grid": 64, "wide": 1, "pieces": 8}),
+        (100_000, "cpu", {"grid": 64, "wide": 1, "pieces": 8}),
+        (64, "gpu", {"grid": 64, "wide": 1, "pieces": 8}),
+        (700, "gpu", {"grid": 256, "wide": 2, "pieces": 8}),
+        (100_000, "gpu", {"grid": 256, "wide": 16, "pieces": 16}),
+        (100_000, "tpu", {"grid": 256, "wide": 2, "pieces": 8}),
+    ],
+)
+def test_long_prompts_are_taken_in_by_large_products_where_those_are_faster(longest, platform, cuts, monkeypatch):
+    monkeypatch.setattr(dispatch, "platform", lambda: platform)
+    assert fitting.cuts_of(longest, shards=1) == cuts
+    assert fitting.cuts_of(longest, shards=3)["grid"] % 3 == 0
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
@@ -147,24 +148,23 @@ def test_a_bfloat16_model_decodes_what_its_own_prefill_says():
 @pytest.mark.parametrize(
     ("prompts", "max_tokens", "named"),
     [
-        ([np.array([], np.int32)], 4, "prompt 0 is empty"),
-        ([PROMPTS[0], np.array([320], np.int32)], 4, "prompt 1 has id 320; allowed are 0 to 319"),
-        ([np.array([-1], np.int32)], 4, "prompt 0 has id -1"),
-        ([PROMPTS[0]], 0, "max_tokens=0"),
+        ([], 4, "prompts: got none; allowed: at least one"),
+        (["a", ""], 4, r"prompts\[1\]: got no token; allowed: at least one"),
+        (["a"], 0, "max_tokens: got 0; allowed: a whole number at least 1"),
     ],
 )
 def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
     with pytest.raises(ValueError, match=named):
-        text(prompts, max_tokens=max_tokens)
+        mm01_jax.generate(model(), BytesTokenizer(), prompts, max_tokens=max_tokens)
 
 
 @pytest.fixture(scope="module")
 def compiled_step():
-    """decode_step compiled for a cache large beside the weights, and the bytes of the cache by kind."""
+    """steps.decode_step compiled for a cache large beside the weights, and the bytes of the cache by kind."""
     variant = small.variant(num_periods=3, period=("lightning", "lightning", "softmax"))
     weights = small.model(variant)
     cache = jax.jit(lambda: empty_cache(*variant, Rules(), 2, 16384))()
-    step = jax.jit(decoding.decode_step, donate_argnums=1)
+    step = jax.jit(steps.decode_step, donate_argnums=1)
     token, active = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.bool_)
     analysis = step.lower(weights, cache, token, active).compile().memory_analysis()
     return analysis, sum(x.nbytes for x in jax.tree.leaves(cache)), cache.stacks[1][0].nbytes // 3

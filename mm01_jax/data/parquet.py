@@ -1,0 +1,107 @@
+"""Parquet files as documents: one column of text, a row a document (extra `parquet`)."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+from mm01_jax.data.compressed import MOST_TIMES, MOST_UNPACKED
+from mm01_jax.data.copied import Copied
+from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
+from mm01_jax.files import quoted, shown, why
+
+_ROWS = 256  # made together
+_LIMITS = {"thrift_string_size_limit": 1 << 25, "thrift_container_size_limit": 1 << 22}  # of what a footer says
+
+
+class ParquetText(Copied):
+    """A `.parquet` file; its text is in the column `field`. A document's key is its row."""
+
+    def __init__(self, name: str, path: pathlib.Path, field: str):
+        self.name, self.path, self.field = name, path, field
+
+    @property
+    def size(self) -> int:
+        return os.stat(self.path).st_size
+
+    def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        with FILES.open(self.path) as source, self._errors():
+            size = os.fstat(source.fileno()).st_size
+            options = {"page_checksum_verification": True, "pre_buffer": False} | _LIMITS
+            file = _library().ParquetFile(source, **options)
+            self._check(file, size)
+            # A text that many rows have stands once in memory, as it does in the file.
+            file = _library().ParquetFile(source, metadata=file.metadata, read_dictionary=[self.field], **options)
+            row = unpacked = told = 0
+            for batch in file.iter_batches(_ROWS, columns=[self.field], use_threads=False):
+                for text in _texts(batch.column(0)):
+                    unpacked += len(text or b"")
+                    if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
+                        what = f"{row + 1:,} rows hold {unpacked:,} bytes, the whole file has {size:,}"
+                        raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+                    yield self._document(row, text)
+                    row += 1
+                now = size * row // max(file.metadata.num_rows, 1)
+                seen(now - told)
+                told = now
+            if row != file.metadata.num_rows or row == 0:
+                said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
+                raise DataError(f"{self.name} has no whole rows: {said}.")
+
+    def _document(self, row: int, text: bytes | None) -> tuple[Record, bytes]:
+        label = f"{self.name} row {row}"
+        if text is None:
+            return Record(row, label, 0, bytes(16), f"data.text_field={self.field!r} has no text (null in it)"), b""
+        record = examine(row, label, [text])
+        return record, b"" if record.problem else text
+
+    def _check(self, file, size: int) -> None:
+        """DataError where the column is none of text, or says that it takes very much memory."""
+        import pyarrow
+
+        names = file.schema_arrow.names
+        if names.count(self.field) != 1:
+            others = [shown(name) for name in names[:8]]
+            raise DataError(f"{self.name}: data.text_field={self.field!r} is no column of it; it has {others}.")
+        kind = file.schema_arrow.field(self.field).type
+        if pyarrow.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise DataError(f"{self.name}: the column {quoted(self.field)} is of {shown(kind)}, not of text.")
+        for group in range(file.metadata.num_row_groups):
+            for place in range(file.metadata.num_columns):
+                column = file.metadata.row_group(group).column(place)
+                if column.path_in_schema == self.field and column.total_uncompressed_size > max(
+                    MOST_UNPACKED, MOST_TIMES * size
+                ):
+                    what = f"a column takes {column.total_uncompressed_size:,} bytes, the whole file {size:,}"
+                    raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """A context in which what the library says of a file becomes one line."""
+        import pyarrow
+
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError, EOFError, MemoryError, OverflowError) as error:
+            raise DataError(f"{self.name} is no whole Parquet file: {shown(why(error))}.") from error
+
+
+def _texts(column) -> Iterator[bytes | None]:
+    """The bytes of each row, UTF-8 or not; None where there is nothing."""
+    import pyarrow
+
+    words = column.dictionary
+    large = pyarrow.types.is_large_string(words.type)
+    words = words.cast(pyarrow.large_binary() if large else pyarrow.binary())
+    for index in column.indices:
+        yield words[index.as_py()].as_py() if index.is_valid else None
+
+
+def _library():
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("a .parquet file needs the `parquet` extra: pip install 'mm01_jax[parquet]'.") from error
+    return pyarrow.parquet

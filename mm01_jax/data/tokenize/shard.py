@@ -1,0 +1,169 @@
+"""One shard of tokens: made of its pieces of the source, and looked at again.
+
+Whatever stops it, a shard is there whole or not at all: its summary is written last and says the digests of the rest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mm01_jax.data import token_files
+from mm01_jax.data.text import DataError, Record, Seen, Unreadable
+from mm01_jax.data.token_files import COUNT, FILES, INDEX, LISTED, MOST_MANIFEST, TEXT, ids_digest
+from mm01_jax.data.tokenize.plan import Piece, Plan
+from mm01_jax.files import remove, shown, why, write, written
+
+BATCH_BYTES, BATCH_TEXTS = 1 << 20, 512  # encoded together
+SUMMARY: token_files.Kinds = {
+    "documents": COUNT,
+    "tokens": COUNT,
+    "text_bytes": COUNT,
+    "dropped": COUNT,  # characters that have no token
+    "documents_dropped": COUNT,  # that have such characters
+    "bad": COUNT,
+    "bad_records": (list, lambda value: all(isinstance(label, str) for label in value)),
+    "files": (list, lambda value: all(isinstance(name, str) for name in value)),
+    "tokens_bytes": COUNT,
+    "tokens_sha256": TEXT,
+    "index_sha256": TEXT,
+}
+_WRITING = "group_size:1,uncompressed"  # a record is read without those beside it
+
+
+def make(plan: Plan, shard: int, seen: Seen = lambda size: None) -> dict[str, Any]:
+    """Makes a shard; its summary.
+
+    Args:
+      seen: told how many bytes more of the source have been read.
+
+    Raises:
+      DataError: a source that cannot be read, too many bad records, an id that text must not have.
+    """
+    paths = token_files.paths(plan.out, shard)
+    made = _Shard(plan)
+    with written(paths.tokens) as tokens, written(paths.index) as index:
+        from array_record.python.array_record_module import ArrayRecordWriter  # loads a native library
+
+        writer = ArrayRecordWriter(tokens.name, _WRITING)
+        for pieces in _batches(plan.shards[shard], seen, made.skip):
+            for file, record, ids in made.encode(pieces):
+                content = ids.astype(plan.dtype).tobytes()
+                writer.write(content)
+                made.add(file, record, len(ids), content)
+        writer.close()
+        index.write(rows := b"".join(made.rows))
+        sizes = {"tokens_bytes": os.fstat(tokens.fileno()).st_size, "tokens_sha256": _sha256(tokens)}
+    summary = made.counts | {"files": [piece.shard.name for piece in plan.shards[shard]]}
+    summary |= sizes | {"index_sha256": hashlib.sha256(rows).hexdigest()}
+    if not summary["documents"]:  # a file without a record is none that can be read
+        remove(paths.tokens, plan.out)
+        remove(paths.index, plan.out)
+        summary |= {"tokens_bytes": 0, "tokens_sha256": "", "index_sha256": ""}
+    write(paths.summary, (json.dumps(summary, indent=1) + "\n").encode())
+    return summary
+
+
+Texts = list[tuple[int, Record, bytes]]  # number of the piece, what was found, its text
+
+
+def _batches(pieces: tuple[Piece, ...], seen: Seen, skip: Callable[[Record], None]) -> Iterator[Texts]:
+    batch, size = [], 0
+    for number, piece in enumerate(pieces):
+        try:
+            for record, text in piece.shard.documents(seen):
+                if record.problem is not None:
+                    skip(record)
+                    continue
+                batch.append((number, record, text))
+                size += len(text)
+                if size >= BATCH_BYTES or len(batch) == BATCH_TEXTS:
+                    yield batch
+                    batch, size = [], 0
+        except (OSError, Unreadable) as error:
+            raise DataError(f"{shown(piece.shard.name)} cannot be read: {why(error)}.") from error
+    if batch:
+        yield batch
+
+
+class _Shard:
+    """What has been found of a shard so far."""
+
+    def __init__(self, plan: Plan):
+        self.rows: list[bytes] = []
+        self.counts: dict[str, Any] = dict.fromkeys(
+            ("documents", "tokens", "text_bytes", "dropped", "documents_dropped", "bad"), 0
+        )
+        self.counts["bad_records"] = []
+        self._plan = plan
+
+    def skip(self, record: Record) -> None:
+        self.counts["bad"] += 1
+        label = shown(f"{record.label}: {record.problem}")
+        if len(self.counts["bad_records"]) < LISTED:
+            self.counts["bad_records"].append(label)
+        check_bad(self.counts["bad"], [label], self._plan.asked.max_bad_records)
+
+    def encode(self, batch: Texts) -> Iterator[tuple[int, Record, np.ndarray]]:
+        tokenizer = self._plan.tokenizer
+        encoded = tokenizer.encode_many([text for _, _, text in batch])
+        for (file, record, _), (ids, lost) in zip(batch, encoded, strict=True):
+            if len(ids) == 0 or (ids == tokenizer.end_of_document).any():
+                what = "no token" if len(ids) == 0 else f"the end-of-document id {tokenizer.end_of_document} as text"
+                raise DataError(f"{shown(record.label)}: --tokenizer={tokenizer.name!r} makes {what} of it.")
+            if ids.min() < 0 or ids.max() >= tokenizer.vocab_size or len(ids) >= 1 << 32:
+                raise DataError(f"{shown(record.label)}: --tokenizer={tokenizer.name!r} makes ids beyond its own.")
+            self.counts["dropped"] += lost
+            self.counts["documents_dropped"] += lost > 0
+            yield file, record, ids
+
+    def add(self, file: int, record: Record, num_tokens: int, content: bytes) -> None:
+        row = np.zeros((), INDEX)
+        row["tokens"], row["size"], row["file"], row["key"] = num_tokens, record.size, file, record.key
+        row["text"], row["ids"] = np.frombuffer(record.digest, "<u8"), ids_digest(content)
+        self.rows.append(row.tobytes())
+        for name, more in (("documents", 1), ("tokens", num_tokens), ("text_bytes", record.size)):
+            self.counts[name] += more
+
+
+def check_bad(number: int, last: list[str], allowed: int) -> None:
+    """DataError where there are more bad records than are allowed; `last` are some of them."""
+    if number > allowed:
+        raise DataError(
+            f"{number} bad records, allowed are --max-bad-records={allowed}: {'; '.join(last[-5:])}. "
+            "Repair or remove them, or raise --max-bad-records to skip and count them."
+        )
+
+
+def read_summary(folder, shard: int) -> dict[str, Any] | None:
+    """What is said of a shard; None where it has not been made."""
+    path = token_files.paths(folder, shard).summary
+    if not os.path.lexists(path):
+        return None
+    return token_files.check(FILES.json(path, root=folder, most=MOST_MANIFEST), SUMMARY, path)
+
+
+def problem(folder, shard: int, summary: dict[str, Any]) -> str | None:
+    """What is wrong with a shard, every byte of it looked at; None where it is as it was written."""
+    paths = token_files.paths(folder, shard)
+    if not summary["documents"]:
+        return None
+    try:
+        token_files.read_index(folder, shard, summary["documents"], summary["index_sha256"])
+        with FILES.open(paths.tokens, root=folder) as file:
+            if (size := os.fstat(file.fileno()).st_size) != summary["tokens_bytes"]:
+                return f"{paths.tokens} has {size:,} bytes, {summary['tokens_bytes']:,} were written"
+            if _sha256(file) != summary["tokens_sha256"]:
+                return f"{paths.tokens} is not what was written: its sha256 is another"
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _sha256(file: BinaryIO) -> str:
+    """Of a whole file, as it lies there."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()

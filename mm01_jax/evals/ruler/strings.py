@@ -1,0 +1,186 @@
+"""What RULER's families say: in our words, or a user's own copy of the published strings.
+
+A copy is `constants.py` of RULER's generators with `niah.py` beside it, of which nothing is run, or one JSON file:
+
+    {"niah": {"template": ..., "answer_prefix": ..., "needle": ..., "noise": ...}, "variable_tracking": {...}, ...}
+
+where `template` has `{context}` once. Beside either may lie `english_words.json`, the list that long word lists are
+drawn from.
+"""
+
+import ast
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mm01_jax.config.fields import nearest_name
+from mm01_jax.files import Door, shown
+
+FILES = Door(ValueError)
+FIELDS = {
+    "niah": ("type_needle_v", "context", "query"),
+    "variable_tracking": ("context", "query"),
+    "common_words_extraction": ("context",),
+    "freq_words_extraction": ("context",),
+    "qa": ("context", "query"),
+}
+NEEDLE_FIELDS = ("type_needle_v", "key", "value")
+PUBLISHED = tuple(FIELDS)[:4]  # families whose samples need no download
+_WORDS_FILE, _MOST_WORDS = "english_words.json", 64 * 2**20
+
+
+class Said(NamedTuple):
+    """A family's strings. template: has {context} once; prefix: how the answer begins, given to the model."""
+
+    template: str
+    prefix: str
+
+    @property
+    def singular(self) -> "Said":
+        """The same of one thing: published strings are made so by replacing words."""
+        return Said(*map(_singular, self))
+
+    @property
+    def before(self) -> str:
+        return self.template.partition("{context}")[0]
+
+    @property
+    def after(self) -> str:
+        return self.template.partition("{context}")[2]
+
+
+class Strings(NamedTuple):
+    """families: by RULER's names. needle, noise: of haystacks. more_words: for lists longer than the first has words.
+    published: somebody's copy, whose samples are to be the suite's own."""
+
+    families: Mapping[str, Said]
+    needle: str
+    noise: str
+    more_words: tuple[str, ...] = ()
+    published: bool = False
+
+
+def _singular(text: str) -> str:
+    for many, one in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
+        text = text.replace(many, one)
+    return text
+
+
+OWN = Strings(
+    families={
+        "niah": Said(
+            "Some secret {type_needle_v} are somewhere in this text, and its end asks for what is secret.\n"
+            "{context}\nWhich are all the secret {type_needle_v} of {query} in this text?",
+            " In this text the secret {type_needle_v} of {query} are",
+        ),
+        "variable_tracking": Said(
+            "Variables get their values in lines between others, from a number or from one another.\n\n{context}\n"
+            "Question: which variables have, directly or through others, the value {query}?",
+            " Answer: these {num_v} variables have the value {query}: ",
+        ),
+        "common_words_extraction": Said(
+            "This is a list of words with numbers. Some of its words come again and again.\n{context}\n"
+            "Question: which 10 words of the list come most often?",
+            " Answer: the 10 words that come most often:",
+        ),
+        "freq_words_extraction": Said(
+            "This text is in a code. Count how often its words come. {context}\n"
+            "Question: dots are no words. Which three words of the code come most often? Name them, no more.",
+            " Answer: the three words that come most often:",
+        ),
+        "qa": Said(
+            "Answer a question by what these documents say, in as few words as it takes.\n\n{context}\n\n"
+            "Question, to be answered in as few words as it takes: {query}",
+            " Answer:",
+        ),
+    },
+    needle="One of the secret {type_needle_v} of {key} is: {value}.",
+    noise="Rain fell on the roof. The kettle sang. Nobody came by. The clock went on. Then it was evening.",
+)
+
+
+def read(path: str) -> Strings:
+    """Somebody's own copy.
+
+    Raises:
+      ValueError: in one line: no such file, no such form, a string that is missing or lacks a field.
+    """
+    place = pathlib.Path(path)
+    found = _of_python(place) if place.suffix == ".py" else FILES.json(place)
+    if unknown := found.keys() - FIELDS.keys():
+        name = min(unknown)
+        raise _refused(path, name, f"families {', '.join(FIELDS)}; nearest: {nearest_name(name, FIELDS)}")
+    if missing := [name for name in PUBLISHED if name not in found]:
+        raise _refused(path, "nothing", f"an entry {missing[0]!r} with template and answer_prefix")
+    families = {name: _said(path, name, found[name]) for name in found}
+    needle, noise = (_string(path, "niah", found["niah"], name) for name in ("needle", "noise"))
+    _check(path, "niah.needle", needle, NEEDLE_FIELDS, NEEDLE_FIELDS)
+    words = place.with_name(_WORDS_FILE)
+    beside = place.parent / "json" / _WORDS_FILE
+    words = words if words.is_file() else beside
+    more = tuple(FILES.json(words, most=_MOST_WORDS).values()) if words.is_file() and not _is_pointer(words) else ()
+    return Strings({**OWN.families, **families}, needle, noise, more, published=True)
+
+
+def _is_pointer(path: pathlib.Path) -> bool:
+    """Whether a clone without git-lfs has put its pointer here."""
+    return path.stat().st_size < 1024 and FILES.read(path).startswith(b"version https://git-lfs")
+
+
+def _said(path: str, name: str, entry: Any) -> Said:
+    if not isinstance(entry, dict):
+        raise _refused(path, f"{name}={entry!r}", "an object of strings")
+    template, prefix = (_string(path, name, entry, key) for key in ("template", "answer_prefix"))
+    known = (*FIELDS[name], "num_cw")
+    _check(path, f"{name}.template", template, FIELDS[name], known)
+    _check(path, f"{name}.answer_prefix", prefix, (), (*known, "num_v"))
+    if template.count("{context}") != 1:
+        raise _refused(path, f"{name}.template with {{context}} twice", "one {context}")
+    return Said(template, prefix)
+
+
+def _string(path: str, family: str, entry: Mapping[str, Any], key: str) -> str:
+    if not isinstance(entry.get(key), str):
+        raise _refused(path, f"{family}.{key}={entry.get(key)!r}", f"a text {family}.{key}")
+    return entry[key]
+
+
+def _check(path: str, name: str, text: str, needed: tuple[str, ...], known: tuple[str, ...]) -> None:
+    fields = re.findall(r"\{([^{}]*)\}", text)
+    if missing := [field for field in needed if field not in fields]:
+        raise _refused(path, f"{name} without {{{missing[0]}}}", f"a text with {{{missing[0]}}}")
+    if other := [field for field in fields if field not in known]:
+        raise _refused(path, f"{name} with {{{other[0]}}}", f"{', '.join(known)} in braces")
+
+
+def _of_python(place: pathlib.Path) -> dict[str, Any]:
+    """TASKS of constants.py, and the needle and the noise that niah.py beside it has."""
+    found = _assigned(place, "TASKS")
+    if not found:
+        raise _refused(str(place), "no TASKS = {...}", "constants.py of RULER's generators, or a .json")
+    niah = place.with_name("niah.py")
+    families = {name: dict(entry) for name, entry in found[0].items()}
+    for name, variable in (("needle", "needle"), ("noise", "haystack")):
+        families.setdefault("niah", {})[name] = next(iter(_assigned(niah, variable)), None)
+    return families
+
+
+def _assigned(place: pathlib.Path, name: str) -> list[Any]:
+    """What a module gives that name, as far as it is written out."""
+    try:
+        tree = ast.parse(FILES.text(place))
+    except SyntaxError as error:
+        raise ValueError(f"{shown(place)}: line {error.lineno}: no Python") from None
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
+            try:
+                found.append(ast.literal_eval(node.value))
+            except ValueError:
+                continue
+    return found
+
+
+def _refused(path: str, got: str, allowed: str) -> ValueError:
+    return ValueError(f"--templates={shown(path)}: got {got}; allowed: {allowed}")

@@ -1,0 +1,42 @@
+"""What comes of an answer, as it comes, of what takes steps and knows results: an engine, or one that leads others."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mm01_jax.inference.engine_request import Event, Result
+
+
+class Streams:
+    """Going on until an answer, or everything, has finished."""
+
+    idle: bool
+    step: Callable[[], list[Event]]
+    result: Callable[[int], Result]
+
+    def run(self) -> None:
+        """Steps until everything has finished."""
+        while not self.idle:
+            self.step()
+
+    def stream(self, id: int) -> Iterator[int]:
+        """New tokens of a request as they come; others go on meanwhile. Leaving it early leaves the request running."""
+        for tokens in _shown(self.result(id), lambda result: result.tokens, self.step):
+            yield from tokens
+
+    def stream_text(self, id: int) -> Iterator[str]:
+        """The same of the text, in pieces that are certain: no half of a character or of a stop."""
+        yield from filter(None, _shown(self.result(id), lambda result: result.text, self.step))
+
+
+def _shown(result: Result, what: Callable[[Result], Any], step: Callable[[], object]) -> Iterator:
+    """What comes new to `what` of a result, again and again until it has finished; `step` goes on meanwhile."""
+    count = 0
+    while True:
+        new = what(result)[count:]
+        count += len(new)
+        yield new
+        if count < len(what(result)):  # others stepped while this one was waited for
+            continue
+        if result.finish is not None:
+            return
+        step()
