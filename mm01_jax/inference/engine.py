@@ -82,7 +82,7 @@ class Engine(Streams):
         self._jobs: dict[int, Job] = {}
         self._poison, self.asked = poison, 0  # the next request's id
         self._ended: list[Job] = []
-        self._call: Call | None = None  # of decode, begun and not read
+        self._calls: list[Call] = []  # of decode, begun and not read
         self.ask: masks.Ask = masks.ask_all
         self._counts, self._seconds = dict.fromkeys(_COUNTED, 0), 0.0
         self.limits = self.devices.limits(reads_text=tokenizer is not None)
@@ -179,7 +179,7 @@ class Engine(Streams):
     def idle(self) -> bool:
         """Whether nothing is asked that has not finished, and nothing is to be remembered that is not."""
         schedule = self._schedule
-        return not (schedule.waiting or schedule.running() or schedule.later or self._ended or self._call)
+        return not (schedule.waiting or schedule.running() or schedule.later or self._ended or self._calls)
 
     def _admit(self) -> None:
         while (job := self._schedule.next()) is not None:
@@ -247,24 +247,24 @@ class Engine(Streams):
             share_prompt(job, other)
 
     def _decode(self) -> dict[int, list[int]]:
-        """Begins a call of decode, then reads the one before: new tokens by id. A hook is asked when all is read."""
+        """Begins calls of decode, then reads those before: new tokens by id. A hook is asked when all is read."""
         asks = any(job.decodes and job.request.mask is not None for job in self._schedule.running())
         new = self._read() if asks else {}
-        begun, silent = begin(self._schedule, self._call, self.devices, self.ask)
+        begun, silent = begin(self._schedule, self._calls, self.devices, self.ask)
         for job in silent:
             self._end(job, "masked")
         if not asks:
             new = self._read()
-        self._call = None if begun is None or begun.is_over else begun
+        self._calls = [call for call in begun if call.is_awaited]
         return new
 
     def _read(self) -> dict[int, list[int]]:
-        """New tokens by id of the call that has begun."""
-        if self._call is None:
-            return {}
-        call, self._call = self._call, None
-        drawn = self.devices.read(call.drawn, call.count)
-        return {job.id: self._note(job, slot, drawn) for job, slot in call.jobs if job.result.finish is None}
+        """New tokens by id of the calls that have begun."""
+        calls, self._calls, new = self._calls, [], {}
+        for call in calls:
+            drawn = self.devices.read(call.drawn, call.count)
+            new |= {job.id: self._note(job, slot, drawn) for job, slot in call.jobs if job.result.finish is None}
+        return new
 
     def _note(self, job: Job, slot: int, drawn: Drawn) -> list[int]:
         """Puts what was drawn into the result; the new tokens."""

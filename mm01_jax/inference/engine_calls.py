@@ -4,6 +4,7 @@ So the devices work while the host reads. They know which rows have ended (`Slot
 that ended by its text, which the host alone knows, is never read.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mm01_jax.inference import masks
@@ -22,27 +23,43 @@ class Call(NamedTuple):
     drawn: Drawn
 
     @property
-    def is_over(self) -> bool:
-        """Whether nobody waits for what it draws."""
-        return all(job.result.finish is not None for job, _ in self.jobs)
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what it draws."""
+        return any(job.result.finish is None for job, _ in self.jobs)
 
 
-def begin(schedule: Schedule, before: Call | None, devices: Devices, ask: masks.Ask) -> tuple[Call | None, list[Job]]:
-    """(the call, None where nobody decodes; jobs whose hook lets them say nothing).
+def begin(schedule: Schedule, before: Sequence[Call], devices: Devices, ask: masks.Ask) -> tuple[list[Call], list[Job]]:
+    """(the calls, none where nobody decodes; jobs whose hook lets them say nothing).
 
     Args:
-      before: the call that has not been read yet.
+      before: calls that have not been read yet.
     """
-    drawn = {} if before is None else {job: before.count for job, _ in before.jobs}  # at least, of who goes on
+    drawn = {job: call.count for call in before for job, _ in call.jobs}  # at least, of who goes on
     left = {job: job.left - drawn.get(job, 0) for job in schedule.running() if job.decodes}
     slots = [job if left.get(job, 0) > 0 else None for job in schedule.jobs]
-    turn, free, silent = turn_of(slots, devices.allowed, ask)
-    jobs = tuple((job, slot) for slot, job in enumerate(slots) if job is not None and job not in silent)
-    if not jobs:
-        return None, silent
     steps = devices.sizes.steps
     if not all(job.decodes for job in schedule.running()):  # others wait for their prompts
         steps = max(1, steps // 4)
-    count = min(steps, steps if free is None else free, max(left[job] for job, _ in jobs))
-    plain = turn.mask_BW is None and are_plain([job.request.sampling for job, _ in jobs])
-    return Call(jobs, count, devices.decode(turn, count=count, plain=plain)), silent
+    calls, silent = [], []
+    for group in _groups(slots, devices):
+        turn, free, mute = turn_of(group, devices.allowed, ask)
+        silent += mute
+        jobs = tuple((job, slot) for slot, job in enumerate(group) if job is not None and job not in mute)
+        if not jobs:
+            continue
+        count = min(steps, steps if free is None else free, max(left[job] for job, _ in jobs))
+        if devices.ringed and turn.mask_BW is None:
+            count = devices.sizes.steps
+        plain = turn.mask_BW is None and are_plain([job.request.sampling for job, _ in jobs])
+        calls.append(Call(jobs, count, devices.decode(turn, count=count, plain=plain)))
+    return calls, silent
+
+
+def _groups(slots: list[Job | None], devices: Devices) -> list[list[Job | None]]:
+    """Whom one call decodes: all; of devices that are `ringed` those without a hook, and those with one."""
+    if not devices.ringed:
+        return [slots]
+    has_hook = [job is not None and job.request.mask is not None for job in slots]
+    return [
+        [job if has is which else None for job, has in zip(slots, has_hook, strict=True)] for which in (False, True)
+    ]

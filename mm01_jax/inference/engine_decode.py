@@ -22,6 +22,7 @@ from mm01_jax.inference.engine_programs import Slots, constrain, empty_routed, e
 from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import DecodeCache
+from mm01_jax.model.decode_step import Ringed, begin_rings, end_rings
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.mixers import mixer
@@ -52,8 +53,13 @@ def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, size
     """`count` <= sizes.steps steps of every slot whose turn it is: (slots, Drawn).
 
     Args:
+      count: an int32 array, or a number: then lightning layers keep their states as they were meanwhile, where that
+        pays (`model/decode_step.py`).
       plain: whether all of those rows take their likeliest token as it is and no hook is asked: the same bits for less.
     """
+    lengths_B = slots.cache.lengths
+    if isinstance(count, int) and not sizes.drafts:
+        slots = slots._replace(cache=begin_rings(model, slots.cache, count))
     N, B, config = sizes.steps * (1 + sizes.drafts), sizes.num_slots, model.config
     drawn = Drawn(
         jnp.full((N, B), -1, jnp.int32),
@@ -66,7 +72,7 @@ def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, size
     may_come = allowed_V, None if plain else turn.mask_BW
     step = functools.partial(_step, model, may_come, turn, (sizes, specs))
     slots, drawn = lax.fori_loop(0, count, step, (slots, drawn))
-    return slots, everywhere(drawn)
+    return slots._replace(cache=end_rings(model, slots.cache, lengths_B)), everywhere(drawn)
 
 
 def _step(model: TextModel, may_come, turn: Turn, shape: tuple[Sizes, Slots], n, carry):
@@ -99,6 +105,8 @@ def _step(model: TextModel, may_come, turn: Turn, shape: tuple[Sizes, Slots], n,
     slots, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, (slots, drawn, active_B.astype(jnp.int32), active_B))
     cache = _taken_back(model, slots.cache, cache, taken_B)
     slots = slots._replace(cache=cache, tokens_BT=_written(slots, tokens_BS, taken_B))
+    if any(isinstance(stack, Ringed) for stack in cache.stacks):  # on one device
+        return slots, drawn
     return constrain(slots, specs), drawn
 
 

@@ -20,6 +20,7 @@ from mm01_jax.inference.engine_request import Limits, Request
 from mm01_jax.inference.engine_room import check_room
 from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.inference.engine_turns import Work, turn_of
+from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
@@ -28,14 +29,15 @@ from pallas_kernels import dispatch
 jit = jax.jit  # tests put one here that compiles faster
 # Where calls of all steps, of rows that take their likeliest token as it is, have a program of their own: a loop whose
 # end depends on an argument makes the host of a GPU wait for every step, as a branch does.
-PLAIN = ("gpu",)
+WHOLE = ("gpu",)
 
 
 class Devices:
     """groups: shards of the rows, each of which takes in tokens of one slot a call; slots of a group follow each other.
 
-    num_programs: compiled, all of them at the start (one jit serves engines of like shapes: a second one compiles
-    nothing). allowed: bool (V,), ids that may ever be chosen.
+    ringed: whether rows that no hook is asked of decode in calls of all steps alone (`decode_step.rings_pay`): their
+    bits depend on where a call begins. num_programs: compiled, all of them at the start (one jit serves engines of like
+    shapes: a second one compiles nothing). allowed: bool (V,), ids that may ever be chosen.
     """
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
@@ -121,10 +123,11 @@ class Devices:
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
         self._unmasked = self._put(free, "batch", None)
         told = decoder, slots, self._turn(turn), self._allowed
-        self._decode, self._decode_plain = self._program(going_on, *told, zero, donate=1), None
-        if dispatch.platform() in PLAIN:
-            plain = functools.partial(going_on, count=sizes.steps, plain=True)
-            self._decode_plain = self._program(plain, *told, donate=1)
+        self._decode, self._decode_whole = self._program(going_on, *told, zero, donate=1), {}
+        self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
+        for plain in (False, True) if self.ringed else (True,) if dispatch.platform() in WHOLE else ():
+            whole = functools.partial(going_on, count=sizes.steps, plain=plain)
+            self._decode_whole[plain] = self._program(whole, *told, donate=1)
         self.row_bytes = num_bytes(self._empty)
 
     def compile_memory(self) -> None:
@@ -256,8 +259,8 @@ class Devices:
         """
         with jax.set_mesh(self.mesh):
             told = self._decoder, self._slots, self._turn(turn), self._allowed
-            if plain and count == self.sizes.steps and self._decode_plain is not None:
-                self._slots, drawn = self._decode_plain(*told)
+            if count == self.sizes.steps and turn.mask_BW is None and plain in self._decode_whole:
+                self._slots, drawn = self._decode_whole[plain](*told)
             else:
                 self._slots, drawn = self._decode(*told, self._scalar(count))
             jax.tree.map(lambda x: x.copy_to_host_async(), drawn)

@@ -93,12 +93,14 @@ def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax
     return x[:B], DecodeCache(tuple(caches), lengths), jnp.stack(choices)
 
 
+def rings_pay(model, rows: int, steps: int) -> bool:
+    """Whether so many steps of so many rows are computed with rings, and have other last bits than single steps."""
+    return serves(model, rows) and rows >= LEAST_RINGED and steps <= RING
+
+
 def begin_rings(model, cache: DecodeCache, steps: int) -> DecodeCache:
     """The cache for some steps after which `end_rings` is called, with rings where they pay."""
-    rows = cache.lengths.shape[0]
-    if not serves(model, rows) or not rows >= LEAST_RINGED or steps > RING:
-        return cache
-    return with_rings(model, cache)
+    return with_rings(model, cache) if rings_pay(model, cache.lengths.shape[0], steps) else cache
 
 
 def with_rings(model, cache: DecodeCache) -> DecodeCache:

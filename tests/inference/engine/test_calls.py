@@ -6,15 +6,18 @@ from mm01_jax.inference import engine_devices
 from mm01_jax.inference.drill.schedules import Count, run_schedule
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.sampling import Sampling
+from mm01_jax.model import decode_step
 from tests.inference.engine import engines
 
 
 def test_a_program_of_its_own_for_likeliest_tokens_gives_the_same_bits(monkeypatch):
     """What GPUs have: whether it is taken follows from who else decodes."""
-    monkeypatch.setattr(engine_devices, "PLAIN", ("cpu",))
+    monkeypatch.setattr(engine_devices, "WHOLE", ("cpu",))
     found, taken = engines.engine(fresh=True, poison=True), []
-    plain = found.devices._decode_plain
-    monkeypatch.setattr(found.devices, "_decode_plain", lambda *told: taken.append(1) or plain(*told))
+    whole = found.devices._decode_whole
+    assert [*whole] == [True]
+    plain = whole[True]
+    whole[True] = lambda *told: taken.append(1) or plain(*told)
     count, random = Count(), np.random.default_rng(2)
     for _ in range(4):
         run_schedule(found, engines.cases(), 32, random, count)
@@ -30,3 +33,40 @@ def test_the_next_call_of_decode_begins_before_the_last_one_is_read(monkeypatch)
     found.run()
     assert len(found.forget(id).tokens) == 12
     assert order == ["decode", "decode", "read", "decode", "read", "read"], "three calls, none for nothing"
+
+
+def ringed(monkeypatch, **options):
+    """An engine whose decode keeps states for the steps of a call, as one Hopper GPU does of many rows."""
+    monkeypatch.setattr(decode_step, "serves", lambda model, rows: True)
+    monkeypatch.setattr(decode_step, "LEAST_RINGED", 8)
+    found = engines.engine(fresh=True, **options)
+    assert found.devices.ringed and len(found.devices._decode_whole) == 2
+    return found
+
+
+def test_with_states_kept_for_a_call_random_schedules_have_the_bits_of_each_request_alone(monkeypatch):
+    alone = ringed(monkeypatch)
+    found = engines.Engine(engines.model(), like=alone, poison=True, vocab_size=engines.VOCAB, **engines.SIZES)
+    cases, count, random = engines.Cases(alone, engines.VOCAB, 48, 40, seed=4), Count(), np.random.default_rng(5)
+    for _ in range(4):
+        run_schedule(found, cases, 32, random, count)
+    assert (count.equal, count.different) == (128, 0)
+    plain = engines.Cases(engines.alone(), engines.VOCAB, 48, 40, seed=4)
+    assert any(plain.cold(n).logits[-1].tobytes() != cases.cold(n).logits[-1].tobytes() for n in range(8))
+    drawn = {"sampling": Sampling(temperature=1.0), "max_tokens": 10}
+    hook = {"mask": lambda said: [65 + len(said) % 3, 70] if len(said) % 4 else None}
+    asked = [Request(prompt=[5, n], seed=n, **drawn, **(hook if n % 2 else {})) for n in range(6)]
+    want = []
+    for one in asked:
+        want.append(alone.submit(one))
+        alone.run()
+    ids = [found.submit(one) for one in asked]
+    for _ in range(3):
+        found.step()
+    found.preempt(ids[1])
+    found.preempt(ids[2])
+    found.run()
+    for a, b in zip(want, ids, strict=True):
+        first, second = alone.forget(a), found.forget(b)
+        assert first.tokens == second.tokens
+        assert [x.tobytes() for x in first.logits] == [x.tobytes() for x in second.logits]
