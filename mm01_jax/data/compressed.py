@@ -18,7 +18,7 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen
 
 _READ = 1 << 16
 _PIECE = 1 << 20  # unpacked at a time, where the library has a bound
-_ZSTD_READ = 1 << 10  # of .zst, whose library has none: so much unpacks to 32 MiB at most
+_ZSTD_READ = 1 << 8  # of .zst, whose library has none: so much unpacks to 8 MiB at most
 _ZSTD_WINDOW = 1 << 27  # what `zstd --long` makes and `zstd -d` takes
 # A file that unpacks to more than this, and to so many times what has been read of it, is a bomb.
 MOST_UNPACKED, MOST_TIMES = 1 << 26, 100
@@ -77,7 +77,7 @@ class _Unpacked(io.RawIOBase):
     """A file to read of pieces that are made one after the other."""
 
     def __init__(self, pieces: Iterator[bytes]):
-        self._pieces, self._left = pieces, b""
+        self._pieces, self._left = pieces, memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -86,7 +86,7 @@ class _Unpacked(io.RawIOBase):
         while not self._left:
             if (piece := next(self._pieces, None)) is None:
                 return 0
-            self._left = piece
+            self._left = memoryview(piece)
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]
         return size

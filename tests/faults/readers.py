@@ -98,6 +98,50 @@ def make_data(path: str) -> None:
     writer.close()
 
 
+def make_tokens(path: str) -> None:
+    """Two tokenizations of a text in folders of many shards, and what the first one's rows are."""
+    from tests.data.text_folder import tokenized, write_texts
+
+    room = pathlib.Path(path)
+    for name in ("tokens", "others"):
+        source = write_texts(room / "texts", 12 if name == "tokens" else 13)
+        tokenized(source, "bytes", room / name, shard_bytes=400)
+        shutil.rmtree(source)
+    (room / "source").write_text(_rows_of(room / "tokens"))
+
+
+def make_texts(path: str) -> None:
+    """A file of each kind that is unpacked, and what the documents of each are."""
+    import gzip
+
+    import pyarrow.parquet
+    import zstandard
+
+    room = pathlib.Path(path)
+    texts = [f"a tale of {i} cities " * (i % 9 + 1) for i in range(60)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    (room / "texts").mkdir()
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, room / "texts" / "a.parquet", row_group_size=20, write_page_checksum=True)
+    (room / "texts" / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (room / "texts" / "c.jsonl.zst").write_bytes(zstandard.ZstdCompressor(write_checksum=True).compress(lines))
+    (room / "source").write_text(_rows_of(room / "texts" / "a.parquet"))
+
+
+def _rows_of(source: pathlib.Path) -> str:
+    """The digest of an epoch's rows."""
+    import hashlib
+
+    from mm01_jax.config import DataConfig
+    from mm01_jax.data.dataset import open_dataset
+
+    rows = open_dataset(DataConfig(source=str(source), held_out=0.0), 64, 320, log=print).train
+    sha = hashlib.sha256()
+    for row in range(-(-rows.tokens_per_epoch // 64)):
+        sha.update(rows.row(row)["tokens"].tobytes())
+    return sha.hexdigest()
+
+
 def make_tokenizer(path: str) -> None:
     import tokenizers
 
@@ -155,6 +199,24 @@ def data(path: str) -> int:
             dataset.train.row(row)
 
     return command.run(read, [], name="mm01-train")
+
+
+def tokens(path: str) -> int:
+    """A folder of tokens is opened and read for an epoch; 1 where it is taken and gives other rows."""
+    return _as_before([pathlib.Path(path) / "tokens"], pathlib.Path(path) / "source")
+
+
+def texts(path: str) -> int:
+    """Files that are unpacked are read, each alone; 1 where one is taken and gives other rows."""
+    return _as_before(sorted((pathlib.Path(path) / "texts").glob("*")), pathlib.Path(path) / "source")
+
+
+def _as_before(sources: list[pathlib.Path], kept: pathlib.Path) -> int:
+    from mm01_jax import command
+
+    found: list[str] = []
+    code = command.run(lambda _: found.extend(map(_rows_of, sources)), [], name="mm01-train")
+    return code or int(any(digest != kept.read_text() for digest in found))
 
 
 def tokenizer(path: str) -> int:

@@ -1,0 +1,147 @@
+"""What a source of data holds, for a person: counts, lengths, samples, and what was skipped and why."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from mm01_jax.data import token_files
+from mm01_jax.data.corpus import scan_corpus
+from mm01_jax.data.sources import find_shards
+from mm01_jax.data.text import DataError
+from mm01_jax.data.token_files import is_token_folder
+from mm01_jax.data.token_folder import TokenFolder
+from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
+from mm01_jax.files import shown
+from mm01_jax.messages import listing
+
+_BAR = 40  # characters of the longest bar
+_SAMPLE = 160  # characters of a sample that are shown
+Log = Callable[[str], None]
+
+
+class Found(NamedTuple):
+    """lengths_D: int64, of each document, in `unit`. samples: (label, beginning of the text). skipped: with reasons."""
+
+    facts: dict[str, str]
+    unit: str
+    lengths_D: np.ndarray
+    samples: list[tuple[str, str]]
+    skipped: tuple[str, ...]
+    num_skipped: int
+
+
+def inspect(source: str, *, samples: int, verify: bool, text_field: str = "text", log: Log = print) -> Found:
+    """Looks at a folder of tokens, or at every byte of a text.
+
+    Args:
+      verify: look at every byte of the tokens, too.
+
+    Raises:
+      DataError: what is damaged, by name.
+    """
+    found = (
+        _tokens(source, samples, verify, log) if is_token_folder(source) else _text(source, samples, text_field, log)
+    )
+    return found._replace(skipped=tuple(map(shown, found.skipped)))
+
+
+def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
+    folder = TokenFolder(source)
+    manifest = folder.manifest
+    if verify:
+        _verify(folder, log)
+    kept = os.path.join(source, TOKENIZER_FILE)
+    tokenizer = BytesTokenizer() if manifest["tokenizer"] == BytesTokenizer.fingerprint else open_tokenizer(kept)
+    folder.check_tokenizer(tokenizer)
+    tokens, text_bytes = manifest["tokens"], int(folder.size_D.sum())
+    facts = {
+        "documents": f"{len(folder):,} of {folder.num_files:,} files",
+        "tokens": f"{tokens:,}, {text_bytes / tokens:.2f} bytes each",
+        "bytes": f"{text_bytes:,}",
+        "shards": f"{len(manifest['shards']):,}, ids as {manifest['dtype']}" + (", every byte verified" * verify),
+        "tokenizer": f"{shown(manifest['tokenizer'])[:16]}, {manifest['vocab_size']:,} ids",
+        "dropped": f"{manifest['dropped']:,} characters of {manifest['documents_dropped']:,} documents have no token",
+        "fingerprint": folder.fingerprint,
+    }
+
+    def sample(document: int) -> tuple[str, str]:
+        name, key = folder.source(document)
+        return f"{name} at {key}", tokenizer.decode(folder.tokens(document)[:_SAMPLE])[:_SAMPLE]
+
+    chosen = map(sample, _spread(len(folder), samples))
+    return Found(facts, "tokens", folder.num_tokens_D.astype(np.int64), list(chosen), folder.bad, manifest["bad"])
+
+
+def _verify(folder: TokenFolder, log: Log) -> None:
+    from mm01_jax.data.tokenize.shard import problem
+
+    wrong = []
+    shards = folder.manifest["shards"]
+    for number, shard in enumerate(shards):
+        said = dict(zip(("documents", "tokens", "tokens_bytes", "tokens_sha256", "index_sha256"), shard, strict=True))
+        if found := problem(folder.name, number, said):
+            wrong.append(found)
+        if number % 100 == 99:
+            log(f"verified {number + 1:,} of {len(shards):,} shards")
+    if wrong:
+        raise DataError(f"{len(wrong):,} of {len(shards):,} shards are damaged: {listing(wrong)}")
+
+
+def _text(source: str, samples: int, text_field: str, log: Log) -> Found:
+    corpus = scan_corpus(find_shards(source, text_field, log=log), token_files.MOST_DOCUMENTS, log)
+    facts = {
+        "documents": f"{len(corpus):,} of {corpus.num_files:,} files",
+        "bytes": f"{int(corpus.size_D.sum()):,}",
+        "fingerprint": corpus.fingerprint,
+    }
+    chosen = [
+        (corpus.label(document), corpus.read(document)[: 4 * _SAMPLE].decode(errors="replace")[:_SAMPLE])
+        for document in _spread(len(corpus), samples)
+    ]
+    return Found(facts, "bytes", corpus.size_D, chosen, corpus.bad, len(corpus.bad))
+
+
+def _spread(documents: int, samples: int) -> list[int]:
+    """Some documents, the same ones each time."""
+    count = min(documents, samples)
+    seed = hashlib.sha256(str(documents).encode()).digest()[:8]
+    return sorted(np.random.default_rng(int.from_bytes(seed)).choice(documents, count, replace=False).tolist())
+
+
+def bins(lengths_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(least, count) of powers of two, the first to the last that has a document."""
+    power_D = np.frexp(lengths_D.astype(np.float64))[1] - 1
+    first, last = int(power_D.min()), int(power_D.max())
+    return 2 ** np.arange(first, last + 1), np.bincount(power_D - first, minlength=last - first + 1)
+
+
+def report(found: Found) -> Iterator[str]:
+    """Lines for a terminal."""
+    yield from (f"{name:12} {words}" for name, words in found.facts.items())
+    lengths = found.lengths_D
+    middle, most = int(np.median(lengths)), int(lengths.max())
+    yield f"{'length':12} {int(lengths.min()):,} to {most:,} {found.unit}, half of them up to {middle:,}"
+    least, counts = bins(lengths)
+    for start, count in zip(least.tolist(), counts.tolist(), strict=True):
+        bar = "#" * -(-_BAR * count // int(counts.max()))
+        yield f"{start:>14,} {bar:{_BAR}} {count:,}"
+    for label, text in found.samples:
+        yield f"sample       {label}: {shown(text)!r}"
+    if found.num_skipped:
+        yield f"skipped      {found.num_skipped:,}: {listing(found.skipped)}"
+
+
+def draw(found: Found, path: str) -> None:
+    """The histogram of lengths as a picture; its suffix says of what kind."""
+    from matplotlib.figure import Figure
+
+    least, counts = bins(found.lengths_D)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar(np.arange(len(least)) + 0.5, counts, width=0.94)
+    axes.set_xticks(np.arange(len(least)), [f"{start:,}" for start in least.tolist()], rotation=45, ha="right")
+    axes.set(xlabel=f"{found.unit} of a document", ylabel="documents", title=f"{len(found.lengths_D):,} documents")
+    figure.savefig(path)
