@@ -3,9 +3,10 @@
 import gc
 import os
 import pathlib
-import signal
 import tempfile
 from importlib import metadata
+
+from tests.terminal import as_in_a_terminal
 
 # In the environment, so that the commands that tests start compile nothing twice either. A bound on the size makes jax
 # lock the folder: several workers and commands share it, and a file half written is read by nobody.
@@ -18,10 +19,7 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
 
-# A launcher may have begun this with signals ignored (`nohup`, `&`), which a run obeys and its processes inherit.
-for _number, _handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, _handler)
+as_in_a_terminal()
 
 import jax  # noqa: E402
 

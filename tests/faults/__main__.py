@@ -12,9 +12,11 @@ from benchmarks.results import Report, add_json, processor
 from mm01_jax.progress import Progress
 from tests.command_line import Parser, list_of, one_of
 from tests.faults import kinds
+from tests.terminal import as_in_a_terminal
 
 
 def main(argv: list[str] | None = None) -> int:
+    as_in_a_terminal()
     parser = Parser("tests.faults", __doc__)
     every = kinds.names()
     parser.add_argument("--kind", type=list_of("kind", every), default=every, help="some of them, by commas")
