@@ -58,6 +58,13 @@ def say(report: Report, what: str, value, unit: str = "", **more) -> None:
     print(f"{row.what} {value:,.4g} {unit}", flush=True)
 
 
+def _compiled(name: str, lowered, options: dict | None):
+    start = time.monotonic()
+    program = lowered.compile(compiler_options=options)
+    print(f"{name}: compiled in {time.monotonic() - start:.0f} s", flush=True)
+    return program
+
+
 # The tower.
 
 
@@ -112,7 +119,7 @@ def bench_tower(config: Config, report: Report) -> None:
     unhurried = {"xla_gpu_autotune_level": 0} if jax.devices()[0].platform == "gpu" else None
     with concurrent.futures.ThreadPoolExecutor() as pool:  # nothing is timed beside a compiler
         options = {name: unhurried if name in ("true", "plain XLA", "ours") else None for name in lowered}
-        compile_one = lambda name: lowered[name].compile(compiler_options=options[name])  # noqa: E731
+        compile_one = lambda name: _compiled(name, lowered[name], options[name])  # noqa: E731
         programs = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))
     check_parity(
         {name: programs[name](e, *few) for name, e in (("true", eyes), ("plain XLA", low), ("ours", low))}, report
@@ -178,7 +185,7 @@ def bench_step(config: Config, report: Report, rows: int, length: int) -> None:
     runs = {"text": (dataclasses.replace(config, vision=None), text_rows(config)), "images": (config, images)}
     lowered = {name: lower(*run) for name, run in runs.items()}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # nothing is timed beside a compiler
-        compiled = dict(zip(runs, pool.map(compile_both, lowered.values()), strict=True))
+        compiled = dict(zip(runs, pool.map(compile_both, lowered, lowered.values()), strict=True))
     speed = {}
     for name, (_, batch) in runs.items():
         speed[name] = rows * length / step_seconds(*compiled[name], batch)
@@ -223,9 +230,9 @@ def lower(config: Config, batch: Batch):
     return train.lower(jax.eval_shape(start, key), batch), start.lower(key)
 
 
-def compile_both(lowered) -> tuple:
+def compile_both(name: str, lowered) -> tuple:
     options = compiler_options(jax.devices()[0].platform)
-    return lowered[0].compile(compiler_options=options), lowered[1].compile()
+    return _compiled(f"step on {name}", lowered[0], options), _compiled(f"start on {name}", lowered[1], None)
 
 
 def step_seconds(train, start, batch: Batch) -> float:
