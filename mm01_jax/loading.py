@@ -173,6 +173,8 @@ def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLM
         model = int8.assembled(config, placed, model)
     if not allow_nonfinite:
         check_finite(opened.path, model, placed, "; allow_nonfinite takes them as they are")
+    with jax.set_mesh(placed):
+        int8.check_scales(opened.path, config, model)
     return model, config
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
@@ -81,7 +82,7 @@ class Checkpoint:
         """A tree like `abstract` (ShapeDtypeStructs with shardings) with the stored arrays, verified on their devices.
 
         Args:
-          cast: the arrays are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
+          cast: floats are verified as stored, then converted to the dtypes of `abstract`, one leaf at a time.
           count: told the bytes of every part that was read.
           each: what becomes of a leaf once its digest is taken; its result stands in the leaf's place.
 
@@ -112,7 +113,8 @@ class Checkpoint:
         problems += [f"surplus {path}" for path in stored if path not in abstract_leaves]
         for path in abstract_leaves.keys() & stored.keys():
             want, have = abstract_leaves[path], stored[path]
-            if want.shape != have.shape or (want.dtype.name != have.dtype and not cast):
+            casts = cast and all(jnp.issubdtype(dtype, jnp.floating) for dtype in (want.dtype, have.dtype))
+            if want.shape != have.shape or (want.dtype.name != have.dtype and not casts):
                 problems.append(f"{path}: stored {have.dtype}{list(have.shape)}, wanted {want.dtype}{list(want.shape)}")
         if problems:
             raise ValueError(f"{self.directory} does not fit the model: {listing(sorted(problems))}")

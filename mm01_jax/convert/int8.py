@@ -9,10 +9,11 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from mm01_jax.checkpoint import leaf_paths
+from mm01_jax.checkpoint import CheckpointError, leaf_paths
 from mm01_jax.config import Config
 from mm01_jax.model.abstract import abstract_model, abstract_weights
 from pallas_kernels.int8 import Int8, quantized
@@ -31,6 +32,15 @@ def matrices(config: Config) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree.leaves(abstract, is_leaf=lambda x: isinstance(x, nnx.Variable))
     told = zip(leaf_paths(abstract), (leaf.get_metadata() for leaf in leaves), strict=True)
     return {path.removesuffix(f"/{PARTS[0]}"): tuple(data["summed"]) for path, data in told if "summed" in data}
+
+
+def check_scales(where: object, config: Config, model) -> None:
+    """Raises CheckpointError that names every scale of an int8 model with a negative number: `quantized` makes none."""
+    names = {f"{path}/{PARTS[1]}" for path in matrices(config)}
+    scales = {path: leaf for path, leaf in zip(leaf_paths(model), jax.tree.leaves(model), strict=True) if path in names}
+    below = jax.device_get(jax.tree.map(lambda scale: jnp.any(scale < 0), scales))
+    if bad := [path for path in scales if below[path]]:
+        raise CheckpointError(f"{where}: scales below 0, which no int8 matrix has: {', '.join(bad)}")
 
 
 def each(config: Config, mesh: Mesh, form: str) -> Callable:

@@ -3,9 +3,12 @@
 As `softmax_attention/gpu_forward.py` (the online softmax, two warpgroups that take turns), but without documents: what
 a query sees follows from its place, so blocks before the chunk are never masked and no tags are read.
 
-Items beside each other are tiles and query heads of one key head: at any time all programs stream the same keys, and a
-block that one of them has read from memory is in L2 for the others. A row's bits follow from its query and its keys
-alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's places, and what is hidden adds 0.
+Items are tiles, those that see most first; of one tile the query heads stand beside each other. Where tiles see much
+alike these are the heads of one key head, and the other heads' tiles come after: all programs then stream the same keys
+at the same time, and a block that one of them has read from memory is in L2 for the others. Where the chunk is long
+beside what was there before it, they are all heads: else programs would not end together. A row's bits follow from its
+query and its keys alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's places, and what is
+hidden adds 0.
 """
 
 import functools
@@ -25,6 +28,7 @@ from pallas_kernels.varying import vary_alike
 
 KEYS = 128  # of a block
 STAGES = 3  # of the ring of keys and values
+ALIKE = 3  # chunks before this one from which on its tiles see much alike: 4 % more work in one program than in another
 WGMMA = plgpu.Layout.WGMMA
 
 
@@ -42,6 +46,7 @@ class _Plan(NamedTuple):
 class _Inputs(NamedTuple):
     """What the programs read. A tile of queries is numbered b * (S / TILE) + its place."""
 
+    beside: jax.Ref  # int32 (1,), query heads of a tile that stand beside each other
     counts: jax.Ref  # int32 (B,), queries of each row
     first: jax.Ref  # int32 (B,), place of each row's first query
     k: jax.Ref  # bfloat16 (L * B * K, T, H)
@@ -110,7 +115,8 @@ def attend(query, keys, values, layer, first_B, count_B):
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     order = _longest_first(first_B, count_B, tiles)
-    inputs = _Inputs(count_B, first_B, keys, layer.reshape(1), order, query, values)
+    beside = jnp.where(first_B.max(keepdims=True) >= ALIKE * S, jnp.int32(N // K), jnp.int32(N))
+    inputs = _Inputs(beside, count_B, first_B, keys, layer.reshape(1), order, query, values)
     with declared.flops(2 * 2 * B * N * S * keys.shape[1] * H):
         (out,) = kernel(inputs)
     return vary_alike(query, out)[1]
@@ -141,17 +147,16 @@ def _scratch(H: int) -> _Scratch:
 
 def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
     def item_of(index) -> _Item:
-        """All tiles and query heads of one key head, then those of the next one."""
-        tiles_and_heads = jnp.int32(plan.tiles * plan.group)
-        head, rest = lax.div(index, tiles_and_heads), lax.rem(index, tiles_and_heads)
-        place = inputs.order[lax.div(rest, jnp.int32(plan.group))] + jnp.int32(0)
+        """All tiles of the heads that stand beside each other, then those of the next ones."""
+        beside = inputs.beside[0] + jnp.int32(0)
+        heads, rest = lax.div(index, plan.tiles * beside), lax.rem(index, plan.tiles * beside)
+        place, n = inputs.order[lax.div(rest, beside)] + jnp.int32(0), heads * beside + lax.rem(rest, beside)
         each = jnp.int32(plan.tiles // plan.batch)
         b, t = lax.div(place, each), lax.rem(place, each)
         # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
         first, count, layer = (x + jnp.int32(0) for x in (inputs.first[b], inputs.counts[b], inputs.layer[0]))
         count = jnp.clip(count - t * TILE, 0, TILE)
-        row = (layer * plan.batch + b) * plan.kv_heads + head
-        n = head * plan.group + lax.rem(rest, jnp.int32(plan.group))
+        row = (layer * plan.batch + b) * plan.kv_heads + lax.div(n, jnp.int32(plan.group))
         return _Item(b, n, t, row, jnp.where(count > 0, first + t * TILE, 0), count)
 
     def each(body):

@@ -10,7 +10,7 @@ forward pass is computed again for its gradient, the last product is not.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.expert_ffn import gpu_up, gpu_up_int8
+from pallas_kernels.expert_ffn import gpu_up
 from pallas_kernels.grouped_matmul import gpu as grouped
 from pallas_kernels.grouped_matmul import gpu_int8, gpu_rows, gpu_tiles, gpu_weights
 from pallas_kernels.int8 import Int8, shape_of
@@ -43,7 +43,7 @@ def _plain(x_RD, weights, weight_R, experts):
     """Without a gradient: matrices of either kind, those that the tiles of rows meet given by number."""
     gate, up, down = weights
     if isinstance(gate, Int8):
-        hidden = gpu_up_int8.gated(x_RD, gate, up, weight_R, experts)
+        hidden = gpu_int8.gated(x_RD, gate, up, weight_R, experts)
         return gpu_int8.multiply(hidden, down, experts)
     (hidden,) = gpu_up.gated(x_RD, gate, up, weight_R, experts, keeps=False)
     return gpu_rows.multiply(hidden, down, experts, transposed=False)

@@ -49,14 +49,14 @@ def unsupported(x_RD, choice_AC, weight_AC, matrices, layer, rows) -> str | None
 def forward(x_RD, choice_AC, weight_AC, matrices, layer, rows: int):
     """Contract in the package's docstring."""
     gate, up_, down_ = matrices
-    up, down, down_each = _KINDS[isinstance(gate, Int8)]
+    (up, down, down_each), splits = _KINDS[isinstance(gate, Int8)]
     A, E = choice_AC.shape[0], shape_of(gate)[1]
     if rows <= MOST_SHARED:
         slots = Slots(choice_AC, weight_AC.reshape(-1), None)
         if rows > 1:
             slots = gpu_slots.shared(choice_AC, weight_AC, rows=rows, experts=E)
         hidden = up(x_RD[None], gate, up_, slots, layer, count=min(E, A * rows))
-        return down(hidden, down_, slots, layer, splits=SPLITS)
+        return down(hidden, down_, slots, layer, splits=splits)
     S = E + A * rows // GATHERED
     slots, row_P, place_AC = gpu_slots.gathered(choice_AC, weight_AC, rows=rows, experts=E)
     own = x_RD[row_P[: S * GATHERED].reshape(S, GATHERED)]
@@ -215,5 +215,8 @@ def _sum_down(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch, s
     stream.store(total, scratch.staged, out.at[lax.axis_index("x"), :, columns], rows)
 
 
-# Whether matrices are int8 -> (up, down, down_each).
-_KINDS = {False: (up, down, down_each), True: (gpu_int8.up, gpu_int8.down, gpu_int8.down_each)}
+# Whether matrices are int8 -> (up, down, down_each), splits of down.
+_KINDS = {
+    False: ((up, down, down_each), SPLITS),
+    True: ((gpu_int8.up, gpu_int8.down, gpu_int8.down_each), gpu_int8.SPLITS),
+}

@@ -1,7 +1,9 @@
-"""Experts of few rows on Hopper whose matrices are int8: as `gpu.py`, with half of the bytes read.
+"""Experts of few rows on Hopper whose matrices are int8: as `gpu.py`, with half of the bytes read, and turned.
 
-A block arrives as int8, is made bfloat16, exactly, in shared memory, and multiplied. Sums are scaled where they are
-accumulated: once in the inward half, step by step in the outward one, which adds up several experts' products.
+    (x W)' = W' x'      the columns of W down, widened in registers (`int8_gpu`), the rows beside each other
+
+Sums are scaled where they are accumulated: once in the inward half, slot by slot in the outward one, which adds up
+several experts' products.
 """
 
 import functools
@@ -13,14 +15,19 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels import int8_gpu
+from pallas_kernels.expert_step.gpu_int8_stream import Cut, Ring, across, added_up, exchange, launch, rows_tile
 from pallas_kernels.expert_step.gpu_slots import Slots
 from pallas_kernels.few_rows import ROWS
 from pallas_kernels.int8 import Int8
+from pallas_kernels.int8_gpu import COLUMNS, ROW
 from pallas_kernels.projection_step import gpu_stream as stream
-from pallas_kernels.projection_step.gpu_stream import ROW, Blocks
 
-BLOCKS = Blocks(width=64, stages=6)
-COLUMN = plgpu.Layout.WGMMA.reduce(0)  # one value for each column of an accumulator
+UP, UP_NARROW = Cut(), Cut(warpgroups=4, width=64, stages=4)
+UP_TALL = Cut(width=64, stages=3)  # of more than 16 rows: sums of a program's columns have to fit into registers
+DOWN, DOWN_EACH = Cut(depth=96, stages=4), Cut()
+SPLITS = 16  # of the outward product's sum
+PROGRAMS = 132  # of fewer the columns are narrower
 
 
 class _UpInputs(NamedTuple):
@@ -36,78 +43,87 @@ class _UpScratch(NamedTuple):
     full: jax.Ref
     gate: jax.Ref
     left: jax.Ref
+    others: jax.Ref | None  # float32: sums of the warpgroups after the first
+    others_full: jax.Ref | None
     staged: jax.Ref
     up: jax.Ref
-    wide_gate: jax.Ref
-    wide_up: jax.Ref
 
 
-def _raw(*shape, width: int):
-    transforms = (plgpu.TilingTransform((8, width)), plgpu.SwizzleTransform(width))
-    return plgpu.SMEM(shape, jnp.int8, transforms=transforms)
-
-
-def _widen(*pairs):
-    """Each int8 block into its bfloat16 one, which the product before has left."""
-    for raw, wide in pairs:
-        wide[...] = plgpu.load(raw, layout=plgpu.Layout.WGMMA_UPCAST_2X, optimized=False).astype(jnp.bfloat16)
-    plgpu.commit_smem()
-
-
-@functools.partial(jax.jit, static_argnames=("count", "blocks"))
-def up(x_XRD, gate: Int8, up: Int8, slots: Slots, layer, *, count: int, blocks: Blocks = BLOCKS):
+@functools.partial(jax.jit, static_argnames=("count", "cut"))
+def up(x_XRD, gate: Int8, up: Int8, slots: Slots, layer, *, count: int, cut: Cut | None = None):
     """hidden (S, R, F) = weight * silu(x G) * (x U); of slots without an expert nothing is written."""
-    depth, width, stages = blocks
-    S, R, F = count, x_XRD.shape[1], gate.values.shape[3]
+    S, (_, R, D), F = count, x_XRD.shape, gate.values.shape[3]
+    if cut is None and R > 16:
+        cut = UP_TALL
+    elif cut is None:
+        cut = UP if count * F // UP.width >= PROGRAMS else UP_NARROW
+    cut = cut.fitting(D, F)
+    warpgroups, depth, width, stages = cut
+    slots_of_all = warpgroups * stages
     scratch = _UpScratch(
-        full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
-        gate=_raw(stages, depth, width, width=width),
-        left=stream.tile(stages, ROWS, depth, width=width),
-        staged=stream.tile(ROWS, width, width=width),
-        up=_raw(stages, depth, width, width=width),
-        wide_gate=stream.tile(depth, width, width=width),
-        wide_up=stream.tile(depth, width, width=width),
+        full=plgpu.Barrier(num_arrivals=3, num_barriers=slots_of_all),
+        gate=int8_gpu.tile(slots_of_all, depth, width),
+        left=rows_tile(slots_of_all, R, depth),
+        **exchange(cut, 2, R),
+        staged=stream.tile(R, width, width=width),
+        up=int8_gpu.tile(slots_of_all, depth, width),
     )
     out = jax.ShapeDtypeStruct((S, R, F), x_XRD.dtype)
-    kernel = stream.launch(functools.partial(_up_program, blocks), [out], scratch, (S, F // width))
+    kernel = launch(functools.partial(_up_program, cut), [out], scratch, (S, F // width), cut.warpgroups)
     (hidden,) = kernel(_UpInputs(slots.experts, gate, layer, up, slots.weight, x_XRD))
     return hidden
 
 
-def _up_program(blocks: Blocks, inputs: _UpInputs, out, scratch: _UpScratch):
-    depth, width, stages = blocks
-    slot, column = lax.axis_index("x"), lax.axis_index("y") * width
+def _up_program(cut: Cut, inputs: _UpInputs, out, scratch: _UpScratch):
+    warpgroups, depth, width, stages = cut
+    slot, column, warpgroup = lax.axis_index("x"), lax.axis_index("y") * width, lax.axis_index("warpgroup")
     _, rows, D = inputs.x.shape
-    expert, layer = inputs.experts[slot, 0], inputs.layer[0]
+    expert, layer, steps = inputs.experts[slot, 0], inputs.layer[0], D // depth // warpgroups
 
     @pl.when(expert < inputs.gate.values.shape[1])
     def _():
         columns, mine = pl.ds(column, width), slot if inputs.x.shape[0] > 1 else 0
+        ring = Ring(warpgroup * stages, scratch.full, stages)
 
         def fill(step, at):
-            deep, full = pl.ds(step * depth, depth), scratch.full.at[at]
+            deep, full = pl.ds((warpgroup * steps + step) * depth, depth), scratch.full.at[at]
             plgpu.copy_gmem_to_smem(inputs.gate.values.at[layer, expert, deep, columns], scratch.gate.at[at], full)
             plgpu.copy_gmem_to_smem(inputs.up.values.at[layer, expert, deep, columns], scratch.up.at[at], full)
-            plgpu.copy_gmem_to_smem(inputs.x.at[mine, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
+            plgpu.copy_gmem_to_smem(inputs.x.at[mine, :, deep], scratch.left.at[at], full)
 
-        def operands(at):
-            _widen((scratch.gate.at[at], scratch.wide_gate), (scratch.up.at[at], scratch.wide_up))
-            return scratch.left.at[at], [scratch.wide_gate, scratch.wide_up]
+        sums = _products([scratch.gate, scratch.up], scratch.left, ring, steps, fill)
+        sums = added_up(warpgroup, sums, scratch.others, scratch.others_full)
 
-        gate, up = stream.sums(2, width, D // depth, stages, scratch.full, fill, operands)
-        own = pl.ds(slot * (ROWS if inputs.x.shape[0] == 1 else rows), ROWS)
-        weight = plgpu.load(inputs.weight.at[own], layout=ROW, optimized=False)
-        gate, up = (
-            total * _across(matrix.scale.at[layer, expert, columns])
-            for total, matrix in ((gate, inputs.gate), (up, inputs.up))
-        )
-        hidden = gate / (1.0 + jnp.exp(-gate)) * up * lax.broadcast_in_dim(weight, gate.shape, [0])
-        stream.store(hidden, scratch.staged, out.at[slot, :, columns], rows)
+        @pl.when(warpgroup == 0)
+        def _():
+            own = pl.ds(slot * (ROWS if inputs.x.shape[0] == 1 else rows), rows)
+            weight = plgpu.load(inputs.weight.at[own], layout=ROW, optimized=False)
+            for part, (gate, up) in enumerate(zip(*sums(), strict=True)):
+                place = pl.ds(column + part * COLUMNS, COLUMNS)
+                gate = gate * across(inputs.gate.scale.at[layer, expert, place], rows)
+                up = up * across(inputs.up.scale.at[layer, expert, place], rows)
+                hidden = gate / (1.0 + jnp.exp(-gate)) * up * lax.broadcast_in_dim(weight, gate.shape, [0])
+                scratch.staged.at[:, pl.ds(part * COLUMNS, COLUMNS)][...] = hidden.astype(out.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(scratch.staged, out.at[slot, :, columns])
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _across(scale):
-    """A scale for each column of a sum."""
-    return lax.broadcast_in_dim(plgpu.load(scale, layout=COLUMN, optimized=False), (ROWS, *scale.shape), [1])
+def _products(matrices, left, ring: Ring, steps: int, fill):
+    """Of each matrix the columns' parts: float32 (rows, COLUMNS) each, this warpgroup's share of the sum."""
+    parts, rows = matrices[0].shape[2] // COLUMNS, left.shape[1]
+
+    def one(step, totals):
+        def use(slot):
+            blocks = [(matrix.at[slot], part) for matrix in matrices for part in range(parts)]
+            return int8_gpu.add_products(totals, blocks, left.at[slot])
+
+        return ring.take(step, steps, fill, use)
+
+    ring.begin(steps, fill)
+    totals = lax.fori_loop(0, steps, one, [int8_gpu.zeros(rows)] * (len(matrices) * parts))
+    totals = [int8_gpu.turned(total) for total in totals]
+    return [totals[first : first + parts] for first in range(0, len(totals), parts)]
 
 
 class _DownInputs(NamedTuple):
@@ -121,93 +137,127 @@ class _DownInputs(NamedTuple):
 class _DownScratch(NamedTuple):
     full: jax.Ref
     left: jax.Ref
+    others: jax.Ref | None
+    others_full: jax.Ref | None
     right: jax.Ref
-    scale: jax.Ref
     staged: jax.Ref
-    wide: jax.Ref
 
 
-@functools.partial(jax.jit, static_argnames=("splits", "blocks"))
-def down(hidden_SRF, down: Int8, slots: Slots, layer, *, splits: int, blocks: Blocks = BLOCKS):
+@functools.partial(jax.jit, static_argnames=("splits", "cut"))
+def down(hidden_SRF, down: Int8, slots: Slots, layer, *, splits: int = SPLITS, cut: Cut = DOWN):
     """float32 (splits, R, D): hidden W_down summed over the slots, a part of F in each split."""
-    while splits > 1 and hidden_SRF.shape[2] % (splits * blocks.depth):
-        splits //= 2
-    return _down(hidden_SRF, down, slots, layer, (splits, blocks))
+    F = hidden_SRF.shape[2]
+    if F % (splits * cut.depth):  # sizes that nobody has asked to be fast
+        splits, cut = 1, cut._replace(depth=64)
+    return _down(hidden_SRF, down, slots, layer, (splits, cut))
 
 
-@functools.partial(jax.jit, static_argnames="blocks")
-def down_each(hidden_SRF, down: Int8, slots: Slots, layer, *, blocks: Blocks = BLOCKS):
+@functools.partial(jax.jit, static_argnames="cut")
+def down_each(hidden_SRF, down: Int8, slots: Slots, layer, *, cut: Cut = DOWN_EACH):
     """(S, R, D) float32: hidden W_down of each slot; of slots without an expert nothing is written."""
-    return _down(hidden_SRF, down, slots, layer, (None, blocks))
+    return _down(hidden_SRF, down, slots, layer, (None, cut.fitting(hidden_SRF.shape[2], down.values.shape[3])))
 
 
-def _down(hidden_SRF, down: Int8, slots: Slots, layer, plan: tuple[int | None, Blocks]):
-    """plan: splits, None where each slot has a result of its own; blocks."""
-    S, R, _ = hidden_SRF.shape
-    splits, (depth, width, stages) = plan
-    D, outs = down.values.shape[3], splits or S
+def _down(hidden_SRF, down: Int8, slots: Slots, layer, plan: tuple[int | None, Cut]):
+    """plan: splits, None where each slot has a result of its own; how it is cut."""
+    (S, R, _), D = hidden_SRF.shape, down.values.shape[3]
+    splits, cut = plan
+    if D % cut.width:
+        cut = cut._replace(width=COLUMNS)
+    warpgroups, depth, width, stages = cut
+    outs, slots_of_all = splits or S, warpgroups * stages
     scratch = _DownScratch(
-        full=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
-        left=stream.tile(stages, ROWS, depth, width=width),
-        right=_raw(stages, depth, width, width=width),
-        scale=plgpu.SMEM((stages, width), jnp.float32),
-        staged=stream.tile(ROWS, width, width=width, dtype=jnp.float32),
-        wide=stream.tile(depth, width, width=width),
+        full=plgpu.Barrier(num_arrivals=2, num_barriers=slots_of_all),
+        left=rows_tile(slots_of_all, R, depth),
+        **exchange(cut, 1, R),
+        right=int8_gpu.tile(slots_of_all, depth, width),
+        staged=stream.tile(R, width, width=width, dtype=jnp.float32),
     )
     out = jax.ShapeDtypeStruct((outs, R, D), jnp.float32)
-    program = functools.partial(_down_program, plan[1], each_slot=splits is None)
-    kernel = stream.launch(program, [out], scratch, (outs, D // width))
+    program = functools.partial(_down_program, cut, each_slot=splits is None)
+    kernel = launch(program, [out], scratch, (outs, D // width), warpgroups)
     (result,) = kernel(_DownInputs(slots.count, down, slots.experts, hidden_SRF, layer))
     return result
 
 
-def _down_program(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch, *, each_slot: bool):
-    depth, width, stages = blocks
-    (S, rows, F), E = inputs.hidden.shape, inputs.down.values.shape[1]
-    x, columns, layer = lax.axis_index("x"), pl.ds(lax.axis_index("y") * width, width), inputs.layer[0]
-    each = F // depth if each_slot else F // out.shape[0] // depth  # steps of a slot
-    if each_slot:
-        count = jnp.where(inputs.experts[x, 0] < E, jnp.int32(1), jnp.int32(0))
-    elif inputs.count is None:
-        count = jnp.where(inputs.experts[0, 0] < E, jnp.int32(S), jnp.int32(0))
-    else:
-        count = inputs.count[0]
+class _Share(NamedTuple):
+    """What of the outward products is a warpgroup's: `slots` of them, `every`-th from the `first` on, and of each
+    `steps` of the sum, from the `begin`-th on.
+    """
+
+    slots: jax.Array
+    first: jax.Array
+    every: int
+    steps: int
+    begin: jax.Array
+
+    def place(self, step):
+        """(slot, number of the block) of one of its steps."""
+        slot = self.first + lax.div(step, jnp.int32(self.steps)) * self.every
+        return slot, self.begin + lax.rem(step, jnp.int32(self.steps))
+
+
+def _share(inputs: _DownInputs, cut: Cut, splits: int | None) -> _Share:
+    """Of a slot alone a part of the sum; of several slots every so many-th."""
+    warpgroups, depth = cut.warpgroups, cut.depth
+    (S, _, F), E, x = inputs.hidden.shape, inputs.down.values.shape[1], lax.axis_index("x")
+    warpgroup = lax.axis_index("warpgroup")
+    if splits is None:
+        steps = F // depth // warpgroups
+        return _Share(jnp.where(inputs.experts[x, 0] < E, jnp.int32(1), jnp.int32(0)), x, 1, steps, warpgroup * steps)
+    all_or_none = jnp.where(inputs.experts[0, 0] < E, jnp.int32(S), jnp.int32(0))
+    count = all_or_none if inputs.count is None else inputs.count[0]
+    steps = F // splits // depth
+    own = lax.div(count - warpgroup + (warpgroups - 1), jnp.int32(warpgroups))
+    return _Share(own, warpgroup, warpgroups, steps, x * steps)
+
+
+def _down_program(cut: Cut, inputs: _DownInputs, out, scratch: _DownScratch, *, each_slot: bool):
+    _, depth, width, stages = cut
+    x, column, layer = lax.axis_index("x"), lax.axis_index("y") * width, inputs.layer[0]
+    warpgroup, rows, parts = lax.axis_index("warpgroup"), inputs.hidden.shape[1], width // COLUMNS
+    share = _share(inputs, cut, None if each_slot else out.shape[0])
+    ring, steps = Ring(warpgroup * stages, scratch.full, stages), share.slots * share.steps
 
     def fill(step, at):
-        slot = x if each_slot else lax.div(step, jnp.int32(each))
-        number = step if each_slot else x * each + lax.rem(step, jnp.int32(each))
+        slot, number = share.place(step)
         deep, full, expert = pl.ds(number * depth, depth), scratch.full.at[at], inputs.experts[slot, 0]
+        columns = pl.ds(column, width)
         plgpu.copy_gmem_to_smem(inputs.down.values.at[layer, expert, deep, columns], scratch.right.at[at], full)
-        plgpu.copy_gmem_to_smem(inputs.hidden.at[slot, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
-        plgpu.copy_gmem_to_smem(inputs.down.scale.at[layer, expert, columns], scratch.scale.at[at], full)
+        plgpu.copy_gmem_to_smem(inputs.hidden.at[slot, :, deep], scratch.left.at[at], full)
 
-    for step in range(stages):
-        pl.when(step < count * each)(lambda step=step: fill(jnp.int32(step), step))
+    def one(index, totals):
+        expert = inputs.experts[share.first + index * share.every, 0]
+        places = [pl.ds(column + part * COLUMNS, COLUMNS) for part in range(parts)]
+        scales = [across(inputs.down.scale.at[layer, expert, place], rows) for place in places]
 
-    def one(step, total):
-        at = lax.rem(step, jnp.int32(stages))
-        plgpu.barrier_wait(scratch.full.at[at])
-        _widen((scratch.right.at[at], scratch.wide))
-        product = _product(scratch.left.at[at], scratch.wide, width)
-        total = total + product * _across(scratch.scale.at[at])
-        pl.when(step + stages < count * each)(lambda: fill(step + stages, at))
-        return total
+        def add(step, products):
+            def use(slot):
+                blocks = [(scratch.right.at[slot], part) for part in range(parts)]
+                return int8_gpu.add_products(products, blocks, scratch.left.at[slot])
 
-    zeros = plgpu.layout_cast(jnp.zeros((ROWS, width), jnp.float32), plgpu.Layout.WGMMA)
-    total = lax.fori_loop(0, count * each, one, zeros)
+            return ring.take(index * share.steps + step, steps, fill, use)
+
+        products = lax.fori_loop(0, share.steps, add, [int8_gpu.zeros(rows)] * parts)
+        added = zip(totals, products, scales, strict=True)
+        return [total + int8_gpu.turned(product) * scale for total, product, scale in added]
+
+    ring.begin(steps, fill)
+    zeros = plgpu.layout_cast(jnp.zeros((rows, COLUMNS), jnp.float32), int8_gpu.TURNED)
+    totals = lax.fori_loop(0, share.slots, one, [zeros] * parts)
 
     def store():
-        stream.store(total, scratch.staged, out.at[x, :, columns], rows)
+        sums = added_up(warpgroup, [totals], scratch.others, scratch.others_full)
+
+        @pl.when(warpgroup == 0)
+        def _():
+            for part, value in enumerate(sums()[0]):
+                scratch.staged.at[:, pl.ds(part * COLUMNS, COLUMNS)][...] = value
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(scratch.staged, out.at[x, :, pl.ds(column, width)])
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
     if each_slot:
-        pl.when(count > 0)(store)
+        pl.when(share.slots > 0)(store)
     else:
         store()
-
-
-def _product(left, right, width: int):
-    def run(total):
-        plgpu.wgmma(total, left, right)
-        return total[...]
-
-    return pl.run_scoped(run, plgpu.ACC((ROWS, width), jnp.float32))

@@ -1,9 +1,8 @@
 """Rows times their expert's int8 matrix on Hopper: out = (x Q) * scale, scaled where the products are accumulated.
 
-As `gpu_rows.py`, but the third warpgroup, which loads, also turns each int8 block that has arrived into bfloat16,
-exactly, in a ring of its own, beside the products of the blocks before. So memory gives half of the bytes, and the
-matrix unit has bfloat16 on both sides. (A fourth warpgroup for that would leave each thread 128 registers, and ptxas
-wants 154 for a wgmma of 256 columns.)
+As `gpu_rows.py`, but turned: a computing warpgroup has columns of the matrix down, which it widens in registers beside
+the other one's products (`int8_gpu`), and all rows of the item beside each other. So memory gives half of the bytes,
+shared memory too, and the matrix unit has bfloat16 on both sides.
 """
 
 import functools
@@ -15,48 +14,42 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import declared
+from pallas_kernels import declared, int8_gpu
 from pallas_kernels.grouped_matmul import gpu_tiles
-from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, HALF, TILE
+from pallas_kernels.grouped_matmul.gpu_tiles import DEPTH, TILE
 from pallas_kernels.int8 import Int8
+from pallas_kernels.int8_gpu import COLUMN, COLUMNS, OWN, ROW
 from pallas_kernels.varying import vary_alike
 
-COMPUTE_REGISTERS, FEEDER_REGISTERS = 208, 88  # a multiprocessor has 512 for the threads of one number
-LEFT, RIGHT, RAW = 3, 2, 2  # slots of the rings: rows, bfloat16 blocks, int8 blocks
-PART = 128  # columns converted at a time
-COLUMN = plgpu.Layout.WGMMA.reduce(0)  # one value for each column of an accumulator
+STAGES = 4
+BLOCK = 2 * COLUMNS  # columns that lie together, half of them a warpgroup's
 
 
 class _Plan(NamedTuple):
     """What is fixed when the kernel is compiled. Items beside each other follow each other."""
 
     items: int
-    across: int  # items beside each other, F / width
-    width: int  # columns of an item
+    across: int  # items beside each other
+    gated: bool  # the blocks are of gate and of up, not beside each other in one matrix
 
 
 class _Inputs(NamedTuple):
     """What the programs read."""
 
     experts: jax.Ref  # int32 (R / TILE,), the expert of each tile of rows
-    scale: jax.Ref  # float32 (E, F)
-    values: jax.Ref  # int8 (E, D, F)
+    matrices: tuple[Int8, ...]  # (E, D, F): gate and up, or one
+    weight: jax.Ref | None  # float32 (R,)
     x: jax.Ref  # bfloat16 (R, D)
 
 
 class _Scratch(NamedTuple):
     """A program's shared memory, in the order it lies there."""
 
-    left: jax.Ref  # bfloat16 (LEFT, 2, HALF, DEPTH)
-    left_free: jax.Ref
-    left_full: jax.Ref
-    raw: jax.Ref  # int8 (RAW, DEPTH, width)
-    raw_free: jax.Ref
-    raw_full: jax.Ref
-    right: jax.Ref  # bfloat16 (RIGHT, DEPTH, width)
-    right_free: jax.Ref
-    right_full: jax.Ref
-    staged: jax.Ref  # bfloat16 (2, HALF, width)
+    blocks: list[jax.Ref]  # int8 (STAGES, DEPTH, BLOCK) each
+    free: jax.Ref  # barriers (STAGES,): both computing warpgroups have left the slot
+    full: jax.Ref  # barriers (STAGES,): the slot's copies, of `rows` and of each block, have arrived
+    rows: jax.Ref  # bfloat16 (STAGES, TILE, DEPTH)
+    staged: jax.Ref  # bfloat16 (2, outs, TILE, COLUMNS): what each computing warpgroup writes out
 
 
 @jax.jit  # lowered once for all layers
@@ -66,136 +59,103 @@ def multiply(x_RD: jax.Array, weights: Int8, experts: jax.Array) -> jax.Array:
     Args:
       weights: (E, D, F). experts: int32 (R / TILE,), as `gpu_rows.multiply` takes them.
     """
-    R, F = x_RD.shape[0], weights.values.shape[2]
-    width = gpu_tiles.width_of(F)
-    plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width)
-    out = jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat)
-    kernel = gpu_tiles.launch(functools.partial(_program, plan), [out], _scratch(width), plan.items)
-    with declared.flops(2 * R * x_RD.shape[1] * F):
-        (out,) = kernel(_Inputs(experts, weights.scale, weights.values, x_RD))
-    return vary_alike(x_RD, out)[1]
+    blocks = 2 if weights.values.shape[2] % (2 * BLOCK) == 0 else 1
+    return _run(_Inputs(experts, (weights,), None, x_RD), blocks)
 
 
-def _scratch(width: int) -> _Scratch:
-    return _Scratch(
-        left=gpu_tiles.tile(LEFT, 2, HALF, DEPTH),
-        left_free=plgpu.Barrier(num_arrivals=2, num_barriers=LEFT),
-        left_full=plgpu.Barrier(num_arrivals=2, num_barriers=LEFT),
-        raw=raw_tile(RAW, DEPTH, width),
-        raw_free=plgpu.Barrier(num_barriers=RAW),
-        raw_full=plgpu.Barrier(num_barriers=RAW),
-        right=gpu_tiles.tile(RIGHT, DEPTH, width),
-        right_free=plgpu.Barrier(num_arrivals=2, num_barriers=RIGHT),
-        right_full=plgpu.Barrier(num_barriers=RIGHT),
-        staged=gpu_tiles.tile(2, HALF, width),
+@jax.jit
+def gated(x_RD, gate: Int8, up: Int8, weight_R, experts) -> jax.Array:
+    """hidden (R, F) = weight * silu((x Qg) * sg) * ((x Qu) * su); arguments as of `expert_ffn.gpu_up.gated`."""
+    return _run(_Inputs(experts, (gate, up), weight_R, x_RD), 2)
+
+
+def _run(inputs: _Inputs, blocks: int):
+    (R, D), F, gated = inputs.x.shape, inputs.matrices[0].values.shape[2], len(inputs.matrices) == 2
+    across, outs = F // (BLOCK if gated else BLOCK * blocks), 1 if gated else blocks
+    plan = _Plan(items=R // TILE * across, across=across, gated=gated)
+    scratch = _Scratch(
+        blocks=[int8_gpu.tile(STAGES, DEPTH, BLOCK)] * blocks,
+        free=plgpu.Barrier(num_arrivals=2, num_barriers=STAGES),
+        full=plgpu.Barrier(num_arrivals=1 + blocks, num_barriers=STAGES),
+        rows=gpu_tiles.tile(STAGES, TILE, DEPTH),
+        staged=gpu_tiles.tile(2, outs, TILE, COLUMNS),
     )
+    out = jax.ShapeDtypeStruct((R, F), inputs.x.dtype, manual_axis_type=jax.typeof(inputs.x).mat)
+    kernel = gpu_tiles.launch(functools.partial(_program, plan), [out], scratch, plan.items)
+    with declared.flops(2 * len(inputs.matrices) * R * D * F):
+        (out,) = kernel(inputs)
+    return vary_alike(inputs.x, out)[1]
 
 
 def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
-    width = plan.width
+    E, blocks = inputs.matrices[0].values.shape[0], len(smem.blocks)
+    width = BLOCK if plan.gated else BLOCK * blocks
 
     def place(index):
         """(first row, first column, expert); neighbours in time have the same rows."""
         tile, column = lax.div(index, jnp.int32(plan.across)), lax.rem(index, jnp.int32(plan.across))
+        # Under `shard_map` a load has the array's varying axes in its type; arithmetic in a kernel does not keep them.
         return tile * TILE, column * width, inputs.experts[tile] + jnp.int32(0)
 
     def steps_of(index):
         _, _, expert = place(index)
-        return jnp.where(expert < inputs.values.shape[0], jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
+        return jnp.where(expert < E, jnp.int32(inputs.x.shape[1] // DEPTH), jnp.int32(0))
 
-    def feed(index, done, steps):
+    def block_of(number: int, column):
+        """(the matrix, the first column) of a block of an item."""
+        return (inputs.matrices[number], column) if plan.gated else (inputs.matrices[0], column + number * BLOCK)
+
+    def load(index, done, steps):
         row, column, expert = place(index)
 
-        def block(depth):
-            return (expert, depth, pl.ds(column, width))
+        def fill(step, slot):
+            full, deep = smem.full.at[slot], pl.ds(step * DEPTH, DEPTH)
+            plgpu.copy_gmem_to_smem(inputs.x.at[pl.ds(row, TILE), deep], smem.rows.at[slot], full)
+            for number in range(blocks):
+                matrix, first = block_of(number, column)
+                part = matrix.values.at[expert, deep, pl.ds(first, BLOCK)]
+                plgpu.copy_gmem_to_smem(part, smem.blocks[number].at[slot], full)
 
-        feed_blocks(done, steps, smem, (inputs.x, row), [(inputs.values, block, smem.raw, smem.right)])
+        gpu_tiles.stream(done, steps, smem.free, fill, STAGES)
 
     def compute(warpgroup, index, done, steps):
         row, column, expert = place(index)
-        columns = pl.ds(column, width)
-        total = _accumulate(warpgroup, done, steps, smem)
-        total = total * scale_of(inputs.scale, expert, columns, total)
-        gpu_tiles.store(total, smem.staged.at[warpgroup], out_gmem.at[pl.ds(row + warpgroup * HALF, HALF), columns])
-
-    each_item(plan.items, steps_of, compute, feed)
-
-
-def raw_tile(*shape):
-    transforms = (plgpu.TilingTransform((8, 128)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM(shape, jnp.int8, transforms=transforms)
-
-
-def feed_blocks(done, steps, smem, rows, matrices):
-    """The third warpgroup's item: step by step rows and int8 blocks are sent for, and blocks made bfloat16.
-
-    rows: (x in memory, the first of them). matrices: of each the array in memory, block(depth) in it, its ring of int8
-    and that of bfloat16. smem: has the barriers of `_Scratch`.
-    """
-    x, first = rows
-
-    def start(step):
-        left, raw = lax.rem(done + step, jnp.int32(LEFT)), lax.rem(done + step, jnp.int32(RAW))
-        depth = pl.ds(step * DEPTH, DEPTH)
-        pl.when(done + step >= LEFT)(lambda: plgpu.barrier_wait(smem.left_free.at[left]))
-        for half in range(2):
-            part = x.at[pl.ds(first + half * HALF, HALF), depth]
-            plgpu.copy_gmem_to_smem(part, smem.left.at[left, half], smem.left_full.at[left])
-        pl.when(done + step >= RAW)(lambda: plgpu.barrier_wait(smem.raw_free.at[raw]))
-        for array, block, ring, _ in matrices:
-            plgpu.copy_gmem_to_smem(array.at[block(depth)], ring.at[raw], smem.raw_full.at[raw])
-
-    pl.when(steps > 0)(lambda: start(jnp.int32(0)))
-
-    @pl.loop(0, steps)
-    def _(step):
-        # One step ahead: two would wait for rows that are left when this step's product has begun.
-        pl.when(step + 1 < steps)(lambda: start(step + 1))
-        raw, right = lax.rem(done + step, jnp.int32(RAW)), lax.rem(done + step, jnp.int32(RIGHT))
-        plgpu.barrier_wait(smem.raw_full.at[raw])
-        pl.when(done + step >= RIGHT)(lambda: plgpu.barrier_wait(smem.right_free.at[right]))
-        for *_, source, target in matrices:
-            for part in range(source.shape[2] // PART):
-                columns = pl.ds(part * PART, PART)
-                block = plgpu.load(source.at[raw, :, columns], layout=plgpu.Layout.WGMMA_UPCAST_2X, optimized=False)
-                target.at[right, :, columns][...] = block.astype(jnp.bfloat16)
-        plgpu.barrier_arrive(smem.raw_free.at[raw])
+        rows, expert = pl.ds(row, TILE), lax.min(expert, jnp.int32(E - 1))  # of none any scale does
+        sums = []
+        for number, total in enumerate(_accumulate(done, steps, smem)):
+            matrix, first = block_of(number, column)
+            scale = plgpu.load(
+                matrix.scale.at[expert, pl.ds(first + warpgroup * COLUMNS, COLUMNS)], layout=COLUMN, optimized=False
+            )
+            sums.append(total * lax.broadcast_in_dim(scale, total.shape, [1]))
+        if plan.gated:
+            gate, up = sums
+            hidden = gate / (1.0 + jnp.exp(-gate)) * up
+            if inputs.weight is not None:
+                weight = plgpu.load(inputs.weight.at[rows], layout=ROW, optimized=False)
+                hidden = hidden * lax.broadcast_in_dim(weight, hidden.shape, [0])
+            sums = [hidden]
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the item before leaves from `staged`
+        for number, value in enumerate(sums):
+            smem.staged.at[warpgroup, number][...] = value.astype(out_gmem.dtype)
         plgpu.commit_smem()
-        plgpu.barrier_arrive(smem.right_full.at[right])
+        for number in range(len(sums)):
+            columns = pl.ds(column + number * BLOCK + warpgroup * COLUMNS, COLUMNS)
+            plgpu.copy_smem_to_gmem(smem.staged.at[warpgroup, number], out_gmem.at[rows, columns])
+
+    gpu_tiles.each_item(plan.items, steps_of, compute, load)
 
 
-def leave(smem, step):
-    """A computing warpgroup has left the slots of a step (of all that the program has)."""
-    plgpu.barrier_arrive(smem.left_free.at[lax.rem(step, jnp.int32(LEFT))])
-    plgpu.barrier_arrive(smem.right_free.at[lax.rem(step, jnp.int32(RIGHT))])
+def _accumulate(done, steps, smem: _Scratch):
+    """float32 (TILE, COLUMNS) each: the sums of this warpgroup's columns of each block over an item's steps."""
 
+    def one(step, totals):
+        slot = gpu_tiles.slot_of(done + step, STAGES)
+        plgpu.barrier_wait(smem.full.at[slot])
+        columns = [(block.at[slot], OWN) for block in smem.blocks]
+        totals = int8_gpu.add_products(totals, columns, smem.rows.at[slot])
+        plgpu.barrier_arrive(smem.free.at[slot])
+        return totals
 
-def scale_of(scale, expert, columns, like):
-    """A scale for each column of an accumulator, of its shape; any where the expert is none."""
-    row = scale.at[lax.min(expert, jnp.int32(scale.shape[0] - 1)), columns]
-    return lax.broadcast_in_dim(plgpu.load(row, layout=COLUMN, optimized=False), like.shape, [1])
-
-
-def _accumulate(warpgroup, done, steps, smem: _Scratch):
-    """float32 (HALF, width), the sum of products over an item's steps."""
-
-    def run(total):
-        @pl.loop(0, steps)
-        def _(step):
-            left, right = lax.rem(done + step, jnp.int32(LEFT)), lax.rem(done + step, jnp.int32(RIGHT))
-            plgpu.barrier_wait(smem.left_full.at[left])
-            plgpu.barrier_wait(smem.right_full.at[right])
-            plgpu.wgmma(total, smem.left.at[left, warpgroup], smem.right.at[right])
-            plgpu.wgmma_wait(1)  # the product before is done
-            pl.when(step > 0)(lambda: leave(smem, done + step - 1))
-
-        return total[...]
-
-    total = pl.run_scoped(run, plgpu.ACC(smem.staged.shape[1:], jnp.float32))
-    pl.when(steps > 0)(lambda: leave(smem, done + steps - 1))
-    return total
-
-
-def each_item(items: int, steps_of, compute, feed):
-    """As `gpu_tiles.each_item`, with registers for a third warpgroup that converts."""
-    gpu_tiles.each_item(items, steps_of, compute, feed, (COMPUTE_REGISTERS, FEEDER_REGISTERS))
+    totals = lax.fori_loop(0, steps, one, [int8_gpu.zeros(TILE)] * len(smem.blocks))
+    return [int8_gpu.turned(total) for total in totals]

@@ -74,7 +74,7 @@ def launch(program, out_types, scratch, items: int):
     )
 
 
-def each_item(items: int, steps_of, compute, load, registers=(COMPUTE_REGISTERS, LOADER_REGISTERS)):
+def each_item(items: int, steps_of, compute, load):
     """For every item of this program compute(warpgroup, index, done, steps) on the two warpgroups that compute and
     load(index, done, steps) on the third: `steps` of the sum (`steps_of(index)`), after `done` of the items before.
     """
@@ -94,28 +94,28 @@ def each_item(items: int, steps_of, compute, load, registers=(COMPUTE_REGISTERS,
 
     @pl.when(warpgroup < LOADER)
     def _():
-        plgpu.set_max_registers(registers[0], action="increase")
+        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
         walk(lambda *item: compute(warpgroup, *item))
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(warpgroup == LOADER)
     def _():
-        plgpu.set_max_registers(registers[1], action="decrease")
+        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
         walk(load)
 
 
-def slot_of(step):
-    return lax.rem(step, jnp.int32(STAGES))
+def slot_of(step, stages: int = STAGES):
+    return lax.rem(step, jnp.int32(stages))
 
 
-def stream(done, steps, free, fill):
+def stream(done, steps, free, fill, stages: int = STAGES):
     """Keeps the ring full: fill(step, slot) for every step, once both computing warpgroups have left the slot."""
 
     @pl.loop(0, steps)
     def _(step):
-        slot = slot_of(done + step)
+        slot = slot_of(done + step, stages)
 
-        @pl.when(done + step >= STAGES)
+        @pl.when(done + step >= stages)
         def _():
             plgpu.barrier_wait(free.at[slot])
 

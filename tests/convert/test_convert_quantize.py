@@ -136,6 +136,11 @@ def hostile(int8, folder, change) -> None:
     ("kind", "change", "said"),
     [
         ("NaN", lambda scale: scale * np.nan, "weights that are not finite: .*experts/gate/scale"),
+        ("infinity", lambda scale: scale + np.inf, "weights that are not finite: .*experts/gate/scale"),
+        ("negative", lambda scale: -scale, "scales below 0, .*: [^ ]*experts/gate/scale$"),
+        ("one for all", lambda scale: scale[:1], r"experts/gate/scale: stored float32\[.*\], wanted float32\["),
+        ("another dtype", lambda scale: scale.astype(np.int8), r"experts/gate/scale: stored int8\["),
+        ("of each number", lambda scale: np.stack([scale] * 5), r"experts/gate/scale: stored float32\[.*\], wanted"),
         ("a column too few", lambda scale: scale[:-1], r"experts/gate/scale: stored float32\[.*\], wanted float32\["),
     ],
 )
@@ -144,6 +149,18 @@ def test_hostile_scales_are_refused_by_name(int8, tmp_path, kind, change, said):
     with pytest.raises((CheckpointError, ValueError), match=said) as refused:
         load(tmp_path / "bad")
     assert "\n" not in str(refused.value), kind
+
+
+def test_a_matrix_with_a_number_that_is_none_has_no_int8_and_is_named(run, tmp_path):
+    with small.one_device():
+        loaded = load(run)
+        gate = loaded.model.stacks[0].experts.gate
+        gate[...] = gate[...].at[0, 0, 1, 2, 3].set(np.nan)
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            checkpoints.save(1, {"model": loaded.model}, {"config": json.loads(saved.to_json(loaded.config))})
+    with pytest.raises(CheckpointError, match=r"experts/gate.*: values that are not finite have no int8") as refused:
+        quantize.quantize(tmp_path / "run", tmp_path / "made", **QUIET)
+    assert "\n" not in str(refused.value)
 
 
 def test_what_cannot_be_quantised_is_refused_in_a_line(run, int8, tmp_path, capsys):

@@ -8,16 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from mm01_jax.convert import quantize
+from pallas_kernels import int8_gpu
 from pallas_kernels.expert_ffn import expert_ffn, reference, tpu
+from pallas_kernels.expert_step import expert_step
 from pallas_kernels.expert_step import gpu_int8 as expert_step_int8
+from pallas_kernels.expert_step.gpu_int8_stream import Cut
 from pallas_kernels.expert_step.gpu_slots import Slots
+from pallas_kernels.few_rows import columns, filled_up
 from pallas_kernels.grouped_matmul import gpu_tiles, grouped_matmul
 from pallas_kernels.int8 import Int8, dequantized, in_layer, quantized
-from pallas_kernels.projection_step.gpu_stream import Blocks
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
 MESH = AbstractMesh((1,), ("chip",), axis_types=(AxisType.Auto,), abstract_device=H200)
@@ -51,6 +55,22 @@ def test_int8_of_what_is_not_finite_has_a_scale_that_is_not(bad):
     assert (~np.isfinite(scale)).sum() == 1 and not np.isfinite(scale[1, 5])
 
 
+def without_registers(monkeypatch):
+    """The interpreter (jax 0.12) knows neither a left operand in registers nor instructions of our own."""
+
+    def add_products(totals, blocks, rows):
+        x = rows[...].astype(jnp.float32)
+
+        def columns(block, part):
+            part = lax.axis_index("warpgroup") if part is int8_gpu.OWN else part
+            return lax.dynamic_slice_in_dim(block[...].astype(jnp.float32), part * 64, 64, axis=1)
+
+        return [total + columns(*block).T @ x.T for total, block in zip(totals, blocks, strict=True)]
+
+    monkeypatch.setattr(int8_gpu, "add_products", add_products)
+    monkeypatch.setattr(int8_gpu, "turned", jnp.transpose)
+
+
 def experts(R, D, F, L=2, E=3):
     """(rows, int8 matrices of a stack of layers, their rows' factors)."""
     rng = np.random.default_rng(0)
@@ -78,6 +98,7 @@ def test_experts_of_int8_in_a_stack_equal_float64(form):
 
 @pytest.mark.parametrize("sizes", [[128, 0, 256], [0, 128, 0], [0, 0, 0]], ids=["rows after them", "one group", "none"])
 def test_experts_of_int8_on_hopper_are_no_worse_than_xla(sizes, monkeypatch):
+    without_registers(monkeypatch)
     monkeypatch.setattr(gpu_tiles, "MULTIPROCESSORS", 3)  # a program has several items
     x, weights, weight_R = experts(512, 128, 256)
     x, sizes = jnp.asarray(x, jnp.bfloat16), jnp.asarray(sizes, jnp.int32)
@@ -120,29 +141,50 @@ def test_experts_refuse_int8_that_does_not_fit(part, change, said):
     assert said in str(refused.value)
 
 
-def test_a_decode_step_of_int8_on_hopper_is_what_its_numbers_give():
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_decode_step_of_int8_on_hopper_is_what_its_numbers_give(wide, monkeypatch):
     """The inward half exact but for one rounding; the outward one, whose rows are given, to float32's."""
-    L, E, D, F, blocks = 2, 4, 128, 128, Blocks(width=64, stages=2)
+    without_registers(monkeypatch)
+    L, E, D, F = 2, 4, 256, 384
+    up_cut, down_cut = Cut(width=64, warpgroups=4), Cut(depth=96)
+    if wide:
+        up_cut, down_cut = Cut(), Cut(width=64)
     gate, up, down = (quantized(jnp.asarray(drawn(*s)), (-2,)) for s in ((L, E, D, F), (L, E, D, F), (L, E, F, D)))
     rng = np.random.default_rng(2)
-    x, weight = jnp.asarray(rng.normal(size=(8, D)), jnp.bfloat16), rng.random(3 * 64).astype(np.float32)
-    slots = Slots(jnp.asarray([[2], [0], [E]], jnp.int32), jnp.asarray(weight), jnp.asarray([2], jnp.int32))
+    x, weight = jnp.asarray(rng.normal(size=(8, D)), jnp.bfloat16), rng.random(4 * 64).astype(np.float32)
+    slots = Slots(jnp.asarray([[2], [0], [3], [E]], jnp.int32), jnp.asarray(weight), jnp.asarray([3], jnp.int32))
     layer = jnp.asarray([1], jnp.int32)
     with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(MESH):
-        hidden = expert_step_int8.up(x[None], gate, up, slots, layer, count=3, blocks=blocks)
-        summed = expert_step_int8.down(hidden, down, slots, layer, splits=2, blocks=blocks)
-        each = expert_step_int8.down_each(hidden, down, slots, layer, blocks=blocks)
+        hidden = expert_step_int8.up(x[None], gate, up, slots, layer, count=4, cut=up_cut)
+        summed = expert_step_int8.down(hidden, down, slots, layer, splits=2, cut=down_cut)
+        each = expert_step_int8.down_each(hidden, down, slots, layer)
     hidden, summed, each = (np.asarray(a, np.float64) for a in (hidden, summed, each))
-    wide = [np.asarray(dequantized(w, (-2,)), np.float64)[1] for w in (gate, up, down)]
+    widened = [np.asarray(dequantized(w, (-2,)), np.float64)[1] for w in (gate, up, down)]
     total = 0
-    for slot, expert in enumerate((2, 0)):
-        g, u = (np.asarray(x, np.float64) @ w[expert] for w in wide[:2])
-        exact = weight.reshape(3, 64)[slot, :8, None] * g / (1 + np.exp(-g)) * u
+    for slot, expert in enumerate((2, 0, 3)):
+        g, u = (np.asarray(x, np.float64) @ w[expert] for w in widened[:2])
+        exact = weight.reshape(4, 64)[slot, :8, None] * g / (1 + np.exp(-g)) * u
         assert np.abs(hidden[slot] - exact).max() <= 2.0**-8 * np.abs(exact).max()
-        out = hidden[slot] @ wide[2][expert]
-        assert np.abs(each[slot] - out).max() <= F * 2.0**-24 * (np.abs(hidden[slot]) @ np.abs(wide[2][expert])).max()
+        out = hidden[slot] @ widened[2][expert]
+        size = (np.abs(hidden[slot]) @ np.abs(widened[2][expert])).max()
+        assert np.abs(each[slot] - out).max() <= F * 2.0**-24 * size
         total = total + out
-    assert (
-        np.abs(summed.sum(0) - total).max()
-        <= 4 * F * 2.0**-24 * np.abs(hidden[:2]).max() * np.abs(wide[2]).sum(1).max()
-    )
+    size = np.abs(hidden[:3]).max() * np.abs(widened[2]).sum(1).max()
+    assert np.abs(summed.sum(0) - total).max() <= 4 * F * 2.0**-24 * size
+
+
+@pytest.mark.parametrize("rows", [1, 16, 128])
+def test_a_decode_step_of_int8_lowers_for_hopper(rows):
+    L, E, D, F = 2, 4, 1024, 1536
+    A = jax.ShapeDtypeStruct
+
+    def int8(*shape):
+        return Int8(A(shape, jnp.int8), A((*shape[:2], shape[3]), jnp.float32))
+
+    matrices = int8(L, E, D, F), int8(L, E, D, F), int8(L, E, F, D)
+    x, choice = A((filled_up(rows), D), jnp.bfloat16), A((2, columns(rows)), jnp.int32)
+    weight, layer = A(choice.shape, jnp.float32), A((1,), jnp.int32)
+    with use_abstract_mesh(MESH):
+        step = jax.jit(lambda *a: expert_step(*a, rows=rows, implementation="gpu"))
+        lowered = step.trace(x, choice, weight, matrices, layer).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("@mosaic_gpu") == (2 if rows == 1 else 3)
