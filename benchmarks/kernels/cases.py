@@ -24,7 +24,7 @@ class Lightning:
 
 @dataclasses.dataclass(frozen=True)
 class Softmax:
-    """Whole rows of `documents` equal documents: every query row has as many keys."""
+    """Rows of `documents` documents, equal ones or `uneven`."""
 
     name: str
     B: int
@@ -33,11 +33,12 @@ class Softmax:
     K: int
     H: int
     documents: int = 1
+    uneven: bool = False
 
     @property
     def sizes(self) -> str:
         """Rows x tokens, query heads / key heads x head dim, documents in a row."""
-        return f"{self.B} x {self.S}, {self.N} / {self.K} x {self.H}, {self.documents}"
+        return f"{self.B} x {self.S}, {self.N} / {self.K} x {self.H}, {self.documents}{' uneven' * self.uneven}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,9 @@ _SOFTMAX = [
     Softmax("bench_1b", 4, 8192, 8, 1, 128),  # configs/bench_1b.py
     Softmax("bench_1b_packed", 4, 8192, 8, 1, 128, documents=3),
     Softmax("bench_1b_packed16", 4, 8192, 8, 1, 128, documents=16),
+    Softmax("bench_1b_uneven16", 4, 8192, 8, 1, 128, documents=16, uneven=True),
     Softmax("text_01", 1, 8192, 64, 8, 128),  # the released model's heads
+    Softmax("text_01_packed16", 1, 8192, 64, 8, 128, documents=16),
     Softmax("small", 16, 2048, 16, 4, 64),  # configs/small.py
     Softmax("tiny", 2, 64, 4, 2, 64, documents=2),
 ]

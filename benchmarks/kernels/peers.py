@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.lightning_attention import api
 
-NEEDS = {"jla": ("jla",), "fla": ("fla", "torch"), "cudnn": (), "xla": ()}
+NEEDS = {"jla": ("jla",), "fla": ("fla", "torch"), "torch": ("torch",), "cudnn": (), "xla": ()}
 
 
 def unavailable(name: str, implementation: str) -> str | None:
@@ -47,6 +47,23 @@ def xla(q, k, v, d_out, slope_N) -> dict[str, Callable]:
 def cudnn(q, k, v) -> jax.Array:
     """Causal softmax attention without documents, differentiable."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def torch(q, k, v, d_out) -> dict[str, Callable]:
+    """Causal softmax attention without documents: torch's, which gives these heads to cuDNN."""
+    functional, attention = (importlib.import_module(f"torch.nn.{name}") for name in ("functional", "attention"))
+    gradient = importlib.import_module("torch.autograd").grad
+    tensors = [_torch(x).transpose(1, 2) for x in (q, k, v)]
+    leaves, d_out = [x.detach().requires_grad_() for x in tensors], _torch(d_out).transpose(1, 2)
+
+    def attend(q, k, v):
+        with attention.sdpa_kernel(attention.SDPBackend.CUDNN_ATTENTION):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    return {
+        "forward": lambda: attend(*tensors).transpose(1, 2),
+        "forward+backward": lambda: gradient(attend(*leaves), leaves, d_out),
+    }
 
 
 def jla(q, k, v, d_out, slope_N) -> dict[str, Callable]:

@@ -1,11 +1,12 @@
 """The bench of the kernels: parity first, no time for what is wrong, no case lost to another."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import results
 from benchmarks.kernels import __main__ as bench
-from benchmarks.kernels import cases, dense, lightning, lightning_cost, measured, timing
+from benchmarks.kernels import cases, dense, lightning, lightning_cost, measured, softmax, timing
 from pallas_kernels.lightning_attention import xla
 
 
@@ -83,8 +84,19 @@ def test_bench_case_that_fails_leaves_its_reason_and_no_older_time(tmp_path, mon
 def test_bench_peer_that_cannot_run_here_is_named_with_the_reason(monkeypatch):
     monkeypatch.setattr(timing, "BATCH_SECONDS", 0.0)
     found = run("softmax_attention", "tiny", peers=True)
-    assert set(found.refused) == {"cudnn", "xla"}
+    assert set(found.refused) == {"cudnn", "torch", "xla"}
     assert "cudnn not timed: it is written for CUDA" in measured.text(found)
+
+
+@pytest.mark.parametrize("uneven", [False, True])
+def test_bench_documents_fill_every_row_and_their_positions_begin_at_0(uneven):
+    case = cases.Softmax("", 3, 1000, 1, 1, 64, documents=7, uneven=uneven)
+    positions, documents = softmax.tags_of(case)
+    for row, index in zip(positions, documents, strict=True):
+        sizes = np.bincount(index)
+        assert len(sizes) == 7 and (sizes.max() - sizes.min() > 100) == uneven
+        np.testing.assert_array_equal(row, np.concatenate([np.arange(size) for size in sizes]))
+    assert (len(np.unique(documents, axis=0)) == 3) == uneven
 
 
 @pytest.mark.parametrize(
