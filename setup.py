@@ -41,6 +41,9 @@ setup(
         "tokenizers": ["tokenizers>=0.23"],
         "parquet": ["pyarrow>=17"],
         "zstd": ["zstandard>=0.22"],
+        "remote": ["fsspec>=2024.6"],  # data by URL; the libraries of two stores
+        "gcs": ["gcsfs>=2024.6"],
+        "s3": ["s3fs>=2024.6"],
         "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
@@ -62,6 +65,7 @@ setup(
             "tokenizers>=0.23",
             "pyarrow>=17",
             "zstandard>=0.22",
+            "fsspec>=2024.6",
             # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
             "pillow==13.0.0",
             "scikit-image>=0.25",

@@ -13,13 +13,13 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from mm01_jax.data import globs
+from mm01_jax.data import globs, remote
 from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
 from mm01_jax.data.json_lines import JsonLines
 from mm01_jax.data.parquet import ParquetText
 from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, TextInMemory, Unreadable
-from mm01_jax.data.token_files import is_token_folder
+from mm01_jax.data.token_files import MANIFEST, is_token_folder
 from mm01_jax.files import quoted, shown, why
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
@@ -33,12 +33,27 @@ def find_shards(
     """The shards that `source` names, sorted by name; ValueError when it names none. records: of `DataConfig`."""
     if source == "stdlib":
         return sorted(stdlib_shards(), key=lambda shard: shard.name)
+    if remote.is_remote(source):
+        return _find_remote(source, text_field, records)
     paths = _find_paths(source, log)
     root = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
     named = sorted((path.removeprefix(root), path) for path in paths)
     if records != "text":
         return [_open_conversations(name, pathlib.Path(path), records == "pairs") for name, path in named]
     return [_open_shard(name, path, text_field) for name, path in named]
+
+
+def _find_remote(source: str, text_field: str, records: str) -> list[Shard]:
+    if records != "text":
+        raise ValueError(f"data.source={quoted(source)}: data.records={records!r} is read from a local disk; copy it.")
+    found = remote.find(source, lambda name, path: _open_shard(name, path, text_field))
+    if any(url.endswith(f"/{MANIFEST}") for url, _ in found):
+        raise ValueError(f"data.source={quoted(source)}: a folder of tokens is read from a local disk; copy it there.")
+    found = [(url, shard) for url, shard in found if _is_data(os.path.basename(url))]
+    if not found:
+        raise ValueError(f"data.source={quoted(source)} names no file.")
+    _check_kinds(source, [url for url, _ in found])
+    return [shard for _, shard in found]
 
 
 def stdlib_shards() -> list[Shard]:

@@ -57,6 +57,7 @@ OUTSIDE = {
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
     "pyarrow": ("mm01_jax.data.parquet",),
+    "fsspec": ("mm01_jax.data.remote",),
     "zstandard": ("mm01_jax.data.compressed",),
     "PIL": ("mm01_jax.data",),
     "jinja2": ("mm01_jax.data.template_process",),
