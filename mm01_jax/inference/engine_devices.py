@@ -3,6 +3,7 @@
 Slots change in place: every call donates them to the next.
 """
 
+import concurrent.futures
 import copy
 import functools
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from mm01_jax.inference.engine_programs import Said, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
 from mm01_jax.inference.engine_room import check_room
 from mm01_jax.inference.engine_sizes import Sizes
-from mm01_jax.inference.engine_turns import Work, turn_of
+from mm01_jax.inference.engine_turns import Work, arrays_of, turn_of
 from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
@@ -115,19 +116,20 @@ class Devices:
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=one)
         self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
-        prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
-        told = self._told([], (0, 0))
-        self._prefill = self._program(prefill, model, slots, self._allowed, told, donate=1)
-        going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
-        turn, *_ = turn_of([None] * sizes.num_slots, self.allowed, masks.ask_all)
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
         self._unmasked = self._put(free, "batch", None)
+        prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
+        going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
+        turn, *_ = turn_of([None] * sizes.num_slots, self.allowed, masks.ask_all)
         told = decoder, slots, self._turn(turn), self._allowed
-        self._decode, self._decode_whole = self._program(going_on, *told, zero, donate=1), {}
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
-        for plain in (False, True) if self.ringed else (True,) if dispatch.platform() in WHOLE else ():
-            whole = functools.partial(going_on, count=sizes.steps, plain=plain)
-            self._decode_whole[plain] = self._program(whole, *told, donate=1)
+        whole = (False, True) if self.ringed else (True,) if dispatch.platform() in WHOLE else ()
+        self._prefill, self._decode, *found = self._programs(
+            (prefill, model, slots, self._allowed, self._told([], (0, 0))),
+            (going_on, *told, zero),
+            *[(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole],
+        )
+        self._decode_whole = dict(zip(whole, found, strict=True))
         self.row_bytes = num_bytes(self._empty)
 
     def compile_memory(self) -> None:
@@ -157,10 +159,19 @@ class Devices:
 
     def _program(self, function, *arguments, donate: int | None = None):
         """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
+        return self._lowered(function, *arguments, donate=donate).compile()
+
+    def _programs(self, *asked: tuple) -> list:
+        """Programs of (function, *arguments) that take the slots second, compiled beside each other."""
+        lowered = [self._lowered(*one, donate=1) for one in asked]
+        with concurrent.futures.ThreadPoolExecutor(len(lowered)) as pool:
+            return [*pool.map(lambda one: one.compile(), lowered)]
+
+    def _lowered(self, function, *arguments, donate: int | None):
         self.num_programs += 1
         static, donated = tuple(function.keywords), () if donate is None else donate
         jitted = jit(function.func, static_argnames=static, donate_argnums=donated)
-        return jitted.lower(*arguments, **function.keywords).compile()
+        return jitted.lower(*arguments, **function.keywords)
 
     # What the host knows, as arrays.
 
@@ -171,22 +182,11 @@ class Devices:
         return self._put(np.int32(value))
 
     def _told(self, work: Sequence[Work], trips: tuple[int, int]) -> Told:
-        per_group = self.sizes.num_slots // self.groups
-        index, count = np.zeros((2, self.groups), np.int32)
-        tokens = np.zeros((self.groups, self.sizes.pieces * self.sizes.grid + 1), np.int32)
-        for one in work:
-            group, length = one.slot // per_group, len(one.tokens)
-            index[group], count[group] = one.slot % per_group, length
-            tokens[group, : length + 1] = [*one.tokens, one.following]
+        index, tokens, count = arrays_of(work, self.sizes, self.groups)
         put = functools.partial(self._put, rules=self.model.rules)
         says = self._put(np.bool_(any(one.says for one in work)))
-        return Told(
-            put(index, "batch"),
-            put(tokens, "batch", None),
-            put(count, "batch"),
-            put(np.array(trips, np.int32), None),
-            says,
-        )
+        rows = put(index, "batch"), put(tokens, "batch", None), put(count, "batch")
+        return Told(*rows, put(np.array(trips, np.int32), None), says)
 
     def _turn(self, turn: Turn) -> Turn:
         """On the devices, where the same turn as last time is already."""

@@ -8,6 +8,7 @@ import numpy as np
 from mm01_jax.inference import masks
 from mm01_jax.inference.engine_decode import Turn
 from mm01_jax.inference.engine_schedule import Job
+from mm01_jax.inference.engine_sizes import Sizes
 
 
 class Work(NamedTuple):
@@ -27,6 +28,18 @@ def work_of(job: Job, count: int) -> Work:
     following = int(job.prompt[end]) if end < len(job.prompt) else 0
     wants = request.prompt_logprobs is not None, request.routed_experts
     return Work(job.slot, job.prompt[job.taken : end], following, *wants)
+
+
+def arrays_of(work: Sequence[Work], sizes: Sizes, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(index, tokens, count) as `engine_programs.Told` has them, of groups of equal size."""
+    per_group = sizes.num_slots // groups
+    index, count = np.zeros((2, groups), np.int32)
+    tokens = np.zeros((groups, sizes.pieces * sizes.grid + 1), np.int32)
+    for one in work:
+        group, length = one.slot // per_group, len(one.tokens)
+        index[group], count[group] = one.slot % per_group, length
+        tokens[group, : length + 1] = [*one.tokens, one.following]
+    return index, tokens, count
 
 
 def turn_of(slots: Sequence[Job | None], allowed_V: np.ndarray, ask: masks.Ask) -> tuple[Turn, int | None, list[Job]]:
