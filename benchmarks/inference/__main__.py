@@ -7,8 +7,8 @@
     python -m benchmarks.inference --lightning=128
 
 Weights are random. Prompts differ from row to row: 8,192 tokens of one row, 2,048 of 16, 512 of 128 and others, or
---context of all; from 131,072 on what the cache holds is drawn at random. --compile-only compiles what --rows and
---lightning measure into jax's cache (JAX_COMPILATION_CACHE_DIR) and measures nothing.
+--context of all; from 131,072 on what the cache holds is drawn at random. --compile-only compiles what --rows,
+--lightning and --prefill measure into jax's cache (JAX_COMPILATION_CACHE_DIR) and measures nothing.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=list_of_whole(1), default=[], help="decoded at once; of each a row of results")
     parser.add_argument("--context", type=whole(1), help="tokens before those that --rows decodes")
     parser.add_argument("--profile", action="store_true", help="where the time of a step of --rows goes")
-    parser.add_argument("--compile-only", action="store_true", help="compile what --rows measures, for jax's cache")
+    parser.add_argument("--compile-only", action="store_true", help="compile what is measured, for jax's cache")
     parser.add_argument("--lightning", type=list_of_whole(1), default=[], help="rows of a lightning layer's step alone")
     parser.add_argument("--prefill", type=list_of_whole(1), default=[], help="tokens of a prompt")
     parser.add_argument("--chunk", type=whole(64), default=16_384, help="tokens that prefill takes in at once")
@@ -46,13 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         bench.attempt(f"decode of {rows} rows", decode_rows.measure, rows, arguments.context, arguments.profile)
     for rows in arguments.lightning:
         bench.attempt(f"lightning step of {rows} rows", lightning_rows.measure, rows)
+    if arguments.prefill:
+        bench.attempt("parity of prefill", prefill.parity)
+        bench.attempt("prefill", prefill.measure, arguments.prefill, arguments.chunk)
     if compile_only:
         bench.wait_for_compilers()
         return 0
-    if arguments.prefill:
-        bench.attempt("parity of prefill", prefill.parity)
-    if arguments.prefill:
-        bench.attempt("prefill", prefill.measure, arguments.prefill, arguments.chunk)
     if arguments.peer:
         bench.attempt(arguments.peer, peer.measure, arguments.rows, arguments.prefill)
     if arguments.picture and bench.curves:

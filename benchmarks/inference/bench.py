@@ -22,6 +22,7 @@ from mm01_jax.checkpoint import leaf_paths
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, MeshConfig
 from mm01_jax.convert import int8
+from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from pallas_kernels import dispatch
@@ -129,7 +130,10 @@ class Bench:
         """Made when first asked for."""
         if self._model is None:
             self._model = random_model(self.config, SEED, self.call)
-            if self.quantize:
+            if self.quantize and self.compile_only:
+                config = int8.with_int8(self.config, self.quantize)
+                self._model = abstract_model(config, sharding.mesh_of(self._model))
+            elif self.quantize:
                 self._model = in_int8(self._model, self.config, self.quantize)
         return self._model
 

@@ -20,6 +20,7 @@ TURN = 100  # tokens of a later turn of a conversation
 DECODED = 32  # tokens after a prompt, whose times are taken
 ROOM = 256  # what the positions of a cache are a multiple of
 DRAWN_FROM = 16  # chunks: fewer make no picture
+RUNS = 5  # of a shorter prompt
 
 
 class Programs:
@@ -34,8 +35,10 @@ class Programs:
             make = functools.partial(empty_cache, self.model.config, self.model.compute, self.model.rules)
             return self.call(jax.jit(functools.partial(make, rows, length)))
 
-    def take_in(self, cache, tokens_BS: np.ndarray, chunk: int, each=lambda start, seconds: None):
-        """(hidden (B, D) of the last token, the cache); each(start, seconds) after each chunk."""
+    def take_in(self, cache, tokens_BS: np.ndarray, chunk: int, each=None):
+        """(hidden (B, D) of the last token, the cache). each(start, seconds) after each chunk, for which it is waited
+        for; without it all chunks are on their way at once, as a prompt's are.
+        """
         B, S = tokens_BS.shape
         for start in range(0, S, chunk):
             part = tokens_BS[:, start : start + chunk]
@@ -44,14 +47,16 @@ class Programs:
             with jax.set_mesh(self.mesh):
                 given = self.model, cache, jnp.asarray(part), jnp.asarray(count)
                 hidden, cache = self.call(self._prefill, *given, like=(None, cache))
-            jax.block_until_ready(hidden)
-            each(start, time.monotonic() - began)
-        return hidden, cache
+            if each is not None:
+                jax.block_until_ready(hidden)
+                each(start, time.monotonic() - began)
+        return jax.block_until_ready(hidden), cache
 
     def decode(self, cache, token_B):
         """(float32 logits (B, V), the cache)."""
         with jax.set_mesh(self.mesh):
-            return self._decode(self.model, cache, token_B, jnp.ones(token_B.shape, bool))
+            given = self.model, cache, token_B, jnp.ones(token_B.shape, bool)
+            return self.call(self._decode, *given, like=(None, cache))
 
 
 def _traced_anew(function):
@@ -67,12 +72,15 @@ def parity(bench: Bench) -> None:
     tokens = bench.tokens(2, PARITY, seed=7)
 
     def last(model) -> np.ndarray:
-        programs = Programs(model)
-        return np.asarray(programs.take_in(programs.empty(2, PARITY), tokens, PARITY_CHUNK)[0].astype(jnp.float32))
+        programs = Programs(model, bench.call)
+        hidden, _ = programs.take_in(programs.empty(2, PARITY), tokens, PARITY_CHUNK)
+        return hidden if bench.compile_only else np.asarray(hidden.astype(jnp.float32))
 
     ours = last(bench.model)
     with plain_path():
-        plain, expected = last(bench.model), last(in_float32(bench.model))
+        plain, expected = last(bench.model), last(in_float32(bench.model, bench.call))
+    if bench.compile_only:
+        return
     subject = bench.named(f"prefill 2x{PARITY}, chunk {PARITY_CHUNK}")
     off, allowed = apart(ours, expected), 2 * apart(plain, expected)
     bench.add(subject, "hidden state apart from float32", off)
@@ -85,7 +93,7 @@ def measure(bench: Bench, lengths: list[int], chunk: int) -> None:
     """A prompt of each length; after the longest, decode there and a turn that is added. All caches have one length."""
     room = -(-(max(lengths) + TURN + DECODED) // ROOM) * ROOM
     for length in sorted(lengths):
-        programs = Programs(bench.model)
+        programs = Programs(bench.model, bench.call)
         cache, subject = _speed(bench, programs, length, (min(chunk, length), room))
         if length == max(lengths):
             _go_on(bench, programs, cache, subject, (length, room))
@@ -95,22 +103,24 @@ def measure(bench: Bench, lengths: list[int], chunk: int) -> None:
 def _speed(bench: Bench, programs: Programs, length: int, sizes: tuple[int, int]):
     """(the cache after the prompt, the subject of its rows). sizes: of a chunk, of the cache."""
     chunk, room = sizes
-    subject, tokens, runs, cache = bench.named(f"prefill 1x{length}, chunk {chunk}"), bench.tokens(1, length), [], None
-    programs.take_in(programs.empty(1, room), tokens[:, :chunk], chunk)  # compiles
-    for _ in range(3 if length <= 16 * chunk else 1):
-        cache, times = None, []
-        _, cache = programs.take_in(
-            programs.empty(1, room), tokens, chunk, lambda start, seconds, times=times: times.append((start, seconds))
-        )
-        runs.append(times)
-    second = statistics.median(sum(seconds for _, seconds in times) for times in runs)
+    subject, tokens = bench.named(f"prefill 1x{length}, chunk {chunk}"), bench.tokens(1, length)
+    _, cache = programs.take_in(programs.empty(1, room), tokens[:, :chunk], chunk)  # compiles
+    if bench.compile_only:
+        return cache, subject
+    seconds, times, drawn = [], [], length >= DRAWN_FROM * chunk
+    for _ in range(1 if drawn else RUNS):
+        cache = jax.block_until_ready(programs.empty(1, room))
+        began = time.monotonic()
+        _, cache = programs.take_in(cache, tokens, chunk, (lambda *one: times.append(one)) if drawn else None)
+        seconds.append(time.monotonic() - began)
+    second = statistics.median(seconds)
     flops = floors.prefill_flops(bench.config.model, 0, length)
     bench.add(subject, "time", second, "s", floor=flops / bench.peak if bench.is_real else None)
     bench.add(subject, "speed", length / second, "tokens/s")
-    if len(runs[-1]) >= DRAWN_FROM:
-        bench.curves[subject] = runs[-1]
-        for name, (start, seconds) in (("first", runs[-1][0]), ("last", runs[-1][-1])):
-            bench.add(subject, f"{name} chunk (at {start})", 1e3 * seconds, "ms")
+    if drawn:
+        bench.curves[subject] = times
+        for name, (start, one) in (("first", times[0]), ("last", times[-1])):
+            bench.add(subject, f"{name} chunk (at {start})", 1e3 * one, "ms")
     return cache, subject
 
 
@@ -123,13 +133,15 @@ def _go_on(bench: Bench, programs: Programs, cache, subject: str, lengths: tuple
     for _ in range(DECODED):
         began = time.monotonic()
         logits, cache = programs.decode(cache, token)
-        logits.block_until_ready()
+        jax.block_until_ready(logits)
         times.append(time.monotonic() - began)
+    chunk = 1 << (TURN - 1).bit_length()
+    programs.take_in(programs.empty(1, room), bench.tokens(1, TURN, seed=3), chunk)  # compiles
+    if bench.compile_only:
+        return
     moved = floors.decode_bytes(bench.model, 1, length)
     floor = 1e3 * moved / bench.copy if bench.is_real else None
     bench.add(subject, "a token of decode after it", 1e3 * statistics.median(times[2:]), "ms", floor=floor)
-    chunk = 1 << (TURN - 1).bit_length()
-    programs.take_in(programs.empty(1, room), bench.tokens(1, TURN, seed=3), chunk)  # compiles
     turns = []
     programs.take_in(cache, bench.tokens(1, TURN, seed=2), chunk, lambda start, seconds: turns.append(seconds))
     bench.add(subject, f"a turn of {TURN} tokens added", sum(turns), "s")
