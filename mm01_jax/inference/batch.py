@@ -14,7 +14,7 @@ import numpy as np
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.asked import Answer, Job, Settings
-from mm01_jax.inference.engine_request import Result, check_count
+from mm01_jax.inference.engine_request import MOST_SAMPLES, Result, check_count
 from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
@@ -22,7 +22,6 @@ from mm01_jax.inference.thoughts import split
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
-MOST_SAMPLES = 1024  # answers to one prompt
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n", "thinking_tokens")
 MOST_TOKENS = 10_240_000  # positions that the released model has (max_position_embeddings)

@@ -21,7 +21,7 @@ from mm01_jax.inference.engine_calls import Call, begin
 from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_memory import remembering
-from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
+from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind
 from mm01_jax.inference.engine_streams import Streams
@@ -114,7 +114,7 @@ class Engine(Streams):
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
         """So many answers to one prompt, which is taken in once; the first has the request's own seed."""
-        check_count("count", count, 1, None)
+        check_count("count", count, 1, MOST_SAMPLES)
         check(request, self.limits)
         seeds = [seed_of_sample(request.seed, number) for number in range(count)]
         ids = [self.submit(dataclasses.replace(request, seed=seed)) for seed in seeds]
@@ -294,6 +294,6 @@ class Engine(Streams):
             self.devices.poison(slot)
 
     def _job(self, id: int) -> Job:
-        if id not in self._jobs:
+        if not isinstance(id, int | np.integer) or id not in self._jobs:
             raise ValueError(f"request {id!r}: the engine knows none of this id")
         return self._jobs[id]

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from mm01_jax import job
 from mm01_jax.inference import masks
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Event, Request, Result, check, check_count
+from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_streams import Streams
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import stops
@@ -45,7 +45,7 @@ class Led(Streams):
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
         check(request, self.engine.limits)
-        check_count("count", count, 1, None)
+        check_count("count", count, 1, MOST_SAMPLES)
         return self._note("submit_samples", self._plain(request), int(count), new=int(count))
 
     def cancel(self, id: int) -> None:

@@ -83,6 +83,9 @@ class Result:
     miss: str | None = None
 
 
+MOST_SAMPLES = 1024  # answers to one prompt
+
+
 class Event(NamedTuple):
     """What a step brought a request: new tokens, and how it finished if it did."""
 
@@ -116,6 +119,8 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     Raises:
       ValueError: names the field, what was got, what is allowed.
     """
+    if not isinstance(request, Request):
+        raise ValueError(f"request: got a {type(request).__name__}; allowed: a Request")
     if isinstance(request.prompt, str | bytes):
         raise ValueError(f"prompt: got text; allowed: token ids of it, 0 to {limits.vocab_size - 1}")
     prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)

@@ -220,6 +220,18 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(options, mes
     assert engine().idle
 
 
+def test_what_is_no_request_no_count_and_no_id_is_refused():
+    with pytest.raises(ValueError, match="request: got a list; allowed: a Request"):
+        engine().submit([1, 2])
+    for count, got in ((0, "0"), (True, "True"), (2.0, "2.0"), (10**9, "1000000000")):
+        with pytest.raises(ValueError, match=f"count: got {got}; allowed: a whole number at least 1 and at most 1024"):
+            engine().submit_samples(request(3), count)
+    for id in (10**6, -1, None, [0], "0"):
+        with pytest.raises(ValueError, match="the engine knows none of this id"):
+            engine().result(id)
+    assert engine().idle
+
+
 def test_a_prompt_with_images_is_refused_with_the_way_that_works():
     limits = engine().limits._replace(image_token=7)
     assert check(Request(prompt=[1, 2], max_tokens=4), limits).tolist() == [1, 2]
