@@ -128,7 +128,7 @@ def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequen
         raise arguments.refused("--image", images[0], "a checkpoint with vision", "--checkpoint=runs/vl/stage2")
     said, config = [{"role": "user", "content": given.prompt}], loaded.config
     asked = pictures.ask(said, images, loaded.tokenizer, config.vision, config.train.sequence_length)
-    shown, stop = pictures.show([asked], config.vision), loaded.tokenizer.special(END)
+    shown, stop = pictures.show(asked, config.vision), loaded.tokenizer.special(END)
     for piece in stream(loaded.model, loaded.tokenizer, asked.ids, settings, stop, shown):
         print(piece, end="", flush=True)
     print()

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mm01_jax.config import VisionConfig
+from mm01_jax.data.image_grid import TEXT
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import Stops
@@ -48,12 +50,16 @@ class Settings(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A prompt, how it is answered, how many times; shows: makes what it shows, when its turn comes."""
+    """A prompt, how it is answered, how many times.
+
+    shows: makes what its image tokens show, when its turn comes; tiles: how many those are.
+    """
 
     prompt: np.ndarray
     settings: Settings
     samples: int = 1
     shows: Callable[[], Shown] | None = None
+    tiles: int = 0
 
 
 class Answer(NamedTuple):
@@ -70,3 +76,43 @@ def ends(tokenizer: Tokenizer, settings: Settings, stop: int | None) -> Stops:
     """What ends a text: the end of a document, the end of a turn (`stop`), what was asked for."""
     own = {tokenizer.end_of_document} if stop is None else {tokenizer.end_of_document, stop}
     return settings.stop._replace(ids=settings.stop.ids | own)
+
+
+def check_shown(prompt: np.ndarray, shows: Shown | None, vision: VisionConfig | None, tiles: int) -> None:
+    """ValueError where a prompt's images are none, are not those of its tokens, or nobody looks at them."""
+    image_token = None if vision is None else vision.image_token
+    if shows is None:
+        if vision is not None and (marked := prompt == image_token).any():
+            raise ValueError(
+                f"prompt: got {marked.sum()} tokens of images (id {image_token}) and no images; allowed: as many as "
+                "the images take; nearest: Request(shows=Shown(tiles, index)) (`pictures.show`)"
+            )
+        return
+    if vision is None or not tiles:
+        why = "a model without a vision tower" if vision is None else "an engine of tiles=0; nearest: Engine(tiles=8)"
+        raise ValueError(f"shows: got images; allowed: none of {why}")
+    if not isinstance(shows, Shown):
+        raise ValueError(f"shows: got a {type(shows).__name__}; allowed: a Shown, or None")
+    _check_tiles(shows.tiles, (3, vision.image_size, vision.image_size))
+    _check_index(np.asarray(shows.index), prompt, image_token, len(shows.tiles) * vision.num_patches)
+
+
+def _check_tiles(tiles: np.ndarray, shape: tuple[int, ...]) -> None:
+    if not isinstance(tiles, np.ndarray) or tiles.dtype != np.float32 or tiles.shape[1:] != shape or not len(tiles):
+        got = f"{tiles.dtype}{list(tiles.shape)}" if isinstance(tiles, np.ndarray) else f"a {type(tiles).__name__}"
+        raise ValueError(f"shows.tiles: got {got}; allowed: float32 of at least one tile of {list(shape)}")
+    if not np.isfinite(tiles).all():
+        raise ValueError("shows.tiles: got numbers that are not finite; allowed: normalised pixels")
+
+
+def _check_index(index: np.ndarray, prompt: np.ndarray, image_token: int, most: int) -> None:
+    if index.dtype.kind not in "iu" or index.shape != prompt.shape:
+        raise ValueError(f"shows.index: got {index.dtype}{list(index.shape)}; allowed: a whole number for each token")
+    if (wrong := np.flatnonzero((index < TEXT) | (index > most))).size:
+        raise ValueError(f"shows.index: got {index[wrong[0]]}; allowed: {TEXT} (text) to {most}, the last patch")
+    if (wrong := np.flatnonzero((index != TEXT) != (prompt == image_token))).size:
+        at = wrong[0]
+        raise ValueError(
+            f"shows.index: got {index[at]} at token {at}, which is {prompt[at]}; allowed: an image at the tokens "
+            f"{image_token}, and {TEXT} at all others"
+        )

@@ -81,14 +81,19 @@ def answers(
       told: gets the engine's statistics in the end.
     """
     requests = [request_of(job, tokenizer, stop) for job in jobs]
-    engine = engine_for(model, tokenizer, requests, min(slots, sum(job.samples for job in jobs)))
-    waiting = collections.deque()
-    for job, request in zip(jobs, requests, strict=True):
-        waiting.append((job, engine.submit_samples(request, job.samples)))
-    while waiting:
-        engine.step()
-        while waiting and all(engine.result(id).finish is not None for id in waiting[0][1]):
-            job, ids = waiting.popleft()
+    slots = min(slots, sum(job.samples for job in jobs))
+    engine = engine_for(model, tokenizer, requests, slots, tiles=max(job.tiles for job in jobs))
+    todo, submitted, under_way = collections.deque(zip(jobs, requests, strict=True)), collections.deque(), set()
+    while todo or submitted:
+        while todo and len(under_way) < 2 * engine.sizes.num_slots:  # pixels of all would be many
+            job, request = todo.popleft()
+            shown = None if job.shows is None else job.shows()
+            ids = engine.submit_samples(dataclasses.replace(request, shows=shown), job.samples)
+            submitted.append((job, ids))
+            under_way.update(ids)
+        under_way.difference_update(event.id for event in engine.step() if event.finish is not None)
+        while submitted and under_way.isdisjoint(submitted[0][1]):
+            job, ids = submitted.popleft()
             yield [_answer(job, engine.forget(id)) for id in ids]
     told(engine.statistics())
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference import masks
-from mm01_jax.inference.engine_answers import end, note, note_prompt, share_prompt, text_of
+from mm01_jax.inference.engine_answers import end, job_of, note, note_prompt, share_prompt
 from mm01_jax.inference.engine_arrays import to_host
 from mm01_jax.inference.engine_calls import Call, begin
 from mm01_jax.inference.engine_decode import Drawn
@@ -72,7 +72,7 @@ class Engine(Streams):
         self.sizes, self._tokenizer = Sizes.of(num_slots=num_slots, max_length=max_length, **sizes), tokenizer
         kept = {"prefix_bytes": prefix_bytes, "host_bytes": host_bytes}
         kept |= {"path_states": path_states, "snapshots": snapshots}
-        check_engine(model, tokenizer, vocab_size, {**kept, "budget": budget}, {"poison": poison})
+        check_engine(model, self.sizes.tiles, tokenizer, vocab_size, {**kept, "budget": budget}, {"poison": poison})
         check_kind("like", like, Engine | None)
         told = model, self.sizes, vocab_size or (tokenizer or model.config).vocab_size
         self.devices = Devices(*told, prefix_bytes) if like is None else like.devices.again(*told)
@@ -106,7 +106,7 @@ class Engine(Streams):
           ValueError: it can never be done (`engine_request.check`).
         """
         prompt = check(request, self.limits)
-        job = Job(self.asked, request, prompt, text=text_of(self._tokenizer, request, prompt))
+        job = job_of(self.asked, request, prompt, self._tokenizer, self.limits.vision)
         self.asked += 1
         self._jobs[job.id] = job
         self._schedule.waiting.append(job)

@@ -6,6 +6,7 @@ import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.engine_decode import Drawn
+from mm01_jax.inference.engine_images import Seen
 from mm01_jax.inference.engine_programs import Said
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.engine_schedule import Job
@@ -13,12 +14,13 @@ from mm01_jax.inference.engine_turns import Work
 from mm01_jax.inference.stops import Stops, TextStream, stops
 
 
-def text_of(tokenizer: Tokenizer | None, request: Request, prompt: np.ndarray) -> TextStream | None:
-    """What reads an answer as text; None in an engine that has no tokenizer."""
+def job_of(id: int, request: Request, prompt: np.ndarray, tokenizer: Tokenizer | None, vision) -> Job:
+    """A request on its way: what reads its answer as text, in an engine with a tokenizer, and what it shows."""
+    seen = None if request.shows is None else Seen(request.shows, vision)
     if tokenizer is None:
-        return None
-    ids = frozenset(int(token) for token in request.stop_ids)
-    return TextStream(tokenizer, Stops(ids, stops(request.stop).strings), prompt)
+        return Job(id, request, prompt, seen=seen)
+    ends = Stops(frozenset(int(token) for token in request.stop_ids), stops(request.stop).strings)
+    return Job(id, request, prompt, text=TextStream(tokenizer, ends, prompt), seen=seen)
 
 
 def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], np.ndarray, str | None]:

@@ -16,6 +16,7 @@ from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import masks, sampling, views
 from mm01_jax.inference.engine_arrays import like, nan, num_bytes, to_devices
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
+from mm01_jax.inference.engine_images import Tower
 from mm01_jax.inference.engine_programs import Said, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
 from mm01_jax.inference.engine_room import check_room
@@ -116,6 +117,8 @@ class Devices:
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=one)
         self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
+        put = functools.partial(self._put, rules=model.rules)
+        self._tower = Tower(model, sizes, self.groups, self._program, put) if sizes.tiles else None
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
         self._unmasked = self._put(free, "batch", None)
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
@@ -154,8 +157,9 @@ class Devices:
             position = num_bytes(jax.eval_shape(functools.partial(programs.get_page, **told), self._slots, 0, 0))
         state = self.row_bytes - position * sizes.max_length
         most = self.model.config.vocab_size, sizes.max_length, sizes.stop_ids, sizes.logprobs
-        image_token = self.model.vision.config.image_token if isinstance(self.model, VLModel) else None
-        return Limits(*most, position, state, reads_text, sizes.deterministic, sizes.routed_experts, image_token)
+        vision = self.model.vision.config if isinstance(self.model, VLModel) else None
+        told = sizes.deterministic, sizes.routed_experts, vision, sizes.tiles
+        return Limits(*most, position, state, reads_text, *told)
 
     def _program(self, function, *arguments, donate: int | None = None):
         """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
@@ -185,8 +189,9 @@ class Devices:
         index, tokens, count = arrays_of(work, self.sizes, self.groups)
         put = functools.partial(self._put, rules=self.model.rules)
         says = self._put(np.bool_(any(one.says for one in work)))
+        seen = None if self._tower is None else self._tower.look(self.model, work)
         rows = put(index, "batch"), put(tokens, "batch", None), put(count, "batch")
-        return Told(*rows, put(np.array(trips, np.int32), None), says)
+        return Told(*rows, put(np.array(trips, np.int32), None), says, seen)
 
     def _turn(self, turn: Turn) -> Turn:
         """On the devices, where the same turn as last time is already."""

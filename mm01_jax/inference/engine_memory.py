@@ -28,7 +28,7 @@ class Memory:
         if job.request.wants_whole is not None:
             job.result.miss = job.request.wants_whole
             return
-        found = self.prefix.find(job.request.content, job.prompt, counted=not job.background)
+        found = self.prefix.find(job.request.content, job.prompt, _marks(job), counted=not job.background)
         grid = self._devices.sizes.grid
         for number, page in enumerate(found.pages):
             self._devices.put_page(job.slot, page, number * grid)
@@ -54,15 +54,22 @@ class Memory:
                 job.prompt[: job.taken],
                 lambda number: self._devices.get_page(job.slot, number * grid),
                 lambda: self._devices.get_state(job.slot),
+                _marks(job, job.taken),
             )
 
     def again(self, job: Job) -> Job | None:
         """A job that takes in the whole pieces of a finished prompt and its answer; None where they are known."""
         tokens = np.concatenate([job.prompt, np.array(job.result.tokens, np.int32)])
         tokens = tokens[: len(tokens) // self._devices.sizes.grid * self._devices.sizes.grid]
-        if not len(tokens) or job.request.place or self.prefix.has(job.request.content, tokens):
+        known = not len(tokens) or self.prefix.has(job.request.content, tokens, _marks(job, len(tokens)))
+        if known or job.request.place:
             return None
-        return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True)
+        return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True, seen=job.seen)
+
+
+def _marks(job: Job, count: int | None = None) -> np.ndarray | None:
+    """What is seen at the first tokens of a prompt and its answer."""
+    return None if job.seen is None else job.seen.marks_of(len(job.prompt) if count is None else count)
 
 
 def remembering(

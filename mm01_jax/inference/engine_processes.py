@@ -189,6 +189,8 @@ def _named() -> Iterator[None]:
 
 
 def _plain(request: Request) -> dict[str, Any]:
+    if request.shows is not None:
+        raise ValueError("shows: got images; allowed: none over several processes, to which they would have to be said")
     fields = dataclasses.asdict(request)
     for name in ("prompt", "stop_ids", "expected"):
         fields[name] = [int(token) for token in fields[name]]

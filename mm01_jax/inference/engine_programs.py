@@ -21,6 +21,7 @@ from jax import lax
 from mm01_jax import sharding
 from mm01_jax.config import ModelConfig, Rules
 from mm01_jax.inference import sampling
+from mm01_jax.inference.engine_images import SeenAt
 from mm01_jax.inference.engine_sizes import Sizes
 from mm01_jax.inference.sampling import History, Rows
 from mm01_jax.inference.steps import take_in
@@ -102,7 +103,7 @@ class Told(NamedTuple):
 
     index_R: the slot, counted from the first of the shard. tokens_RS: S = pieces * grid + 1, the last of them what
     follows. trips_2: int32, how often the wide and the narrow body run; the tokens begin with those of the wide one.
-    says: bool, whether log-probabilities are wanted.
+    says: bool, whether log-probabilities are wanted. seen: what images show at the tokens; None: no images are taken.
     """
 
     index_R: jax.Array
@@ -110,6 +111,7 @@ class Told(NamedTuple):
     count_R: jax.Array
     trips_2: jax.Array
     says: jax.Array
+    seen: SeenAt | None = None
 
 
 class Said(NamedTuple):
@@ -154,7 +156,7 @@ def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said])
     tokens = lax.dynamic_slice_in_dim(told.tokens_RS, start, width, axis=1)
     tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
     count_R = jnp.clip(told.count_R - start, 0, width)
-    hidden_RWD, last, new, stats = take_in(model, cache, model.embed_tokens(tokens), count_R, place_R)
+    hidden_RWD, last, new, stats = take_in(model, cache, _embedded(model, tokens, told.seen, start), count_R, place_R)
     say = functools.partial(_said, model, allowed_V, told.tokens_RS, (start, grid))
     said = lax.cond(told.says, say, lambda hidden, said: said, hidden_RWD, said)
     if said.routed is not None:
@@ -164,6 +166,16 @@ def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said])
         new = _kept_where_empty(model.config, count_R, new, cache)
     new = constrain(new, cache_specs(model.config, model.rules))
     return slots._replace(cache=new, hidden_BD=jnp.where((count_R > 0)[:, None], last, hidden_RD)), said
+
+
+def _embedded(model, tokens_RW: jax.Array, seen: SeenAt | None, start: jax.Array) -> jax.Array:
+    """Embeddings of tokens from `start` on, or what images show there."""
+    x = model.embed_tokens(tokens_RW)
+    if seen is None:
+        return x
+    shown, is_seen = (lax.dynamic_slice_in_dim(part, start, tokens_RW.shape[1], axis=1) for part in seen)
+    x = jnp.where(is_seen[..., None], shown.astype(x.dtype), x)
+    return sharding.constrain(x, model.rules, "batch", "seq", "act_embed")
 
 
 def _said(model, allowed_V, tokens_RS, place, hidden_RWD, said: Said) -> Said:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mm01_jax.config import VisionConfig
 from mm01_jax.inference import masks
+from mm01_jax.inference.asked import Shown, check_shown
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
 
@@ -25,8 +27,9 @@ class Request:
     prompt is taken in whole, too.
     guesses: whether an engine with `drafts` guesses what comes; expected: the answer, as far as somebody has an idea of
     it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
-    tokens the prompt means (a digest of pixels): states of prompts are found only by requests with the same. place: in
-    a deterministic engine, where in a row of training the prompt begins; the slot has so many positions less.
+    tokens and images the prompt means: states of prompts are found only by requests with the same. shows: the images
+    that stand at its image tokens, of an engine with `tiles`. place: in a deterministic engine, where in a row of
+    training the prompt begins; the slot has so many positions less.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -43,6 +46,7 @@ class Request:
     expected: Sequence[int] | np.ndarray = ()
     priority: int = 0
     content: bytes = b""
+    shows: Shown | None = None
     place: int = 0
 
     @property
@@ -98,7 +102,7 @@ class Limits(NamedTuple):
     """What an engine can do for one request.
 
     position_bytes, state_bytes: of the cache, on all devices together. reads_text: it has a tokenizer. deterministic,
-    routed_experts: as in `Sizes`. image_token: the id that stands where an image is; None: a model of text alone.
+    routed_experts, tiles: as in `Sizes`. vision: what images are; None: a model of text alone.
     """
 
     vocab_size: int
@@ -110,7 +114,8 @@ class Limits(NamedTuple):
     reads_text: bool
     deterministic: bool
     routed_experts: bool
-    image_token: int | None = None
+    vision: VisionConfig | None = None
+    tiles: int = 0
 
 
 def check(request: Request, limits: Limits) -> np.ndarray:
@@ -126,7 +131,7 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)
     if not len(prompt):
         raise ValueError("prompt: got no token; allowed: at least one")
-    _check_no_image(prompt, limits.image_token)
+    check_shown(prompt, request.shows, limits.vision, limits.tiles)
     check_count("max_tokens", request.max_tokens, 1, None)
     check_count("place", request.place, 0, None if limits.deterministic else 0)
     length = request.place + len(prompt) + request.max_tokens
@@ -168,14 +173,6 @@ def _check_wanted(request: Request, limits: Limits) -> None:
         check_switch(name, getattr(request, name))
     if request.routed_experts and not limits.routed_experts:
         raise ValueError("routed_experts: got True; allowed: False, or True of an Engine(routed_experts=True)")
-
-
-def _check_no_image(prompt: np.ndarray, image_token: int | None) -> None:
-    if image_token is not None and (count := int((prompt == image_token).sum())):
-        raise ValueError(
-            f"prompt: got {count} tokens of images (id {image_token}), whose pixels the engine takes none of; allowed: "
-            "text; nearest: decoding.generate(model, prompts, images=...), which mm01-generate --image runs"
-        )
 
 
 def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mm01_jax.inference.engine_images import Seen
 from mm01_jax.inference.engine_programs import Slots
 from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.stops import TextStream
@@ -39,6 +40,7 @@ class Job:
     branch: int = 0
     routed: list[np.ndarray] = dataclasses.field(default_factory=list)
     background: bool = False
+    seen: Seen | None = None
 
     @property
     def decodes(self) -> bool:

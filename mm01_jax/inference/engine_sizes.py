@@ -20,6 +20,7 @@ _BOUNDS = {  # of whole numbers: the least and the most
     "drafts": (0, 16),
     "stop_ids": (1, 1024),
     "logprobs": (0, 100),
+    "tiles": (0, 4096),
 }
 
 
@@ -31,7 +32,8 @@ class Sizes:
     make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
     steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
     logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
-    routed_experts: requests may ask which experts their tokens went to. deterministic: answers have the bits of
+    routed_experts: requests may ask which experts their tokens went to. tiles: of images, in a call of their tower, 0:
+    no images are taken. deterministic: answers have the bits of
     training's forward (`model/deterministic.py`).
     """
 
@@ -46,6 +48,7 @@ class Sizes:
     logprobs: int = 0
     keep_logits: bool = False
     routed_experts: bool = False
+    tiles: int = 0
     deterministic: bool = False
 
     @classmethod
@@ -85,7 +88,10 @@ class Sizes:
             self.refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
 
     def check_mesh(self, row_shards: int, sequence_shards: int) -> None:
-        """ValueError where a mesh with so many shards of the rows and of the sequence cannot cut them evenly."""
+        """ValueError where a mesh with so many shards of the rows (of decode) and of the sequence cannot cut them."""
+        if self.tiles % row_shards:
+            allowed = f"0, or a multiple of the {row_shards} shards of the rows"
+            self.refuse("tiles", allowed, -(-self.tiles // row_shards) * row_shards)
         if self.num_slots % row_shards:
             nearest = max(1, round(self.num_slots / row_shards)) * row_shards
             self.refuse("num_slots", f"a multiple of the {row_shards} shards of the rows", nearest)
@@ -95,13 +101,16 @@ class Sizes:
             self.refuse("grid", allowed, nearest)
 
 
-def check_engine(model, tokenizer, vocab_size, counts: dict, switches: dict) -> None:
+def check_engine(model, tiles: int, tokenizer, vocab_size, counts: dict, switches: dict) -> None:
     """ValueError where one of the constructor's other arguments is none.
 
     Args:
-      counts: bytes (0: none) and other whole numbers by name; `budget` may be None. switches: True or False, by name.
+      tiles: of its sizes. counts: bytes (0: none) and other whole numbers by name; `budget` may be None. switches: True
+        or False, by name.
     """
     check_kind("model", model, TextModel | VLModel)
+    if tiles and not isinstance(model, VLModel):
+        raise ValueError(f"tiles: got {tiles}; allowed: 0 of a model without a vision tower; nearest: 0")
     missing = [name for name in ("decode", "encode", "vocab_size") if not hasattr(tokenizer, name)]
     if tokenizer is not None and missing:
         got = type(tokenizer).__name__

@@ -7,19 +7,21 @@ import numpy as np
 
 from mm01_jax.inference import masks
 from mm01_jax.inference.engine_decode import Turn
+from mm01_jax.inference.engine_images import Seen
 from mm01_jax.inference.engine_schedule import Job
 from mm01_jax.inference.engine_sizes import Sizes
 
 
 class Work(NamedTuple):
     """Tokens that a slot takes in. following: the prompt's next one; says: whether it wants their log-probabilities;
-    routed: or the experts that they go to."""
+    routed: or the experts that they go to; shows: the prompt's images, and the tokens' place in it."""
 
     slot: int
     tokens: np.ndarray
     following: int = 0
     says: bool = False
     routed: bool = False
+    shows: tuple[Seen, int] | None = None
 
 
 def work_of(job: Job, count: int) -> Work:
@@ -27,7 +29,8 @@ def work_of(job: Job, count: int) -> Work:
     end, request = min(job.taken + count, len(job.prompt)), job.request
     following = int(job.prompt[end]) if end < len(job.prompt) else 0
     wants = request.prompt_logprobs is not None, request.routed_experts
-    return Work(job.slot, job.prompt[job.taken : end], following, *wants)
+    shows = None if job.seen is None else (job.seen, job.taken)
+    return Work(job.slot, job.prompt[job.taken : end], following, *wants, shows)
 
 
 def arrays_of(work: Sequence[Work], sizes: Sizes, groups: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

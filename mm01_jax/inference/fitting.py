@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from mm01_jax import sharding
+from mm01_jax.data.image_grid import bucket
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.asked import Job, ends
 from mm01_jax.inference.engine import Engine
@@ -22,6 +23,7 @@ GRID = 64  # tokens of a piece of a prompt; 256, the most that an engine takes, 
 PRODUCT = {"gpu": 4096, "tpu": 512}  # tokens of a prompt in one product, on a shard of the sequence
 STEP = 256  # positions: a slot has a multiple of so many
 STOP_IDS = 8
+MOST_TILES = 8  # in a call of the tower
 SNAPSHOTS = 16  # pieces between two states of a conversation's prompt that are kept
 
 
@@ -47,12 +49,13 @@ def engine_for(
     slots: int,
     *,
     length: int = 0,
+    tiles: int = 0,
     vocab_size: int | None = None,
 ) -> Engine:
     """An engine in which these run, `slots` at a time at least. Its answers are those of any other of its shapes.
 
     length: positions that a slot has at least. With one it is an engine for a conversation, and remembers what it took
-    in as far as there is room for that. vocab_size: as of `Engine`.
+    in as far as there is room for that. tiles: of the images of a prompt, at most. vocab_size: as of `Engine`.
     """
     mesh, rules = sharding.mesh_of(model), model.rules
     shards = _shards(mesh, rules.seq)
@@ -70,6 +73,7 @@ def engine_for(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         stop_ids=max(STOP_IDS, *(len(request.stop_ids) for request in requests)),
+        tiles=_multiple(min(bucket(tiles), MOST_TILES), rows) if tiles else 0,
         **cuts,
         **memory,
     )

@@ -1,4 +1,4 @@
-"""Conversations with images as what `decoding.generate` takes: prompts, tiles, index tables."""
+"""Conversations with images as what the engine takes: prompts, tiles, index tables."""
 
 import os
 import pathlib
@@ -9,13 +9,12 @@ import numpy as np
 
 from mm01_jax.config import VisionConfig
 from mm01_jax.data.conversations import render
-from mm01_jax.data.image_grid import TEXT, bucket, text_table
+from mm01_jax.data.image_grid import text_table
 from mm01_jax.data.images.opening import ImageError, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import shown
-from mm01_jax.inference.asked import Asked
-from mm01_jax.inference.decoding import Images
+from mm01_jax.inference.asked import Asked, Shown
 
 File = str | os.PathLike | bytes
 
@@ -62,17 +61,22 @@ def ask(
     return Asked(ids, text_table(ids == vision.image_token, layouts), tuple(files))
 
 
-def show(asked: Sequence[Asked], vision: VisionConfig) -> Images:
-    """The pixels of all images of some prompts. Prompts get a number of tiles that few programs are made for.
+def show(asked: Asked, vision: VisionConfig) -> Shown:
+    """The pixels of all images of a prompt.
 
     Raises:
       ImageError: names the image that is none.
     """
-    seen = [_tiles(one.files, vision) for one in asked]
-    most = bucket(max(1, *map(len, seen)))
-    padded = [np.pad(tiles, [(0, most - len(tiles)), *[(0, 0)] * 3]) for tiles in seen]
-    tables = [np.full(len(one.ids), TEXT, np.int32) if one.index is None else one.index for one in asked]
-    return Images(np.stack(padded), tables)
+    tiles = []
+    for number, file in enumerate(asked.files, start=1):
+        name = _name(file, number)
+        tiles.append(normalise(make_tiles(decode(open_image(file, name), name), vision, name)))
+    return Shown(np.concatenate(tiles), asked.index)
+
+
+def num_tiles(asked: Asked, vision: VisionConfig) -> int:
+    """Of all images of a prompt: the table's last patch is of the last tile."""
+    return 0 if asked.index is None else -(-int(asked.index.max()) // vision.num_patches)
 
 
 def prompts(
@@ -80,19 +84,10 @@ def prompts(
     files: Sequence[Sequence[File]],
     tokenizer: Tokenizer,
     vision: VisionConfig,
-) -> tuple[list[np.ndarray], Images]:
+) -> tuple[list[np.ndarray], list[Shown]]:
     """Prompts that the assistant is to answer, and what they show; files and errors are those of `ask`."""
     asked = [ask(said, some, tokenizer, vision) for said, some in zip(conversations, files, strict=True)]
-    return [one.ids for one in asked], show(asked, vision)
-
-
-def _tiles(files: Sequence[File], vision: VisionConfig) -> np.ndarray:
-    """(n, 3, side, side) float32, of all images one after another."""
-    tiles = [np.zeros((0, 3, vision.image_size, vision.image_size), np.float32)]
-    for number, file in enumerate(files, start=1):
-        name = _name(file, number)
-        tiles.append(normalise(make_tiles(decode(open_image(file, name), name), vision, name)))
-    return np.concatenate(tiles)
+    return [one.ids for one in asked], [show(one, vision) for one in asked]
 
 
 def _name(file: File, number: int) -> str:

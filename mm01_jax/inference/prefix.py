@@ -5,6 +5,9 @@ all tokens up to its end. A request goes on from the deepest piece of its prompt
 without, and never from inside a piece, so that its cuts are those it has from cold. Its last token is always taken in
 anew. Pages and states are pytrees of arrays that nobody changes.
 
+Where a prompt shows images a piece is its tokens and what is seen at each of them (`engine_images.seen`): the same text
+with other pixels is another piece.
+
 States are the larger part. Where memory is short the least recently used go first, to the host where it has room, and
 with them the pages that lead nowhere any more. A path keeps at most so many states: the last ones, those where paths
 part, the others ever wider apart from the end on.
@@ -13,7 +16,7 @@ part, the others ever wider apart from the end on.
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -74,12 +77,19 @@ class Prefix:
         self.counts = collections.Counter()
         self.misses = collections.Counter()
 
-    def find(self, content: bytes, tokens: np.ndarray, *, counted: bool = True) -> Found:
-        """Up to the deepest piece with states that leaves at least one token; on the devices, wherever it was."""
+    def find(
+        self, content: bytes, tokens: np.ndarray, seen: np.ndarray | None = None, *, counted: bool = True
+    ) -> Found:
+        """Up to the deepest piece with states that leaves at least one token; on the devices, wherever it was.
+
+        Args:
+          seen: uint8 (tokens, n), what images show at each token, zeros where they show nothing; None: no images.
+        """
         usable = (len(tokens) - 1) // self.grid
-        path = self._path(content, tokens, usable)
+        keys = self._pieces(tokens, seen)[:usable]
+        path = self._path(content, keys)
         depth = max((node.depth for node in path if node.state is not None), default=0)
-        miss = self._why(content, tokens, path, depth, usable)
+        miss = self._why(content, keys, path, depth)
         self._clock += 1
         for node in path[:depth]:
             node.used = self._clock
@@ -92,12 +102,19 @@ class Prefix:
         self._shrink()
         return found
 
-    def has(self, content: bytes, tokens: np.ndarray) -> bool:
+    def has(self, content: bytes, tokens: np.ndarray, seen: np.ndarray | None = None) -> bool:
         """Whether there are states after these tokens, whole pieces."""
-        path = self._path(content, tokens, len(tokens) // self.grid)
+        path = self._path(content, self._pieces(tokens, seen))
         return bool(path) and path[-1].depth * self.grid == len(tokens) and path[-1].state is not None
 
-    def put(self, content: bytes, tokens: np.ndarray, take_page: Callable[[int], Any], take_state) -> None:
+    def put(
+        self,
+        content: bytes,
+        tokens: np.ndarray,
+        take_page: Callable[[int], Any],
+        take_state: Callable[[], Any],
+        seen: np.ndarray | None = None,
+    ) -> None:
         """Keeps pages of all `tokens`, whole pieces, and the states after the last of them.
 
         Args:
@@ -106,7 +123,7 @@ class Prefix:
         assert len(tokens) % self.grid == 0, "states are kept at grid points alone"
         self._clock += 1
         node = self._root(content)
-        for number, key in enumerate(self._pieces(tokens)):
+        for number, key in enumerate(self._pieces(tokens, seen)):
             if key not in node.children:
                 child = Node(node, _digest(node.digest, key), number + 1, page=take_page(number))
                 node.children[key] = child
@@ -141,20 +158,24 @@ class Prefix:
 
     # The tree.
 
-    def _pieces(self, tokens: np.ndarray) -> Iterator[bytes]:
-        tokens = np.ascontiguousarray(tokens, np.int32)
-        for start in range(0, len(tokens) // self.grid * self.grid, self.grid):
-            yield tokens[start : start + self.grid].tobytes()
+    def _pieces(self, tokens: np.ndarray, seen: np.ndarray | None) -> list[bytes]:
+        """The keys of the whole pieces: their tokens, then what is seen at them where anything is."""
+        tokens, grid = np.ascontiguousarray(tokens, np.int32), self.grid
+        keys = [tokens[start : start + grid].tobytes() for start in range(0, len(tokens) // grid * grid, grid)]
+        if seen is None:
+            return keys
+        shown = [seen[number * grid : (number + 1) * grid] for number in range(len(keys))]
+        return [key + (part.tobytes() if part.any() else b"") for key, part in zip(keys, shown, strict=True)]
 
     def _root(self, content: bytes) -> Node:
         if content not in self._roots:
             self._roots[content] = Node(None, _digest(b"", content), 0)
         return self._roots[content]
 
-    def _path(self, content: bytes, tokens: np.ndarray, usable: int) -> list[Node]:
-        """The nodes of the prompt's pieces as far as there are any, one token left over."""
+    def _path(self, content: bytes, keys: Sequence[bytes]) -> list[Node]:
+        """The nodes of a prompt's pieces as far as there are any."""
         path, node = [], self._roots.get(content)
-        for key in self._pieces(tokens[: usable * self.grid]):
+        for key in keys:
             node = None if node is None else node.children.get(key)
             if node is None:
                 break
@@ -169,18 +190,20 @@ class Prefix:
             if node.parent is not None:
                 yield node
 
-    def _why(self, content: bytes, tokens: np.ndarray, path: list[Node], depth: int, usable: int) -> str | None:
-        """The reason why not more than `depth` pieces are reused."""
-        if depth == usable:
-            return "shorter than a piece" if usable == 0 else None
+    def _why(self, content: bytes, keys: Sequence[bytes], path: list[Node], depth: int) -> str | None:
+        """The reason why not more than `depth` of a prompt's pieces are reused."""
+        if depth == len(keys):
+            return None if keys else "shorter than a piece"
         if len(path) > depth:
             return self._gone.get(path[depth].digest, "no states kept there")
-        keys = list(self._pieces(tokens[: (depth + 1) * self.grid]))
         digest = _digest(b"", content)
-        for key in keys:
+        for key in keys[: depth + 1]:
             digest = _digest(digest, key)
         if digest in self._gone:
             return self._gone[digest]
+        node, tokens = path[-1] if path else self._roots.get(content), 4 * self.grid  # bytes
+        if node is not None and any(key[:tokens] == keys[depth][:tokens] for key in node.children):
+            return "other pixels"
         others = [root for name, root in self._roots.items() if name != content]
         if depth == 0 and any(keys[0] in root.children for root in others):
             return "other content"

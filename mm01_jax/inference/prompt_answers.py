@@ -1,6 +1,7 @@
 """mm01-generate --prompts: every line of a file of prompts answered, from where an earlier run of it was cut off."""
 
 import collections
+import functools
 import hashlib
 import json
 import pathlib
@@ -19,8 +20,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.files import quoted
 from mm01_jax.inference import answer_file, batch, prompt_file
 from mm01_jax.inference.answer_file import Begun
-from mm01_jax.inference.asked import Asked, Settings
-from mm01_jax.inference.text import answers
+from mm01_jax.inference.asked import Answer, Asked, Job, Settings
 from mm01_jax.progress import Progress
 
 _ASKED = ("checkpoint", "tokenizer", "dtype", "quantize", "template", "seed", "max_tokens", "thinking_tokens")
@@ -29,12 +29,13 @@ _SETTINGS = (*_ASKED, "temperature", "top_k", "top_p")
 
 class Prompts(NamedTuple):
     """The lines of a file as the model takes them in. stop: the token that ends an answer. thinks: whether the model
-    thinks before it answers a conversation."""
+    thinks before it answers a conversation. template_text: a digest of what makes text of conversations."""
 
     lines: Sequence[dict]
     asked: Sequence[Asked]
     stop: int | None
     thinks: bool
+    template_text: str | None = None
 
 
 def answer_all(
@@ -42,16 +43,10 @@ def answer_all(
 ) -> None:
     """Answers every line, --batch at a time; says how far it is on stderr. weights: their digest, if they have one."""
     prompts = _prompts(given, loaded, lines)
-    if settings.thinking_tokens is not None and not prompts.thinks:
-        allowed = "a flag of conversations whose template knows <think>"
-        raise arguments.refused("--thinking-tokens", settings.thinking_tokens, allowed, "--template=minimax-m1")
-    about_images = any(asked.files for asked in prompts.asked)
-    if about_images and (told := next((n for n, fields in enumerate(lines, 1) if "options" in fields), None)):
-        raise ValueError(f"{given.prompts}, line {told}: options: allowed only where no line of the file has images")
-    jobs = _jobs(given, settings, prompts)
-    begun = _begun(given.out, _follows_from(given, lines, weights), [job.samples for job in jobs])
-    run = _with_images if about_images else _of_texts
-    found = run(given, loaded, settings, prompts, jobs, begun.prompts)
+    _check_thoughts(given, settings, prompts)
+    jobs = _jobs(given, loaded, settings, prompts)
+    begun = _begun(given.out, _follows_from(given, prompts, weights), [job.samples for job in jobs])
+    found = _answered(given, loaded, prompts, jobs[begun.prompts :])
     progress = Progress(begun.prompts, len(lines), sys.stderr)
 
     def answered() -> Iterator:
@@ -91,7 +86,9 @@ def _prompts(given: types.SimpleNamespace, loaded, lines: Sequence[dict]) -> Pro
 
     found = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
     stop = loaded.tokenizer.special(END) if with_images and stop is None else stop
-    return Prompts(lines, found, stop, thinks=chosen is not None and chosen.thinks)
+    source = None if chosen is None else getattr(chosen, "source", chosen.name)
+    text = source and hashlib.sha256(source.encode()).hexdigest()
+    return Prompts(lines, found, stop, thinks=chosen is not None and chosen.thinks, template_text=text)
 
 
 def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
@@ -111,23 +108,52 @@ def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
         raise ValueError(str(error)) from None
 
 
-def _jobs(given: types.SimpleNamespace, settings: Settings, prompts: Prompts) -> list[batch.Job]:
+def _check_thoughts(given: types.SimpleNamespace, settings: Settings, prompts: Prompts) -> None:
+    if settings.thinking_tokens is None:
+        return
+    allowed = "a flag of conversations whose template knows <think>"
+    if shows := next((n for n, asked in enumerate(prompts.asked, start=1) if asked.files), None):
+        allowed += f", not of a file whose line {shows} has images: they come in MiniMax-VL-01's template"
+    elif prompts.thinks:
+        return
+    raise arguments.refused("--thinking-tokens", settings.thinking_tokens, allowed, "--template=minimax-m1")
+
+
+def _jobs(given: types.SimpleNamespace, loaded, settings: Settings, prompts: Prompts) -> list[Job]:
     """One a line; of lines without a seed the n-th has n more than the first, whatever --batch is."""
 
-    def job(number: int) -> batch.Job:
-        fields = prompts.lines[number]
-        thinks = prompts.thinks and "messages" in fields
+    def job(number: int) -> Job:
+        fields, asked = prompts.lines[number], prompts.asked[number]
+        thinks = prompts.thinks and "messages" in fields and not asked.files
         budget = settings.thinking_tokens if thinks else None
         seeded = settings._replace(seed=settings.seed + number, thinks=thinks, thinking_tokens=budget)
-        return batch.job(prompts.asked[number].ids, seeded, fields.get("options", {}))
+        found = batch.job(asked.ids, seeded, fields.get("options", {}))
+        if not asked.files:
+            return found
+        from mm01_jax.inference import pictures  # needs pillow, which text alone does not
+
+        vision = loaded.config.vision
+        shows = functools.partial(pictures.show, asked, vision)
+        return found._replace(shows=shows, tiles=pictures.num_tiles(asked, vision))
 
     return [prompt_file.at_line(given.prompts, n + 1, job, n) for n in range(len(prompts.lines))]
 
 
-def _follows_from(given: types.SimpleNamespace, lines: Sequence[dict], weights: str | None) -> dict:
+def _follows_from(given: types.SimpleNamespace, prompts: Prompts, weights: str | None) -> dict:
     """What the answers follow from; how they are computed (mesh, batch) aside."""
-    said = hashlib.sha256(json.dumps(lines).encode()).hexdigest()
-    return {"weights": weights, "prompts": said} | {name: getattr(given, name) for name in _SETTINGS}
+    said = hashlib.sha256(json.dumps(prompts.lines).encode()).hexdigest()
+    files = list(dict.fromkeys(file for asked in prompts.asked for file in asked.files))
+    asked = {name: getattr(given, name) for name in _SETTINGS}
+    images = {"images": _digest(files) if files else None, "template_text": prompts.template_text}
+    return {"weights": weights, "prompts": said} | images | asked
+
+
+def _digest(files: Sequence[pathlib.Path]) -> str:
+    """Of the bytes of some images."""
+    from mm01_jax.data.images.opening import content_of  # needs pillow, which text alone does not
+
+    each = [hashlib.sha256(content_of(file, str(file), None)).digest() for file in files]
+    return hashlib.sha256(b"".join(each)).hexdigest()
 
 
 def _begun(path: str, follows_from: dict, samples: Sequence[int]) -> Begun:
@@ -143,13 +169,12 @@ def _begun(path: str, follows_from: dict, samples: Sequence[int]) -> Begun:
     return Begun(int(count[0]), begun.size)
 
 
-def _of_texts(given, loaded, settings: Settings, prompts: Prompts, jobs: Sequence[batch.Job], first: int) -> Iterator:
-    """The answers to each line from the first on."""
-    del settings
-    if first == len(jobs):
+def _answered(given, loaded, prompts: Prompts, jobs: Sequence[Job]) -> Iterator[list[Answer]]:
+    """The answers to each job."""
+    if not jobs:
         return iter(())
     options = {"slots": given.batch, "stop": prompts.stop, "told": _tell}
-    return batch.answers(loaded.model, loaded.tokenizer, jobs[first:], **options)
+    return batch.answers(loaded.model, loaded.tokenizer, jobs, **options)
 
 
 def _tell(statistics: dict) -> None:
@@ -160,25 +185,3 @@ def _tell(statistics: dict) -> None:
         sys.stderr.write(
             f"{taken:,} tokens of prompts taken in, {decoded:,} drawn in {seconds:,.1f} s ({speed:,.0f} a second)\n"
         )
-
-
-def _with_images(given, loaded, settings: Settings, prompts: Prompts, jobs: Sequence[batch.Job], first: int):
-    """The same of lines some of which show images: batch by batch."""
-    del jobs
-    done = first
-    for some in prompt_file.batches(prompts.asked[first:], given.batch):
-        seeded = settings._replace(seed=settings.seed + done)
-        shown, ids = _shown(some, loaded.config.vision), [asked.ids for asked in some]
-        said = answers(loaded.model, loaded.tokenizer, ids, seeded, prompts.stop, shown)
-        for answer in said[: len(prompts.asked) - done]:
-            yield [answer]
-            done += 1
-
-
-def _shown(asked: Sequence[Asked], vision):
-    """The images of some prompts; None where there are none."""
-    if not any(one.files for one in asked):
-        return None
-    from mm01_jax.inference import pictures  # needs pillow, which text alone does not
-
-    return pictures.show(asked, vision)

@@ -2,13 +2,13 @@
 
 A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. With
 `images`, paths from the folder of the file, which they may not leave, it asks about them: a `prompt` is then what a
-user says. Without images anywhere a line may have `options` (`batch.OPTIONS`). A line of the result is the same with
-`text` and `finish` ("stop" or "length"), in the same order, and of a conversation with a model that thinks first
-`thinking`; of several answers each has a line, with its `sample` (`answer_file.py`).
+user says. A line may have `options` (`batch.OPTIONS`). A line of the result is the same with `text` and `finish` (as in
+`asked.Answer`), in the same order, and of a conversation with a model that thinks first `thinking`; of several answers
+each has a line, with its `sample` (`answer_file.py`).
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mm01_jax.data.json_lines import lines, whole_line
@@ -80,10 +80,3 @@ def _check_messages(messages: Any) -> None:
     for number, message in enumerate(messages):
         if not (isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message):
             raise ValueError(f'messages[{number}]: got {quoted(message)}; allowed: {{"role": TEXT, "content": TEXT}}')
-
-
-def batches[T](rows: Sequence[T], size: int) -> Iterable[list[T]]:
-    """Rows in order, `size` at a time; the last are filled with the very last, so that all have one shape."""
-    for start in range(0, len(rows), size):
-        batch = list(rows[start : start + size])
-        yield batch + batch[-1:] * (min(size, len(rows)) - len(batch))

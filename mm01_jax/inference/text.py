@@ -1,5 +1,6 @@
 """From prompts to text, on the engine: `generate` at once, `Speaker` and `stream` as it comes."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -7,13 +8,12 @@ import numpy as np
 
 from mm01_jax.data.conversations import END
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference import batch, decoding
-from mm01_jax.inference.asked import Answer, Job, Settings, ends
+from mm01_jax.inference import batch
+from mm01_jax.inference.asked import Answer, Job, Settings, Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, check_count
 from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling
-from mm01_jax.inference.stops import TextStream
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
@@ -58,14 +58,12 @@ def answers(
     prompts: Sequence[np.ndarray],
     settings: Settings,
     stop: int | None = None,
-    images=None,
+    images: Sequence[Shown] | None = None,
 ) -> list[Answer]:
     """The text after each of some prompts, all of them in one engine.
 
-    stop: the id that ends a text besides the tokenizer's end of a document.
+    stop: the id that ends a text besides the tokenizer's end of a document. images: what each prompt shows.
     """
-    if images is not None:
-        return _about_images(model, tokenizer, prompts, settings, stop, images)
     check_count("max_tokens", settings.max_tokens, 1, batch.MOST_TOKENS)
     if not len(prompts):
         raise ValueError("prompts: got none; allowed: at least one")
@@ -73,6 +71,9 @@ def answers(
         if not len(prompt):
             raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
     jobs = [Job(prompt, settings._replace(seed=settings.seed + number)) for number, prompt in enumerate(prompts)]
+    if images is not None:
+        told = zip(jobs, images, strict=True)
+        jobs = [job._replace(shows=lambda shown=shown: shown, tiles=len(shown.tiles)) for job, shown in told]
     return [answer for (answer,) in batch.answers(model, tokenizer, jobs, slots=len(jobs), stop=stop)]
 
 
@@ -95,13 +96,17 @@ class Speaker:
         self._remembers = remembers
         self._engine: Engine | None = None
 
-    def say(self, prompt: np.ndarray) -> Iterator[str]:
+    def say(self, prompt: np.ndarray, shown: Shown | None = None) -> Iterator[str]:
         """Pieces of the text after a prompt; bytes of an unfinished character wait for the next piece.
+
+        Args:
+          shown: what its image tokens show.
 
         Returns:
           (of the generator) how it finished, as in `Answer`.
         """
         request = request_of(Job(prompt, self._settings), self._tokenizer, self._stop)
+        request = dataclasses.replace(request, shows=shown)
         engine = self._taken(request)
         id = engine.submit(request)
         yield from engine.stream_text(id)
@@ -112,12 +117,15 @@ class Speaker:
         """An engine that can: the one that is there, or another, twice as long. Whoever cuts an answer off (Ctrl-C)
         does it anywhere, also between a call of the devices and what is noted of it: then none is there."""
         engine, self._engine = self._engine, None
-        needed = len(request.prompt) + request.max_tokens
-        if engine is not None and needed <= engine.sizes.max_length:
+        needed, tiles = (
+            len(request.prompt) + request.max_tokens,
+            0 if request.shows is None else len(request.shows.tiles),
+        )
+        if engine is not None and needed <= engine.sizes.max_length and bool(tiles) <= bool(engine.sizes.tiles):
             return engine
         del engine  # its slots go before others come
         length = {"length": 2 * needed} if self._remembers else {}
-        return engine_for(self._model, self._tokenizer, [request], 1, **length)
+        return engine_for(self._model, self._tokenizer, [request], 1, tiles=tiles, **length)
 
 
 def stream(
@@ -126,34 +134,7 @@ def stream(
     prompt: np.ndarray,
     settings: Settings,
     stop: int | None = None,
-    images=None,
+    shown: Shown | None = None,
 ) -> Iterator[str]:
     """One prompt's text as `Speaker.say` gives it."""
-    if images is not None:
-        (answer,) = _about_images(model, tokenizer, [prompt], settings, stop, images)
-        yield answer.text
-        return answer.finish
-    return (yield from Speaker(model, tokenizer, settings, stop).say(prompt))
-
-
-def _about_images(model, tokenizer, prompts, settings: Settings, stop: int | None, images) -> list[Answer]:
-    texts = [TextStream(tokenizer, ends(tokenizer, settings, stop), prompt) for prompt in prompts]
-    pieces = [[] for _ in prompts]
-    blocks = decoding.generate(
-        model,
-        prompts,
-        images=images,
-        max_tokens=settings.max_tokens,
-        sampling=settings.sampling,
-        seed=settings.seed,
-        stop=sorted(ends(tokenizer, settings, stop).ids),
-        vocab_size=tokenizer.vocab_size,
-    )
-    for block in blocks:
-        for row, ids in enumerate(block):
-            pieces[row].append(texts[row].take(ids))
-        if all(text.finish is not None for text in texts):
-            break
-    return [
-        Answer("".join([*said, text.end()]), text.finish or "length") for said, text in zip(pieces, texts, strict=True)
-    ]
+    return (yield from Speaker(model, tokenizer, settings, stop).say(prompt, shown))

@@ -46,8 +46,9 @@ def routed[Model: TextModel | VLModel](model: Model) -> Model:
     return copy
 
 
-def decoding[Model: TextModel | VLModel](model: Model, mesh: jax.sharding.Mesh) -> Model:
-    """The model of one token a row; where nothing cuts the sequence, the model itself."""
+def decoding(model: TextModel | VLModel, mesh: jax.sharding.Mesh) -> TextModel:
+    """The text model of one token a row; where nothing cuts the sequence, the text model itself."""
+    model = model.text if isinstance(model, VLModel) else model
     rules = model.rules
     cut = tuple(axis for axis in rules.seq if mesh.shape[axis] > 1)
     if not cut:

@@ -41,13 +41,18 @@ def write_run(folder: pathlib.Path) -> pathlib.Path:
     return folder / "run"
 
 
-def drawn(model, prompts, *, vocab_size: int, slots: int | None = None, seed: int = 0, **asked) -> list[list[int]]:
+def drawn(
+    model, prompts, *, vocab_size: int, slots: int | None = None, seed: int = 0, shows=None, **asked
+) -> list[list[int]]:
     """New tokens of each prompt, the first with `seed` and each next one with one more, from an engine that fits."""
     from mm01_jax.inference.engine_request import Request
     from mm01_jax.inference.fitting import engine_for
 
-    requests = [Request(prompt=prompt, seed=seed + number, **asked) for number, prompt in enumerate(prompts)]
-    engine = engine_for(model, None, requests, slots or len(prompts), vocab_size=vocab_size)
+    shows = [None] * len(prompts) if shows is None else shows
+    told = enumerate(zip(prompts, shows, strict=True))
+    requests = [Request(prompt=prompt, seed=seed + number, shows=shown, **asked) for number, (prompt, shown) in told]
+    tiles = max(0 if shown is None else len(shown.tiles) for shown in shows)
+    engine = engine_for(model, None, requests, slots or len(prompts), vocab_size=vocab_size, tiles=tiles)
     ids = [engine.submit(request) for request in requests]
     engine.run()
     return [engine.forget(id).tokens for id in ids]

@@ -11,13 +11,14 @@ from flax import nnx
 from mm01_jax.checkpoint import Checkpoints
 from mm01_jax.config import saved
 from mm01_jax.inference import __main__ as inference
-from mm01_jax.inference import decoding, pictures
+from mm01_jax.inference import fitting, pictures, prompt_answers
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.text import generate
 from mm01_jax.loading import load
 from mm01_jax.model import multimodal
 from tests import small
 from tests.data import conversation_data as data
+from tests.inference import answering
 
 TOKENS = 6
 SIZES = {"a.png": (20, 20), "b.png": (10, 30), "c.png": (40, 15)}
@@ -63,15 +64,15 @@ def command(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_decoding_after_images_chooses_what_whole_rows_say(loaded, files):
     said = [{"role": "user", "content": "<image>and <image>: which?"}]
     asked = pictures.ask(said, [files / "b.png", files / "a.png"], loaded.tokenizer, data.VISION)
-    shown = pictures.show([asked], data.VISION)
-    blocks = decoding.generate(
-        loaded.model, [asked.ids], images=shown, max_tokens=TOKENS, sampling=GREEDY, vocab_size=257
+    shown = pictures.show(asked, data.VISION)
+    (chosen,) = answering.drawn(
+        loaded.model, [asked.ids], shows=[shown], max_tokens=TOKENS, sampling=GREEDY, vocab_size=257
     )
-    chosen = np.concatenate(list(blocks), axis=1)[0]
-    ids, index = (np.concatenate([x, y]) for x, y in ((asked.ids, chosen), (shown.index[0], np.full(TOKENS, -1))))
+    ids, index = (np.concatenate([x, y]) for x, y in ((asked.ids, chosen), (shown.index, np.full(TOKENS, -1))))
     positions, segments = np.arange(len(ids), dtype=np.int32)[None], np.zeros((1, len(ids)), np.int32)
     with small.one_device():
-        whole = loaded.model(ids[None].astype(np.int32), positions, segments, shown.tiles, index[None].astype(np.int32))
+        row = ids[None].astype(np.int32), positions, segments
+        whole = loaded.model(*row, shown.tiles[None], index[None].astype(np.int32))
     expected = np.argmax(np.asarray(whole)[0, len(asked.ids) - 1 : -1, :257], axis=-1)
     assert np.array_equal(chosen, expected)
 
@@ -107,16 +108,51 @@ def test_lines_with_pictures_are_answered_as_each_alone_beside_lines_of_text(che
     assert [got[at]["text"] for at in (0, 2, 3)] == alone and len(set(alone)) == 3
 
 
-def test_ten_thousand_prompts_with_random_images_have_at_most_eight_shapes_of_tiles():
-    from mm01_jax.config import VisionConfig
-    from mm01_jax.data.image_grid import bucket, lay_out
+def test_lines_with_pictures_have_options_like_others(checkpoint, loaded, files, capsys):
+    lines = [
+        {"prompt": "<image>?", "images": ["c.png"], "options": {"max_tokens": 3}},
+        {"prompt": "<image>?", "images": ["c.png"], "options": {"n": 2, "temperature": 1}},
+    ]
+    asked, answered = files / "options.jsonl", files / "optional.jsonl"
+    asked.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert command(capsys, f"--checkpoint={checkpoint}", f"--prompts={asked}", f"--out={answered}")[0] == 0
+    short, *two = (json.loads(line) for line in answered.read_text().splitlines())
+    (whole,) = answer(loaded, ["<image>?"], [[files / "c.png"]])
+    assert whole.startswith(short["text"]) and short["text"] != whole
+    assert [one["sample"] for one in two] == [0, 1] and two[0]["text"] != two[1]["text"]
 
-    vision = VisionConfig(embed_dim=8, num_layers=1, num_heads=1, mlp_dim=8, image_size=336, patch_size=14)
-    sizes = np.random.default_rng(0).integers(1, 4097, size=(10_000, 2)).tolist()
-    tiles = [lay_out(tuple(size), vision.grids, 336, 14).num_tiles for size in sizes]
-    counts = np.random.default_rng(1).integers(1, 5, size=10_000).tolist()  # images of a prompt
-    shapes = {bucket(sum(tiles[at : at + count])) for at, count in enumerate(counts)}
-    assert len(shapes) <= 8, shapes
+
+def test_answers_are_gone_on_with_only_where_the_pictures_are_the_same(checkpoint, files, capsys, monkeypatch):
+    asked, out, picture = files / "begun.jsonl", files / "begun.out", files / "begun.png"
+    asked.write_text('{"prompt": "<image>?", "images": ["begun.png"]}\n' * 2)
+    picture.write_bytes((files / "a.png").read_bytes())
+    flags = f"--checkpoint={checkpoint}", f"--prompts={asked}", f"--out={out}", "--batch=1"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_answers.Progress, "show", interrupted)
+        assert command(capsys, *flags)[0] == 130
+    picture.write_bytes((files / "b.png").read_bytes())
+    code, _, err = command(capsys, *flags)
+    assert code == 2 and re.search(r"begun.out.partial: holds answers of images=.*; remove it to begin anew", err)
+    picture.write_bytes((files / "a.png").read_bytes())
+    code, _, err = command(capsys, *flags)
+    assert code == 0 and "step 2/2" in err and "step 1/2" not in err
+
+
+def test_thoughts_of_lines_with_pictures_have_no_budget(checkpoint, files, capsys):
+    asked = files / "thoughts.jsonl"
+    asked.write_text('{"prompt": "x"}\n{"prompt": "<image>?", "images": ["a.png"]}\n')
+    flags = f"--checkpoint={checkpoint}", f"--prompts={asked}", f"--out={files / 'no'}", "--thinking-tokens=5"
+    code, _, err = command(capsys, *flags)
+    assert code == 2 and err.count("\n") == 1
+    assert (
+        "--thinking-tokens: got 5; allowed: a flag of conversations whose template knows <think>, not of a file whose"
+        in err
+    )
+    assert "line 2 has images" in err
 
 
 WRONG = {
@@ -172,7 +208,7 @@ def wrong(files):
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_refused_in_one_line_before_any_compute(what, checkpoint, wrong, capsys, monkeypatch):
     monkeypatch.chdir(wrong)
-    monkeypatch.setattr(decoding, "generate", lambda *_, **__: pytest.fail("something was computed"))
+    monkeypatch.setattr(fitting, "Engine", lambda *_, **__: pytest.fail("something was computed"))
     arguments, message = WRONG[what]
     code, out, err = command(capsys, f"--checkpoint={checkpoint}", *arguments)
     assert code in (2, 3) and not out and err.count("\n") == 1, err

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from mm01_jax.inference import answer_file, prompt_file
@@ -188,9 +187,3 @@ def test_a_file_without_lines_and_a_place_that_cannot_be_written_are_refused(tmp
     for out in (tmp_path, tmp_path / "no" / "b", path):
         with pytest.raises(ValueError, match="--out="):
             answer_file.check_place(str(out), path)
-
-
-def test_batches_have_one_shape():
-    assert list(prompt_file.batches("abcde", 2)) == [["a", "b"], ["c", "d"], ["e", "e"]]
-    assert list(prompt_file.batches("abc", 8)) == [["a", "b", "c"]]
-    assert np.shape(list(prompt_file.batches(range(9), 3))) == (3, 3)

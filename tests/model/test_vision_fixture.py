@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.batch import Batch
-from mm01_jax.inference import decoding, scoring, steps
+from mm01_jax.inference import engine_devices, scoring, steps
+from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model.mixers import empty_cache
+from tests.inference import answering
 from tests.model import jax_model, vl_model
 from tests.reference import losses, tiles, vision_fixture
 from tests.reference.test_reference_fixture import BOUND, relative_error
@@ -119,23 +121,15 @@ def test_prefill_in_chunks_leaves_the_original_s_states_and_decodes_its_greedy_t
 
 
 def test_generation_with_images_gives_the_original_s_greedy_tokens(monkeypatch):
-    block = unoptimised(decoding.decode_block.__wrapped__, static_argnames="count", donate_argnums=1)
-    monkeypatch.setattr(decoding, "decode_block", block)
-    monkeypatch.setattr(decoding, "prefill", unoptimised(steps.prefill.__wrapped__, donate_argnums=1))
+    monkeypatch.setattr(engine_devices, "jit", unoptimised)
     cases = ("start", "two")
     each = [(GOLDEN[f"{case}:expanded"], vision_fixture.images_of(case)) for case in cases]
     rows = vl_model.rows(each, pixels, length=LENGTH, num_tiles=NUM_TILES)
-    images = decoding.Images(rows.tiles, [row[: len(ids)] for row, (ids, _) in zip(rows.index, each, strict=True)])
+    told = zip(rows.tiles, rows.index, each, strict=True)
+    shows = [Shown(tiles.astype(np.float32), index[: len(ids)]) for tiles, index, (ids, _) in told]
+    greedy = {"max_tokens": 6, "sampling": Sampling(temperature=0.0), "vocab_size": 128}
     with jax_model.one_device():
-        blocks = decoding.generate(
-            model(),
-            [ids for ids, _ in each],
-            images=images,
-            max_tokens=6,
-            sampling=Sampling(temperature=0.0),
-            vocab_size=128,
-        )
-        got = np.concatenate(list(blocks), axis=1)
+        got = answering.drawn(model(), [ids for ids, _ in each], shows=shows, **greedy)
     np.testing.assert_array_equal(got, np.stack([GOLDEN[f"{case}:greedy"] for case in cases]))
 
 
