@@ -28,3 +28,15 @@ def nan(x: jax.Array) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     return jax.make_array_from_callback(x.shape, x.sharding, lambda at: np.full(x.shape, np.nan, x.dtype)[at])
+
+
+def check_alike(model, other) -> None:
+    """ValueError where a model's weights are not those of the same config that lie alike; names the first."""
+    old, new = jax.tree.flatten_with_path(model), jax.tree.flatten_with_path(other)
+    if old[1] != new[1]:
+        raise ValueError("use: got a model of another config; allowed: new weights of the engine's own")
+    for (path, a), (_, b) in zip(old[0], new[0], strict=True):
+        if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.sharding.is_equivalent_to(b.sharding, a.ndim):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            got, allowed = (f"{x.dtype}{list(x.shape)} on {x.sharding}" for x in (b, a))
+            raise ValueError(f"use: weight {name}: got {got}; allowed: {allowed}")

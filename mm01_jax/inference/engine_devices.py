@@ -14,7 +14,7 @@ import numpy as np
 from mm01_jax import sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import masks, sampling, views
-from mm01_jax.inference.engine_arrays import like, nan, num_bytes, to_devices
+from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, to_devices
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
 from mm01_jax.inference.engine_images import Tower
 from mm01_jax.inference.engine_programs import Said, Slots, Told
@@ -82,14 +82,7 @@ class Devices:
         Raises:
           ValueError: names the first weight that does not lie as the old one, or says that the model is another.
         """
-        old, new = jax.tree.flatten_with_path(self.model), jax.tree.flatten_with_path(self._viewed(model))
-        if old[1] != new[1]:
-            raise ValueError("use: got a model of another config; allowed: new weights of the engine's own")
-        for (path, a), (_, b) in zip(old[0], new[0], strict=True):
-            if (a.shape, a.dtype) != (b.shape, b.dtype) or not a.sharding.is_equivalent_to(b.sharding, a.ndim):
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                got, allowed = (f"{x.dtype}{list(x.shape)} on {x.sharding}" for x in (b, a))
-                raise ValueError(f"use: weight {name}: got {got}; allowed: {allowed}")
+        check_alike(self.model, self._viewed(model))
         self._view(model)
         with jax.set_mesh(self.mesh):
             self._allow()

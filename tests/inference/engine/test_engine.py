@@ -8,7 +8,7 @@ import pytest
 
 from mm01_jax.inference.drill.schedules import Compiled, Count, run_schedule
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Request, Result, check
+from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.sampling import Sampling
 from tests.inference.engine import engines
 from tests.slow import slow_but
@@ -230,13 +230,6 @@ def test_what_is_no_request_no_count_and_no_id_is_refused():
         with pytest.raises(ValueError, match="the engine knows none of this id"):
             engine().result(id)
     assert engine().idle
-
-
-def test_a_prompt_with_images_is_refused_with_the_way_that_works():
-    limits = engine().limits._replace(image_token=7)
-    assert check(Request(prompt=[1, 2], max_tokens=4), limits).tolist() == [1, 2]
-    with pytest.raises(ValueError, match=r"prompt: got 2 tokens of images \(id 7\), .* mm01-generate --image"):
-        check(Request(prompt=[1, 7, 7, 2], max_tokens=4), limits)
 
 
 def test_a_preempted_request_waits_in_the_memory_of_the_host():
