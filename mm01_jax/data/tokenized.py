@@ -5,7 +5,7 @@ import hashlib
 import io
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from mm01_jax.data.corpus import Corpus
 from mm01_jax.data.text import FILES, PROGRESS_SECONDS, DataError
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import written
+
+_TOGETHER, _TEXTS_TOGETHER = 1 << 20, 64  # bytes and number of texts that are encoded together
+PAYS_SECONDS = 60.0  # of counting, from which on it pays to make tokens once
 
 
 class TokenizedDocuments:
@@ -69,22 +72,30 @@ class TokenizedDocuments:
         return ids[start:stop]
 
     def _count(self, log: Callable[[str], None]) -> np.ndarray:
+        """Encodes every document once, those of a batch by as many threads as there are processors."""
         counts_D = np.zeros(len(self._chosen_D), np.int64)
         dropped = in_documents = 0
-        clock = time.monotonic()
-        for document in range(len(counts_D)):
-            ids, lost = self._counted(document)
-            counts_D[document] = len(ids)
-            dropped, in_documents = dropped + lost, in_documents + (lost > 0)
-            if time.monotonic() - clock > PROGRESS_SECONDS:
-                clock = time.monotonic()
-                log(f"data: counted the tokens of {document + 1:,} of {len(counts_D):,} documents")
+        progress = _Counting(self.num_bytes, len(counts_D), log)
+        for first, texts in self._batches():
+            for document, (ids, lost) in enumerate(self._tokenizer.encode_many(texts), start=first):
+                counts_D[document] = len(self._checked(document, ids))
+                dropped, in_documents = dropped + lost, in_documents + (lost > 0)
+            progress.counted(first + len(texts), sum(map(len, texts)))
         if dropped:
             name = self._tokenizer.name
             log(
                 f"data: {dropped:,} characters of {in_documents:,} documents have no token of {name!r} and are left out"
             )
         return counts_D
+
+    def _batches(self) -> Iterator[tuple[int, list[bytes]]]:
+        """(the first, texts) of documents that follow one another."""
+        first, texts = 0, []
+        for document, source in enumerate(self._chosen_D.tolist()):
+            texts.append(self._corpus.read(source))
+            if sum(map(len, texts)) > _TOGETHER or len(texts) == _TEXTS_TOGETHER or document + 1 == len(self._chosen_D):
+                yield first, texts
+                first, texts = document + 1, []
 
     def _load_counts(self, file: pathlib.Path) -> np.ndarray:
         try:
@@ -98,13 +109,6 @@ class TokenizedDocuments:
 
     def _encode_once(self, document: int) -> np.ndarray:
         return self._checked(document, self._tokenizer.encode(self._corpus.read(int(self._chosen_D[document]))))
-
-    def _counted(self, document: int) -> tuple[np.ndarray, int]:
-        """The ids of a document, and how many of its characters are dropped."""
-        if not getattr(self._tokenizer, "can_drop", False):
-            return self._encode_once(document), 0
-        ids, lost = self._tokenizer.counted(self._corpus.read(int(self._chosen_D[document])))
-        return self._checked(document, ids), lost
 
     def _checked(self, document: int, ids: np.ndarray) -> np.ndarray:
         source = int(self._chosen_D[document])
@@ -121,3 +125,31 @@ def _save(file: pathlib.Path, counts_D: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with written(file) as out:
         np.save(out, counts_D)
+
+
+class _Counting:
+    """Says how far the counting of tokens is, and once, where it takes long, what would not."""
+
+    def __init__(self, num_bytes: int, documents: int, log: Callable[[str], None]):
+        self._num_bytes, self._documents, self._log = num_bytes, documents, log
+        self._seen, self._began, self._advised = 0, time.monotonic(), False
+        self._clock = self._began
+
+    def counted(self, documents: int, num_bytes: int) -> None:
+        self._seen += num_bytes
+        now = time.monotonic()
+        if now - self._clock <= PROGRESS_SECONDS:
+            return
+        self._clock = now
+        rate = self._seen / (now - self._began)
+        left = (self._num_bytes - self._seen) / rate
+        self._log(
+            f"data: counted the tokens of {documents:,} of {self._documents:,} documents, {rate / 1e6:,.2f} MB/s, "
+            f"about {left / 60:,.1f} minutes left"
+        )
+        if left > PAYS_SECONDS and not self._advised:
+            self._advised = True
+            self._log(
+                "data: every document is encoded again where it is used; mm01-tokenize makes tokens once, on every "
+                "processor, and a run on them (data.source=their folder) starts at once and has the same rows"
+            )

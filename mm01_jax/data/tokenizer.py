@@ -73,7 +73,7 @@ class BytesTokenizer:
 class FileTokenizer:
     """A `tokenizer.json` of the `tokenizers` library, in a process of its own where it may take more than its time.
 
-    can_drop: whether a character may become no token (`counted` counts them).
+    can_drop: whether a character may become no token (`encode_many` counts them).
     """
 
     def __init__(self, path: str):
@@ -137,7 +137,7 @@ class FileTokenizer:
     def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
         """As one after the other; the library's threads share them, where TOKENIZERS_PARALLELISM is not false."""
         if self._guarded is not None:
-            return [self.counted(text) if self.can_drop else (self.encode(text), 0) for text in texts]
+            return [self._guarded.counted(text.decode()) if self.can_drop else (self.encode(text), 0) for text in texts]
         decoded = [text.decode() for text in texts]
         with self._errors("cannot encode a text"):
             found = self._tokenizer.encode_batch(decoded, add_special_tokens=False)
@@ -147,15 +147,6 @@ class FileTokenizer:
                 else [0] * len(found)
             )
             return [(np.array(one.ids, np.int32), gone) for one, gone in zip(found, lost, strict=True)]
-
-    def counted(self, text: bytes) -> tuple[np.ndarray, int]:
-        """The ids of a text, and how many characters, blanks aside, none of them stands for."""
-        text = text.decode()
-        if self._guarded is not None:
-            return self._guarded.counted(text)
-        with self._errors("cannot encode a text"):
-            encoded = self._tokenizer.encode(text, add_special_tokens=False)
-            return np.array(encoded.ids, np.int32), tokenizer_process.dropped(text, encoded.offsets)
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm01_jax.config import DataConfig
-from mm01_jax.data import tokenizer_guard
+from mm01_jax.data import tokenized, tokenizer_guard
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import BytesTokenizer, bytes_json, open_tokenizer
@@ -158,6 +158,20 @@ def test_characters_that_have_no_token_are_counted(tmp_path):
     config = DataConfig(source=str(tmp_path / "*.txt"), tokenizer=str(tmp_path / "t.json"), held_out=0.0)
     open_dataset(config, 2, 257, log=said.append)
     assert any("2 characters of 1 documents have no token of" in line for line in said), said
+
+
+def test_counting_in_batches_is_counting_one_by_one_and_says_when_tokens_would_pay(tmp_path, bpe, monkeypatch):
+    texts = [f"a tale of {i} cities " * (1 + i % 5) for i in range(150)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config, said = DataConfig(source=str(tmp_path / "a.jsonl"), tokenizer=bpe, held_out=0.0), []
+    monkeypatch.setattr(tokenized, "PROGRESS_SECONDS", -1.0)
+    monkeypatch.setattr(tokenized, "PAYS_SECONDS", -1.0)
+    rows = open_dataset(config, 16, 300, log=said.append).train
+    words = open_tokenizer(bpe)
+    assert rows.documents.num_tokens_D.tolist() == [len(words.encode(text)) for text in texts]
+    counted = [line for line in said if "data: counted the tokens of" in line]
+    assert len(counted) == 3 and "150 of 150 documents" in counted[-1]
+    assert sum("mm01-tokenize makes tokens once" in line for line in said) == 1
 
 
 def test_a_pattern_that_backtracks_is_stopped_and_named(tmp_path):
