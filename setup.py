@@ -41,6 +41,7 @@ setup(
         "tokenizers": ["tokenizers>=0.23"],
         "parquet": ["pyarrow>=17"],
         "zstd": ["zstandard>=0.22"],
+        "beam": ["apache-beam>=2.60"],  # mm01-tokenize on a cluster's engine
         "remote": ["fsspec>=2024.6"],  # data by URL; the libraries of two stores
         "gcs": ["gcsfs>=2024.6"],
         "s3": ["s3fs>=2024.6"],

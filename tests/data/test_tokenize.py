@@ -158,6 +158,8 @@ def test_other_work_in_the_same_folder_is_refused_by_what_differs(place, capsys,
         ({"source": "{0}/nothing/*.txt"}, 2, "neither 'stdlib' nor a path"),
         ({"tokenizer": "{0}/no.json"}, 2, "neither 'bytes' nor a tokenizer.json"),
         ({"out": "{0}/source"}, 2, "a new or an empty folder"),
+        ({"beam": "--runner=DirectRunner", "shard": "0/2"}, 2, "--shard"),
+        ({"beam": "--runner=DirectRunner", "workers": 2}, 2, "--workers"),
     ],
 )
 def test_what_is_typed_wrong_is_refused_in_one_line(place, capsys, change, code, said):
@@ -166,6 +168,12 @@ def test_what_is_typed_wrong_is_refused_in_one_line(place, capsys, change, code,
     complained = capsys.readouterr().err
     assert said in complained and complained.count("\n") == 1
     assert not (place / "never").exists()
+
+
+def test_without_its_extra_beam_is_refused_with_what_to_install(place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    assert main(flags(place, place / "never", beam="--runner=DirectRunner")) == 2
+    assert "pip install 'mm01_jax[beam]'" in capsys.readouterr().err
 
 
 def test_bad_records_are_refused_by_name_or_skipped_and_counted(place, tmp_path, capsys):

@@ -56,6 +56,7 @@ OUTSIDE = {
     "grain": ("mm01_jax.data",),
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
+    "apache_beam": ("mm01_jax.data.tokenize",),
     "pyarrow": ("mm01_jax.data.parquet",),
     "fsspec": ("mm01_jax.data.remote",),
     "zstandard": ("mm01_jax.data.compressed",),

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+import types
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ COMMAND = arguments.Command(
         Flag("shard", "of several machines, which this is of how many: each makes its part", example="3/16"),
         Flag("text_field", "the key of the text in lines of JSON", default="text", example="text"),
         Flag("max_bad_records", "records to skip and count before the work is refused", int, 0, least=0),
+        Flag("beam", "options of an Apache Beam pipeline, which then does the work", example="--runner=FlinkRunner"),
         Flag("shard_bytes", "of the source in a file of tokens", int, SHARD_BYTES, least=1, most=1 << 32),
     ),
 )
@@ -54,6 +56,7 @@ def _run(argv: Sequence[str]) -> None:
     from mm01_jax.data.tokenize import plan as planning
 
     part, parts = _part(given.shard)
+    _check_beam(given)
     fields = {name: getattr(given, name) for name in ("text_field", "max_bad_records", "shard_bytes")}
     plan = planning.make(planning.Asked(given.source, given.tokenizer, given.out, **fields), _say)
     planning.keep(plan)
@@ -66,8 +69,24 @@ def _run(argv: Sequence[str]) -> None:
             f"{plan.facts['files']:,} files, {plan.facts['bytes'] / 1e6:,.1f} MB, {len(plan.shards):,} shards"
             + (f", {len(numbers):,} of them here" if parts > 1 else "")
         )
-        _work(plan, numbers, workers)
+        if given.beam:
+            from mm01_jax.data.tokenize import beam
+
+            beam.run(plan, given.beam)
+        else:
+            _work(plan, numbers, workers)
         _end(plan, parts)
+
+
+def _check_beam(given: types.SimpleNamespace) -> None:
+    for name in ("shard", "workers"):
+        if given.beam and getattr(given, name):
+            raise arguments.refused(f"--{name}", getattr(given, name), "nothing, as --beam shares the work", "no flag")
+    try:
+        if given.beam:
+            import apache_beam  # noqa: F401 - seconds, and asked before any work
+    except ImportError as error:
+        raise ValueError("--beam needs the `beam` extra: pip install 'mm01_jax[beam]'.") from error
 
 
 def _part(shard: str | None) -> tuple[int, int]:

@@ -107,6 +107,14 @@ def make(asked: Asked, log=lambda line: None) -> Plan:
     return Plan(asked, tokenizer, shards, facts)
 
 
+def make_again(asked: Asked, facts: dict[str, Any]) -> Plan:
+    """The plan whose facts another process has; DataError where it is another one here."""
+    plan = make(asked)
+    if plan.facts != facts:
+        raise DataError("the source or the tokenizer changed while in use; run the same command again.")
+    return plan
+
+
 def _cut(found: list[Shard], sizes: list[int], shard_bytes: int) -> tuple[tuple[Piece, ...], ...]:
     shards: list[list[Piece]] = [[]]
     filled = 0

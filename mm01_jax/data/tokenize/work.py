@@ -135,9 +135,7 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     try:
         first = parse_json(lines.get())
-        plan = planning.make(Asked(**first["asked"]))
-        if plan.facts != first["facts"]:
-            raise DataError("the source or the tokenizer changed while in use; run the same command again.")
+        plan = planning.make_again(Asked(**first["asked"]), first["facts"])
         while True:
             teller = _Teller()
             _answer(settle(plan, parse_json(lines.get())["shard"], teller.seen)._asdict())
