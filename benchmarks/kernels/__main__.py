@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels [OPERATION ...] [--shapes=NAME,...] [--json=FILE] [--no-peers]
     python -m benchmarks.kernels --compile-only-tpu    compilers alone, no TPU
-    python -m benchmarks.kernels decode_operations --compile-only-tpu
+    python -m benchmarks.kernels decode_operations int8_experts --compile-only-tpu
 
 A case whose outputs or gradients are further from the oracle than allowed prints no time, and the exit code is 1. Cases
 appear as they are done, and --json keeps them, rewritten after each. A peer that is not installed, or refuses a case,
@@ -29,7 +29,8 @@ OPERATIONS = {
 COPY_BYTES = {"gpu": 2**30, "tpu": 2**30, "cpu": 2**26}
 PACKAGES = ("libtpu", "jax-cuda13-plugin", "jla", "fla-core", "torch")  # compilers and peers
 GENERATIONS = ("v5e", "v5p", "v6e")
-DECODE = "decode_operations"  # which are compiled for TPUs here, and timed by `benchmarks.inference`
+# Compiled for TPUs here, and timed by `benchmarks.inference`.
+COMPILED = DECODE, INT8 = "decode_operations", "int8_experts"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,14 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parse(argv)
     report = Report(arguments.json, "benchmarks.kernels", argv, packages=PACKAGES)
     if arguments.compile_only_tpu:
-        from benchmarks.kernels import tpu_compiles, tpu_decode, tpu_table
+        from benchmarks.kernels import tpu_compiles, tpu_decode, tpu_int8, tpu_table
 
-        others = [name for name in arguments.operations if name not in ("lightning_attention", DECODE)]
+        others = [name for name in arguments.operations if name not in ("lightning_attention", *COMPILED)]
         failed = tpu_compiles.measure(report, others, arguments.generations, arguments.shapes)
         if "lightning_attention" in arguments.operations:
             failed |= tpu_table.measure(report, arguments.generations)
         if DECODE in arguments.operations:
             failed |= tpu_decode.measure(report, arguments.generations)
+        if INT8 in arguments.operations:
+            failed |= tpu_int8.measure(report, arguments.generations)
         return failed
     # Peers run in the same process and need device memory too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -88,7 +91,7 @@ def run(operation: str, case, copy_bytes_per_second: float, implementation: str 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("benchmarks.kernels", __doc__)
-    operation = one_of("operation", (*OPERATIONS, DECODE))
+    operation = one_of("operation", (*OPERATIONS, *COMPILED))
     parser.add_argument("operations", nargs="*", metavar="OPERATION", type=operation, help="default: all")
     shapes = list_of("shape", cases.names(list(OPERATIONS)))
     parser.add_argument("--shapes", type=shapes, metavar="NAME,...", help="default: all but the tiny ones")
@@ -103,10 +106,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.operations = arguments.operations or list(OPERATIONS)
     if not arguments.budget_seconds > 0:
         parser.error(f"--budget-seconds={arguments.budget_seconds:g}; allowed: a number above 0")
-    if DECODE in arguments.operations and not arguments.compile_only_tpu:
-        parser.error(f"{DECODE} goes with --compile-only-tpu; `python -m benchmarks.inference` times them")
+    for name in COMPILED:
+        if name in arguments.operations and not arguments.compile_only_tpu:
+            parser.error(f"{name} goes with --compile-only-tpu; `python -m benchmarks.inference` times them")
     for shape in arguments.shapes or ():
-        if shape not in cases.names([name for name in arguments.operations if name != DECODE]):
+        if shape not in cases.names([name for name in arguments.operations if name not in COMPILED]):
             parser.error(f"no shape {shape!r} of {', '.join(arguments.operations)}")
     return arguments
 

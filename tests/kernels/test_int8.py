@@ -21,6 +21,7 @@ from pallas_kernels.expert_step.gpu_int8_stream import Cut
 from pallas_kernels.expert_step.gpu_slots import Slots
 from pallas_kernels.few_rows import columns, filled_up
 from pallas_kernels.grouped_matmul import gpu_tiles, grouped_matmul
+from pallas_kernels.grouped_matmul import tpu as grouped_tpu
 from pallas_kernels.int8 import Int8, dequantized, in_layer, quantized
 
 H200 = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="gpu")
@@ -82,7 +83,7 @@ def exact_of(x, weights, sizes, weight_R):
     return reference.forward(x, [dequantized(in_layer(w, 1), (-2,)) for w in weights], sizes, weight_R)
 
 
-@pytest.mark.parametrize("form", ["xla", "tpu"])
+@pytest.mark.parametrize("form", ["xla", "tpu", "tpu, few rows"])
 def test_experts_of_int8_in_a_stack_equal_float64(form):
     R, D, F, sizes = 50, 24, 40, np.array([7, 0, 30], np.int32)
     x, weights, weight_R = experts(R, D, F)
@@ -90,7 +91,8 @@ def test_experts_of_int8_in_a_stack_equal_float64(form):
         sizes_and = {"layer": jnp.int32(1), "capacity": R, "implementation": "xla"}
         y = jax.jit(lambda *a: expert_ffn(*a, **sizes_and))(x, weights, jnp.asarray(sizes), weight_R)
     else:
-        y = tpu.forward(jnp.asarray(x), in_layer(weights, 1), jnp.asarray(sizes), weight_R, R, 1)
+        capacity = R if "few" in form else grouped_tpu.FEW + 1
+        y = tpu.forward(jnp.asarray(x), in_layer(weights, 1), jnp.asarray(sizes), weight_R, capacity, 1)
     exact = exact_of(x, weights, sizes, weight_R)
     size = exact_of(np.abs(x), jax.tree.map(jnp.abs, weights), sizes, weight_R)
     assert np.abs(np.asarray(y, np.float64) - exact).max() <= (D + F + 20) * 2.0**-24 * np.abs(size).max()

@@ -75,6 +75,32 @@ def test_a_slice_of_a_large_array_moves_the_slice():
     assert traffic.bytes_moved(parse(TEXT.replace("GROUPS", "[8,2]<=[16]"))) == 10 * once
 
 
+def test_a_slice_that_gets_other_tiles_on_its_way_moves_the_slice():
+    text = """HloModule step
+
+%tiles (input: s8[70,32,128]) -> s8[70,32,128] {
+  %input = s8[70,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy.1 = s8[70,32,128]{2,1,0:T(8,128)(4,1)} copy(%input)
+}
+
+%widened (stack: s8[70,32,128], layer: s32[]) -> bf16[1,32,128] {
+  %stack = s8[70,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %tiled = s8[70,32,128]{2,1,0:T(8,128)(4,1)} fusion(%stack), kind=kLoop, calls=%tiles
+  %layer = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = s8[1,32,128]{2,1,0:T(8,128)(4,1)} dynamic-slice(%tiled, %layer, %zero, %zero), dynamic_slice_sizes={1,32,128}
+  ROOT %wide = bf16[1,32,128]{2,1,0:T(8,128)(2,1)} convert(%one)
+}
+
+ENTRY %step (weights: s8[70,32,128], at: s32[]) -> bf16[1,32,128] {
+  %weights = s8[70,32,128]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %at = s32[] parameter(1)
+  ROOT %out = bf16[1,32,128]{2,1,0:T(8,128)(2,1)} fusion(%weights, %at), kind=kLoop, calls=%widened
+}
+"""
+    assert traffic.bytes_moved(parse(text)) == 32 * 128 + 4 + 2 * 32 * 128
+
+
 @pytest.mark.parametrize(
     "branches", ["branch_computations={%body, %body}", "true_computation=%body, false_computation=%body"]
 )

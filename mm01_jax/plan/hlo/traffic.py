@@ -51,8 +51,8 @@ def _read(name: str, body: list[Instruction], program: Program) -> int:
     """Bytes of a fusion's parameter that its users take: slices alone count as slices, an update's target as none."""
     total = 0
     for user in (i for i in body if name in i.operands):
-        if user.opcode == "bitcast":
-            total += _read(user.name, body, program)
+        if not user.root and (user.opcode in ("bitcast", "copy") or _only_copies(user, program)):
+            total += _read(user.name, body, program)  # a copy in here gives what is taken other tiles, on its way
         elif user.opcode == "dynamic-slice":
             total += sum(sizes(user.shape))
         elif user.opcode == "fusion":  # fusions nest
@@ -61,6 +61,13 @@ def _read(name: str, body: list[Instruction], program: Program) -> int:
         elif not (user.opcode in _UPDATES and user.operands[0] == name):
             return next(sum(sizes(i.shape)) for i in body if i.name == name)
     return total
+
+
+def _only_copies(user: Instruction, program: Program) -> bool:
+    """Whether it is a fusion that gives an array other tiles and no more."""
+    if user.opcode != "fusion":
+        return False
+    return {i.opcode for i in program.computations[user.calls["calls"][0]]} <= {"parameter", "copy", "bitcast"}
 
 
 def _parameters(body: list[Instruction]) -> dict[int, str]:
