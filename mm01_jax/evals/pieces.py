@@ -5,7 +5,7 @@ sentences changes no token of either, and what two prompts share is the same tok
 blank before them, where tokenizers that look at words cut as well.
 """
 
-import itertools
+import functools
 import string
 from collections.abc import Iterable, Iterator
 
@@ -58,14 +58,20 @@ def joined(texts: Iterable[Iterable[str]], blank: str) -> Iterator[str]:
 
 def filled(pattern: str, **values: str) -> list[str]:
     """The pieces of `pattern.format(**values)`: what stands in it, and each value with the blank before it."""
-    pieces, blank = [], ""
+    return [fixed if name is None else fixed + values[name] for fixed, name in _parsed(pattern)]
+
+
+@functools.cache
+def _parsed(pattern: str) -> tuple[tuple[str, str | None], ...]:
+    """(a text, None) or (the blank before a value, its name), in order; no text is empty."""
+    found, blank = [], ""
     for literal, name, _, _ in string.Formatter().parse(pattern):
         fixed = blank + literal
         blank = ""
         if name is not None and fixed.endswith(" "):
             fixed, blank = fixed[:-1], " "
-        pieces.append(fixed)
+        found += [(fixed, None)] if fixed else []
         if name is not None:
-            pieces.append(blank + values[name])
+            found.append((blank, name))
             blank = ""
-    return [piece for piece in itertools.chain(pieces, [blank]) if piece]
+    return tuple(found)
