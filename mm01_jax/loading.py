@@ -86,6 +86,15 @@ def load_as_asked(given) -> Loaded:
     return load(given.checkpoint, given.mesh, given.dtype, **options)
 
 
+def load_tokenizer(path, tokenizer: str | None = None) -> Tokenizer:
+    """The tokenizer of `load` alone, for what needs no weights; errors as there."""
+    opened = _open(path, None, None, of_computation=False)
+    words = _tokenizer(pathlib.Path(path), opened.config, tokenizer)
+    if not tokenizer:
+        _check_tokenizer(opened, words)
+    return words
+
+
 def data_of(path) -> dict | None:
     """What the run in `path` was trained on (`Dataset.manifest`), None of what is no run."""
     if not is_checkpoint(path):

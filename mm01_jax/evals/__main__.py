@@ -2,6 +2,9 @@
 
   mm01-eval perplexity --checkpoint=runs/tiny
   mm01-eval perplexity --checkpoint=runs/tiny --source=texts --mesh=data=2,tensor=2
+  mm01-eval needle --checkpoint=runs/tiny --lengths=1k,4k,16k --json=needle.json --figure=needle.png
+  mm01-eval ruler --checkpoint=runs/tiny --lengths=16k --families=vt,fwe --samples=20
+  mm01-eval rounds --checkpoint=runs/tiny --lengths=16k --write=rounds.jsonl
 
 `python -m mm01_jax.evals` is the same.
 
@@ -17,30 +20,47 @@ from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
 
 
-def _perplexity(loaded, given: types.SimpleNamespace):
+def _perplexity(given: types.SimpleNamespace) -> str:
     from mm01_jax.evals.perplexity import perplexity
-    from mm01_jax.loading import data_of
+    from mm01_jax.loading import data_of, is_without_run, load_as_asked
 
+    if given.source is None and is_without_run(given.checkpoint):
+        allowed = f"a text to score: {given.checkpoint} is no run, which would have held some out"
+        raise arguments.refused("--source", "nothing", allowed, "--source=FILE")
+    loaded = load_as_asked(given)
     trained_on = data_of(given.checkpoint)
     if trained_on and given.tokenizer:
         trained_on = trained_on | {"tokenizer": loaded.tokenizer.fingerprint}  # another one was asked for
-    return perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on)
+    return str(perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on))
 
 
-# Name -> what is asked of a `loading.Loaded`, given the flags; what comes back is printed.
-TASKS = {
-    "perplexity": Task(
-        "how well it predicts the run's held-out text, or all of --source",
-        (
-            Flag(
-                "source",
-                "text to score instead of the run's held-out split: whatever data.source takes",
-                example="FILE",
-            ),
-        ),
-        _perplexity,
-    ),
-}
+def _long_context(given: types.SimpleNamespace) -> str:
+    from mm01_jax.evals import asking, tasks
+    from mm01_jax.loading import digest_of, load_as_asked, load_tokenizer
+
+    asked = tasks.read(given.task, given)
+    asking.check_files(asked)
+    if given.write is not None:
+        return asking.write_samples(asked, load_tokenizer(given.checkpoint, given.tokenizer))
+    return asking.ask(asked, load_as_asked(given), digest_of(given.checkpoint))
+
+
+def _tasks() -> dict[str, Task]:
+    """Name -> what is asked, given the flags; what comes back is printed."""
+    from mm01_jax.evals.tasks import FLAGS, OWN_FLAGS, WORDS
+
+    source = Flag(
+        "source",
+        "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord",
+        example="FILE",
+    )
+    scored = Task("how well it predicts the run's held-out text, or all of --source", (source,), _perplexity)
+    return {"perplexity": scored} | {
+        name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()
+    }
+
+
+TASKS = _tasks()
 COMMAND = arguments.Command(
     name="mm01-eval",
     doc=__doc__,
@@ -60,13 +80,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
     if given.compile_cache:
         compile_cache.use()
-    from mm01_jax.loading import is_without_run, load_as_asked
-
-    if given.source is None and is_without_run(given.checkpoint):
-        allowed = f"a text to score: {given.checkpoint} is no run, which would have held some out"
-        raise arguments.refused("--source", "nothing", allowed, "--source=FILE")
-    found = TASKS[given.task].run(load_as_asked(given), given)
-    print(f"\n{found}")
+    if found := TASKS[given.task].run(given):
+        print(f"\n{found}")
 
 
 if __name__ == "__main__":

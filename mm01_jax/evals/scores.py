@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-REFUSALS = ("sorry", "no previous conversation")  # in an answer in English
+REFUSALS = ("sorry", "no previous conversation")
 REFUSALS_CHINESE = ("抱歉", "没有之前的对话")
 _Z = 1.959963984540054  # of a normal distribution, 97.5 % lie below
 
@@ -24,8 +24,10 @@ def some(answer: str, wanted: Sequence[str]) -> float:
 
 
 def parts(answer: str, wanted: Sequence[str]) -> float:
-    """The share of the parts of a past answer that are repeated, letter by letter; 0 of an answer that declines."""
-    if any(text in answer.lower() for text in REFUSALS) or any(text in answer for text in REFUSALS_CHINESE):
+    """The share of the parts of a past answer that are repeated, letter by letter; 0 of an answer that declines, in the
+    language of that past answer."""
+    refusals = REFUSALS_CHINESE if any("\u4e00" <= letter <= "\u9fff" for letter in wanted[0]) else REFUSALS
+    if any(text in answer.lower() for text in refusals):
         return 0.0
     return sum(part in answer for text in wanted for part in parts_of(text)) / sum(len(parts_of(t)) for t in wanted)
 
@@ -76,4 +78,5 @@ def interval(scores: Sequence[float]) -> Interval:
     mean = sum(scores) / count
     middle = (mean + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     half = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
-    return Interval(mean, max(0.0, middle - half), min(1.0, middle + half), count)
+    # Of a mean of 0 or 1 that end is exact, but for rounding.
+    return Interval(mean, middle - half if mean > 0 else 0.0, middle + half if mean < 1 else 1.0, count)

@@ -41,6 +41,8 @@ class Memory:
     def cut(self, job: Job, most: int) -> int:
         """How many of the next `most` tokens are taken in before states are kept."""
         grid, length = self._devices.sizes.grid, len(job.prompt)
+        if not job.request.remember:
+            return min(most, length - job.taken)
         last = (length if job.background else length - 1) // grid * grid
         stops = [(job.taken // self._every + 1) * self._every, last, job.branch, job.taken + most, length]
         return min(stop for stop in stops if stop > job.taken) - job.taken
@@ -48,7 +50,7 @@ class Memory:
     def store(self, job: Job) -> None:
         """Keeps what the job's slot has, where that is at a grid point."""
         grid = self._devices.sizes.grid
-        if job.taken and job.taken % grid == 0 and not job.request.place:
+        if job.taken and job.taken % grid == 0 and job.request.remember and not job.request.place:
             self.prefix.put(
                 job.request.content,
                 job.prompt[: job.taken],
@@ -59,6 +61,8 @@ class Memory:
 
     def again(self, job: Job) -> Job | None:
         """A job that takes in the whole pieces of a finished prompt and its answer; None where they are known."""
+        if not job.request.remember:
+            return None
         tokens = np.concatenate([job.prompt, np.array(job.result.tokens, np.int32)])
         tokens = tokens[: len(tokens) // self._devices.sizes.grid * self._devices.sizes.grid]
         known = not len(tokens) or self.prefix.has(job.request.content, tokens, _marks(job, len(tokens)))

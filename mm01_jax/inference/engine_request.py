@@ -29,7 +29,8 @@ class Request:
     it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
     tokens and images the prompt means: states of prompts are found only by requests with the same. shows: the images
     that stand at its image tokens, of an engine with `tiles`. place: in a deterministic engine, where in a row of
-    training the prompt begins; the slot has so many positions less.
+    training the prompt begins; the slot has so many positions less. remember: whether what it takes in is kept for later
+    requests; it finds what others left either way.
     """
 
     prompt: Sequence[int] | np.ndarray
@@ -48,6 +49,7 @@ class Request:
     content: bytes = b""
     shows: Shown | None = None
     place: int = 0
+    remember: bool = True
 
     @property
     def wants_whole(self) -> str | None:

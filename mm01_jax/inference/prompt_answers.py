@@ -45,7 +45,7 @@ def answer_all(
     prompts = _prompts(given, loaded, lines)
     _check_thoughts(given, settings, prompts)
     jobs = _jobs(given, loaded, settings, prompts)
-    begun = _begun(given.out, _follows_from(given, prompts, weights), [job.samples for job in jobs])
+    begun = begun_by_all(given.out, _follows_from(given, prompts, weights), [job.samples for job in jobs])
     found = _answered(given, loaded, prompts, jobs[begun.prompts :])
     progress = Progress(begun.prompts, len(lines), sys.stderr)
 
@@ -156,7 +156,7 @@ def _digest(files: Sequence[pathlib.Path]) -> str:
     return hashlib.sha256(b"".join(each)).hexdigest()
 
 
-def _begun(path: str, follows_from: dict, samples: Sequence[int]) -> Begun:
+def begun_by_all(path: str, follows_from: dict, samples: Sequence[int]) -> Begun:
     """What the first process finds of an earlier run, known to all."""
     begun, failure = Begun(), None
     if cluster.is_first():

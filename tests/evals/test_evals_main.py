@@ -36,7 +36,7 @@ def command(capsys, *arguments: str) -> tuple[int, str, str]:
         (("--checkpoint=runs/tiny",), "got 'none'; allowed: one of perplexity"),
         (
             ("perplexty", "--checkpoint=runs/tiny"),
-            "got 'perplexty'; allowed: one of perplexity; nearest: perplexity",
+            "nearest: perplexity",
         ),
         (("perplexity", "needle", "--checkpoint=runs/tiny"), "got 'needle'; allowed: one task"),
         (("perplexity",), "nearest: --checkpoint=runs/tiny"),

@@ -54,9 +54,9 @@ def test_scorers_agree_with_an_independent_reading_on_500_answers():
         wanted = FORMS[label]
         answer = crafted(wanted, draws)
         lowered = [contains(answer.lower(), part.lower()) for part in wanted]
-        refused = any(contains(answer.lower(), word) for word in ("sorry", "no previous conversation")) or any(
-            contains(answer, word) for word in ("抱歉", "没有之前的对话")
-        )
+        chinese = not label.isascii()
+        words = ("抱歉", "没有之前的对话") if chinese else ("sorry", "no previous conversation")
+        refused = any(contains(answer.lower(), word) for word in words)
         share = 0.0 if refused else sum(contains(answer, part) for part in wanted) / len(wanted)
         read = {
             "every": lowered.count(True) / len(lowered),

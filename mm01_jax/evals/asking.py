@@ -1,0 +1,120 @@
+"""An evaluation on its way: asked, shown as it goes, kept in files, and gone on with when it was cut off.
+
+FILE.answers.jsonl has a line for each answer, in order; FILE the scores with what they follow from.
+"""
+
+import collections
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mm01_jax import cluster
+from mm01_jax.evals import figure, report, run
+from mm01_jax.evals.tasks import Asked
+from mm01_jax.files import Door, parse_json, write, written
+from mm01_jax.inference import answer_file
+from mm01_jax.inference.answer_file import Begun
+from mm01_jax.inference.prompt_answers import begun_by_all
+from mm01_jax.inference.text import Answer
+from mm01_jax.model.multimodal import VLModel
+from mm01_jax.progress import Progress
+
+FILES = Door(ValueError)
+_ELSEWHERE = ("checkpoint", "mesh", "compile_cache", "slots", "json", "figure", "write", "task", "overrides")
+
+
+def check_files(asked: Asked) -> None:
+    """ValueError where what is to be written has no place, or no library draws it."""
+    for name in ("json", "figure", "write"):
+        if (path := getattr(asked.given, name)) is not None:
+            place = pathlib.Path(path)
+            if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
+                raise ValueError(f"--{name}={path}: allowed: a file in a folder that exists, new or to be replaced")
+    if asked.given.figure is not None:
+        figure.check(asked.given.figure)
+
+
+def write_samples(asked: Asked, tokenizer) -> str:
+    """The samples as lines for any other server; says how many there are."""
+    prompts, count = asked.prompts(tokenizer), 0
+    with written(asked.given.write) as file:
+        for sample in (sample for group in asked.make(prompts) for sample in group.samples):
+            count += 1
+            file.write((json.dumps(report.written(sample), ensure_ascii=False) + "\n").encode())
+    return f"{asked.given.write}: {count:,} samples"
+
+
+def ask(asked: Asked, loaded, weights: str | None) -> str:
+    """Asks everything there is to ask; the table. weights: a digest of them, None where they have none.
+
+    Every process of the model's mesh calls it alike; the first writes files and shows how far it is.
+    """
+    prompts = asked.prompts(loaded.tokenizer)
+    groups = list(asked.make(prompts))
+    count, path = sum(group.count for group in groups), asked.given.json
+    follows = _follows_from(asked, loaded, weights)
+    begun = Begun() if path is None else begun_by_all(_answers(path), follows, [1] * count)
+    records = [] if path is None or not cluster.is_first() else _known(path, begun)
+    model = loaded.model.text if isinstance(loaded.model, VLModel) else loaded.model
+    engine = run.engine_for(model, prompts, groups, asked.given.slots)
+    began = time.monotonic()
+    lines = _lines(run.answers(engine, prompts, groups, begun.prompts), records, sum(group.tokens for group in groups))
+    if path is not None and cluster.is_first():
+        answer_file.finish(_answers(path), begun, lines)
+    else:
+        collections.deque(lines, maxlen=0)
+    spent = {"seconds": time.monotonic() - began, "prefilled_tokens": engine.statistics()["prefilled_tokens"]}
+    if not cluster.is_first():
+        return ""
+    if path is not None:
+        write(pathlib.Path(path), json.dumps(_result(follows, records, spent), indent=1).encode())
+    if asked.given.figure is not None:
+        figure.draw(asked.given.figure, records)
+    said = f"{report.cost(records, spent['prefilled_tokens'])}, {spent['seconds']:,.0f} s"
+    return f"{report.table(records)}\n\n{said}"
+
+
+def _lines(answers: Iterator[run.Answered], records: list, tokens: int) -> Iterator[tuple[dict[str, Any], Answer]]:
+    """What the file of answers has of each, and how far it is; `records` gets them, too."""
+    progress = Progress(0, tokens) if cluster.is_first() else None
+    seen = sum(record["length"] for record in records)
+    for answered in answers:
+        records.append(record := report.record_of(answered))
+        seen += record["length"]
+        if progress:
+            mean = sum(one["score"] for one in records) / len(records)
+            progress.show(min(seen, tokens), f"{len(records)} answers, score {mean:.3f}")
+        yield record, Answer(answered.text, "length")
+
+
+def _answers(path: str) -> str:
+    return f"{path}.answers.jsonl"
+
+
+def _known(path: str, begun: Begun) -> list[dict[str, Any]]:
+    """The answers of an earlier run that was cut off."""
+    if not begun.prompts:
+        return []
+    with FILES.open(f"{_answers(path)}.partial") as file:
+        return [parse_json(file.readline()) for _ in range(begun.prompts)]
+
+
+def _follows_from(asked: Asked, loaded, weights: str | None) -> dict[str, Any]:
+    """What answers follow from; how they are computed aside."""
+    typed = {name: value for name, value in vars(asked.given).items() if name not in _ELSEWHERE}
+    told = {"task": asked.task, "weights": weights, "tokenizer_fingerprint": loaded.tokenizer.fingerprint}
+    return {**typed, **told, "dtype": loaded.config.compute.dtype, "versions": report.versions()}
+
+
+def _result(follows: Mapping[str, Any], records: list[dict[str, Any]], spent: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of scores has."""
+    return {
+        **follows,
+        **spent,
+        "prompt_tokens": sum(record["tokens"] for record in records),
+        "cells": [cell._asdict() for cell in report.cells(records)],
+        "depths": [cell._asdict() for cell in report.cells(records, by_depth=True)],
+        "distances": [{"at_most": most, **cell._asdict()} for most, cell in report.by_distance(records)],
+    }

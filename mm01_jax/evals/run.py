@@ -1,0 +1,136 @@
+"""Samples through the engine: the beginnings that prompts share are taken in once, and every question asked from there.
+
+Answers are greedy. What an answer cost is counted in tokens: those of its prompt, and those that were taken in for it.
+"""
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+
+from mm01_jax import sharding
+from mm01_jax.evals.group import Group
+from mm01_jax.evals.prompts import Prompts
+from mm01_jax.evals.sample import Sample
+from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.engine_room import free_bytes
+from mm01_jax.inference.fitting import GRID, STOP_IDS, cuts_of
+from mm01_jax.inference.sampling import Sampling
+from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.mixers import empty_cache
+
+GREEDY = Sampling(temperature=0.0)
+KEPT_STATES = 64  # of one shared beginning, evenly
+
+
+class Answered(NamedTuple):
+    """tokens: of the prompt. cached: of them, taken in for others before."""
+
+    sample: Sample
+    text: str
+    tokens: int
+    cached: int
+
+
+def engine_for(model: TextModel, prompts: Prompts, groups: Sequence[Group], slots: int) -> Engine:
+    """An engine for these, `slots` at a time at least. It remembers where prompts begin alike."""
+    longest = max(group.longest for group in groups)
+    mesh, rules = sharding.mesh_of(model), model.rules
+    shards = functools.reduce(lambda product, axis: product * mesh.shape[axis], rules.seq, 1)
+    rows = functools.reduce(lambda product, axis: product * mesh.shape[axis], rules.batch, shards)
+    cuts = cuts_of(longest, shards)
+    max_length = _multiple(longest + 1, max(cuts["grid"], GRID * shards))
+    memory = {}
+    if any(group.begins is not None for group in groups):
+        pieces = max_length // cuts["grid"]
+        every = max(1, pieces // KEPT_STATES)
+        needed, fitting = _bytes(model, mesh, max_length), _fitting(model, mesh)
+        memory = {"snapshots": every, "path_states": pieces // every + 2, "prefix_bytes": min(needed, fitting)}
+        memory["host_bytes"] = needed - memory["prefix_bytes"]
+    return Engine(
+        model,
+        num_slots=_multiple(slots, rows),
+        max_length=max_length,
+        tokenizer=prompts.pieces.tokenizer,
+        stop_ids=max(STOP_IDS, len(prompts.ends)),
+        **cuts,
+        **memory,
+    )
+
+
+def answers(engine: Engine, prompts: Prompts, groups: Iterable[Group], skipped: int = 0) -> Iterator[Answered]:
+    """Every answer in order, as soon as it and those before it are there, but for the first `skipped`.
+
+    Every process of the model's mesh calls it alike.
+    """
+    for group in groups:
+        if skipped >= group.count:
+            skipped -= group.count
+            continue
+        if group.begins is not None and engine.memory is not None:
+            _take_in(engine, prompts, group)
+        yield from _answered(engine, prompts, group, skipped)
+        skipped = 0
+
+
+def _take_in(engine: Engine, prompts: Prompts, group: Group) -> None:
+    """What a group's prompts begin with; a prompt more than its states hold, since one token is always left over."""
+    began = prompts.begun(group.begins)
+    if len(began) <= engine.sizes.grid:
+        return
+    id = engine.submit(Request(prompt=began, max_tokens=1, sampling=GREEDY))
+    while engine.result(id).finish is None:
+        engine.step()
+    engine.forget(id)
+
+
+def _answered(engine: Engine, prompts: Prompts, group: Group, skipped: int) -> Iterator[Answered]:
+    waiting: collections.deque[tuple[Sample, int, int]] = collections.deque()
+    samples = iter(group.samples)
+    for _ in range(skipped):
+        next(samples)
+    left = group.count - skipped
+    while left or waiting:
+        while left and len(waiting) < 2 * engine.sizes.num_slots:
+            sample = next(samples)
+            ids = prompts.ids(sample)
+            request = Request(
+                prompt=ids,
+                max_tokens=sample.max_tokens,
+                sampling=GREEDY,
+                stop_ids=prompts.ends,
+                remember=False,
+            )
+            waiting.append((sample, engine.submit(request), len(ids)))
+            left -= 1
+        engine.step()
+        while waiting and engine.result(waiting[0][1]).finish is not None:
+            sample, id, tokens = waiting.popleft()
+            result = engine.forget(id)
+            yield Answered(sample, result.text, tokens, result.cached)
+
+
+def _multiple(count: int, of: int) -> int:
+    return -(-count // of) * of
+
+
+def _slot_bytes(model: TextModel, mesh: jax.sharding.Mesh, length: int) -> int:
+    empty = functools.partial(empty_cache, model.config, model.compute, model.rules, 1, length)
+    with jax.set_mesh(mesh):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(empty)))
+
+
+def _bytes(model: TextModel, mesh: jax.sharding.Mesh, length: int) -> int:
+    """Of what two shared beginnings leave: keys and values of each position, and the states."""
+    slot, short = (_slot_bytes(model, mesh, size) for size in (length, length // 2))
+    positions = 2 * (slot - short)
+    return 2 * (positions + (KEPT_STATES + 4) * max(slot - positions, 1))
+
+
+def _fitting(model: TextModel, mesh: jax.sharding.Mesh) -> int:
+    """Of what devices have left a third, for what is remembered; beyond it the host remembers."""
+    free: Sequence[int | None] = [free_bytes(device) for device in mesh.local_devices]
+    return 2**62 if any(told is None for told in free) else min(free) * mesh.size // 3
