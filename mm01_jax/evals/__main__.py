@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
+from mm01_jax.evals.flags import FLAGS, OWN_FLAGS, WORDS
 
 
 def _perplexity(given: types.SimpleNamespace) -> str:
@@ -45,22 +46,14 @@ def _long_context(given: types.SimpleNamespace) -> str:
     return asking.ask(asked, load_as_asked(given), digest_of(given.checkpoint))
 
 
-def _tasks() -> dict[str, Task]:
-    """Name -> what is asked, given the flags; what comes back is printed."""
-    from mm01_jax.evals.tasks import FLAGS, OWN_FLAGS, WORDS
-
-    source = Flag(
-        "source",
-        "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord",
-        example="FILE",
-    )
-    scored = Task("how well it predicts the run's held-out text, or all of --source", (source,), _perplexity)
-    return {"perplexity": scored} | {
-        name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()
-    }
-
-
-TASKS = _tasks()
+_SOURCE = Flag(
+    "source", "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord", example="FILE"
+)
+# Name -> what is asked, given the flags; what comes back is printed.
+TASKS = {
+    "perplexity": Task("how well it predicts the run's held-out text, or all of --source", (_SOURCE,), _perplexity),
+    **{name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()},
+}
 COMMAND = arguments.Command(
     name="mm01-eval",
     doc=__doc__,

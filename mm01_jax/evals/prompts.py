@@ -17,12 +17,12 @@ from mm01_jax.data.conversations import BEGIN, END, HEADERS
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.sample import USER, Sample, Turn
 
-TEMPLATES = ("base", "chat")
 _SIDES = {"user": "User:", "assistant": "Assistant:", "system": "System:"}
 
 
 class Prompts(NamedTuple):
-    """How samples are said. bos: the name of a special token; of base prompts alone."""
+    """How samples are said. template: of `flags.TEMPLATES`. bos: the name of a special token; of base prompts
+    alone."""
 
     pieces: Pieces
     template: str = "base"

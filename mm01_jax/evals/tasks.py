@@ -1,6 +1,4 @@
-"""The tasks of long context as a person asks for them: their flags, what is refused before anything is loaded, and what
-samples they make.
-"""
+"""The tasks of long context as they are typed: what is refused before anything is loaded, what samples they make."""
 
 import dataclasses
 import itertools
@@ -8,46 +6,18 @@ import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 
-from mm01_jax.arguments import Flag, refused
+from mm01_jax.arguments import refused
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.conversations import BEGIN, END
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.evals import copies, needle, rounds
 from mm01_jax.evals.group import Grid, Group, depths_of
 from mm01_jax.evals.pieces import Pieces
-from mm01_jax.evals.prompts import TEMPLATES, Prompts
+from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.ruler import families, strings
+from mm01_jax.evals.ruler.names import FAMILIES
 from mm01_jax.files import shown
 
-WORDS = {
-    "needle": "a number hidden in real text, at each depth of each length: a map",
-    "needles": "many numbers hidden in one text, each asked for from its end",
-    "copy": "UUIDs copied letter by letter out of a text of UUIDs",
-    "rounds": "an earlier answer repeated, in a conversation of many rounds (MR-NIAH)",
-    "ruler": "RULER's thirteen families",
-}
-FLAGS = (
-    Flag("lengths", "tokens of prompt and answer, 1k = 1,024, 1m = 1,048,576", default="4k", example="1k,4k,64k"),
-    Flag("samples", "of each cell", int, 1, least=1, most=10_000),
-    Flag("seed", "of names, values and places", int, families.SEED, least=0, most=2**32 - 1),
-    Flag("template", "how a question is said: as text that goes on, or as a turn of a conversation", TEMPLATES, "base"),
-    Flag("bos", "a special token that a base prompt begins with, by default none", example="TOKEN"),
-    Flag("slots", "answers that are under way at a time, at least", int, 8, least=1, most=4096),
-    Flag("json", "a file for scores, beside it FILE.answers.jsonl; cut off, the same command goes on", example="FILE"),
-    Flag("figure", "a file .png or .svg for a figure", example="FILE"),
-    Flag("write", "a file for the samples, which are then not asked: no weights are loaded", example="FILE.jsonl"),
-)
-_DEPTHS = Flag("depths", "how many depths, evenly from a text's beginning to its end", int, 10, least=1, most=1000)
-OWN_FLAGS = {
-    "needle": (_DEPTHS,),
-    "needles": (_DEPTHS,),
-    "copy": (_DEPTHS,),
-    "rounds": (Flag("data", "published samples, a .jsonl file or a folder, instead of ours", example="FILE"),),
-    "ruler": (
-        Flag("families", f"all, or of {', '.join(families.FAMILIES)}", default="all", example="vt,cwe"),
-        Flag("templates", "your copy of RULER's strings: its constants.py, or a .json", example="FILE"),
-    ),
-}
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _PROBES = ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "a-b 0a-f. x: 1")
 
@@ -131,12 +101,12 @@ def lengths_of(text: str) -> list[int]:
 def families_of(text: str) -> list[str]:
     """The families that are named; ConfigError for a name that is none."""
     if text == "all":
-        return list(families.FAMILIES)
+        return list(FAMILIES)
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in families.FAMILIES:
-            allowed = f"all, or of {', '.join(families.FAMILIES)}"
-            raise refused("--families", shown(name), allowed, nearest_name(name, families.FAMILIES))
+        if name not in FAMILIES:
+            allowed = f"all, or of {', '.join(FAMILIES)}"
+            raise refused("--families", shown(name), allowed, nearest_name(name, FAMILIES))
     return names
 
 

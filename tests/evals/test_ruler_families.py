@@ -12,6 +12,7 @@ from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import prose
 from mm01_jax.evals.pieces import Pieces, filled
 from mm01_jax.evals.ruler import families
+from mm01_jax.evals.ruler.names import FAMILIES
 from mm01_jax.evals.ruler.search import TooShort
 from mm01_jax.evals.ruler.strings import OWN
 from mm01_jax.evals.scores import SCORERS
@@ -42,12 +43,12 @@ def found():
     pieces = Pieces(BytesTokenizer())
     return {
         (task, length): list(families.samples(task, length, count, pieces, seed=7))
-        for task in families.FAMILIES
+        for task in FAMILIES
         for length, count in ((LENGTH, COUNT), (SHORT, 5))
     }
 
 
-@pytest.mark.parametrize("task", families.FAMILIES)
+@pytest.mark.parametrize("task", FAMILIES)
 def test_samples_fit_their_length_and_say_their_size(found, task):
     for length, count in ((LENGTH, COUNT), (SHORT, 5)):
         samples = found[task, length]
@@ -59,7 +60,7 @@ def test_samples_fit_their_length_and_say_their_size(found, task):
         assert len({sample.question for sample in samples}) == count
 
 
-@pytest.mark.parametrize("task", families.FAMILIES)
+@pytest.mark.parametrize("task", FAMILIES)
 def test_an_oracle_gets_everything_and_whoever_guesses_gets_chance(found, task):
     samples, draws = found[task, LENGTH], random.Random(1)
     score = SCORERS[samples[0].scorer]
@@ -188,7 +189,7 @@ def test_one_document_or_two_of_all_have_the_answer(found, task, needed):
         assert depth[0] in sample.facts["depths"] and len(sample.facts["depths"]) == needed
 
 
-@pytest.mark.parametrize("task", families.FAMILIES)
+@pytest.mark.parametrize("task", FAMILIES)
 def test_a_length_that_nothing_fits_is_refused_with_what_would_fit(task):
     with pytest.raises(TooShort, match=rf"^{task}: got length 200; allowed: "):
         list(families.samples(task, 200, 1, Pieces(BytesTokenizer())))

@@ -13,6 +13,7 @@ from mm01_jax.data.conversations import BEGIN, END
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import __main__ as evals
 from mm01_jax.evals import report, run, tasks
+from mm01_jax.evals.flags import WORDS
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.ruler import families
@@ -69,7 +70,7 @@ def records(one: tasks.Asked, prompts: Prompts, answer) -> list[dict]:
 
 
 @pytest.mark.parametrize("template", ["base", "chat"])
-@pytest.mark.parametrize("task", tasks.WORDS)
+@pytest.mark.parametrize("task", WORDS)
 def test_an_oracle_scores_one_on_every_cell_and_a_guess_scores_chance(task, template):
     prompts, draws = Prompts(Pieces(BytesTokenizer()), template), random.Random(2)
     one = asked(task, template=template)
@@ -102,7 +103,7 @@ def words(draws: random.Random) -> str:
 
 
 @pytest.mark.parametrize("template", ["base", "chat"])
-@pytest.mark.parametrize("task", tasks.WORDS)
+@pytest.mark.parametrize("task", WORDS)
 def test_prompts_have_the_size_they_say_one_beginning_and_the_answer_s_own(task, template):
     tokenizer = BytesTokenizer()
     bos = None if template == "chat" else END  # any token that no text has
@@ -242,7 +243,7 @@ def test_a_tokenizer_that_cannot_say_a_needle_is_refused_by_the_letter():
         asked("needle", bos="<s>").prompts(BytesTokenizer())
 
 
-@pytest.mark.parametrize("task", tasks.WORDS)
+@pytest.mark.parametrize("task", WORDS)
 def test_a_length_that_nothing_fits_is_refused(task):
     with pytest.raises(ValueError, match="got .*200.*; allowed: "):
         all_samples(asked(task, lengths="200"), Prompts(Pieces(BytesTokenizer())))

@@ -12,15 +12,11 @@ from typing import NamedTuple
 from mm01_jax.evals import prose
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.ruler import needles, questions, tracking, words
+from mm01_jax.evals.ruler.names import SEED
 from mm01_jax.evals.ruler.pairs import Pairs
 from mm01_jax.evals.ruler.search import Asked, Draws
 from mm01_jax.evals.ruler.strings import OWN, Strings
 from mm01_jax.evals.sample import Sample
-
-FAMILIES = (*needles.FAMILIES, "vt", "cwe", "fwe", "qa_1", "qa_2")
-# Those of which a copy of the published strings gives the published samples.
-OFFLINE = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
-SEED = 42
 
 
 class Words(NamedTuple):
@@ -63,7 +59,7 @@ def samples(
     reserved: int = 0,
     given: Words | None = None,
 ) -> Iterator[Sample]:
-    """`count` samples of one of FAMILIES.
+    """`count` samples of one of `names.FAMILIES`.
 
     Args:
       length: tokens of prompt and answer together, at most. reserved: of them the template's around the prompt.

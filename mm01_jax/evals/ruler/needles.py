@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mm01_jax.evals.pieces import filled, joined
+from mm01_jax.evals.ruler.names import NEEDLES, Needles
 from mm01_jax.evals.ruler.search import SHORT, Asked, Drawn, Family, fit, samples
 from mm01_jax.evals.sample import Sample
 
@@ -18,37 +19,16 @@ DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, 40))]  # percent
 MAX_TOKENS = 128
 
 
-class Needles(NamedTuple):
-    """A family. keys: needles' keys, each with so many values; asked: keys that are asked for."""
-
-    haystack: str
-    key_kind: str = "words"
-    value_kind: str = "numbers"
-    keys: int = 1
-    values: int = 1
-    asked: int = 1
-
-
-FAMILIES = {
-    "niah_single_1": Needles("noise"),
-    "niah_single_2": Needles("text"),
-    "niah_single_3": Needles("text", value_kind="uuids"),
-    "niah_multikey_1": Needles("text", keys=4),
-    "niah_multikey_2": Needles("needles"),
-    "niah_multikey_3": Needles("needles", key_kind="uuids", value_kind="uuids"),
-    "niah_multivalue": Needles("text", values=4),
-    "niah_multiquery": Needles("text", keys=4, asked=4),
-}
 CHANCE = {"numbers": 1 / 9_000_000, "uuids": 2.0**-122}
 
 
 def generate(asked: Asked, words: Sequence[str], sentences: Sequence[str]) -> Iterator[Sample]:
-    """Samples of one of FAMILIES.
+    """Samples of one of NEEDLES.
 
     Args:
       words: keys are drawn from. sentences: of the haystack of real text, repeated where it is too short.
     """
-    kind = FAMILIES[asked.task]
+    kind = NEEDLES[asked.task]
     step = 5 if asked.length < SHORT else 25
     family = Family("every", MAX_TOKENS, step, CHANCE[kind.value_kind], first=step)
     maker = _Maker(kind, asked, words, sentences)
