@@ -29,8 +29,8 @@ class Request:
     it, to guess from. priority: a higher one is admitted first and may take a slot away. content: what beside its
     tokens and images the prompt means: states of prompts are found only by requests with the same. shows: the images
     that stand at its image tokens, of an engine with `tiles`. place: in a deterministic engine, where in a row of
-    training the prompt begins; the slot has so many positions less. remember: whether what it takes in is kept for later
-    requests; it finds what others left either way.
+    training the prompt begins; the slot has so many positions less. remember: whether what it takes in is kept for
+    later requests; it finds what others left either way.
     """
 
     prompt: Sequence[int] | np.ndarray
