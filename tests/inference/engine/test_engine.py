@@ -105,6 +105,16 @@ def test_prefill_of_any_number_of_pieces_gives_the_same_bits(pieces):
     assert bits(answer(engine(), asked)) == bits(one_shot)
 
 
+def test_a_budget_takes_in_several_prompts_between_two_calls_of_decode():
+    for budget, tokens in ((8, 8), (64, 64), (70, 64), (96, 80)):
+        found = engines.engine(budget=budget)
+        ids = [found.submit(request(16)) for _ in range(5)]
+        found.step()
+        assert found.statistics()["prefilled_tokens"] == tokens
+        found.run()
+        assert all(found.forget(id).finish == "length" for id in ids)
+
+
 def test_a_stop_id_is_the_last_token_and_log_probabilities_are_the_models():
     found = engines.engine(logprobs=3)
     free = answer(found, Request(prompt=[1, 2, 3], max_tokens=6, sampling=GREEDY, logprobs=2))
