@@ -181,15 +181,15 @@ def _source(config: Config) -> Iterator[Problem]:
     source = config.data.source
     # A bare word is far more often a mistyped 'stdlib' than a folder; whether a path exists is for the data set to say.
     marks = ("/", "*", ".txt", ".jsonl", ".parquet", ".arrayrecord")
-    if source != "stdlib" and not any(mark in source for mark in marks):
-        allowed = f"'stdlib', or a path, folder (./{source}) or glob of {', '.join(marks[2:])} files"
+    if source != "stdlib" and not source.startswith("recall:") and not any(mark in source for mark in marks):
+        allowed = f"'stdlib', 'recall:4k', or a path, folder (./{source}) or glob of {', '.join(marks[2:])} files"
         yield Problem(key="data.source", got=source, allowed=allowed, nearest="'stdlib'")
 
 
 def _records(config: Config) -> Iterator[Problem]:
     data = config.data
-    if data.source == "stdlib" and data.records != "text":
-        yield Problem(key="data.records", got=data.records, allowed="'text' of 'stdlib'", nearest="'text'")
+    if (data.source == "stdlib" or data.source.startswith("recall:")) and data.records != "text":
+        yield Problem(key="data.records", got=data.records, allowed=f"'text' of {data.source!r}", nearest="'text'")
     if data.mixed_in is not None and data.records == "text":
         yield Problem(key="data.mixed_in", got=data.mixed_in, allowed="None, as data.records='text'", nearest="None")
 

@@ -150,7 +150,8 @@ class MeshConfig:
 class DataConfig:
     """Where text comes from and how it becomes tokens."""
 
-    source: str = "stdlib"  # "stdlib", a path or glob of files of text, or a folder that mm01-tokenize made
+    # "stdlib", "recall:4k" (data/recall.py), a path or glob of files of text, or a folder that mm01-tokenize made
+    source: str = "stdlib"
     tokenizer: str = "bytes"  # "bytes", or a path to a tokenizer.json (extra: tokenizers)
     text_field: str = "text"  # the key of a jsonl record
     # What a record is: a text, all of it learnt; a conversation, some with images, of which the answers are learnt; a

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mm01_jax.config import DataConfig, VisionConfig
+from mm01_jax.data import recall
 from mm01_jax.data.corpus import Corpus, scan_corpus
 from mm01_jax.data.packing import VERSION, PackedRows, Rows, ShuffledRows
 from mm01_jax.data.samples import Samples
@@ -138,7 +139,7 @@ def _manifest(
         "seed": config.seed,
         "packing": VERSION,
         "mixed_in": None if others is None else others.fingerprint,
-        "python": platform.python_version() if config.source == "stdlib" else None,
+        "python": platform.python_version() if recall.is_of_python(config.source) else None,
         "bad_records": list(corpus.bad[:LISTED]),
         "files": files,
     }

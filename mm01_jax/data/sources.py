@@ -1,30 +1,28 @@
 """From `data.source` to a sorted list of shards.
 
 `stdlib` is real text that every machine with Python has: the standard library's own source, and the language
-reference that `help()` prints. Anything else is a path, a directory or a glob of a user's files.
+reference that `help()` prints; `recall:SIZE` are documents that teach to find and to copy. Anything else is a path, a
+directory or a glob of a user's files.
 """
 
 import difflib
 import functools
 import os
 import pathlib
-import platform
-import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from mm01_jax.data import globs, remote
+from mm01_jax.data import globs, recall, remote
 from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.conversation_files import ConversationLines, ConversationShard, Packed
 from mm01_jax.data.json_lines import JsonLines
 from mm01_jax.data.parquet import ParquetText
-from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, TextInMemory, Unreadable
+from mm01_jax.data.stdlib import stdlib_shards
+from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, Unreadable
 from mm01_jax.data.token_files import MANIFEST, is_token_folder
 from mm01_jax.files import quoted, shown, why
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
-# Not the library itself, or (tests) text that is broken on purpose.
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def find_shards(
@@ -33,6 +31,8 @@ def find_shards(
     """The shards that `source` names, sorted by name; ValueError when it names none. records: of `DataConfig`."""
     if source == "stdlib":
         return sorted(stdlib_shards(), key=lambda shard: shard.name)
+    if source.startswith(recall.PREFIX):
+        return [recall.RecallShard(source)]
     if remote.is_remote(source):
         return _find_remote(source, text_field, records)
     paths = _find_paths(source, log)
@@ -54,23 +54,6 @@ def _find_remote(source: str, text_field: str, records: str) -> list[Shard]:
         raise ValueError(f"data.source={quoted(source)} names no file.")
     _check_kinds(source, [url for url, _ in found])
     return [shard for _, shard in found]
-
-
-def stdlib_shards() -> list[Shard]:
-    """The standard library's non-empty `.py` files, one document each, and one document a `help()` topic."""
-    root = pathlib.Path(sysconfig.get_path("stdlib"))
-    shards: list[Shard] = []
-    for path in root.rglob("*.py"):
-        name = path.relative_to(root)
-        # _sysconfigdata* is written when Python is built and holds that machine's paths.
-        generated = name.name.startswith("_sysconfigdata") or name.as_posix() == "pydoc_data/topics.py"
-        if not generated and not SKIPPED_FOLDERS & set(name.parts) and path.stat().st_size:
-            shards.append(TextFile(name.as_posix(), path))
-    if not shards:
-        raise ValueError(f"data.source='stdlib': Python {platform.python_version()} has no .py files under {root}.")
-    from pydoc_data.topics import topics  # a large module that only this source needs
-
-    return shards + [TextInMemory(f"pydoc_data/topics/{topic}", text) for topic, text in topics.items()]
 
 
 def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:

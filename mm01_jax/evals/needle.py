@@ -11,7 +11,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from mm01_jax.evals import prose
+from mm01_jax.data import prose
 from mm01_jax.evals.group import Grid, Group, too_short
 from mm01_jax.evals.pieces import filled
 from mm01_jax.evals.prompts import Prompts

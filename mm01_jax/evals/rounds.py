@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from mm01_jax.evals import prose
+from mm01_jax.data import prose
 from mm01_jax.evals.group import Grid, Group, too_short
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.ruler.families import own_words

@@ -8,8 +8,8 @@ import uuid
 
 import pytest
 
+from mm01_jax.data import prose
 from mm01_jax.data.tokenizer import BytesTokenizer
-from mm01_jax.evals import prose
 from mm01_jax.evals.pieces import Pieces, filled
 from mm01_jax.evals.ruler import families
 from mm01_jax.evals.ruler.names import FAMILIES

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mm01_jax.evals import prose
+from mm01_jax.data import prose
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.ruler import needles, questions, tracking, words
 from mm01_jax.evals.ruler.names import SEED

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mm01_jax.evals import prose
+from mm01_jax.data import prose
 from mm01_jax.evals.pieces import filled
 from mm01_jax.evals.ruler.search import Asked, Drawn, Family, fit, samples
 from mm01_jax.evals.sample import Sample

@@ -8,7 +8,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from mm01_jax.data.sources import stdlib_shards
+from mm01_jax.data.stdlib import stdlib_shards
 
 _QUOTED = re.compile(r'"""(.*?)"""', re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?]) (?=[A-Z])")

@@ -1,0 +1,23 @@
+"""recall_small at 32,768 tokens: its context extended by the base of the rotary positions (`--init_from`)."""
+
+import dataclasses
+
+from mm01_jax.config import Config, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+from . import recall_small
+
+
+def get_config() -> Config:
+    config = recall_small.get_config()
+    return dataclasses.replace(
+        config,
+        name="recall_small_long",
+        model=dataclasses.replace(config.model, rope_theta=10_000_000.0),
+        data=DataConfig(source="recall:32k", held_out=0.01),
+        optimizer=OptimizerConfig(
+            schedule=ScheduleConfig(peak=1.5e-4, warmup_steps=50, decay_start=600, final=2e-5),
+        ),
+        train=TrainConfig(
+            steps=800, batch_size=2, sequence_length=32_768, eval_every=400, eval_batches=8, loss_chunk=16_384
+        ),
+    )
