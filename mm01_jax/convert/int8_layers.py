@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
 
 def compare(model: TextModel, other: TextModel, ids_BS: np.ndarray) -> list[Layer]:
-    """Every layer of `model` beside that of `other`, its int8, on whole rows of ids."""
+    """Every layer of `model` beside that of `other`, its int8 or the same in another dtype, on whole rows of ids."""
     layers = []
     with jax.set_mesh(sharding.mesh_of(model)):
         positions = jnp.broadcast_to(jnp.arange(ids_BS.shape[1], dtype=jnp.int32), ids_BS.shape)
@@ -32,9 +32,9 @@ def compare(model: TextModel, other: TextModel, ids_BS: np.ndarray) -> list[Laye
         h, own = model.embed_tokens(ids_BS), other.embed_tokens(ids_BS)
         for (slope, exact), (_, rough) in zip(_layers(model), _layers(other), strict=True):
             out, chosen = step(exact, slope, positions, h)
-            same, same_chosen = step(rough, slope, positions, h)
+            same, same_chosen = step(rough, slope, positions, h.astype(own.dtype))
             own, own_chosen = step(rough, slope, positions, own)
-            apart = jnp.linalg.norm(out - same) / jnp.linalg.norm(out)
+            apart = jnp.linalg.norm(out - same.astype(out.dtype)) / jnp.linalg.norm(out)
             shares = [float(jnp.mean(x == chosen)) for x in (same_chosen, own_chosen)]
             layers.append(Layer(*shares, float(apart)))
             h = out
