@@ -231,7 +231,6 @@ def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
     scale = math.log2(math.e) / math.sqrt(H)
 
     def step(block, carry, *, masked: bool):
-        out, peak, total = carry
         slot = lax.rem(item.done + block, jnp.int32(STAGES))
         plgpu.barrier_wait(smem.k_full.at[slot])
         (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=lambda: _pass_on(smem))
@@ -240,19 +239,13 @@ def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
             ahead = item.first + warpgroup * HALF - block * KEYS  # of the block's first key, the first query here
             logits = jnp.where(key <= query + ahead, logits, jnp.float32(2 * LOW))
         plgpu.barrier_arrive(smem.k_free.at[slot])
-        new_peak = jnp.maximum(peak, logits.max(axis=1))
-        rescale = jnp.exp2((peak - new_peak) * scale)
-        weights = jnp.exp2(logits * scale - blocks.down(new_peak * scale, KEYS))
-        total = total * rescale + weights.sum(axis=1)
-        out = out * blocks.down(rescale, H)
-        weights = weights.astype(jnp.bfloat16)
-        out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
+        weights, (out, peak, total) = blocks.online_softmax(logits, carry, scale)
         plgpu.barrier_arrive(smem.turn)
         plgpu.barrier_wait(smem.v_full.at[slot])
         plgpu.barrier_wait(smem.turn)
         out = blocks.add_product(out, weights, smem.v.at[slot])
         plgpu.barrier_arrive(smem.v_free.at[slot])
-        return out, new_peak, total
+        return out, peak, total
 
     peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
     carry = blocks.zeros(HALF, H), peak, blocks.zeros(HALF)

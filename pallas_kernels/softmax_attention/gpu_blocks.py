@@ -107,6 +107,21 @@ def add_products(totals, *pairs):
     return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total in totals))
 
 
+def online_softmax(logits, carry, scale: float):
+    """(weights in bfloat16, carry): a block's logits (HALF, keys), unscaled; carry: what is summed so far (out, each
+    row's largest logit, the sum of its weights), rescaled where a larger one has come.
+    """
+    out, peak, total = carry
+    new_peak = jnp.maximum(peak, logits.max(axis=1))
+    rescale = jnp.exp2((peak - new_peak) * scale)
+    weights = jnp.exp2(logits * scale - down(new_peak * scale, logits.shape[1]))
+    total = total * rescale + weights.sum(axis=1)
+    out = out * down(rescale, out.shape[1])
+    weights = weights.astype(jnp.bfloat16)
+    out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
+    return weights, (out, new_peak, total)
+
+
 def zeros(*shape):
     layout = plgpu.Layout.WGMMA if len(shape) == 2 else DOWN
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)

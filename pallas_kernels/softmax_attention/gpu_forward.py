@@ -176,7 +176,6 @@ def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: Item):
         pl.when(block == span.stop - 1)(pass_turn)
 
     def step(block, carry, *, masked: bool, num_keys: int = KEYS):
-        out, peak, total = carry
         slot, part = lax.rem(item.done + block - span.begin, jnp.int32(STAGES)), pl.ds(0, num_keys)
         plgpu.barrier_wait(smem.k_full.at[slot])
         (logits,) = blocks.products((q, smem.k.at[slot, part].transpose((1, 0))), then=pass_turn)
@@ -185,18 +184,12 @@ def _compute(out_gmem, lse_gmem, smem: _Scratch, warpgroup, item: Item):
             key_tags = [plgpu.load(x.at[slot, part], layout=ACROSS) for x in key_tags]
             logits = jnp.where(blocks.visible(own_tags, key_tags), logits, jnp.float32(2 * LOW))
         plgpu.barrier_arrive(smem.k_free.at[slot])
-        new_peak = jnp.maximum(peak, logits.max(axis=1))
-        rescale = jnp.exp2((peak - new_peak) * scale)
-        weights = jnp.exp2(logits * scale - blocks.down(new_peak * scale, num_keys))
-        total = total * rescale + weights.sum(axis=1)
-        out = out * blocks.down(rescale, H)
-        weights = weights.astype(jnp.bfloat16)
-        out, total, new_peak, weights = lax.optimization_barrier((out, total, new_peak, weights))
+        weights, (out, peak, total) = blocks.online_softmax(logits, carry, scale)
         plgpu.barrier_wait(smem.v_full.at[slot])
         take_turn()
         out = blocks.add_product(out, weights, smem.v.at[slot, part], then=functools.partial(pass_last_turn, block))
         plgpu.barrier_arrive(smem.v_free.at[slot])
-        return out, new_peak, total
+        return out, peak, total
 
     peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
     take_turn()
