@@ -115,17 +115,21 @@ def test_a_kill_loses_and_repeats_nothing_and_leaves_no_worker(place, tmp_path, 
     assert not list(out.glob("*.tmp"))
 
 
-@pytest.mark.parametrize("what", ["cut", "changed", "missing", "index"])
+@pytest.mark.parametrize("what", ["cut", "changed", "missing", "index", "counts", "summary"])
 def test_a_damaged_shard_is_named_and_made_again(place, tmp_path, capsys, what):
     out = tmp_path / "out"
     tokenized(place / "source", str(place / "words" / "tokenizer.json"), out)
-    victim = out / ("tokens-00002.index" if what == "index" else "tokens-00002.arrayrecord")
+    suffixes = {"index": "index", "counts": "json", "summary": "json"}
+    victim = out / f"tokens-00002.{suffixes.get(what, 'arrayrecord')}"
     content = bytearray(victim.read_bytes())
     content[40] ^= 1
     if what == "missing":
         victim.unlink()
+    elif what == "counts":
+        plain = json.loads(victim.read_text())
+        victim.write_text(json.dumps(plain | {"tokens": plain["tokens"] + 1}))
     else:
-        victim.write_bytes(content[:-1] if what == "cut" else content)
+        victim.write_bytes(content[:-1] if what in ("cut", "summary") else content)
     assert main(flags(place, out, workers=1)) == 0
     said = capsys.readouterr().out
     assert "made again" in said and victim.name in said

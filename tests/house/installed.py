@@ -35,6 +35,8 @@ STEPS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mm01-convert", "--help"), "from-torch"),
     (("mm01-convert", "to-torch", "--help"), "--dialect"),
     (("mm01-plan", "--help"), "--target"),
+    (("mm01-tokenize", "--help"), "--shard"),
+    (("mm01-tokenize", "--source=text.txt", "--tokenizer=bytes", "--out=tokens"), "1 documents"),
     (("mm01-train", "--config=mine.py", "--dry-run"), '"name": "mine"'),
     (("mm01-train", "--config=tiny", "--workdir=run", *SMALL), "step 3/3"),
     (("mm01-generate", "--checkpoint=run", "--prompt=def ", "--max-tokens=8"), "def "),

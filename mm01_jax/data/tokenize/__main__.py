@@ -118,9 +118,11 @@ def _work(plan: "Plan", numbers: Sequence[int], workers: int) -> None:
     sizes = [sum(piece.stop - piece.start for piece in plan.shards[number]) for number in numbers]
     progress, verified = _Progress(sum(sizes)), 0
     for event in work.do(plan, numbers, workers):
-        if event.found == "verified":
+        if event.found == work.VERIFIED:
             verified += 1
-        elif event.found:
+            progress.leave_out(event)
+            continue
+        if event.found:
             progress.log(event.found)
         progress.more(event)
     progress.end()
@@ -160,6 +162,10 @@ class _Progress:
         self._total, self._seen, self._tokens = total, 0, 0
         self._began = self._shown = time.monotonic()
         self._open = False
+
+    def leave_out(self, event: "Event") -> None:
+        """What had been made before says nothing of how long the rest takes."""
+        self._total -= event.seen
 
     def more(self, event: "Event") -> None:
         self._seen, self._tokens = self._seen + event.seen, self._tokens + event.tokens

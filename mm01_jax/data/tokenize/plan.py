@@ -141,8 +141,9 @@ def keep(plan: Plan) -> None:
     path = plan.out / PLAN
     FILES.folder(plan.out)
     if not path.exists():
-        others = sorted(p.name for p in plan.out.iterdir() if not p.name.startswith("."))
-        if others and others != [TOKENIZER_FILE]:
+        # Another machine may be writing what this one is about to.
+        ours = (".", PLAN, TOKENIZER_FILE, "tokens-")
+        if others := sorted(p.name for p in plan.out.iterdir() if not p.name.startswith(ours)):
             raise ValueError(f"--out={plan.out} has {quoted(others[0])} in it; allowed: a new or an empty folder")
         save_beside(plan.tokenizer, plan.out)
         write(path, (json.dumps(plan.facts, indent=1) + "\n").encode())

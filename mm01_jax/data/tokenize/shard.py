@@ -152,7 +152,11 @@ def problem(folder, shard: int, summary: dict[str, Any]) -> str | None:
     if not summary["documents"]:
         return None
     try:
-        token_files.read_index(folder, shard, summary["documents"], summary["index_sha256"])
+        index = token_files.read_index(folder, shard, summary["documents"], summary["index_sha256"])
+        for name, column in (("tokens", "tokens"), ("text_bytes", "size")):
+            total = int(index[column].sum(dtype=np.uint64))
+            if summary.get(name, total) != total:
+                return f"{paths.summary}: {name} is {summary[name]:,}, the documents have {total:,}"
         with FILES.open(paths.tokens, root=folder) as file:
             if (size := os.fstat(file.fileno()).st_size) != summary["tokens_bytes"]:
                 return f"{paths.tokens} has {size:,} bytes, {summary['tokens_bytes']:,} were written"

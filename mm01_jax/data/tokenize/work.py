@@ -21,6 +21,7 @@ from mm01_jax.data.tokenize import shard as shards
 from mm01_jax.data.tokenize.plan import Asked, Plan
 from mm01_jax.files import parse_json
 
+VERIFIED = "verified"
 _SAID_SECONDS = 0.5  # between a worker's words about how far it is
 _WORKER = "from mm01_jax.data.tokenize.work import serve; serve()"
 
@@ -63,11 +64,10 @@ def do(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[Event]:
 
 def settle(plan: Plan, shard: int, seen=lambda size: None) -> Event:
     """Makes a shard, unless it is there as it was written."""
-    found, size = "", sum(piece.stop - piece.start for piece in plan.shards[shard])
-    if (summary := shards.read_summary(plan.out, shard)) is not None:
-        if not (wrong := shards.problem(plan.out, shard, summary)):
-            return Event(size, 0, shard, "verified")
-        found = f"made again: {wrong}"
+    size = sum(piece.stop - piece.start for piece in plan.shards[shard])
+    found = _looked_at(plan, shard)
+    if found == VERIFIED:
+        return Event(size, 0, shard, found)
     told = 0
 
     def tell(more: int) -> None:
@@ -77,6 +77,16 @@ def settle(plan: Plan, shard: int, seen=lambda size: None) -> Event:
 
     summary = shards.make(plan, shard, tell)
     return Event(size - told, summary["tokens"], shard, found)
+
+
+def _looked_at(plan: Plan, shard: int) -> str:
+    try:
+        if (summary := shards.read_summary(plan.out, shard)) is None:
+            return ""
+        wrong = shards.problem(plan.out, shard, summary)
+    except DataError as error:
+        wrong = str(error)
+    return f"made again: {wrong}" if wrong else VERIFIED
 
 
 class _Worker:
