@@ -32,6 +32,7 @@ os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "true", 
 began = time.monotonic()
 import tokenizers
 words = tokenizers.Tokenizer.from_file(sys.argv[2])
+words.encode_special_tokens = True  # their names in a text are text, as they are to us
 count, batch = 0, []
 def encode(batch):
     return sum(len(one.ids) for one in words.encode_batch(batch, add_special_tokens=False))

@@ -73,10 +73,11 @@ class BytesTokenizer:
 class FileTokenizer:
     """A `tokenizer.json` of the `tokenizers` library, in a process of its own where it may take more than its time.
 
+    harmless: the fingerprint of a file of which that is known. is_harmless: whether it is.
     can_drop: whether a character may become no token (`encode_many` counts them).
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, harmless: str | None = None):
         try:
             import tokenizers
         except ImportError as error:
@@ -86,7 +87,9 @@ class FileTokenizer:
             ) from error
         content = FILES.read(path, most=MOST_BYTES)
         self.name, self.fingerprint = path, hashlib.sha256(content).hexdigest()
-        if tokenizer_guard.is_needed(content):
+        # Looking takes as long as loading: of several processes one does.
+        self.is_harmless = self.fingerprint == harmless or not tokenizer_guard.is_needed(content)
+        if not self.is_harmless:
             self._guarded = tokenizer_guard.Guarded(path, content, END_NAMES)
             facts, ends = self._guarded.facts, self._guarded.facts["ends"]
         else:
@@ -199,12 +202,12 @@ def save_beside(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
         write(kept, FILES.read(tokenizer.name, most=MOST_BYTES))
 
 
-def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, or a path to a tokenizer.json; ValueError for anything else."""
+def open_tokenizer(name: str, harmless: str | None = None) -> Tokenizer:
+    """`bytes`, or a path to a tokenizer.json; ValueError for anything else. harmless: of `FileTokenizer`."""
     if name == "bytes":
         return BytesTokenizer()
     if not os.path.isfile(name):
         near = difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")
-    return BytesTokenizer() if _is_bytes(name) else FileTokenizer(name)
+    return BytesTokenizer() if _is_bytes(name) else FileTokenizer(name, harmless)

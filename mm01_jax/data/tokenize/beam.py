@@ -16,11 +16,11 @@ from mm01_jax.data.tokenize.plan import Asked, Plan
 class MakeShard(apache_beam.DoFn):
     """The number of a shard -> what was done about it ("" or "verified")."""
 
-    def __init__(self, asked: Asked, facts: dict):
-        self._asked, self._facts = tuple(asked), facts
+    def __init__(self, plan: Plan):
+        self._asked, self._facts, self._harmless = tuple(plan.asked), plan.facts, plan.harmless
 
     def setup(self) -> None:
-        self._plan = planning.make_again(Asked(*self._asked), self._facts)
+        self._plan = planning.make_again(Asked(*self._asked), self._facts, self._harmless)
 
     def process(self, shard: int):
         yield work.settle(self._plan, shard).found
@@ -38,7 +38,7 @@ def run(plan: Plan, options: str) -> None:
     try:
         with apache_beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
             shards = pipeline | apache_beam.Create(range(len(plan.shards))) | apache_beam.Reshuffle()
-            shards | apache_beam.ParDo(MakeShard(plan.asked, plan.facts))
+            shards | apache_beam.ParDo(MakeShard(plan))
     except Exception as error:  # each runner has its own, around what a worker raised
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise DataError(f"the Beam pipeline failed: {lines[-1].strip()}") from error

@@ -71,14 +71,19 @@ class Plan(NamedTuple):
         return pathlib.Path(self.asked.out)
 
     @property
+    def harmless(self) -> str | None:
+        """The tokenizer's fingerprint, where it is a file that needs no process of its own."""
+        return self.tokenizer.fingerprint if getattr(self.tokenizer, "is_harmless", False) else None
+
+    @property
     def dtype(self) -> str:
         """Of the ids on disk."""
         return self.facts["dtype"]
 
 
-def make(asked: Asked, log=lambda line: None) -> Plan:
-    """The plan of what is asked for; ValueError or DataError where it cannot be."""
-    tokenizer = open_tokenizer(asked.tokenizer)
+def make(asked: Asked, log=lambda line: None, harmless: str | None = None) -> Plan:
+    """The plan of what is asked for; ValueError or DataError where it cannot be. harmless: of `FileTokenizer`."""
+    tokenizer = open_tokenizer(asked.tokenizer, harmless)
     found = find_shards(asked.source, asked.text_field, log=log)
     sizes = [shard.size for shard in found]
     listing = hashlib.sha256()
@@ -107,9 +112,9 @@ def make(asked: Asked, log=lambda line: None) -> Plan:
     return Plan(asked, tokenizer, shards, facts)
 
 
-def make_again(asked: Asked, facts: dict[str, Any]) -> Plan:
+def make_again(asked: Asked, facts: dict[str, Any], harmless: str | None) -> Plan:
     """The plan whose facts another process has; DataError where it is another one here."""
-    plan = make(asked)
+    plan = make(asked, harmless=harmless)
     if plan.facts != facts:
         raise DataError("the source or the tokenizer changed while in use; run the same command again.")
     return plan

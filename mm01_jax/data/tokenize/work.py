@@ -104,7 +104,7 @@ class _Worker:
         )
         self.shard: int | None = None
         self._answers = answers
-        self._say({"asked": plan.asked._asdict(), "facts": plan.facts})
+        self._say({"asked": plan.asked._asdict(), "facts": plan.facts, "harmless": plan.harmless})
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -145,7 +145,7 @@ def serve() -> None:
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     try:
         first = parse_json(lines.get())
-        plan = planning.make_again(Asked(**first["asked"]), first["facts"])
+        plan = planning.make_again(Asked(**first["asked"]), first["facts"], first["harmless"])
         while True:
             teller = _Teller()
             _answer(settle(plan, parse_json(lines.get())["shard"], teller.seen)._asdict())
