@@ -32,7 +32,9 @@ def _perplexity(given: types.SimpleNamespace) -> str:
     trained_on = data_of(given.checkpoint)
     if trained_on and given.tokenizer:
         trained_on = trained_on | {"tokenizer": loaded.tokenizer.fingerprint}  # another one was asked for
-    return str(perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on))
+    return str(
+        perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on, by_position=given.by_position)
+    )
 
 
 def _long_context(given: types.SimpleNamespace) -> str:
@@ -49,9 +51,12 @@ def _long_context(given: types.SimpleNamespace) -> str:
 _SOURCE = Flag(
     "source", "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord", example="FILE"
 )
+_BY_POSITION = Flag("by_position", "say it for each band of positions in a document, too", bool, default=False)
 # Name -> what is asked, given the flags; what comes back is printed.
 TASKS = {
-    "perplexity": Task("how well it predicts the run's held-out text, or all of --source", (_SOURCE,), _perplexity),
+    "perplexity": Task(
+        "how well it predicts the run's held-out text, or all of --source", (_SOURCE, _BY_POSITION), _perplexity
+    ),
     **{name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()},
 }
 COMMAND = arguments.Command(

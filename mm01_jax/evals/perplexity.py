@@ -21,25 +21,48 @@ from mm01_jax.progress import Progress
 TOKENS = 2**16  # of a batch on one device, at most
 
 
+class Band(NamedTuple):
+    """Targets whose position in their document is from `first` to `last`; loss in nats a target."""
+
+    first: int
+    last: int
+    loss: float
+    num_targets: int
+
+
 class Perplexity(NamedTuple):
-    """loss and the entropies that counting leaves, unigram and bigram, in nats a target, over the whole text."""
+    """loss and the entropies that counting leaves, unigram and bigram, in nats a target, over the whole text; bands: of
+    positions, where asked for."""
 
     loss: float
     bits_per_byte: float
     unigram: float
     bigram: float
     num_targets: int
+    bands: tuple[Band, ...] = ()
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"loss {self.loss:.4f} nats a token, perplexity {math.exp(self.loss):.3f}, {self.bits_per_byte:.3f} bits "
             f"a byte on {self.num_targets:,} targets; counting on the same targets: unigram {self.unigram:.4f}, "
             f"bigram {self.bigram:.4f}"
         )
+        if not self.bands:
+            return said
+        lines = [f"{'position in the document':>25}{'nats a token':>15}{'perplexity':>13}{'targets':>13}"]
+        for band in self.bands:
+            where = f"{band.first:,} to {band.last:,}"
+            lines.append(f"{where:>25}{band.loss:>15.4f}{math.exp(band.loss):>13.3f}{band.num_targets:>13,}")
+        return "\n".join([*lines, "", said])
 
 
 def perplexity(
-    model: TextModel, config: Config, source: str | None = None, *, trained_on: dict[str, Any] | None = None
+    model: TextModel,
+    config: Config,
+    source: str | None = None,
+    *,
+    trained_on: dict[str, Any] | None = None,
+    by_position: bool = False,
 ) -> Perplexity:
     """Scores every held-out row of the run's own data, or all of `source`, on the mesh that the model lies on.
 
@@ -48,6 +71,7 @@ def perplexity(
     Args:
       config: of the run that the model is from.
       trained_on: the manifest of its data (`Dataset.manifest`), with which the run's own data is compared.
+      by_position: score each band of positions by itself, too.
 
     Raises:
       ValueError: the run held nothing out and no source is named; its rows cannot be cut over `sequence`.
@@ -61,21 +85,34 @@ def perplexity(
     size = _batch_size(config, sizes)
     batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
     placed = sharding.named(mesh, model.rules, "batch", "seq")
-    progress, total = Progress(0, len(batches)) if jax.process_index() == 0 else None, np.zeros(2)
+    progress, total = Progress(0, len(batches)) if jax.process_index() == 0 else None, np.zeros((2, 1))
+    score = _score_by_position if by_position else _score
     for number, batch in enumerate(batches, 1):
         with jax.set_mesh(mesh):
-            scored = _score(model, pipeline.whole_to_global(batch, placed, order), chunk=config.train.loss_chunk)
-        total += jax.device_get(scored)
+            scored = score(model, pipeline.whole_to_global(batch, placed, order), chunk=config.train.loss_chunk)
+        total = total + np.array(jax.device_get(scored), np.float64).reshape(2, -1)
         if not np.isfinite(total).all():
             nonfinite.report(model, batches[number - 1].tokens, batches[number - 1].segments)
         if progress:
-            progress.show(number, f"loss {total[0] / max(total[1], 1.0):.4f}")
-    counted, loss = entropy(batches), total[0] / total[1]
+            progress.show(number, f"loss {total[0].sum() / max(total[1].sum(), 1.0):.4f}")
+    counted, loss = entropy(batches), total[0].sum() / total[1].sum()
     bits_per_byte = loss / math.log(2) * targets_per_byte
-    return Perplexity(loss, bits_per_byte, counted.unigram, counted.bigram, counted.num_targets)
+    return Perplexity(loss, bits_per_byte, counted.unigram, counted.bigram, counted.num_targets, _bands(total))
 
 
 _score = jax.jit(scoring.score, static_argnames="chunk")
+_score_by_position = jax.jit(scoring.score_by_position, static_argnames="chunk")
+
+
+def _bands(total: np.ndarray) -> tuple[Band, ...]:
+    """total: losses and weights, (2, BANDS), or (2, 1) where no bands were asked for."""
+    if total.shape[1] == 1:
+        return ()
+    return tuple(
+        Band(2**number - 1, 2 ** (number + 1) - 2, loss / weight, round(weight))
+        for number, (loss, weight) in enumerate(total.T)
+        if weight
+    )
 
 
 def _rows(config: Config, source: str | None, trained_on: dict[str, Any] | None) -> tuple[Rows, float]:

@@ -93,9 +93,19 @@ def test_perplexity_is_the_mean_over_every_held_out_row(run):
         rows = open_dataset(config.data, config.train.sequence_length, config.model.vocab_size).held_out
         rows = [rows.row(i) for i in range(rows.num_rows)]
         arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        by_band = perplexity(model, config, by_position=True)
         logits = small.unoptimised(lambda m: m(arrays["tokens"], arrays["positions"], arrays["segments"]))(model)
         losses = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), arrays["targets"][..., None], -1)[..., 0]
     assert found.num_targets == arrays["weights"].sum()
     want = (losses.astype(np.float64) * arrays["weights"]).sum() / arrays["weights"].sum()
     np.testing.assert_allclose(found.loss, want, rtol=1e-5)
     assert found.bigram < found.unigram
+    assert by_band.loss == pytest.approx(found.loss, rel=1e-6) and found.bands == ()
+    positions, counted = arrays["positions"], 0
+    for band in by_band.bands:
+        weights = arrays["weights"] * ((positions >= band.first) & (positions <= band.last))
+        assert band.num_targets == weights.sum() > 0
+        np.testing.assert_allclose(band.loss, (losses.astype(np.float64) * weights).sum() / weights.sum(), rtol=1e-5)
+        counted += band.num_targets
+    assert counted == found.num_targets and len(by_band.bands) > 3
+    assert "position in the document" in str(by_band) and str(by_band).endswith(str(found)[-40:])
