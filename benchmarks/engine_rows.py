@@ -1,6 +1,6 @@
 """Tokens a second of the engine's decode, all slots at work, beside the bare loop over the same caches in one run.
 
-The bare loop is `decoding.decode_block`: what its steps take is what a step takes at all. The engine adds what every
+The bare loop is `bare_loop.loop`: what its steps take is what a step takes at all. The engine adds what every
 request may ask: settings, masks, stops, log-probabilities, and a host that looks at what was drawn.
 """
 
@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.inference import bare_loop
 from benchmarks.inference.bench import Bench
 from benchmarks.inference.decode_rows import BLOCKS, CONTEXT, OTHERS, _start
-from mm01_jax.inference import decoding
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.sampling import Sampling
 
-STEPS = decoding.DECODE_BLOCK
+STEPS = bare_loop.BLOCK
 GRID = 256
 CHOICES = {
     "greedy": Sampling(temperature=0.0),
@@ -73,7 +73,7 @@ def bare_step(model, cache, rows: int) -> float:
     with jax.set_mesh(jax.tree.leaves(model)[0].sharding.mesh):
         for _ in range(BLOCKS + 1):
             began = time.monotonic()
-            tokens, _, answers = decoding.decode_block(model, answers, draw, count=STEPS)
+            tokens, _, answers = bare_loop.loop(model, answers, draw, count=STEPS)
             np.asarray(tokens)
             times.append((time.monotonic() - began) / STEPS)
     return statistics.median(times[1:])

@@ -159,7 +159,7 @@ def add_rows(report: results.Report, subject: str, runs: list[Run], *, device: s
         report.add(f"{subject}: first result", round(run.seconds, 2), "s", device=device)
     for stage, took in medians(runs).items():
         report.add(f"{subject}: {stage.replace(': ', ', ')}", round(took, 2), "s", device=device)
-    for program in ("train_step", "decode_block"):
+    for program in ("train_step", "prefill", "decode"):
         if most := max(run.compiled.get(program, 0) for run in runs):
             report.add(f"{subject}: compilations of {program}", most, device=device)
 

@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.inference import floors
+from benchmarks.inference import bare_loop, floors
 from benchmarks.inference.bench import Bench, apart, in_float32, plain_path
 from benchmarks.inference.prefill import Programs
 from mm01_jax import scopes, sharding
-from mm01_jax.inference import decoding, sampling
+from mm01_jax.inference import sampling
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decode_step import LEAST_RINGED, begin_rings, serves
 
 CONTEXT = {1: 8192, 16: 2048, 128: 512}  # tokens of each prompt; of other numbers of rows OTHERS
 OTHERS = 512
-BLOCKS = 12  # timed, of DECODE_BLOCK tokens each
+BLOCKS = 12  # timed, of BLOCK tokens each
 COMPARED = 16  # steps whose hidden states are compared
 PREFILLED = 16_384  # tokens at most in one call, whatever the rows
 DRAWN = 131_072  # tokens of a prompt from which its cache is drawn: prefill takes longer than all of decode
@@ -37,7 +37,7 @@ OPERATIONS = (
 def measure(bench: Bench, rows: int, context: int | None = None, profile: bool = False) -> None:
     """Parity; then tokens a second of `rows` prompts, greedy, and what a step moves at least."""
     length = context or CONTEXT.get(rows, OTHERS)
-    room = -(-(length + (BLOCKS + 2 + PROFILED) * decoding.DECODE_BLOCK) // 256) * 256
+    room = -(-(length + (BLOCKS + 2 + PROFILED) * bare_loop.BLOCK) // 256) * 256
     programs, subject = Programs(bench.model, bench.call), bench.named(f"decode {rows}x{length}")
     cache = _filled(bench, programs, rows, (length, room))
     met = parity(bench, subject, cache, rows)
@@ -45,7 +45,7 @@ def measure(bench: Bench, rows: int, context: int | None = None, profile: bool =
     del cache
     if bench.compile_only:
         with jax.set_mesh(programs.mesh):
-            lowered = decoding.decode_block.lower(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
+            lowered = bare_loop.loop.lower(bench.model, answers, draw, count=bare_loop.BLOCK)
             bench.compile(lowered, "decode_block")
             if profile and bench.is_real:
                 bench.compile(lowered, "decode_block without graphs", WITHOUT_GRAPHS)
@@ -54,11 +54,11 @@ def measure(bench: Bench, rows: int, context: int | None = None, profile: bool =
     with jax.set_mesh(programs.mesh):
         for _ in range(BLOCKS + 1):
             began = time.monotonic()
-            tokens, _, answers = decoding.decode_block(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
+            tokens, _, answers = bare_loop.loop(bench.model, answers, draw, count=bare_loop.BLOCK)
             np.asarray(tokens)
-            times.append((time.monotonic() - began) / decoding.DECODE_BLOCK)
+            times.append((time.monotonic() - began) / bare_loop.BLOCK)
         second = statistics.median(times[1:])
-        ringed = decoding.DECODE_BLOCK if serves(bench.model, rows) and rows >= LEAST_RINGED else None
+        ringed = bare_loop.BLOCK if serves(bench.model, rows) and rows >= LEAST_RINGED else None
     floor = floors.decode_bytes(bench.model, rows, length, met, ringed) / bench.copy
     bench.add(subject, "distinct experts a layer", met)
     bench.add(subject, "step", 1e3 * second, "ms", floor=1e3 * floor if bench.is_real else None)
@@ -139,13 +139,13 @@ def _start(model, cache, rows: int):
         history = (sharding.put(x, model.rules, "batch", None) for x in sampling.empty_history(rows, V))
         number, none = np.zeros(rows, np.int32), np.zeros(rows, bool)
         small = (sharding.put(x, model.rules, None) for x in (number, none, number))
-        answers = decoding.Answers(cache, *small, sampling.History(*history))
-        return answers, decoding.Draw(None, jnp.ones(V, bool), jnp.full(1, -1, jnp.int32))
+        answers = bare_loop.Answers(cache, *small, sampling.History(*history))
+        return answers, bare_loop.Draw(None, jnp.ones(V, bool), jnp.full(1, -1, jnp.int32))
 
 
 def _profile(bench: Bench, subject: str, answers, draw) -> None:
     """Where a step's time goes, by operation, each beside its launches."""
-    lowered = decoding.decode_block.lower(bench.model, answers, draw, count=decoding.DECODE_BLOCK)
+    lowered = bare_loop.loop.lower(bench.model, answers, draw, count=bare_loop.BLOCK)
     compiled = lowered.compile(compiler_options=WITHOUT_GRAPHS if bench.is_real else None)
     _, _, answers = jax.block_until_ready(compiled(bench.model, answers, draw))
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +155,7 @@ def _profile(bench: Bench, subject: str, answers, draw) -> None:
             tokens.block_until_ready()
         scopes.save_program(folder, compiled)
         times = scopes.read(folder, _operation)
-    steps = PROFILED * decoding.DECODE_BLOCK
+    steps = PROFILED * bare_loop.BLOCK
     bench.add(subject, "device busy", 1e3 * sum(time.seconds for time in times) / steps, "ms")
     bench.add(subject, "launches", sum(time.launches for time in times) / steps)
     for scope, seconds, launches in times:

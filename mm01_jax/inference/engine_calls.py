@@ -40,6 +40,8 @@ def begin(schedule: Schedule, before: Sequence[Call], devices: Devices, ask: mas
     steps = devices.sizes.steps
     if not all(job.decodes for job in schedule.running()):  # others wait for their prompts
         steps = max(1, steps // 4)
+    if not any(drawn.get(job) or job.result.tokens for job in left):  # a first token is not held back for others
+        steps = 1
     calls, silent = [], []
     for group in _groups(slots, devices):
         turn, free, mute = turn_of(group, devices.allowed, ask)

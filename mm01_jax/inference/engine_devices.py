@@ -120,9 +120,9 @@ class Devices:
         told = decoder, slots, self._turn(turn), self._allowed
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
         whole = (False, True) if self.ringed else (True,) if dispatch.platform() in WHOLE else ()
-        self._prefill, self._decode, *found = self._programs(
-            (prefill, model, slots, self._allowed, self._told([], (0, 0))),
+        self._decode, self._prefill, *found = self._programs(
             (going_on, *told, zero),
+            (prefill, model, slots, self._allowed, self._told([], (0, 0))),
             *[(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole],
         )
         self._decode_whole = dict(zip(whole, found, strict=True))
@@ -160,9 +160,9 @@ class Devices:
 
     def _programs(self, *asked: tuple) -> list:
         """Programs of (function, *arguments) that take the slots second, compiled beside each other."""
-        lowered = [self._lowered(*one, donate=1) for one in asked]
-        with concurrent.futures.ThreadPoolExecutor(len(lowered)) as pool:
-            return [*pool.map(lambda one: one.compile(), lowered)]
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:  # the next is traced while the last is compiled
+            begun = [pool.submit(self._lowered(*one, donate=1).compile) for one in asked]
+            return [one.result() for one in begun]
 
     def _lowered(self, function, *arguments, donate: int | None):
         self.num_programs += 1

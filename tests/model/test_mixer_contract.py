@@ -194,7 +194,7 @@ def test_prefill_and_decode_equal_the_whole_forward():
             one, cache = decode(found, cache, jnp.asarray(tokens[:, at]), jnp.ones(2, bool))
             got.append(np.asarray(one))
         assert np.asarray(cache.lengths).tolist() == [length, length]
-        # float32 sums in another order through six layers, as in tests/inference/test_decoding.py.
+        # float32 sums in another order through six layers, as in tests/inference/test_generation.py.
         np.testing.assert_allclose(np.stack(got, 1), want[:, prompt - 1 :], rtol=0, atol=1e-5 * np.abs(want).max())
 
 

@@ -1,4 +1,7 @@
-"""Blocks of decode steps on the device, as `benchmarks/inference` times them."""
+"""Decode steps in a loop on the device and nothing around them: what an answer takes at all.
+
+The engine adds what every request may ask for (`mm01_jax/inference/engine_decode.py`).
+"""
 
 import functools
 from typing import NamedTuple
@@ -11,9 +14,8 @@ from mm01_jax.inference.sampling import History, Rows, sample, with_token
 from mm01_jax.inference.steps import decode_step
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decode_step import begin_rings, end_rings
-from mm01_jax.model.multimodal import VLModel
 
-DECODE_BLOCK = 16  # tokens decoded on the device between two looks by the host
+BLOCK = 16  # tokens decoded on the device between two looks by the host
 NOT_FINITE = -2  # the token where logits are no numbers; no id, and not what `stop_K` has for none
 
 
@@ -43,11 +45,11 @@ class Draw(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="count", donate_argnums=1)
-def decode_block(model, answers: Answers, draw: Draw, *, count: int) -> tuple[jax.Array, jax.Array, Answers]:
+def loop(model, answers: Answers, draw: Draw, *, count: int) -> tuple[jax.Array, jax.Array, Answers]:
     """Decodes `count` tokens a row: (tokens (B, count), its last where a row had stopped; done_B; the answers)."""
 
-    text, before = model.text if isinstance(model, VLModel) else model, answers.cache
-    begun = answers._replace(cache=begin_rings(text, before, count))
+    before = answers.cache
+    begun = answers._replace(cache=begin_rings(model, before, count))
 
     def step(answers: Answers, _):
         logits, cache = decode_step(model, answers.cache, answers.token_B, ~answers.done_B)
@@ -55,7 +57,7 @@ def decode_block(model, answers: Answers, draw: Draw, *, count: int) -> tuple[ja
         return answers, answers.token_B
 
     answers, tokens = jax.lax.scan(step, begun, length=count)
-    cache, small = end_rings(text, answers.cache, before.lengths), _everywhere(answers[1:4])
+    cache, small = end_rings(model, answers.cache, before.lengths), _everywhere(answers[1:4])
     return _everywhere(tokens.T), small[1], Answers(cache, *small, _as_rows(answers.history, model.rules))
 
 
