@@ -42,6 +42,10 @@ MEMBERS = {  # a training run tries 4,096 bytes first
     "resuming, reading breaks": Moment("resume", 20_000, (BAD, DISK), BROKEN, "read"),
     "generating, reading breaks": Moment("from-run", 5_000, (BAD, DISK), BROKEN, "read"),
     "converting, reading breaks": Moment("of-torch", 10_000, (BAD, DISK), BROKEN, "read"),
+    "tokenizing, in a shard": Moment("tokenize", 30_000),
+    "tokenizing, no byte": Moment("tokenize", 0),
+    "tokenizing, in the index": Moment("tokenize", 131_100),
+    "tokenizing, writing breaks": Moment("tokenize", 70_000, error=BROKEN),
 }
 
 
@@ -59,6 +63,10 @@ def _prepared(command: str, made: World, room: pathlib.Path) -> tuple[list[str],
             "--prompt=a",
             "--max-tokens=4",
         ], made.checkpoint
+    if command == "tokenize":
+        (room / "text.txt").write_text("a tale of two cities " * 2000)
+        flags = [f"--source={room / 'text.txt'}", "--tokenizer=bytes", f"--out={folder / 'tokens'}", "--workers=1"]
+        return ["mm01_jax.data.tokenize", *flags], folder
     if command == "of-torch":
         return ["mm01_jax.convert", "from-torch", torch, f"--target={room / 'made'}"], made.torch
     return {

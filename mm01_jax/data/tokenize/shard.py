@@ -3,9 +3,12 @@
 Whatever stops it, a shard is there whole or not at all: its summary is written last and says the digests of the rest.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
@@ -15,7 +18,7 @@ from mm01_jax.data import token_files
 from mm01_jax.data.text import DataError, Record, Seen, Unreadable
 from mm01_jax.data.token_files import COUNT, FILES, INDEX, LISTED, MOST_MANIFEST, TEXT, ids_digest
 from mm01_jax.data.tokenize.plan import Piece, Plan
-from mm01_jax.files import remove, shown, why, write, written
+from mm01_jax.files import OF_THE_DISK, remove, shown, why, write, written
 
 BATCH_BYTES, BATCH_TEXTS = 1 << 20, 512  # encoded together
 SUMMARY: token_files.Kinds = {
@@ -48,13 +51,16 @@ def make(plan: Plan, shard: int, seen: Seen = lambda size: None) -> dict[str, An
     with written(paths.tokens) as tokens, written(paths.index) as index:
         from array_record.python.array_record_module import ArrayRecordWriter  # loads a native library
 
-        writer = ArrayRecordWriter(tokens.name, _WRITING)
+        with _disk_errors(paths.tokens):
+            writer = ArrayRecordWriter(tokens.name, _WRITING)
         for pieces in _batches(plan.shards[shard], seen, made.skip):
             for file, record, ids in made.encode(pieces):
                 content = ids.astype(plan.dtype).tobytes()
-                writer.write(content)
+                with _disk_errors(paths.tokens):
+                    writer.write(content)
                 made.add(file, record, len(ids), content)
-        writer.close()
+        with _disk_errors(paths.tokens):
+            writer.close()
         index.write(rows := b"".join(made.rows))
         sizes = {"tokens_bytes": os.fstat(tokens.fileno()).st_size, "tokens_sha256": _sha256(tokens)}
     summary = made.counts | {"files": [piece.shard.name for piece in plan.shards[shard]]}
@@ -65,6 +71,16 @@ def make(plan: Plan, shard: int, seen: Seen = lambda size: None) -> dict[str, An
         summary |= {"tokens_bytes": 0, "tokens_sha256": "", "index_sha256": ""}
     write(paths.summary, (json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+    """A context in which what the writer of records says of the disk is an OSError, as it is of other files."""
+    try:
+        yield
+    except RuntimeError as error:
+        codes = [code for code in OF_THE_DISK if os.strerror(code) in str(error)]
+        raise OSError(codes[0] if codes else errno.EIO, shown(why(error)), str(path)) from error
 
 
 Texts = list[tuple[int, Record, bytes]]  # number of the piece, what was found, its text

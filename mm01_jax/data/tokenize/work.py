@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def do(plan: Plan, numbers: Sequence[int], workers: int) -> Iterator[Event]:
                     "goes on. With less memory than the texts need take fewer --workers."
                 )
             if "error" in answer:
-                raise (ValueError if answer["typed"] else DataError)(answer["error"])
+                raise _error(answer)
             yield (event := Event(**answer))
             if event.done is not None:
                 unfinished -= 1
@@ -149,8 +150,20 @@ def serve() -> None:
         while True:
             teller = _Teller()
             _answer(settle(plan, parse_json(lines.get())["shard"], teller.seen)._asdict())
-    except (DataError, ValueError, OSError) as error:
+    except OSError as error:
+        _answer({"error": error.strerror or str(error), "errno": error.errno, "path": error.filename})
+    except (DataError, ValueError) as error:
         _answer({"error": str(error), "typed": not isinstance(error, DataError)})
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)  # the thread that listens holds stdin, which Python would wait for
+
+
+def _error(answer: dict[str, Any]) -> Exception:
+    """What a worker raised, as it said it."""
+    if "errno" in answer:
+        return OSError(answer["errno"], answer["error"], answer["path"])
+    return (ValueError if answer["typed"] else DataError)(answer["error"])
 
 
 def _listen(lines: queue.Queue) -> None:
