@@ -26,7 +26,9 @@ def subject(found: dict) -> str:
     devices = math.prod(found["mesh"].values())
     place = "one device" if devices == 1 else f"{devices} devices"
     guesses = "with guesses" if found["engine"]["guessed_tokens"] else "without guesses"
-    return f"schedules, {place}, width {found['width']:,}, {found['dtype']}, {guesses}"
+    slots = found["engine"]["free_slots"]
+    many = "" if slots == 8 else f", {slots} slots"
+    return f"schedules, {place}, width {found['width']:,}, {found['dtype']}, {guesses}{many}"
 
 
 def counts(found: dict) -> dict[str, float]:
