@@ -30,7 +30,7 @@ CHOICES = {
 def engine_of(bench: Bench, rows: int) -> Engine:
     """With room for a prompt of each row and what is drawn of it."""
     length = CONTEXT.get(rows, OTHERS) if bench.is_real else GRID
-    room = -(-(length + (BLOCKS + 2) * STEPS) // GRID) * GRID
+    room = -(-(length + (BLOCKS + 3) * STEPS) // GRID) * GRID
     sizes = {"num_slots": rows, "max_length": room, "grid": GRID, "pieces": length // GRID, "steps": STEPS}
     return Engine(bench.model, budget=rows * length, **sizes)
 
@@ -50,10 +50,11 @@ def measure(bench: Bench, rows: int) -> None:
 
 def decoded(engine: Engine, prompts: np.ndarray, choice: Sampling):
     """(seconds of a step with a token of each row, a copy of the cache after the prompts)."""
-    told = {"max_tokens": (BLOCKS + 2) * STEPS, "sampling": choice}
+    told = {"max_tokens": (BLOCKS + 3) * STEPS, "sampling": choice}
     ids = [engine.submit(Request(prompt=row, seed=seed, **told)) for seed, row in enumerate(prompts)]
     engine.step()  # takes the prompts in, begins a call and reads none
     cache, times = jax.tree.map(jnp.copy, engine.devices._slots.cache), []
+    engine.step()  # reads the first call, which may have been short
     for _ in range(BLOCKS + 1):
         began = time.monotonic()
         events = engine.step()

@@ -29,8 +29,8 @@ from mm01_jax.model.multimodal import VLModel
 from pallas_kernels import dispatch
 
 jit = jax.jit  # tests put one here that compiles faster
-# Where calls of all steps, of rows that take their likeliest token as it is, have a program of their own: a loop whose
-# end depends on an argument makes the host of a GPU wait for every step, as a branch does.
+# Where calls of all steps have programs of their own, and one for rows that take their likeliest token as it is: a loop
+# whose end depends on an argument makes the host of a GPU wait for every step, as a branch does.
 WHOLE = ("gpu",)
 
 
@@ -119,7 +119,7 @@ class Devices:
         turn, *_ = turn_of([None] * sizes.num_slots, self.allowed, masks.ask_all)
         told = decoder, slots, self._turn(turn), self._allowed
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
-        whole = (False, True) if self.ringed else (True,) if dispatch.platform() in WHOLE else ()
+        whole = (False, True) if self.ringed or dispatch.platform() in WHOLE else ()
         self._decode, self._prefill, *found = self._programs(
             (going_on, *told, zero),
             (prefill, model, slots, self._allowed, self._told([], (0, 0))),
