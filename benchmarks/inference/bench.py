@@ -65,12 +65,13 @@ def random_model(config: Config, seed: int, call=run) -> TextModel:
 
     key = jax.random.key(seed, impl="rbg")  # which compiles in a tenth of the time
     abstract = jax.eval_shape(make, key)
-    placed = shardings(abstract, mesh, config.mesh.rules)
+    places = shardings(abstract, mesh, config.mesh.rules)
     with jax.set_mesh(mesh):
-        return call(jax.jit(make, out_shardings=placed), key, like=_placed(abstract, placed))
+        return call(jax.jit(make, out_shardings=places), key, like=placed(abstract, places))
 
 
-def _placed(abstract, places):
+def placed(abstract, places):
+    """Shapes, each with its sharding."""
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
 
 
@@ -91,7 +92,8 @@ def in_float32(model: TextModel, call=run) -> TextModel:
     def widened(model):
         return jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(jnp.float32), model)
 
-    wide = call(jax.jit(widened), model)
+    places, abstract = jax.tree.map(lambda x: x.sharding, model), jax.eval_shape(widened, model)
+    wide = call(jax.jit(widened, out_shardings=places), model, like=placed(abstract, places))
     for _, module in nnx.iter_modules(wide):
         if hasattr(module, "compute"):
             module.compute = dataclasses.replace(module.compute, dtype="float32", param_dtype="float32")
@@ -147,7 +149,7 @@ class Bench:
         if id(function) not in self._compiled:
             lowered = function.lower(*arguments, **static)
             compiling = self.compile(lowered, getattr(function, "__name__", "a program"))
-            out = like if like is not None else _placed(lowered.out_info, compiling.result().output_shardings)
+            out = like if like is not None else placed(lowered.out_info, compiling.result().output_shardings)
             self._compiled[id(function)] = function, out
         return self._compiled[id(function)][1]
 

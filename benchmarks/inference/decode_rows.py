@@ -1,5 +1,6 @@
 """Decode of many rows at once, each with a prompt of its own: tokens a second, experts met, beside the floor."""
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.inference import bare_loop, floors
-from benchmarks.inference.bench import Bench, apart, in_float32, plain_path
+from benchmarks.inference.bench import Bench, apart, in_float32, placed, plain_path
 from benchmarks.inference.prefill import Programs
 from mm01_jax import scopes, sharding
 from mm01_jax.inference import sampling
@@ -18,7 +19,7 @@ from mm01_jax.model.decode_step import LEAST_RINGED, begin_rings, serves
 
 CONTEXT = {1: 8192, 16: 2048, 128: 512}  # tokens of each prompt; of other numbers of rows OTHERS
 OTHERS = 512
-BLOCKS = 12  # timed, of BLOCK tokens each
+BLOCKS = 11  # timed, of BLOCK tokens each
 COMPARED = 16  # steps whose hidden states are compared
 PREFILLED = 16_384  # tokens at most in one call, whatever the rows
 DRAWN = 131_072  # tokens of a prompt from which its cache is drawn: prefill takes longer than all of decode
@@ -37,7 +38,7 @@ OPERATIONS = (
 def measure(bench: Bench, rows: int, context: int | None = None, profile: bool = False) -> None:
     """Parity; then tokens a second of `rows` prompts, greedy, and what a step moves at least."""
     length = context or CONTEXT.get(rows, OTHERS)
-    room = -(-(length + (BLOCKS + 2 + PROFILED) * bare_loop.BLOCK) // 256) * 256
+    room = -(-(length + (BLOCKS + 3 + PROFILED) * bare_loop.BLOCK) // 256) * 256
     programs, subject = Programs(bench.model, bench.call), bench.named(f"decode {rows}x{length}")
     cache = _filled(bench, programs, rows, (length, room))
     met = parity(bench, subject, cache, rows)
@@ -50,14 +51,8 @@ def measure(bench: Bench, rows: int, context: int | None = None, profile: bool =
             if profile and bench.is_real:
                 bench.compile(lowered, "decode_block without graphs", WITHOUT_GRAPHS)
         return
-    times = []
     with jax.set_mesh(programs.mesh):
-        for _ in range(BLOCKS + 1):
-            began = time.monotonic()
-            tokens, _, answers = bare_loop.loop(bench.model, answers, draw, count=bare_loop.BLOCK)
-            np.asarray(tokens)
-            times.append((time.monotonic() - began) / bare_loop.BLOCK)
-        second = statistics.median(times[1:])
+        second, answers = _timed(bench, answers, draw)
         ringed = bare_loop.BLOCK if serves(bench.model, rows) and rows >= LEAST_RINGED else None
     floor = floors.decode_bytes(bench.model, rows, length, met, ringed) / bench.copy
     bench.add(subject, "distinct experts a layer", met)
@@ -66,6 +61,20 @@ def measure(bench: Bench, rows: int, context: int | None = None, profile: bool =
     if profile:
         with jax.set_mesh(programs.mesh):
             _profile(bench, subject, answers, draw)
+
+
+def _timed(bench: Bench, answers, draw):
+    """(seconds of a step, the answers): a block is on its way while the host reads the one before, as in the engine."""
+    ends, before = [], None
+    for _ in range(BLOCKS + 2):
+        tokens, _, answers = bare_loop.loop(bench.model, answers, draw, count=bare_loop.BLOCK)
+        if before is not None:
+            np.asarray(before)
+            ends.append(time.monotonic())
+        before = tokens
+    np.asarray(before)
+    times = [end - start for start, end in itertools.pairwise(ends)]
+    return statistics.median(times) / bare_loop.BLOCK, answers
 
 
 def _filled(bench: Bench, programs: Programs, rows: int, lengths: tuple[int, int]) -> DecodeCache:
@@ -105,7 +114,9 @@ def parity(bench: Bench, subject: str, cache, rows: int) -> float | None:
     ours = states(bench.model, cache)
     with plain_path():
         plain = states(bench.model, cache)
-        wide = bench.call(jax.jit(lambda cache: jax.tree.map(_widened, cache)), cache)
+        places = jax.tree.map(lambda x: x.sharding, cache)
+        like = placed(jax.eval_shape(_widened, cache), places)
+        wide = bench.call(jax.jit(_widened, out_shardings=places), cache, like=like)
         expected = states(in_float32(bench.model, bench.call), wide)
     if bench.compile_only:
         return None
@@ -117,8 +128,8 @@ def parity(bench: Bench, subject: str, cache, rows: int) -> float | None:
     return float(np.mean(np.sum(ours[1] > 0, axis=-1)))
 
 
-def _widened(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+def _widened(cache: DecodeCache) -> DecodeCache:
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, cache)
 
 
 def _given(model, cache, tokens_SB):

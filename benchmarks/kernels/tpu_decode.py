@@ -15,6 +15,7 @@ from pallas_kernels.attention_step import attention_step
 from pallas_kernels.expert_step import expert_step
 from pallas_kernels.few_rows import columns, filled_up
 from pallas_kernels.lightning_step import RING, lightning_fold, lightning_ring_step, lightning_step
+from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
 from pallas_kernels.projection_step import projection_parts, projection_step
 
 NAME = "decode_operations"
@@ -71,7 +72,20 @@ def _experts(rows: int):
     return step, (Array((filled_up(rows), D), HALF), choice, weight, matrices, LAYER), ()
 
 
+def _norm(rows: int):
+    R, stack = filled_up(rows), Array((L, D), HALF)
+
+    def step(tokens, weight, matrix, active, layer, **named):
+        x, parts, o = tokens
+        norm, router = Norm(weight, layer, 1.0, 1.0, 1e-5), Router(matrix, layer, active, A)
+        return norm_step(x, parts, norm, rows=rows, mixed=Mixed(o, 1e-6), router=router, **named)
+
+    tokens = Array((R, D), HALF), Array((1, R, D), WIDE), Array((R, N * H), HALF)
+    return step, (tokens, stack, Array((L, 32, D), HALF), Array((rows,), jnp.bool_), LAYER), ()
+
+
 OPERATIONS = {
+    "norm_step": _norm,
     "projection_step": _projection,
     "projection_parts": _parts,
     "lightning_step": _step,
@@ -92,8 +106,8 @@ def measure(report: Report, generations: list[str]) -> int:
                 operation, arguments, donated = case(rows)
                 function = functools.partial(operation, implementation="tpu")
                 temporary, error = compiled(generation, function, arguments, donated)
-                subject, value = f"{generation} {name} {rows} rows", error or round(temporary / MIB, 1)
-                report.add(f"{subject}: step", value, "" if error else "MiB", device=f"compiled for {generation}")
+                subject, value = f"{generation} {name}: {rows} rows", error or round(temporary / MIB, 1)
+                report.add(subject, value, "" if error else "MiB", device=f"compiled for {generation}")
                 print(f"{subject}: {error or f'{temporary / MIB:,.1f} MiB of temporaries'}", flush=True)
                 failed |= error is not None
     return int(failed)

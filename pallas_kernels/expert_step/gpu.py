@@ -25,7 +25,7 @@ MOST_SHARED = 32  # rows that all slots have
 MOST_ROWS = 256
 SPLITS = 8
 UP, UP_NARROW = Blocks(width=64, stages=3), Blocks(width=32, stages=8)
-DOWN, DOWN_EACH = Blocks(width=64, stages=8), Blocks(width=128, stages=4)
+DOWN, DOWN_EACH = Blocks(width=64, stages=8), Blocks(width=128, stages=3)
 PROGRAMS = 2 * 132  # of fewer the columns are narrower
 
 
@@ -119,7 +119,7 @@ def _up_program(blocks: Blocks, inputs: _UpInputs, out, scratch: _UpScratch):
             plgpu.copy_gmem_to_smem(inputs.x.at[mine, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
 
         def operands(at):
-            return scratch.left.at[at], [scratch.gate.at[at], scratch.up.at[at]]
+            return [(scratch.left.at[at], right.at[at]) for right in (scratch.gate, scratch.up)]
 
         gate, up = stream.sums(2, width, D // depth, stages, scratch.full, fill, operands)
         own = pl.ds(slot * (ROWS if inputs.x.shape[0] == 1 else rows), ROWS)
@@ -209,7 +209,7 @@ def _sum_down(blocks: Blocks, inputs: _DownInputs, out, scratch: _DownScratch, s
         plgpu.copy_gmem_to_smem(inputs.hidden.at[slot, :, deep], scratch.left.at[at, pl.ds(0, rows)], full)
 
     def operands(at):
-        return scratch.left.at[at], [scratch.right.at[at]]
+        return [(scratch.left.at[at], scratch.right.at[at])]
 
     (total,) = stream.sums(1, width, steps, stages, scratch.full, fill, operands)
     stream.store(total, scratch.staged, out.at[lax.axis_index("x"), :, columns], rows)

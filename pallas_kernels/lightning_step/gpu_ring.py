@@ -5,6 +5,7 @@
 The fold goes through the ring's tokens as `gpu.py` goes through them one step after the other.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from pallas_kernels.lightning_step.ring import RING
 
 TABLE = plgpu.Layout.WGMMA
 PARTS = 2  # programs of a head: small ones, of which some load while others multiply
+SOME = 4  # of the ring's tokens, which come together; of those that are not there none
 
 
 class _Inputs(NamedTuple):
@@ -49,6 +51,7 @@ class _Scratch(NamedTuple):
     q: jax.Ref
     share: jax.Ref  # float32 (RING,): of each token before
     state: jax.Ref
+    told: jax.Ref
     v: jax.Ref
     values: jax.Ref
     weight: jax.Ref
@@ -73,10 +76,11 @@ def step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told):
     out, width = jax.ShapeDtypeStruct((projected_RF.shape[0], N * H), dtype), max(H // PARTS, 64)
     scratch = _Scratch(
         asked=plgpu.SMEM((H,), jnp.float32),
-        full=plgpu.Barrier(num_arrivals=8),
+        full=plgpu.Barrier(num_arrivals=6),
         keys=plgpu.SMEM((RING, H), dtype),
         share=plgpu.SMEM((RING,), jnp.float32),
         state=plgpu.SMEM((H, width), jnp.float32),
+        told=plgpu.Barrier(num_arrivals=2, num_barriers=RING // SOME),
         values=plgpu.SMEM((RING, width), dtype),
         **dict.fromkeys(("k", "new_key", "q"), plgpu.SMEM((H,), dtype)),
         **dict.fromkeys(("gate", "new_value", "open", "out", "v", "weight"), plgpu.SMEM((width,), dtype)),
@@ -102,8 +106,6 @@ def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scrat
     columns, out_columns = pl.ds(first, width), pl.ds(n * H + first, width)
     copies = (
         (inputs.states.at[(*mine, slice(None), columns)], smem.state),
-        (keys.at[mine], smem.keys),
-        (values.at[(*mine, slice(None), columns)], smem.values),
         (row.at[pl.ds(begin, H)], smem.q),
         (row.at[pl.ds(begin + H, H)], smem.k),
         (row.at[pl.ds(begin + 2 * H + first, width)], smem.v),
@@ -112,8 +114,15 @@ def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scrat
     )
     for source, target in copies:
         plgpu.copy_gmem_to_smem(source, target, smem.full)
+
+    def fill(lines, number):
+        for ring, across, target in ((keys, slice(None), smem.keys), (values, columns, smem.values)):
+            plgpu.copy_gmem_to_smem(ring.at[(*mine, lines, across)], target.at[lines], smem.told.at[number])
+
+    _each(place, fill)
     slope, active = inputs.slope[layer, n], inputs.active[b]
     plgpu.barrier_wait(smem.full)
+    _each(place, lambda _, number: plgpu.barrier_wait(smem.told.at[number]))
     own = _ask(smem, slope, place)
     across, dtype = _lines(width).reduce(0), smem.out.dtype
     value = silu(smem.v, across)
@@ -132,6 +141,12 @@ def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scrat
         plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place, columns)])
 
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _each(place, do) -> None:
+    """do(lines, number) for every SOME lines of the ring of which one is there."""
+    for number in range(RING // SOME):
+        pl.when(place > number * SOME)(functools.partial(do, pl.ds(number * SOME, SOME), number))
 
 
 def _ask(smem: _Scratch, slope, place):
@@ -184,15 +199,19 @@ class _FoldScratch(NamedTuple):
 def fold(state_LBNHH, rings, slope_LN, count_B):
     """Contract in the package's docstring."""
     L, B, N, H, _ = state_LBNHH.shape
-    tokens = plgpu.SMEM(rings[0].shape[3:], rings[0].dtype)
-    state = plgpu.SMEM((H, H), jnp.float32, transforms=_tiled(32))
-    scratch = _FoldScratch(full=plgpu.Barrier(num_arrivals=3), keys=tokens, state=state, values=tokens)
+    width, dtype = max(H // PARTS, 64), rings[0].dtype
+    scratch = _FoldScratch(
+        full=plgpu.Barrier(num_arrivals=3),
+        keys=plgpu.SMEM((RING, H), dtype),
+        state=plgpu.SMEM((H, width), jnp.float32, transforms=_tiled(32)),
+        values=plgpu.SMEM((RING, width), dtype),
+    )
     kernel = plgpu.kernel(
         _fold_program,
         out_type=[],
         scratch_types={"smem": scratch},
-        grid=(L, B, N),
-        grid_names=("layer", "batch", "head"),
+        grid=(L, B, N, H // width),
+        grid_names=("layer", "batch", "head", "part"),
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     ref = jax.new_ref(state_LBNHH)
@@ -201,10 +220,16 @@ def fold(state_LBNHH, rings, slope_LN, count_B):
 
 
 def _fold_program(keys, values, slope, count, states, *, smem: _FoldScratch):
-    mine = tuple(lax.axis_index(name) for name in ("layer", "batch", "head"))
-    for source, target in ((states, smem.state), (keys, smem.keys), (values, smem.values)):
-        plgpu.copy_gmem_to_smem(source.at[mine], target, smem.full)
-    decay, H = jnp.exp(-slope[mine[0], mine[2]]), smem.state.shape[0]
+    *mine, part = (lax.axis_index(name) for name in ("layer", "batch", "head", "part"))
+    H, width = smem.state.shape
+    columns = (*mine, slice(None), pl.ds(part * width, width))
+    for source, target in (
+        (states.at[columns], smem.state),
+        (keys.at[tuple(mine)], smem.keys),
+        (values.at[columns], smem.values),
+    ):
+        plgpu.copy_gmem_to_smem(source, target, smem.full)
+    decay = jnp.exp(-slope[mine[0], mine[2]])
     lows = range(0, H, KEYS)
     plgpu.barrier_wait(smem.full)
 
@@ -218,7 +243,7 @@ def _fold_program(keys, values, slope, count, states, *, smem: _FoldScratch):
     for low, part in zip(lows, parts, strict=True):
         smem.state.at[pl.ds(low, KEYS)][...] = part
     plgpu.commit_smem()
-    plgpu.copy_smem_to_gmem(smem.state, states.at[mine])
+    plgpu.copy_smem_to_gmem(smem.state, states.at[columns])
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from pallas_kernels import dispatch
 from pallas_kernels.few_rows import Placed, columns
 
-OPERATION = dispatch.Operation("norm_step", {name: f"pallas_kernels.norm_step.{name}" for name in ("gpu", "xla")})
+OPERATION = dispatch.Operation(
+    "norm_step", {name: f"pallas_kernels.norm_step.{name}" for name in ("tpu", "gpu", "xla")}
+)
 
 
 class Norm(NamedTuple):
@@ -62,7 +64,7 @@ def norm_step(
       x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
         of the choices, the results may be anything.
       parts_PRD: float32; or (P, R, D) as `Placed`.
-      implementation: "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
+      implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.
 
     Raises:
       ValueError: a shape or dtype is not as above.

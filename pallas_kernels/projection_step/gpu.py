@@ -17,6 +17,8 @@ from pallas_kernels.projection_step.gpu_stream import Blocks
 NARROW = 32  # columns of a program, at least
 PROGRAMS = 132  # wanted: one for each multiprocessor of an H100 or H200 SXM
 STAGES = {128: 6, 64: 8, 32: 8}
+TALL = 2  # tiles of rows that a program multiplies by what it reads, where there are as many
+TALL_STAGES = {128: 4, 64: 6}  # narrower columns are so little of what is read that their rows are split instead
 
 
 class _Inputs(NamedTuple):
@@ -48,9 +50,10 @@ def unsupported(x_RD, matrices, layer) -> str | None:
 
 def forward(x_RD, matrices, layer, dtype):
     """Contract in the package's docstring."""
-    return product(
-        x_RD, matrices, layer, splits=1, dtype=dtype, blocks=_blocks([matrix.shape[2] for matrix in matrices])
-    )[0]
+    blocks, tall = _blocks([matrix.shape[2] for matrix in matrices]), 1
+    if x_RD.shape[0] % (TALL * ROWS) == 0 and blocks.width in TALL_STAGES:
+        blocks, tall = blocks._replace(stages=TALL_STAGES[blocks.width]), TALL
+    return product(x_RD, matrices, layer, splits=1, dtype=dtype, blocks=blocks, tall=tall)[0]
 
 
 def parts(x_RD, matrix_LDF, layer):
@@ -70,20 +73,20 @@ def _blocks(widths: list[int]) -> Blocks:
     return Blocks(width=width, stages=STAGES[width])
 
 
-@functools.partial(jax.jit, static_argnames=("blocks", "splits", "dtype"))
-def product(x_RD, matrices, layer, *, splits: int, dtype, blocks: Blocks):
-    """(splits, R, sum of F): x times each matrix, side by side, a part of D in each split."""
+@functools.partial(jax.jit, static_argnames=("blocks", "splits", "dtype", "tall"))
+def product(x_RD, matrices, layer, *, splits: int, dtype, blocks: Blocks, tall: int = 1):
+    """(splits, R, sum of F): x times each matrix, side by side, a part of D in each split, of `tall` tiles of rows."""
     depth, width, stages = blocks
-    R = x_RD.shape[0]
+    R, lines = x_RD.shape[0], tall * ROWS
     F = sum(matrix.shape[2] for matrix in matrices)
     scratch = _Scratch(
         full=plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        left=stream.tile(stages, ROWS, depth, width=width),
+        left=stream.tile(stages, lines, depth, width=width),
         right=stream.tile(stages, depth, width, width=width),
         staged=stream.tile(ROWS, width, width=width, dtype=dtype),
     )
     out = jax.ShapeDtypeStruct((splits, R, F), dtype)
-    tiles = -(-R // ROWS)
+    tiles = -(-R // lines)
     kernel = stream.launch(functools.partial(_program, blocks), [out], scratch, (tiles, splits, F // width))
     (product,) = kernel(_Inputs(layer, list(matrices), x_RD))
     return product
@@ -92,14 +95,14 @@ def product(x_RD, matrices, layer, *, splits: int, dtype, blocks: Blocks):
 def _program(blocks: Blocks, inputs: _Inputs, out, scratch: _Scratch):
     depth, width, stages = blocks
     split, column = lax.axis_index("y"), lax.axis_index("z") * width
-    R, D = inputs.x.shape
-    rows = pl.ds(lax.axis_index("x") * ROWS, min(R, ROWS))
+    (R, D), lines = inputs.x.shape, scratch.left.shape[1]
+    here, top = min(R, lines), lax.axis_index("x") * lines
     steps, layer = D // out.shape[0] // depth, inputs.layer[0]
     first = split * steps
 
     def fill(step, at):
         deep, full = pl.ds((first + step) * depth, depth), scratch.full.at[at]
-        plgpu.copy_gmem_to_smem(inputs.x.at[rows, deep], scratch.left.at[at, pl.ds(0, min(R, ROWS))], full)
+        plgpu.copy_gmem_to_smem(inputs.x.at[pl.ds(top, here), deep], scratch.left.at[at, pl.ds(0, here)], full)
         start = 0
         for matrix in inputs.matrices:
             end = start + matrix.shape[2]
@@ -112,7 +115,9 @@ def _program(blocks: Blocks, inputs: _Inputs, out, scratch: _Scratch):
             start = end
 
     def operands(at):
-        return scratch.left.at[at], [scratch.right.at[at]]
+        return [(scratch.left.at[at, pl.ds(low, ROWS)], scratch.right.at[at]) for low in range(0, lines, ROWS)]
 
-    (total,) = stream.sums(1, width, steps, min(stages, steps), scratch.full, fill, operands)
-    stream.store(total, scratch.staged, out.at[split, rows, pl.ds(column, width)], min(R, ROWS))
+    totals = stream.sums(lines // ROWS, width, steps, min(stages, steps), scratch.full, fill, operands)
+    for number, total in enumerate(totals):
+        rows = pl.ds(top + number * ROWS, min(R, ROWS))
+        stream.store(total, scratch.staged, out.at[split, rows, pl.ds(column, width)], min(R, ROWS))

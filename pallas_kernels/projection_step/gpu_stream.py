@@ -42,7 +42,7 @@ def tile(*shape, width: int, dtype=jnp.bfloat16):
 def sums(count: int, width: int, steps, stages: int, full, fill, operands):
     """float32 (ROWS, width) each: `count` products summed over the steps.
 
-    fill(step, slot) starts the copies of a step; operands(slot) -> (left, [right, ...]) in shared memory.
+    fill(step, slot) starts the copies of a step; operands(slot) -> [(left, right), ...] in shared memory.
     """
     for step in range(stages):
         pl.when(step < steps)(lambda step=step: fill(jnp.int32(step), step))
@@ -52,8 +52,7 @@ def sums(count: int, width: int, steps, stages: int, full, fill, operands):
         def _(step):
             slot = lax.rem(step, jnp.int32(stages))
             plgpu.barrier_wait(full.at[slot])
-            left, rights = operands(slot)
-            for total, right in zip(totals, rights, strict=True):
+            for total, (left, right) in zip(totals, operands(slot), strict=True):
                 plgpu.wgmma(total, left, right)
             plgpu.wgmma_wait(0)
             pl.when(step + stages < steps)(lambda: fill(step + stages, slot))

@@ -57,7 +57,7 @@ def forward(x_RD, matrices, layer, dtype):
             num_scalar_prefetch=1,
             grid=(ends[-1], deeps),
             in_specs=[
-                pl.BlockSpec((R, depth), lambda column, deep, layer: (0, deep)),
+                pl.BlockSpec((R, D), lambda column, deep, layer: (0, 0)),
                 *(block(start, end) for start, end in zip(starts, ends, strict=True)),
             ],
             out_specs=pl.BlockSpec((R, width), lambda column, deep, layer: (0, column)),
@@ -81,7 +81,8 @@ def deepest(size: int, most: int) -> int:
 
 def _kernel(starts, ends, _layer, x_ref, *refs):
     *matrices, out_ref, total_ref = refs
-    column, deep = pl.program_id(0), pl.program_id(1)
+    column, deep, depth = pl.program_id(0), pl.program_id(1), matrices[0].shape[0]
+    some = pl.ds(pl.multiple_of(deep * depth, LANES), depth)
 
     @pl.when(deep == 0)
     def _():
@@ -92,7 +93,7 @@ def _kernel(starts, ends, _layer, x_ref, *refs):
         @pl.when((column >= start) & (column < end))
         def _(matrix=matrix):
             precision = matmul_precision(x_ref.dtype)
-            product = jnp.dot(x_ref[...], matrix[...], precision=precision, preferred_element_type=jnp.float32)
+            product = jnp.dot(x_ref[:, some], matrix[...], precision=precision, preferred_element_type=jnp.float32)
             total_ref[...] += product
 
     @pl.when(deep == pl.num_programs(1) - 1)

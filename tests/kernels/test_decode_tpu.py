@@ -20,6 +20,7 @@ from pallas_kernels.expert_step import expert_step
 from pallas_kernels.expert_step import reference as expert_reference
 from pallas_kernels.lightning_step import empty_rings, lightning_fold, lightning_ring_step, lightning_step
 from pallas_kernels.lightning_step import reference as lightning_reference
+from pallas_kernels.norm_step import norm_step
 from pallas_kernels.projection_step import projection_parts, projection_step
 from pallas_kernels.projection_step import reference as projection_reference
 from tests.kernels import lightning_cases
@@ -155,6 +156,21 @@ def test_attention_step_equals_float64_and_idle_rows_write_nothing(dtype, monkey
     judge({name: out[0][:B] for name, out in outs.items()}, exact, 4 * (T + H) * EPS * np.abs(values).max(), dtype)
     for place, store in enumerate(stores, 1):
         judge({name: out[place][1] for name, out in outs.items()}, store, 8 * EPS * np.abs(store).max(), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [5, 70], ids=["few", "two blocks of rows"])
+def test_norm_and_router_equal_float64(rows, dtype):
+    (x, parts, norm, mixed, router), exact = operations.norm_case(dtype, rows == 5, rows)
+
+    def step(x, parts, **named):
+        return norm_step(x, parts, norm, rows=rows, mixed=mixed, router=router, **named)
+
+    outs = both(step, x, parts)
+    judge({name: out[0][:rows] for name, out in outs.items()}, exact, 16 * EPS * np.abs(exact).max(), dtype)
+    operations.judge_routes(outs, router, np.abs(exact).max())
+    alone = both(lambda x, parts, **named: norm_step(x, parts, norm, rows=rows, **named)[0], x, parts)
+    assert np.abs(alone["tpu"][:rows] - alone["xla"][:rows]).max() <= 2.0**-6 * np.abs(alone["xla"][:rows]).max()
 
 
 def test_rows_that_only_fill_up_may_be_anything():
