@@ -100,7 +100,7 @@ class Door(NamedTuple):
             pathlib.Path(path).mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             of_the_disk = getattr(error, "errno", None) in OF_THE_DISK
-            raise error if of_the_disk else self.error(f"{shown(path)}: {why(error)}") from None
+            raise error if of_the_disk else self.error(f"{shown(path)}: {why(error)}; allowed: a directory") from None
         self.refuse_link(path)
         return pathlib.Path(path)
 

@@ -90,6 +90,8 @@ def read_file(path: str) -> Config:
         return saved.from_json(files.Door().text(file))
     except files.FileError as error:
         raise _refused("--config", path, f"{ALLOWED}, that can be read ({error})", _EXAMPLE) from None
+    except ConfigError as error:
+        raise ConfigError(error.problems, files.shown(str(file))) from None
 
 
 def _nearest(file: pathlib.Path) -> str:

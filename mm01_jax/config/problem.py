@@ -43,17 +43,21 @@ class Problem:
 
 
 class ConfigError(ValueError):
-    """Everything wrong with a config and the flags that made it, one line each; one problem is one line in all."""
+    """Everything wrong with a config and the flags that made it, one line each; one problem is one line in all.
+
+    file: the one that all of it stands in.
+    """
 
     exit_code = 2
     MOST_LINES = 18  # with the first line and the last a screen
 
-    def __init__(self, problems: Sequence[Problem]):
+    def __init__(self, problems: Sequence[Problem], file: object = None):
         self.problems = tuple(problems)
         if len(self.problems) == 1:
-            super().__init__(f"refused: {self.problems[0]}")
+            super().__init__(f"refused: {f'{file}: ' if file else ''}{self.problems[0]}")
             return
         lines = [f"  {problem}" for problem in self.problems[: self.MOST_LINES]]
         if len(self.problems) > self.MOST_LINES:
             lines.append(f"  and {len(self.problems) - self.MOST_LINES} more")
-        super().__init__("\n".join([f"refused for {len(self.problems)} problems:", *lines]))
+        where = f" in {file}" if file else ""
+        super().__init__("\n".join([f"refused for {len(self.problems)} problems{where}:", *lines]))

@@ -145,7 +145,7 @@ def _manifest(
     }
 
 
-def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
+def check_unchanged(saved: dict[str, Any], now: dict[str, Any], run: str = "this run") -> None:
     """Compares the manifest a run began with to today's; DataError names what changed.
 
     The place of the data (`source`) may change, its content may not.
@@ -163,9 +163,7 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any]) -> None:
         # Above LISTED files no manifest names them: the fingerprint alone says that something changed.
         changes += named or [f"the fingerprint was {quoted(saved.get('fingerprint'))}, is {now['fingerprint']!r}"]
     if changes:
-        raise DataError(
-            f"The data is not what this run began with: {'; '.join(changes)}. Restore it, or begin a new run."
-        )
+        raise DataError(f"The data is not what {run} began with: {'; '.join(changes)}. Restore it, or begin a new run.")
 
 
 def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ from mm01_jax.evals.flags import FLAGS, OWN_FLAGS, WORDS
 
 
 def _perplexity(given: types.SimpleNamespace) -> str:
+    from mm01_jax.data.text import DataError
     from mm01_jax.evals.perplexity import perplexity
     from mm01_jax.loading import data_of, is_without_run, load_as_asked
 
@@ -32,9 +33,13 @@ def _perplexity(given: types.SimpleNamespace) -> str:
     trained_on = data_of(given.checkpoint)
     if trained_on and given.tokenizer:
         trained_on = trained_on | {"tokenizer": loaded.tokenizer.fingerprint}  # another one was asked for
-    return str(
-        perplexity(loaded.model, loaded.config, given.source, trained_on=trained_on, by_position=given.by_position)
-    )
+    try:
+        scored = perplexity(
+            loaded.model, loaded.config, given.source, trained_on=trained_on, by_position=given.by_position
+        )
+    except DataError as error:
+        raise DataError(str(error) if given.source else f"{given.checkpoint}: {error}") from error
+    return str(scored)
 
 
 def _long_context(given: types.SimpleNamespace) -> str:

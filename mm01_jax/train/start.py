@@ -108,7 +108,7 @@ def begin(
 
     restored = checkpoints.restore_latest(abstract, judge)
     if restored is not None:
-        check_unchanged(restored.meta["data"], dataset.manifest)
+        check_unchanged(restored.meta["data"], dataset.manifest, f"the run in {checkpoints.directory.parent}")
         log(f"resumed from step {restored.step} (verified, {time.monotonic() - began:.1f} s)")
         return Start(restored.state, restored.meta["row"])
     placed = jax.tree.map(lambda x: x.sharding, abstract)

@@ -120,6 +120,17 @@ def test_unknown_and_missing_keys_are_all_named_and_a_mistyped_one_is_not_missin
     assert message.startswith("refused for 3 problems")
 
 
+@pytest.mark.parametrize("values", [{"steps": -1}, {"steps": -1, "batch_size": 0}])
+def test_a_refusal_names_the_file_that_is_wrong(tmp_path, values):
+    plain = json.loads(saved.to_json(wrong_base.get_config()))
+    plain["train"] |= values
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps(plain))
+    with pytest.raises(ConfigError, match=f"{file}") as refused:
+        command_line.load_config(str(file))
+    assert str(refused.value).count(str(file)) == 1 and len(refused.value.problems) == len(values)
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [

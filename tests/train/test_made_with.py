@@ -32,4 +32,4 @@ def test_perplexity_on_held_out_text_that_has_changed_is_refused_by_the_name_of_
     text = made.parent / "text" / "text.jsonl"
     text.write_bytes(text.read_bytes() + b'{"text": "one more"}\n')
     assert evaluate(["perplexity", f"--checkpoint={made}", "--nocompile-cache"]) == DataError.exit_code
-    assert "The data is not what this run began with: changed: text.jsonl" in capsys.readouterr().err
+    assert f"{made}: The data is not what this run began with: changed: text.jsonl" in capsys.readouterr().err

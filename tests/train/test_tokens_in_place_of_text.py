@@ -35,4 +35,4 @@ def test_a_run_that_changes_between_text_and_tokens_goes_on_bit_for_bit(place, f
 def test_a_run_does_not_go_on_with_the_tokens_of_another_text(place, capsys):
     cheap_run.run(place / "run", config(place / "text", 4))
     assert cheap_run.exit_code(place / "run", config(place / "others", 8)) == 3
-    assert "The data is not what this run began with" in capsys.readouterr().err
+    assert f"The data is not what the run in {place / 'run'} began with" in capsys.readouterr().err
