@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from mm01_jax.data import token_files
 from mm01_jax.data.json_lines import JsonLines
+from mm01_jax.data.recall import is_of_python
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError, Shard
 from mm01_jax.data.token_files import COUNT, DIGEST, DTYPE, FILES, FORMAT, PLAN, TEXT
@@ -107,7 +108,7 @@ def make(asked: Asked, log=lambda line: None, harmless: str | None = None) -> Pl
         "vocab_size": tokenizer.vocab_size,
         "end_of_document": tokenizer.end_of_document,
         "dtype": "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32",
-        "python": platform.python_version() if asked.source == "stdlib" else "any",
+        "python": platform.python_version() if is_of_python(asked.source) else "any",
     }
     return Plan(asked, tokenizer, shards, facts)
 
