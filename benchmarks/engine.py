@@ -5,8 +5,8 @@
     python -m benchmarks.engine --rows=1,16,128 --json=benchmarks/results/engine.json
     python -m benchmarks.engine --drift=4096 --json=benchmarks/results/engine.json
 
-A row of a drill has the drill's own command. The drift of so many tokens is that of `tests/inference/drift.py`, with
-heads of 128 and a width of 1,024, or with --small of 8 and 64.
+A row of a drill has the drill's own command; what drills of one kind have counted is added up. The drift of so many
+tokens is that of `tests/inference/drift.py`, with heads of 128 and a width of 1,024, or with --small of 8 and 64.
 """
 
 import json
@@ -55,10 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
     report = Report(arguments.json, "benchmarks.engine", argv)
-    for found in arguments.drills:
-        on = processor() if found["platform"] == "cpu" else found["device"]
-        for quantity, value in counts(found).items():
-            report.add(f"{subject(found)}: {quantity}", value, device=on, command=found["command"])
+    for (what, on), alike in _by_kind(arguments.drills).items():
+        commands = "; ".join(found["command"] for found in alike)
+        for quantity in counts(alike[0]):
+            together = max if quantity == "divergence" else sum
+            value = together(counts(found)[quantity] for found in alike)
+            report.add(f"{what}: {quantity}", value, device=on, command=commands)
     if arguments.rows:
         bench = Bench(report, command_line.load_config(arguments.config))
         for rows in arguments.rows:
@@ -71,6 +73,15 @@ def main(argv: list[str] | None = None) -> int:
                 what = f"drift, {arguments.drift:,} tokens, width {width:,}, {name}: {quantity}"
                 print(what, report.add(what, value, device=device()).value, flush=True)
     return 0
+
+
+def _by_kind(drills: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Of each subject on each device."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for drill in drills:
+        on = processor() if drill["platform"] == "cpu" else drill["device"]
+        found.setdefault((subject(drill), on), []).append(drill)
+    return found
 
 
 def _drill(text: str) -> dict:
