@@ -4,11 +4,11 @@ As `softmax_attention/gpu_forward.py` (the online softmax, two warpgroups that t
 a query sees follows from its place, so blocks before the chunk are never masked and no tags are read.
 
 Items are tiles, those that see most first; of one tile the query heads stand beside each other. Where tiles see much
-alike these are the heads of one key head, and the other heads' tiles come after: all programs then stream the same keys
-at the same time, and a block that one of them has read from memory is in L2 for the others. Where the chunk is long
-beside what was there before it, they are all heads: else programs would not end together. A row's bits follow from its
-query and its keys alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's places, and what is
-hidden adds 0.
+alike, or are many, these are the heads of one key head, and the other heads' tiles come after: all programs then stream
+the same keys at the same time, and a block that one of them has read from memory is in L2 for the others. Where the
+chunk is long beside what was there before it, they are all heads: else programs would not end together. A row's bits
+follow from its query and its keys alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's
+places, and what is hidden adds 0.
 """
 
 import functools
@@ -29,6 +29,7 @@ from pallas_kernels.varying import vary_alike
 KEYS = 128  # of a block
 STAGES = 3  # of the ring of keys and values
 ALIKE = 3  # chunks before this one from which on its tiles see much alike: 4 % more work in one program than in another
+MANY = 12  # items of a program and a key head from which on programs end together in any case
 WGMMA = plgpu.Layout.WGMMA
 
 
@@ -115,7 +116,8 @@ def attend(query, keys, values, layer, first_B, count_B):
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
     order = _longest_first(first_B, count_B, tiles)
-    beside = jnp.where(first_B.max(keepdims=True) >= ALIKE * S, jnp.int32(N // K), jnp.int32(N))
+    alike = (first_B.max(keepdims=True) >= ALIKE * S) | (items >= MANY * K * programs)
+    beside = jnp.where(alike, jnp.int32(N // K), jnp.int32(N))
     inputs = _Inputs(beside, count_B, first_B, keys, layer.reshape(1), order, query, values)
     with declared.flops(2 * 2 * B * N * S * keys.shape[1] * H):
         (out,) = kernel(inputs)
