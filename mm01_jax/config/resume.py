@@ -26,6 +26,7 @@ MAY_CHANGE = (
 )
 # The dtype of the arrays that are saved: another one would resume other weights than were trained.
 _SAVED_AS = "compute.param_dtype"
+ROTARY_BASE = "model.rope_theta"
 
 
 def may_change(key: str) -> bool:
@@ -45,9 +46,11 @@ def resume_problems(saved: Config, new: Config) -> list[Problem]:
 def model_problems(saved: Config, new: Config, origin: str) -> list[Problem]:
     """Every difference in `model` from the config that was saved with the weights in `origin`, by name.
 
-    Some of these differences have weights of the same shapes and other maths (`rotary_dim`, `norm_eps`).
+    Some of these differences have weights of the same shapes and other maths (`rotary_dim`, `norm_eps`). A larger base
+    of the rotary positions is how a context is extended (docs/model.md), and stands.
     """
-    refused = (change for change in fields.differences(saved, new) if change[0].startswith("model."))
+    refused = [change for change in fields.differences(saved, new) if change[0].startswith("model.")]
+    refused = [(key, old, new) for key, old, new in refused if key != ROTARY_BASE or new < old]
     return _refused(refused, f"the value of the model whose weights lie in {origin}")
 
 

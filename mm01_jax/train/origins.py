@@ -12,7 +12,7 @@ from typing import Any
 from mm01_jax import checkpoint
 from mm01_jax.checkpoint.disk_grid import WEIGHTS
 from mm01_jax.config import Config, ConfigError, Problem, fields
-from mm01_jax.config.resume import model_problems
+from mm01_jax.config.resume import ROTARY_BASE, model_problems
 
 Log = Callable[[str], None]
 
@@ -40,6 +40,9 @@ def check(config: Config, init_from: str, log: Log) -> None:
         trained = opened.manifest.step is not None  # a conversion brings no tokenizer: its config has a placeholder
         if trained and old != new:
             log(f"data.tokenizer {old!r} -> {new!r}: the weights of {origin} were trained on the tokens of the former")
+        old, new = (fields.get(one, ROTARY_BASE) for one in (before, config))
+        if old != new:
+            log(f"{ROTARY_BASE} {old} -> {new}: the weights of {origin} learn longer distances")
 
 
 def parts(before: Config, config: Config) -> tuple[str, ...]:

@@ -183,6 +183,12 @@ def test_init_from_a_conversion_compares_the_model_alone(whole, text, tmp_path, 
     other = small.config(text, model__rope_theta=500.0)
     assert exit_code(tmp_path / "other", other, str(tmp_path / "converted")) == 2
     assert "model.rope_theta: got 500.0" in capsys.readouterr().err
+    said, _, _ = run(
+        tmp_path / "longer",
+        small.config(text, model__rope_theta=1e6, train__steps=1),
+        init_from=str(tmp_path / "converted"),
+    )
+    assert any(line.startswith("model.rope_theta 10000.0 -> 1000000.0") for line in said)
 
 
 def test_a_resumed_run_may_be_computed_in_another_way_but_keeps_the_dtype_of_its_weights(whole, text, tmp_path):
