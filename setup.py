@@ -46,6 +46,8 @@ setup(
         "gcs": ["gcsfs>=2024.6"],
         "s3": ["s3fs>=2024.6"],
         "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
+        # mm01-serve; jinja2 and tokenizers as of `chat`.
+        "serve": ["starlette>=1.0", "uvicorn>=0.50", "jinja2>=3.1.6", "tokenizers>=0.23"],
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
@@ -67,6 +69,9 @@ setup(
             "pyarrow>=17",
             "zstandard>=0.22",
             "fsspec>=2024.6",
+            "starlette>=1.0",
+            "uvicorn>=0.50",
+            "openai>=3.57",
             # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
             "pillow==13.0.0",
             "scikit-image>=0.25",
@@ -77,6 +82,7 @@ setup(
         "console_scripts": [
             "mm01-train=mm01_jax.train.__main__:main",
             "mm01-generate=mm01_jax.inference.__main__:main",
+            "mm01-serve=mm01_jax.inference.serve.__main__:main",
             "mm01-eval=mm01_jax.evals.__main__:main",
             "mm01-convert=mm01_jax.convert.__main__:main",
             "mm01-plan=mm01_jax.plan.__main__:main",

@@ -90,11 +90,16 @@ def cuts_of(longest: int, shards: int) -> dict[str, int]:
     return {"grid": grid, "wide": wide, "pieces": max(wide, 8)}
 
 
-def _room(model: TextModel | VLModel, mesh: jax.sharding.Mesh, max_length: int) -> int:
-    """Bytes on all devices for what is remembered of a conversation: two slots, or half of what is free beside one."""
+def slot_bytes(model: TextModel | VLModel, mesh: jax.sharding.Mesh, max_length: int) -> int:
+    """Bytes of a slot of so many positions, on all devices together."""
     empty = functools.partial(empty_cache, model.config, model.compute, model.rules, 1, max_length)
     with jax.set_mesh(mesh):
-        slot = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(empty)))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(empty)))
+
+
+def _room(model: TextModel | VLModel, mesh: jax.sharding.Mesh, max_length: int) -> int:
+    """Bytes on all devices for what is remembered of a conversation: two slots, or half of what is free beside one."""
+    slot = slot_bytes(model, mesh, max_length)
     free = [free_bytes(device) for device in mesh.local_devices]
     if any(told is None for told in free):
         return 2 * slot

@@ -23,7 +23,8 @@ USES = [(name, task) for name, command in COMMANDS.items() for task in (None, *c
 HEAD = """# Commands
 
 What an installed package has. Each is also `python -m mm01_jax.ROOM`, the rooms being train, inference (of
-`mm01-generate`), evals (of `mm01-eval`), convert, plan and data.tokenize; `train_main.py` is `mm01-train`.
+`mm01-generate`), inference.serve, evals (of `mm01-eval`), convert, plan and data.tokenize; `train_main.py` is
+`mm01-train`.
 `-` and `_` are alike in a flag, a flag is given once, nothing is abbreviated, a bool is `--dry-run` or `--nodry-run`.
 What is typed wrong is refused in one line on stderr before any work, with the nearest right word. `--help` says what
 stands here, and examples. This page is made: `python -m tests.house.commands > docs/commands.md`."""

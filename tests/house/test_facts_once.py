@@ -118,7 +118,7 @@ def test_errors_become_exit_codes_in_one_place():
     assert places(catches_and_returns_a_number) == set()
     assert places(reads_exit_code) == {"mm01_jax/command.py"}
     commands = {path for path in sources() if path.endswith("__main__.py")}
-    assert len(commands) == 9 and places(runs_a_command) == commands
+    assert len(commands) == 10 and places(runs_a_command) == commands
 
 
 def test_model_flops_utilisation_is_computed_in_one_place():

@@ -62,6 +62,8 @@ OUTSIDE = {
     "zstandard": ("mm01_jax.data.compressed",),
     "PIL": ("mm01_jax.data",),
     "jinja2": ("mm01_jax.data.template_process",),
+    "starlette": ("mm01_jax.inference.serve",),
+    "uvicorn": ("mm01_jax.inference.serve",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),

@@ -1,0 +1,149 @@
+"""Paths, who may use them, and what becomes of errors."""
+
+import asyncio
+import hashlib
+import hmac
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from mm01_jax.inference.serve import chat, completions, fields
+from mm01_jax.inference.serve.asked import Asked
+from mm01_jax.inference.serve.body import ClientGone, read_json
+from mm01_jax.inference.serve.errors import Refused
+from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.link import Link, Question
+from mm01_jax.inference.serve.replies import Reply, refusal
+from mm01_jax.inference.serve.service import Service
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class App:
+    """Handlers of all paths.
+
+    keys: SHA-256 of each API key, in hex; of none, anybody may ask. service: None until the engine is ready.
+    """
+
+    def __init__(self, link: Link, keys: Sequence[str]):
+        self._link, self._keys = link, keys
+        self.service: Service | None = None
+        routes = [
+            Route("/health", self._health),
+            *self._routes("/v1/models", self._models, "GET"),
+            *self._routes("/v1/models/{name:path}", self._model, "GET"),
+            *self._routes("/v1/completions", self._answering(completions.parse), "POST"),
+            *self._routes("/v1/chat/completions", self._answering(chat.parse), "POST"),
+            *self._routes("/tokenize", self._tokenize, "POST"),
+            *self._routes("/detokenize", self._detokenize, "POST"),
+        ]
+        self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: _no_path, Exception: _bug})
+
+    def _routes(self, path: str, handler: Handler, method: str) -> list[Route]:
+        async def guarded(request: Request) -> Response:
+            try:
+                self._check_key(request)
+                if self.service is None:
+                    raise Refused("the model is being loaded", status=503, code="loading")
+                return await handler(request)
+            except Refused as why:
+                log(request, why.status)
+                return refusal(why)
+            except ClientGone:
+                log(request, 499)
+                return Response(status_code=499)
+
+        return [Route(path, guarded, methods=[method])]
+
+    def _check_key(self, request: Request) -> None:
+        """Compares with every key in a time that says nothing of any."""
+        if not self._keys:
+            return
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        given = hashlib.sha256(key.strip().encode("latin-1")).hexdigest()  # bytes, as they came
+        if sum([hmac.compare_digest(given, known) for known in self._keys]) == 0 or kind.lower() != "bearer":
+            message = "authorization: got no key that is known here; allowed: Bearer KEY"
+            raise Refused(message, "authorization", status=401, code="invalid_api_key")
+
+    async def _health(self, request: Request) -> Response:
+        status = "loading" if self.service is None else "draining" if self._link.draining.is_set() else "ok"
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._described()]})
+
+    async def _model(self, request: Request) -> Response:
+        self.service.check_model(request.path_params["name"])
+        return JSONResponse(self._described())
+
+    def _described(self) -> dict[str, Any]:
+        service = self.service
+        head = {"id": service.name, "object": "model", "created": service.created, "owned_by": "mm01_jax"}
+        return head | {"max_model_len": service.context}
+
+    def _answering(self, parse: Callable[[Any, Service], Asked]) -> Handler:
+        async def handler(request: Request) -> Response:
+            began, body = time.monotonic(), await read_json(request)
+            # A template is another process's, and a long text takes seconds: others go on meanwhile.
+            asked = await asyncio.to_thread(parse, body, self.service)
+            self.service.check_room(len(asked.prompts) * asked.count)
+
+            def told(status: int, question: Question) -> None:
+                log(request, status, _tokens(question), began)
+
+            return Reply(self._link, asked, told)
+
+        return handler
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await read_json(request)
+        tokens = await asyncio.to_thread(self._tokens_of, body)
+        return JSONResponse({"count": len(tokens), "max_model_len": self.service.context, "tokens": tokens})
+
+    def _tokens_of(self, body: Any) -> list[int]:
+        own = {"prompt": Field(fields.text), "messages": Field(chat.messages)}
+        values = fields.read(body, {"model": Field(fields.text, self.service.name)} | own)
+        self.service.check_model(values["model"])
+        if (values["prompt"] is None) == (values["messages"] is None):
+            raise Refused("prompt: allowed is one of prompt and messages", "prompt")
+        if values["prompt"] is None:
+            return self.service.conversation(values["messages"])
+        return self.service.encode("prompt", values["prompt"])
+
+    async def _detokenize(self, request: Request) -> Response:
+        ids = fields.ids(self.service.vocab_size)
+        known = {"model": Field(fields.text, self.service.name), "tokens": Field(ids, required=True)}
+        values = fields.read(await read_json(request), known)
+        self.service.check_model(values["model"])
+        text = await asyncio.to_thread(self.service.tokenizer.decode, values["tokens"])
+        return JSONResponse({"prompt": text})
+
+
+async def _no_path(request: Request, error: HTTPException) -> Response:
+    message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
+    log(request, error.status_code)
+    return refusal(Refused(message, "path", status=error.status_code))
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log(request, 500)
+    return refusal(Refused("the server has a bug; its log says where", status=500))
+
+
+def log(request: Request, status: int, more: str = "", began: float | None = None) -> None:
+    """A line on stderr: who asked for what and how it ended, and nothing of what was said."""
+    path = ascii(request.url.path)[1:-1][:100]
+    took = f" {time.monotonic() - began:.3f} s" if began is not None else ""
+    print(f"{request.method[:20]} {path} {status}{more}{took}", file=sys.stderr, flush=True)
+
+
+def _tokens(question: Question) -> str:
+    prompt = sum(len(answer.prompt) for answer in question.answers[:: question.count])
+    return f" {prompt}+{sum(answer.count for answer in question.answers)} tokens"

@@ -1,0 +1,55 @@
+"""The JSON body of a request, read within bounds of size, depth and time."""
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+
+from mm01_jax.files import parse_json
+from mm01_jax.inference.serve.errors import Refused
+
+MOST_BYTES = 8 * 2**20  # of a body: a million tokens of text take about five
+_READ_BYTES = 8 * MOST_BYTES  # a client that sends too much reads why, where it does not send for ever
+SECONDS = 30.0
+
+
+class ClientGone(Exception):
+    """The client has left before its request was whole."""
+
+
+async def read_json(request: Request) -> Any:
+    """
+    Raises:
+      Refused: another type, too large, too slow, no JSON, not UTF-8, too deep, a number that is none.
+      ClientGone: it has left.
+    """
+    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    if kind != "application/json":  # any page of a browser may send other types here, unasked
+        message = f"content-type: got {kind[:100]}; allowed: application/json"
+        raise Refused(message, "content-type", status=415)
+    try:
+        async with asyncio.timeout(SECONDS):
+            raw = await _read(request)
+    except TimeoutError:
+        raise Refused(f"the body did not come within {SECONDS:g} s", status=408) from None
+    try:
+        return parse_json(raw)
+    except ValueError as error:
+        raise Refused(f"the body is no JSON: {error}") from None
+
+
+async def _read(request: Request) -> bytes:
+    raw, length = bytearray(), 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        length += len(part)
+        if length <= MOST_BYTES:
+            raw += part
+        if length > _READ_BYTES or not message.get("more_body", False):
+            break
+    if length > MOST_BYTES:
+        raise Refused(f"the body has {length:,} bytes; allowed: {MOST_BYTES:,}", status=413)
+    return bytes(raw)

@@ -1,0 +1,152 @@
+"""/v1/chat/completions: what may be asked, and how its answers look."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mm01_jax.inference.serve import asked, fields
+from mm01_jax.inference.serve.asked import Asked
+from mm01_jax.inference.serve.errors import Refused, wrong
+from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.link import Answer, Piece
+from mm01_jax.inference.serve.service import Service
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_MOST_MESSAGES = 100_000
+
+
+def parse(body: Any, service: Service) -> Asked:
+    """
+    Raises:
+      Refused: names the field.
+    """
+    values = fields.read(body, asked.common(service, service.context) | _own(service))
+    asked.check(values, service)
+    if values["max_completion_tokens"] is not None:
+        values["max_tokens"] = values["max_completion_tokens"]
+    if values["top_logprobs"] is not None and not values["logprobs"]:
+        raise Refused("top_logprobs: allowed with logprobs=true alone", "top_logprobs")
+    prompts = [service.conversation(values["messages"])]
+    longest = asked.check_length("messages", prompts, values["max_tokens"], service)
+    stop_ids = {service.tokenizer.end_of_document, service.stop_id} - {None}
+    request = asked.engine_request(values, longest, sorted(stop_ids), service)
+    request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
+    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service))
+
+
+def _own(service: Service) -> dict[str, Field]:
+    """The fields that completions have not. Tools and forms of answers are refused by name."""
+    return {
+        "messages": Field(messages, required=True),
+        "max_completion_tokens": Field(fields.whole(1, service.context)),
+        "logprobs": Field(fields.switch, False),
+        "top_logprobs": Field(fields.whole(0, service.logprobs)),
+        "response_format": Field(_response_format),
+        "tools": Field(fields.list_of(fields.one_of(), 0, 0)),
+        "tool_choice": Field(fields.one_of("none", "auto")),
+        "parallel_tool_calls": Field(fields.switch),
+        "modalities": Field(fields.list_of(fields.one_of("text"), 1, 1)),
+        "store": Field(fields.one_of(False)),
+        "metadata": Field(lambda name, value: value),
+        "service_tier": Field(fields.one_of("auto", "default")),
+    }
+
+
+def messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """A conversation: at least one message, of known roles, with texts."""
+    if not isinstance(value, list) or not value:
+        raise wrong(name, value, "a list of at least one message")
+    return fields.list_of(_message, 1, _MOST_MESSAGES)(name, value)
+
+
+def _message(name: str, value: Any) -> dict[str, Any]:
+    known = {
+        "role": Field(fields.one_of(*_ROLES), required=True),
+        "content": Field(_content, required=True),
+        "name": Field(fields.text),
+        "tool_call_id": Field(fields.text),
+        "refusal": Field(fields.text),
+        "annotations": Field(fields.list_of(fields.one_of(), 0, 0)),
+        "reasoning_content": Field(fields.text),
+    }
+    found = fields.read(value, known, name)
+    return {"role": found["role"], "content": found["content"]}
+
+
+def _content(name: str, value: Any) -> str | list[dict[str, str]]:
+    if isinstance(value, str):
+        return fields.text(name, value)
+    if not isinstance(value, list) or not value:
+        raise wrong(name, value, "a text, or a list of parts")
+    return fields.list_of(_part, 1, _MOST_MESSAGES)(name, value)
+
+
+def _part(name: str, value: Any) -> dict[str, str]:
+    known = {"type": Field(fields.one_of("text"), required=True), "text": Field(fields.text, required=True)}
+    if isinstance(value, dict) and "type" in value and value["type"] != "text":
+        raise wrong(f"{name}.type", value["type"], "text")  # before other fields, which belong to that type
+    return fields.read(value, known, name)
+
+
+def _response_format(name: str, value: Any) -> dict[str, str]:
+    if isinstance(value, dict) and "type" in value:
+        fields.one_of("text")(f"{name}.type", value["type"])
+    return fields.read(value, {"type": Field(fields.one_of("text"), required=True)}, name)
+
+
+class Chat:
+    """The shape of /v1/chat/completions (`asked.Shape`)."""
+
+    def __init__(self, values: dict[str, Any], service: Service):
+        self._service, self._count = service, values["n"]
+        self._logprobs = values["logprobs"]
+        self._usage = asked.wants_usage(values)
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+
+    def whole(self, answers: Sequence[Answer], pieces: Sequence[Piece]) -> dict:
+        choices = [
+            {
+                "index": place,
+                "message": {"role": "assistant", "content": piece.text, "refusal": None, "annotations": []},
+                "logprobs": self._listed(piece),
+                "finish_reason": piece.finish,
+            }
+            for place, piece in enumerate(pieces)
+        ]
+        usage = {"usage": asked.usage(answers, self._count), "service_tier": "default"}
+        return self._head("chat.completion") | {"choices": choices} | usage
+
+    def opening(self, answers: Sequence[Answer]) -> list[dict]:
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._chunk(place, delta, None, None) for place in range(len(answers))]
+
+    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
+        return self._chunk(place, {"content": piece.text} if piece.text else {}, self._listed(piece), piece.finish)
+
+    def closing(self, answers: Sequence[Answer]) -> list[dict]:
+        usage = {"choices": [], "usage": asked.usage(answers, self._count)}
+        return [self._head("chat.completion.chunk") | usage] if self._usage else []
+
+    def _chunk(self, place: int, delta: dict, logprobs: dict | None, finish: str | None) -> dict:
+        choice = {"index": place, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        usage = {"usage": None} if self._usage else {}
+        return self._head("chat.completion.chunk") | {"choices": [choice]} | usage
+
+    def _head(self, kind: str) -> dict:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._service.name}
+
+    def _listed(self, piece: Piece) -> dict | None:
+        if not self._logprobs:
+            return None
+        content = [
+            self._token(token, logprob) | {"top_logprobs": [self._token(*one) for one in top]}
+            for token, logprob, top in zip(piece.tokens, piece.logprobs, piece.top, strict=True)
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict:
+        """A token and its bytes: null where it is no text of its own."""
+        name = self._service.name_of(token)
+        is_text = not name.startswith("token_id:")
+        return {"token": name, "logprob": asked.finite(logprob), "bytes": list(name.encode()) if is_text else None}

@@ -1,0 +1,141 @@
+"""What the fields of a request may be: a table of names and rules; whatever breaks one is refused by its name.
+
+A rule is a function (name, value) -> value. A field that is null or absent has its default.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mm01_jax.config.fields import nearest_name
+from mm01_jax.inference.serve.errors import Refused, wrong
+
+Rule = Callable[[str, Any], Any]
+
+
+class Field(NamedTuple):
+    """rule: of its value. default: without one. required: there is none without."""
+
+    rule: Rule
+    default: Any = None
+    required: bool = False
+
+
+def read(body: Any, fields: Mapping[str, Field], where: str = "") -> dict[str, Any]:
+    """Every field's value.
+
+    Args:
+      where: the name of the object that has these fields, "" of the whole body.
+
+    Raises:
+      Refused: no object, a field that there is none of, one that is missing, a value that may not be.
+    """
+    if not isinstance(body, dict):
+        raise wrong(where, body, "an object") if where else Refused("the body is no JSON object")
+    inside = f"{where}." if where else ""
+    for name in body.keys() - fields.keys():
+        near = nearest_name(name, fields)
+        hint = f"; nearest: {near}" if near else ""
+        raise Refused(f"{inside}{name[:100]}: no such field here{hint}", f"{inside}{name[:100]}")
+    found = {}
+    for name, field in fields.items():
+        value = body.get(name)
+        if value is None and field.required:
+            raise Refused(f"{inside}{name}: missing", f"{inside}{name}", code="missing_required_parameter")
+        found[name] = field.default if value is None else field.rule(inside + name, value)
+    return found
+
+
+def switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise wrong(name, value, "true or false")
+    return value
+
+
+def number(least: float, most: float) -> Rule:
+    def rule(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise wrong(name, value, f"a number from {least:g} to {most:g}")
+        return float(value)
+
+    return rule
+
+
+def whole(least: int, most: int) -> Rule:
+    def rule(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise wrong(name, value, f"a whole number from {least} to {most}")
+        return value
+
+    return rule
+
+
+def text(name: str, value: Any) -> str:
+    """A text that has a form in UTF-8: half a surrogate pair has none."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise Refused(f"{name}: character {error.start} is half a pair of surrogates", name) from None
+    return value
+
+
+def one_of(*allowed: Any) -> Rule:
+    """One of these values; others are known to OpenAI's API and not to this server."""
+
+    def rule(name: str, value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise wrong(name, value, ", ".join(map(str, allowed)).replace("True", "true").replace("False", "false"))
+        return value
+
+    return rule
+
+
+def list_of(rule: Rule, least: int, most: int) -> Rule:
+    def every(name: str, value: Any) -> list:
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise wrong(name, value, f"a list of {least} to {most:,}")
+        return [rule(f"{name}[{place}]", one) for place, one in enumerate(value)]
+
+    return every
+
+
+def ids(vocab_size: int) -> Rule:
+    """Token ids, at least one."""
+
+    def rule(name: str, value: Any) -> list[int]:
+        if not isinstance(value, list) or not value:
+            raise wrong(name, value, "token ids, at least one")
+        for place, one in enumerate(value):
+            if type(one) is not int or not 0 <= one < vocab_size:
+                raise wrong(f"{name}[{place}]", one, f"a token id, 0 to {vocab_size - 1}")
+        return value
+
+    return rule
+
+
+def stop(name: str, value: Any) -> list[str]:
+    """A text that ends an answer, or up to 16 of them."""
+
+    def one(name: str, value: Any) -> str:
+        if text(name, value) == "" or len(value) > 1000:
+            raise wrong(name, value, "a text of 1 to 1,000 characters")
+        return value
+
+    return [one(name, value)] if isinstance(value, str) else list_of(one, 0, 16)(name, value)
+
+
+def logit_bias(vocab_size: int, most: int) -> Rule:
+    """{"id": bias}, at most `most` of them."""
+
+    def rule(name: str, value: Any) -> dict[int, float]:
+        if not isinstance(value, dict) or len(value) > most:
+            raise wrong(name, value, f"an object of up to {most} token ids")
+        for key in value:
+            if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
+                raise wrong(f"{name}.{key[:40]}", key, f"a token id, 0 to {vocab_size - 1}")
+        return {int(key): number(-100, 100)(f"{name}.{key}", bias) for key, bias in value.items()}
+
+    return rule

@@ -1,0 +1,168 @@
+"""The HTTP side of the channel: asks the engine's process, and keeps what is new of each answer until it is read.
+
+Whoever reads slowly gets several tokens at a time: what came meanwhile is one piece.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mm01_jax.inference.serve import channel
+from mm01_jax.inference.serve.errors import Refused
+
+
+class Answer:
+    """One answer: what is new since it was last read, and sums.
+
+    finish: None while it goes on. pending: whether there is something to read.
+    """
+
+    def __init__(self, prompt: Sequence[int]):
+        self.prompt, self.finish, self.error, self.cached, self.count = prompt, None, None, 0, 0
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top: list[list] = []
+        self.pending = False
+        self._clear()
+
+    def add(self, new: dict[str, Any]) -> None:
+        self.text += new["text"]
+        self.tokens += new["tokens"]
+        self.logprobs += new.get("logprobs", [])
+        self.top += new.get("top", [])
+        self.count += len(new["tokens"])
+        self.pending = True
+        for name in ("finish", "error", "cached", "prompt_logprobs", "prompt_top"):
+            if name in new:
+                setattr(self, name, new[name])
+
+    def take(self) -> "Piece":
+        piece = Piece(self.text, self.tokens, self.logprobs, self.top, self.finish)
+        self._clear()
+        return piece
+
+    def _clear(self) -> None:
+        self.text, self.tokens, self.logprobs, self.top, self.pending = "", [], [], [], False
+
+
+class Piece:
+    """What is new of an answer; finish: how it ended, with its last piece."""
+
+    def __init__(self, text: str, tokens: list[int], logprobs: list[float], top: list[list], finish: str | None):
+        self.text, self.tokens, self.logprobs, self.top, self.finish = text, tokens, logprobs, top, finish
+
+
+class Question:
+    """Several prompts with `count` answers each: answer i of prompt p is `answers[p * count + i]`."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], count: int):
+        self.answers = [Answer(prompt) for prompt in prompts for _ in range(count)]
+        self.count, self.failed = count, None
+        self.began, self.first_token = time.monotonic(), None
+        self.changed = asyncio.Event()
+
+    @property
+    def finished(self) -> bool:
+        return all(answer.finish is not None for answer in self.answers)
+
+    async def news(self) -> list[tuple[int, Piece]]:
+        """(place, what is new) of the answers that have something new.
+
+        Raises:
+          Refused: the engine refused it, or has ended.
+        """
+        while True:
+            if self.failed is not None:
+                raise self.failed
+            if new := [(place, answer.take()) for place, answer in enumerate(self.answers) if answer.pending]:
+                return new
+            self.changed.clear()
+            await self.changed.wait()
+
+
+class Link:
+    """`listen` runs as long as the engine. keys, ready: what it says first. told: the last of its statistics."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._reader, self._writer = reader, writer
+        self._numbers = itertools.count()
+        self._asked: dict[int, tuple[Question, int]] = {}  # number -> (question, place of the prompt's first answer)
+        self.keys, self.ready = (asyncio.get_running_loop().create_future() for _ in range(2))
+        self.draining, self.told = asyncio.Event(), {}
+
+    @property
+    def open(self) -> int:
+        """Answers under way."""
+        return sum(
+            answer.finish is None
+            for question, first in self._asked.values()
+            for answer in question.answers[first : first + question.count]
+        )
+
+    def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any]) -> Question:
+        question = Question(prompts, count)
+        for place, prompt in enumerate(prompts):
+            number = next(self._numbers)
+            self._asked[number] = question, place * count
+            self._say({"ask": number, "count": count, "prompt": prompt, **request})
+        return question
+
+    def cancel(self, question: Question) -> None:
+        """Nobody waits for what is left of it."""
+        for number in [number for number, (other, _) in self._asked.items() if other is question]:
+            del self._asked[number]
+            self._say({"cancel": number})
+
+    def serving(self) -> None:
+        """From here on requests are answered."""
+        self._say({"serving": True})
+
+    async def close(self) -> None:
+        """Nothing is open, and nothing will be asked any more."""
+        with contextlib.suppress(ConnectionError):
+            self._say({"done": True})
+            self._writer.close()
+            await self._writer.wait_closed()
+
+    async def listen(self) -> None:
+        """Until the engine's process has ended."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                self._hear(await channel.read(self._reader))
+        for question, _ in self._asked.values():
+            self._fail(question, Refused("the engine has ended", status=500))
+        self._asked.clear()
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        for number, which, new in message.get("news", ()):
+            if number in self._asked:
+                self._note(number, which, new)
+        if "refused" in message and message["refused"] in self._asked:
+            question, _ = self._asked[message["refused"]]
+            self.cancel(question)
+            name = message["why"].partition(":")[0]
+            self._fail(question, Refused(message["why"], name if name.isidentifier() else None))
+        for name in ("keys", "ready"):
+            if name in message:
+                getattr(self, name).set_result(message[name])
+        if "drain" in message:
+            self.draining.set()
+        self.told = message.get("statistics", self.told)
+
+    def _note(self, number: int, which: int, new: dict[str, Any]) -> None:
+        question, first = self._asked[number]
+        question.answers[first + which].add(new)
+        if question.first_token is None and new["tokens"]:
+            question.first_token = time.monotonic()
+        if all(answer.finish is not None for answer in question.answers[first : first + question.count]):
+            del self._asked[number]
+        question.changed.set()
+
+    def _fail(self, question: Question, why: Refused) -> None:
+        question.failed = why
+        question.changed.set()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._writer.write(channel.packed(message))

@@ -1,0 +1,84 @@
+"""What the HTTP process knows of the model that it speaks for."""
+
+import functools
+import pathlib
+from typing import Any
+
+from mm01_jax.data import templates
+from mm01_jax.data.conversations import IMAGE
+from mm01_jax.data.tokenizer import open_tokenizer
+from mm01_jax.inference.serve.errors import Refused
+from mm01_jax.inference.serve.link import Link
+
+
+class Service:
+    """Made of the engine's "ready".
+
+    name: of the model. context: tokens of a prompt and its answer. most: answers that may be open, running and waiting.
+    logprobs: of the likeliest tokens, at most. created: seconds since 1970. stop_id: what ends an answer of a
+    conversation; None of a model without a template.
+    """
+
+    def __init__(self, told: dict[str, Any], link: Link):
+        self.link, self.name, self.created = link, told["name"], told["created"]
+        self.context, self.vocab_size, self.most = told["context"], told["vocab_size"], told["most"]
+        self.logprobs, self.stop_id = told["logprobs"], told["stop_id"]
+        self.tokenizer = open_tokenizer(told["tokenizer"])
+        self.template = None
+        if told["has_template"]:
+            folders = [pathlib.Path(folder) for folder in told["folders"]]
+            self.template = templates.choose(told["template"], folders, self.tokenizer)
+        self.name_of = functools.lru_cache(65_536)(self._name_of)
+
+    def check_model(self, asked: str) -> None:
+        if asked != self.name:
+            message = f"model: got {asked[:100]!r}; allowed: {self.name!r}"
+            raise Refused(message, "model", status=404, code="model_not_found")
+
+    def check_room(self, count: int) -> None:
+        """Refuses what finds no place in the queue, for now or for ever."""
+        if count > self.most:
+            raise Refused(f"n: {count} answers at a time; allowed: at most {self.most}, running and waiting", "n")
+        if self.link.draining.is_set():
+            raise Refused("the server is shutting down", status=503, code="shutting_down")
+        if (open_now := self.link.open) + count > self.most:
+            message = f"{open_now} answers are running or waiting, and at most {self.most} may; try again"
+            raise Refused(message, status=429, code="queue_full")
+
+    def encode(self, name: str, text: str) -> list[int]:
+        """Token ids of a text; a special token's name in it is text."""
+        try:
+            return self.tokenizer.encode(text).tolist()
+        except ValueError as error:
+            raise Refused(f"{name}: {error}", name) from None
+
+    def conversation(self, messages: list[dict[str, Any]], tools: list | None = None) -> list[int]:
+        """Token ids of a conversation and the header of the answer to come."""
+        if self.template is None:
+            raise Refused("messages: this model has no chat template; start mm01-serve with --template", "messages")
+        known = (
+            {"developer": "system"}
+            if self.template.name != "minimax-01"
+            else {
+                "developer": "system",
+                "tool": "function",
+            }
+        )
+        renamed = [message | {"role": known.get(message["role"], message["role"])} for message in messages]
+        if any(IMAGE in text for message in renamed for text in _texts(message)):
+            raise Refused(f"messages: {IMAGE} stands for an image, and this server takes none", "messages")
+        try:
+            return self.template.ids(renamed, self.tokenizer, tools).tolist()
+        except ValueError as error:
+            raise Refused(f"messages: {error}", "messages") from None
+
+    def _name_of(self, id: int) -> str:
+        """A token's text; where it has none of its own, `token_id:17`."""
+        text = self.tokenizer.decode([id])
+        return f"token_id:{id}" if not text or "\ufffd" in text else text
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return [part["text"] for part in parts if isinstance(part.get("text"), str)]

@@ -1,0 +1,121 @@
+"""The server's HTTP process with an engine of a few lines: what it says follows from what it is asked."""
+
+import contextlib
+import http.client
+import json
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mm01_jax.inference.serve import front
+from mm01_jax.inference.serve.channel import Gone
+
+CONTEXT, SLOTS, VOCAB = 4096, 8, 257
+TOLD = {
+    "name": "tiny",
+    "created": 1,
+    "context": CONTEXT,
+    "vocab_size": VOCAB,
+    "most": SLOTS,
+    "logprobs": 5,
+    "stop_id": 0xFE,
+    "tokenizer": "bytes",
+    "has_template": True,
+    "template": "minimax-01",
+    "folders": [],
+}
+GOOD = {"model": "tiny", "prompt": "good", "max_tokens": 4}
+
+
+class Engine:
+    """Answers a prompt with its last tokens, one a message: so many as are wanted. One that ends in "wait" gets none.
+
+    heard: every message. open: numbers of questions that were not finished or cancelled.
+    """
+
+    def __init__(self, channel):
+        self.heard: queue.SimpleQueue = queue.SimpleQueue()
+        self.open: set[int] = set()
+        self._channel = channel
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(Gone):
+            while True:
+                for message in self._channel.heard(0.2):
+                    self.heard.put(message)
+                    if "ask" in message:
+                        self._answer(message)
+                    self.open.discard(message.get("cancel"))
+
+    def _answer(self, asked: dict[str, Any]) -> None:
+        number, prompt = asked["ask"], asked["prompt"]
+        self.open.add(number)
+        if bytes(prompt[-4:]) == b"wait":
+            return
+        said = (prompt * asked["max_tokens"])[-asked["max_tokens"] :]
+        for which in range(asked["count"]):
+            for place, token in enumerate(said):
+                new = {"text": chr(token), "tokens": [token], "cached": 0}
+                if asked.get("logprobs") is not None:
+                    new |= {"logprobs": [-0.5], "top": [[[token, -0.5]][: asked["logprobs"]]]}
+                if place == len(said) - 1:
+                    new |= {"finish": "length", "error": None}
+                self._channel.say({"news": [[number, which, new]]})
+        self.open.discard(number)
+
+    def wait_until(self, fits, seconds: float = 20.0) -> None:
+        """Until a message fits; AssertionError where none comes."""
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                if fits(self.heard.get(timeout=max(0.01, until - time.monotonic()))):
+                    return
+            except queue.Empty:
+                raise AssertionError("it was not said") from None
+
+
+class Running:
+    """A front that serves, and the engine behind it."""
+
+    def __init__(self, made: front.Front, port: int):
+        made.ready(TOLD)
+        self.front, self.port, self.engine = made, port, Engine(made.channel)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any, dict[str, str]]:
+        """(status, what JSON says, headers) of a request: with a body, JSON or bytes as they are, a POST."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"content-type": "application/json"} | {name.replace("_", "-"): it for name, it in headers.items()}
+        connection.request("GET" if body is None else "POST", path, None if body is None else raw, headers)
+        reply = connection.getresponse()
+        said = reply.read()
+        connection.close()
+        return reply.status, json.loads(said), dict(reply.getheaders())
+
+    def is_well(self) -> bool:
+        """Whether a good request is answered right."""
+        status, said, _ = self.ask("/v1/completions", GOOD)
+        return (status, said["choices"][0]["text"]) == (200, "good")
+
+
+@contextlib.contextmanager
+def running(keys=()) -> Iterator[Running]:
+    listening = front.listen("127.0.0.1", 0)
+    port = listening.getsockname()[1]
+    with front.Front(listening, keys) as made:
+        yield Running(made, port)
+
+
+def request(path: str, body: Any) -> bytes:
+    """A POST as it goes over the wire."""
+    raw = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    return head.encode() + raw
