@@ -16,6 +16,7 @@ Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a fu
 130 interrupted.
 """
 
+import functools
 import sys
 import types
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ COMMAND = arguments.Command(
         Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
         Flag(
             "thinking_tokens",
-            "of --prompts: a model that thinks before it answers does it for at most so many tokens",
+            "of a conversation: a model that thinks before it answers does it for at most so many tokens",
             int,
             example="8192",
             least=1,
@@ -144,11 +145,11 @@ def _check_uses(given: types.SimpleNamespace) -> None:
         allowed = "a file for the answers to --prompts, and only to them"
         raise arguments.refused("--out", given.out or "nothing", allowed, "--prompts=asked.jsonl --out=answered.jsonl")
     asks = given.chat or uses["--prompts"]
-    for name, fits in (("system", given.chat), ("template", asks), ("thinking_tokens", uses["--prompts"])):
+    for name, fits in (("system", given.chat), ("template", asks), ("thinking_tokens", asks)):
         if getattr(given, name) is not None and not fits:
-            allowed = "a flag of --prompts" if name == "thinking_tokens" else "a flag of a conversation"
             typed = f"--{name.replace('_', '-')}"
-            raise arguments.refused(typed, getattr(given, name), allowed, "--chat" if not asks else "--prompts=FILE")
+            nearest = "--chat" if not asks else "--prompts=FILE"
+            raise arguments.refused(typed, getattr(given, name), "a flag of a conversation", nearest)
 
 
 def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
@@ -167,8 +168,10 @@ def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
     from mm01_jax.inference.text import Speaker
 
     template = prompt_answers.template(given, loaded)
+    prompt_answers.check_thoughts(settings, template.thinks)
     speaker = Speaker(loaded.model, loaded.tokenizer, settings, template.stop(loaded.tokenizer), remembers=True)
-    Chat(lambda messages: template.ids(messages, loaded.tokenizer), speaker.say, given.system).run()
+    ids = functools.partial(template.ids, tokenizer=loaded.tokenizer)
+    Chat(ids, speaker.say, given.system, thinks=template.thinks).run()
 
 
 def _read_prompts(given: types.SimpleNamespace) -> list[dict]:

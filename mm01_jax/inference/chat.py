@@ -1,7 +1,7 @@
 """A conversation in a terminal, or of the lines of a pipe.
 
 A line is what a person says; the answer comes as it is generated. Ctrl-C stops an answer, which stays as far as it
-came; Ctrl-D ends.
+came; Ctrl-D ends. What a model thinks first is said aside, on stderr: a pipe has answers alone.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 import numpy as np
+
+from mm01_jax.inference.thoughts import Said, Thoughts
 
 WORDS = {"/reset": "forgets the conversation", "/exit": "ends, as Ctrl-D does", "/help": "says this"}
 
@@ -25,10 +27,18 @@ class Chat:
     Args:
       ids: makes the prompt of the messages so far.
       stream: says the answer to a prompt.
+      thinks: whether answers begin with thoughts (`thoughts.py`), which stay in the conversation as they were said.
     """
 
-    def __init__(self, ids: Callable[[Sequence[dict]], np.ndarray], stream: Stream, system: str | None = None):
-        self.ids, self.stream = ids, stream
+    def __init__(
+        self,
+        ids: Callable[[Sequence[dict]], np.ndarray],
+        stream: Stream,
+        system: str | None = None,
+        *,
+        thinks: bool = False,
+    ):
+        self.ids, self.stream, self.thinks = ids, stream, thinks
         self.beginning = [{"role": "system", "content": system}] if system else []
         self.messages = list(self.beginning)
 
@@ -76,12 +86,13 @@ class Chat:
         except ValueError as error:  # the template refuses what was said
             print(f"({error})", file=out)
             return
-        pieces, note = [], ""
+        pieces, note, shown = [], "", Shown(out, self.thinks)
         try:
-            finish = yield_all(self.stream(prompt), lambda piece: (pieces.append(piece), _show(piece, out)))
+            finish = yield_all(self.stream(prompt), lambda piece: (pieces.append(piece), shown.take(piece)))
             note = " (cut at --max-tokens)" if finish == "length" else ""
         except KeyboardInterrupt:
             note = " (stopped)"
+        shown.end()
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
         print(note, file=out, flush=True)
 
@@ -95,6 +106,34 @@ def yield_all(pieces: Iterator[str], take: Callable[[str], object]) -> str | Non
             return end.value
 
 
-def _show(piece: str, out: TextIO) -> None:
-    out.write(piece)
+class Shown:
+    """An answer on its way to a person: thoughts aside."""
+
+    def __init__(self, out: TextIO, thinks: bool):
+        self._out, self._thoughts, self._aside = out, Thoughts() if thinks else None, False
+
+    def take(self, piece: str) -> None:
+        if self._thoughts is None:
+            _write(piece, self._out)
+        else:
+            self._show(self._thoughts.take(piece))
+
+    def end(self) -> None:
+        """What was held back, when nothing comes any more."""
+        if self._thoughts is not None:
+            self._show(self._thoughts.end())
+            self._show(Said("", ""), over=True)
+
+    def _show(self, said: Said, over: bool = False) -> None:
+        if said.thinking:
+            _write(said.thinking if self._aside else f"(thinks)\n{said.thinking}", sys.stderr)
+            self._aside = True
+        if self._aside and (said.text or over):
+            _write("\n(answers)\n", sys.stderr)
+            self._aside = False
+        _write(said.text, self._out)
+
+
+def _write(text: str, out: TextIO) -> None:
+    out.write(text)
     out.flush()

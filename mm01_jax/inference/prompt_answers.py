@@ -43,7 +43,8 @@ def answer_all(
 ) -> None:
     """Answers every line, --batch at a time; says how far it is on stderr. weights: their digest, if they have one."""
     prompts = _prompts(given, loaded, lines)
-    _check_thoughts(given, settings, prompts)
+    with_images = next((n for n, asked in enumerate(prompts.asked, start=1) if asked.files), None)
+    check_thoughts(settings, prompts.thinks, with_images)
     jobs = _jobs(given, loaded, settings, prompts)
     begun = begun_by_all(given.out, _follows_from(given, prompts, weights), [job.samples for job in jobs])
     found = _answered(given, loaded, prompts, jobs[begun.prompts :])
@@ -108,14 +109,13 @@ def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
         raise ValueError(str(error)) from None
 
 
-def _check_thoughts(given: types.SimpleNamespace, settings: Settings, prompts: Prompts) -> None:
-    if settings.thinking_tokens is None:
+def check_thoughts(settings: Settings, thinks: bool, with_images: int | None = None) -> None:
+    """Refuses --thinking-tokens where nobody thinks. with_images: the first line of a file that has images."""
+    if settings.thinking_tokens is None or (thinks and with_images is None):
         return
     allowed = "a flag of conversations whose template knows <think>"
-    if shows := next((n for n, asked in enumerate(prompts.asked, start=1) if asked.files), None):
-        allowed += f", not of a file whose line {shows} has images: they come in MiniMax-VL-01's template"
-    elif prompts.thinks:
-        return
+    if with_images is not None:
+        allowed += f", not of a file whose line {with_images} has images: they come in MiniMax-VL-01's template"
     raise arguments.refused("--thinking-tokens", settings.thinking_tokens, allowed, "--template=minimax-m1")
 
 

@@ -1,10 +1,12 @@
 """Laws of many prompts through the engine: an answer is that of its prompt alone, and ends where its options say."""
 
+import json
+
 import numpy as np
 import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
-from mm01_jax.inference import batch, engine_devices, fitting, thoughts
+from mm01_jax.inference import answer_file, batch, engine_devices, fitting, thoughts
 from mm01_jax.inference.asked import Answer, Settings
 from mm01_jax.inference.sampling import Sampling, seed_of_sample
 from mm01_jax.inference.stops import Stops
@@ -98,3 +100,12 @@ def test_a_model_that_thinks_has_its_thoughts_apart_and_stops_thinking_at_its_bu
         ((answer,),) = batch.answers(model, TOKENIZER, [job], slots=1)
     assert set(answer.thinking) <= {"a", "b"} and len(answer.thinking) == 5
     assert set(answer.text) <= {"a", "b"} and len(answer.text) == 40 - 12 - len(thoughts.CLOSING)
+
+
+def test_an_answer_whose_hook_leaves_nothing_to_say_says_why(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(fitting, "Budget", lambda *_: lambda tokens: [] if len(tokens) == 2 else [65])
+    settings = SETTINGS._replace(thinks=True, thinking_tokens=5)
+    ((answer,),) = batch.answers(model, TOKENIZER, [batch.job(PROMPT, settings, {})], slots=1)
+    assert answer == Answer("AA", "masked", "", "mask: no id that may be chosen is allowed")
+    answer_file.finish(str(tmp_path / "out"), answer_file.Begun(), [({"id": 1}, answer)])
+    assert json.loads((tmp_path / "out").read_text())["error"] == answer.error

@@ -73,6 +73,21 @@ def test_what_the_template_refuses_was_not_said(monkeypatch):
     assert out == "(this template refuses that)\n1:one\n"
 
 
+def test_thoughts_are_said_aside_and_stay_in_the_conversation(monkeypatch, capsys):
+    said = ["<think>\n4, I th", "ink\n</thi", "nk>\n\nIt is ", "4"]
+
+    def answer(prompt):
+        yield from said
+        return "stop"
+
+    chat, out = talk(monkeypatch, "2 + 2?", chat=Chat(ids, answer, thinks=True))
+    assert out == "It is 4\n" and capsys.readouterr().err == "(thinks)\n4, I think\n(answers)\n"
+    assert chat.messages[-1]["content"] == "".join(said)
+    said[:] = ["<think>on and on"]
+    assert talk(monkeypatch, "again", chat=chat)[1] == "\n"
+    assert capsys.readouterr().err == "(thinks)\non and on\n(answers)\n"
+
+
 TERMINAL = """
 import sys, time
 from mm01_jax.inference.chat import Chat

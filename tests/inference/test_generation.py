@@ -12,7 +12,9 @@ import mm01_jax
 from mm01_jax.config import Rules
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.inference import engine_devices, fitting, steps
+from mm01_jax.inference.asked import Settings
 from mm01_jax.inference.sampling import Sampling
+from mm01_jax.inference.text import Speaker, stream
 from mm01_jax.model.mixers import empty_cache
 from pallas_kernels import dispatch
 from tests import small
@@ -180,3 +182,22 @@ def test_decode_has_no_temporary_of_the_cache_s_size(compiled_step):
     analysis, cache_bytes, layer_keys = compiled_step
     assert cache_bytes > 6 * layer_keys
     assert analysis.temp_size_in_bytes < 2.5 * layer_keys
+
+
+def test_a_conversation_takes_in_what_is_new_and_answers_as_from_cold():
+    """Also after an answer that was cut off, which leaves no engine, and in one that outgrew its first engine."""
+    settings, tokenizer = Settings(8, Sampling(temperature=1.0), 3), BytesTokenizer()
+    speaker = Speaker(model(), tokenizer, settings, remembers=True)
+    first = tokenizer.encode("What is it? " * 12)
+    said = "".join(speaker.say(first))
+    assert said == "".join(stream(model(), tokenizer, first, settings))
+    turns = np.concatenate([first, tokenizer.encode(said + " And then? ")])
+    again = "".join(speaker.say(turns))
+    assert speaker._engine.statistics()["prefix"]["reused_tokens"] == len(first) // 64 * 64
+    assert again == "".join(stream(model(), tokenizer, turns, settings))
+    cut = speaker.say(turns)
+    next(cut)
+    cut.close()
+    assert speaker._engine is None and "".join(speaker.say(turns)) == again
+    longer = np.concatenate([turns] * 3)
+    assert "".join(speaker.say(longer)) == "".join(stream(model(), tokenizer, longer, settings))

@@ -1,7 +1,9 @@
 """MiniMax-M1 as it is published, tiny: its dialect, its template, thoughts apart from the answer, a budget for them."""
 
 import dataclasses
+import io
 import json
+import signal
 
 import pytest
 
@@ -76,6 +78,20 @@ def test_answers_have_their_thoughts_apart_and_end_them_at_their_budget(checkpoi
     assert [line["text"] for line in two] == ["", ""], "12 tokens are thoughts alone"
 
 
+def test_a_conversation_has_its_thoughts_aside_and_their_budget(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("mm01_jax.inference.fitting.Budget", Opening)
+    monkeypatch.setattr("sys.stdin", io.StringIO("2 + 2?\nwhy?\n"))
+    before = signal.getsignal(signal.SIGINT)
+    flags = "--chat", "--template=minimax-m1", "--dtype=float32", "--max-tokens=30", "--thinking-tokens=13"
+    try:
+        code, (out, err) = inference.main([f"--checkpoint={checkpoint}", *flags]), capsys.readouterr()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 0 and out.strip()
+    assert err.count("(thinks)\n") == err.count("\n(answers)\n") == 2
+    assert not any(mark in out + err for mark in (thoughts.OPEN, thoughts.CLOSE))
+
+
 def test_what_was_cut_off_goes_on_to_the_same_answers(checkpoint, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
@@ -92,6 +108,10 @@ def test_what_was_cut_off_goes_on_to_the_same_answers(checkpoint, tmp_path, caps
     for flag, other in (("--seed=1", "seed=0, not 1"), ("--quantize=int8", 'quantize=null, not "int8"')):
         code, _, err = answered(checkpoint, cut, capsys, flag)
         assert code == 2 and f"out.jsonl.partial: holds answers of {other}; remove it to begin anew" in err
+    jinja = cut / "own.jinja"
+    jinja.write_text("{% for message in messages %}{{ message.content }}</think>{% endfor %}")
+    code, _, err = answered(checkpoint, cut, capsys, f"--template={jinja}")
+    assert code == 2 and "out.jsonl.partial: holds answers of template_text=" in err
     code, found, err = answered(checkpoint, cut, capsys)
     assert (code, found) == (0, want)
     assert "step 2/3" in err and "step 1/3" not in err
