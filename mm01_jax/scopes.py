@@ -32,6 +32,15 @@ SCOPES = (
     "loss",
     "optimizer",
 )
+# What only decoding has: a scope for each operation of one token a row.
+DECODE_SCOPES = (
+    "norm_step",
+    "projection_step",
+    "lightning_step",
+    "lightning_fold",
+    "attention_step",
+    "expert_step",
+)
 OTHER = "other"  # what lies in none: loops, slices of the stacks, sums of gradients
 _TRANSFORMED = re.compile(r"(?:(?:jvp|transpose|vmap|remat|checkpoint)\()*(\w+)\)*")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -54,7 +63,7 @@ def scope_of(op_name: str) -> str:
     route's.
     """
     names = (_TRANSFORMED.fullmatch(part) for part in op_name.split("/"))
-    return next((name[1] for name in reversed(list(names)) if name and name[1] in SCOPES), OTHER)
+    return next((name[1] for name in reversed(list(names)) if name and name[1] in (*SCOPES, *DECODE_SCOPES)), OTHER)
 
 
 @contextlib.contextmanager

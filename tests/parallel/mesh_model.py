@@ -110,7 +110,7 @@ def evaluate(
         return Evaluation(
             logits=np.asarray(logits)[:, np.argsort(order)],
             loss=np.asarray(loss),
-            stats={field.name: np.asarray(getattr(stats, field.name)) for field in dataclasses.fields(stats)},
+            stats={name: np.asarray(value) for name, value in vars(stats).items() if value is not None},
             gradients={leaf_path(path): _permuted(np.asarray(w[...]), w, widths, back=True) for path, w in flat},
         )
 
