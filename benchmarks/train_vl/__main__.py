@@ -6,46 +6,23 @@ pictures that no run has seen are answered, and report.json says how many rightl
     python -m benchmarks.train_vl [--workdir=runs/vl] [--questions=300] [--json=FILE]
 """
 
-import concurrent.futures
 import json
-import multiprocessing
 import pathlib
 import sys
 import time
 
 from benchmarks.results import Report, add_json, device
 from benchmarks.train_vl.questions import CHANCE, TASKS, messages, questions, write
+from benchmarks.train_vl.runs import train
 from mm01_jax import loading
-from mm01_jax.config import command_line, fields
 from mm01_jax.data.conversations import END
 from mm01_jax.inference import pictures
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.text import Settings, answers
-from mm01_jax.train import loop
 from tests.command_line import Parser, whole
 
-RUNS = {"text": (), "tower": (), "stage1": ("text", "tower"), "stage2": ("stage1",)}
 GOALS = {"digit": 0.92, "larger": 0.90, "colour": 0.95}
 BATCH = 50
-
-
-def run(root: pathlib.Path, name: str) -> float:
-    """Seconds of one run."""
-    start, config = time.monotonic(), command_line.load_config(f"vl_tiny_{name}")
-    for key in ("data.source", "data.mixed_in"):
-        if (path := fields.get(config, key)) is not None:
-            config = fields.replace(config, key, str(root / "data" / pathlib.Path(path).name))
-    init_from = ",".join(str(root / origin) for origin in RUNS[name]) or None
-    loop.run(config, str(root / name), init_from)
-    return round(time.monotonic() - start, 1)
-
-
-def train(root: pathlib.Path) -> dict[str, float]:
-    """Seconds of each run. Runs that start from nothing are too small to fill two cores: they go side by side."""
-    first = [name for name, origins in RUNS.items() if not origins]
-    with concurrent.futures.ProcessPoolExecutor(len(first), multiprocessing.get_context("spawn")) as processes:
-        took = dict(zip(first, processes.map(run, [root] * len(first), first), strict=True))
-    return took | {name: run(root, name) for name, origins in RUNS.items() if origins}
 
 
 def right_answers(loaded: loading.Loaded, task: str, count: int, *, held_out: bool) -> int:
