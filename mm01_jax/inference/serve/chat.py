@@ -2,14 +2,17 @@
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from mm01_jax.inference.serve import asked, fields
 from mm01_jax.inference.serve.asked import Asked
+from mm01_jax.inference.serve.calls import THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.link import Answer, Piece
+from mm01_jax.inference.serve.parser import Reader, Reading, message
 from mm01_jax.inference.serve.service import Service
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -31,8 +34,9 @@ def parse(body: Any, service: Service) -> Asked:
     longest = asked.check_length("messages", prompts, values["max_tokens"], service)
     stop_ids = {service.tokenizer.end_of_document, service.stop_id} - {None}
     request = asked.engine_request(values, longest, sorted(stop_ids), service)
+    reading = Reading(thinks=service.thinks, begun=service.thinks and service.has_begun_to_think(prompts[0]))
     request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
-    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service))
+    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading))
 
 
 def _own(service: Service) -> dict[str, Field]:
@@ -98,35 +102,54 @@ def _response_format(name: str, value: Any) -> dict[str, str]:
 class Chat:
     """The shape of /v1/chat/completions (`asked.Shape`)."""
 
-    def __init__(self, values: dict[str, Any], service: Service):
+    def __init__(self, values: dict[str, Any], service: Service, reading: Reading):
         self._service, self._count = service, values["n"]
         self._logprobs = values["logprobs"]
         self._usage = asked.wants_usage(values)
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._thinks = reading.thinks
+        self._read = defaultdict(lambda: Reader(reading))
 
     def whole(self, answers: Sequence[Answer], pieces: Sequence[Piece]) -> dict:
-        choices = [
-            {
-                "index": place,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None, "annotations": []},
-                "logprobs": self._listed(piece),
-                "finish_reason": piece.finish,
-            }
-            for place, piece in enumerate(pieces)
-        ]
-        usage = {"usage": asked.usage(answers, self._count), "service_tier": "default"}
+        choices = [self._choice(place, piece) for place, piece in enumerate(pieces)]
+        usage = {"usage": self._counted(answers), "service_tier": "default"}
         return self._head("chat.completion") | {"choices": choices} | usage
+
+    def _choice(self, place: int, piece: Piece) -> dict:
+        said = message(self._read[place].take(piece))
+        found = {"role": "assistant", "content": said.text, "refusal": None, "annotations": []}
+        if self._thinks:
+            found["reasoning_content"] = said.thinking or None
+        return {
+            "index": place,
+            "message": found,
+            "logprobs": self._listed(piece),
+            "finish_reason": piece.finish,
+        }
 
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return [self._chunk(place, delta, None, None) for place in range(len(answers))]
 
-    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
-        return self._chunk(place, {"content": piece.text} if piece.text else {}, self._listed(piece), piece.finish)
+    def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
+        deltas = [self._delta(part) for part in self._read[place].take(piece)]
+        if not deltas and piece.finish is None and not self._logprobs:
+            return []  # all of it may yet become something else
+        chunks = [self._chunk(place, delta, None, None) for delta in deltas or [{}]]
+        chunks[0]["choices"][0]["logprobs"] = self._listed(piece)
+        chunks[-1]["choices"][0]["finish_reason"] = piece.finish
+        return chunks
+
+    def _delta(self, part: Part) -> dict:
+        return {"reasoning_content" if part.kind == THINKING else "content": part.text}
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
-        usage = {"choices": [], "usage": asked.usage(answers, self._count)}
+        usage = {"choices": [], "usage": self._counted(answers)}
         return [self._head("chat.completion.chunk") | usage] if self._usage else []
+
+    def _counted(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        thoughts = "".join(reader.thinking for reader in self._read.values())
+        return asked.usage(answers, self._count, len(self._service.encode("messages", thoughts)) if thoughts else 0)
 
     def _chunk(self, place: int, delta: dict, logprobs: dict | None, finish: str | None) -> dict:
         choice = {"index": place, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

@@ -7,8 +7,11 @@ from typing import Any
 from mm01_jax.data import templates
 from mm01_jax.data.conversations import IMAGE
 from mm01_jax.data.tokenizer import open_tokenizer
+from mm01_jax.inference import thoughts
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.link import Link
+
+_MARK_TOKENS = 16  # that a mark of thoughts and the line break behind it have, at most
 
 
 class Service:
@@ -16,7 +19,8 @@ class Service:
 
     name: of the model. context: tokens of a prompt and its answer. most: answers that may be open, running and waiting.
     logprobs: of the likeliest tokens, at most. created: seconds since 1970. stop_id: what ends an answer of a
-    conversation; None of a model without a template.
+    conversation; None of a model without a template. thinks: answers
+    begin with thoughts.
     """
 
     def __init__(self, told: dict[str, Any], link: Link):
@@ -28,6 +32,7 @@ class Service:
         if told["has_template"]:
             folders = [pathlib.Path(folder) for folder in told["folders"]]
             self.template = templates.choose(told["template"], folders, self.tokenizer)
+        self.thinks = self.template is not None and self.template.thinks
         self.name_of = functools.lru_cache(65_536)(self._name_of)
 
     def check_model(self, asked: str) -> None:
@@ -71,6 +76,10 @@ class Service:
             return self.template.ids(renamed, self.tokenizer, tools).tolist()
         except ValueError as error:
             raise Refused(f"messages: {error}", "messages") from None
+
+    def has_begun_to_think(self, prompt: list[int]) -> bool:
+        """Whether a conversation ends with the mark that begins thoughts."""
+        return self.tokenizer.decode(prompt[-_MARK_TOKENS:]).rstrip().endswith(thoughts.OPEN)
 
     def _name_of(self, id: int) -> str:
         """A token's text; where it has none of its own, `token_id:17`."""
