@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from mm01_jax.data.tool_calls import Form
+from mm01_jax.files import parse_json
 from mm01_jax.inference.stops import overlap
 
 TEXT, THINKING, CALL, ARGUMENTS = "text", "thinking", "call", "arguments"
@@ -103,9 +104,9 @@ class Calls:
             return None
         end, self._looked, self._brackets = self._looked + end, 0, _Brackets()
         try:
-            found = json.loads(self._held[:end])
+            found = parse_json(self._held[:end].encode())
             name, arguments = found["name"], _object(found)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return self._no_call()
         if name not in self._names:
             return self._no_call()
@@ -182,7 +183,7 @@ def _object(found: dict) -> str:
     """JSON of an object; ValueError where it is none."""
     arguments = found.get("arguments", found.get("parameters", {}))
     if isinstance(arguments, str):  # some models quote them
-        arguments = json.loads(arguments)
+        arguments = parse_json(arguments.encode())
     if not isinstance(arguments, dict):
         raise ValueError
     text = json.dumps(arguments, ensure_ascii=False)
@@ -192,7 +193,7 @@ def _object(found: dict) -> str:
 
 def _name(quoted: str) -> str | None:
     try:
-        return json.loads(quoted)
+        return parse_json(quoted.encode())
     except ValueError:
         return None
 
