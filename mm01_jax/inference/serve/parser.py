@@ -47,10 +47,10 @@ class Parser:
 
 
 class Reader:
-    """The parts of one answer of the engine. thinking: what it thought so far."""
+    """The parts of one answer of the engine. thinking: what it thought so far. calls: how many it made."""
 
     def __init__(self, reading: Reading):
-        self._parser, self.thinking = Parser(reading), ""
+        self._parser, self.thinking, self.calls = Parser(reading), "", 0
 
     def take(self, piece: Piece) -> list[Part]:
         """What is certain after one more piece, neighbours of one kind in one part; all of it with the last."""
@@ -58,6 +58,7 @@ class Reader:
         if piece.finish is not None:
             parts += self._parser.end()
         self.thinking += "".join(part.text for part in parts if part.kind == THINKING)
+        self.calls += sum(part.kind == CALL for part in parts)
         return _joined(parts)
 
 
