@@ -20,6 +20,7 @@ from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
 from mm01_jax.model.layers import cast_and_gather, einsum, matrix, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.parallel import lightning_prefill
 from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
 from pallas_kernels.kept import MIXED, PROJECTED, keep
 
@@ -73,6 +74,16 @@ class Lightning(nnx.Module):
         qkv = jax.nn.silu(keep(qkv, PROJECTED))
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
 
+    def prefill(self, x_BSD: jax.Array, told) -> tuple[jax.Array, jax.Array] | None:
+        """(out (B, S, N, H), state) of many tokens, where no pass over q, k, v is needed between product and attention.
+
+        told: slopes, the state before, documents.
+        """
+        qkv = cast_and_gather(self.qkv, x_BSD.dtype, self.rules)
+        if not lightning_prefill.pays(x_BSD, qkv, self.rules):
+            return None
+        return lightning_prefill.projected(x_BSD, qkv, *told, rules=self.rules)
+
     def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
         """Norm over all heads, output gate, output projection."""
         dtype, eps = x_BSD.dtype, self.config.lightning_norm_eps
@@ -91,7 +102,10 @@ class Lightning(nnx.Module):
     ) -> tuple[jax.Array, StackCache | None]:
         """x (B, S, D) normed layer input -> (out (B, S, D), the cache with the state after the last token)."""
         state = None if cache is None else cache.take()
-        arguments = (*self.project(x_BSD), tokens.slope_N, state, tokens.documents_BS)
+        told = (tokens.slope_N, state, tokens.documents_BS)
+        if isinstance(state, jax.Array) and (prefilled := self.prefill(x_BSD, told)):
+            return self.finish(x_BSD, prefilled[0]), cache.put(prefilled[1])
+        arguments = (*self.project(x_BSD), *told)
         if isinstance(state, drafts.Drafts):
             out, state = drafts.attend(state, arguments[:3], tokens.slope_N, tokens.documents_BS, self.rules)
         elif cache is not None and x_BSD.shape[1] == 1:

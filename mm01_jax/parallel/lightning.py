@@ -107,7 +107,7 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
     shards = math.prod(lax.axis_size(axis) for axis in seq_axes)
     if shards == 1:
         out, state = kernels.lightning_attention(q, k, v, slope_N, state_BNHH, segment_ids=documents_BS)
-        return out, _unvarying(state, seq_axes)
+        return out, unvarying(state, seq_axes)
     B, S = documents_BS.shape
     stripes_per_shard = len(held_here(seq_axes, layout))
     # Stripes are rows from here on: (B, S) is (B * stripes_per_shard, S / stripes_per_shard), which moves nothing.
@@ -197,7 +197,7 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
     own_stripes = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
     entering = jnp.stack([sum_into(own_stripes[place]) for place in range(own_stripes.size)], axis=1)
     open_BP = jnp.moveaxis(open_PB[own_stripes], 0, 1)
-    final = _unvarying(sum_into(held_by.size), seq_axes)
+    final = unvarying(sum_into(held_by.size), seq_axes)
     return entering.reshape(-1, *entering.shape[2:]), open_BP.reshape(-1), final
 
 
@@ -211,7 +211,7 @@ def _boundaries(last_PB, count_PB):
     )
 
 
-def _unvarying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+def unvarying(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """x of the first shard along `axes`, typed as equal on all of them; every shard holds the same value anyway.
 
     A masked sum, because it is exact, differentiable and the one way to tell the type system.

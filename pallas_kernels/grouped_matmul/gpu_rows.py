@@ -25,6 +25,7 @@ class _Plan(NamedTuple):
     across: int  # items beside each other, F / width
     width: int  # columns of an item
     transposed: bool  # the weights are (E, F, D)
+    silu: bool  # of the sum, before it is rounded
 
 
 class _Inputs(NamedTuple):
@@ -43,13 +44,15 @@ def multiply(x_RD: jax.Array, weights: jax.Array, experts: jax.Array, *, transpo
     return multiply_sum([(x_RD, weights)], experts, transposed=transposed)
 
 
-@functools.partial(jax.jit, static_argnames="transposed")  # lowered once for all layers and both directions
-def multiply_sum(pairs: list[tuple[jax.Array, jax.Array]], experts: jax.Array, *, transposed: bool) -> jax.Array:
-    """The same summed over pairs (x, weights) of equal shapes, accumulated in float32 and rounded once."""
+@functools.partial(jax.jit, static_argnames=("transposed", "silu"))  # lowered once for all layers and both directions
+def multiply_sum(
+    pairs: list[tuple[jax.Array, jax.Array]], experts: jax.Array, *, transposed: bool, silu: bool = False
+) -> jax.Array:
+    """The same summed over pairs (x, weights) of equal shapes, or its SiLU, accumulated in float32 and rounded once."""
     x_RD, weights = pairs[0]
     R, F = x_RD.shape[0], weights.shape[1 if transposed else 2]
     width = gpu_tiles.width_of(F)
-    plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width, transposed=transposed)
+    plan = _Plan(items=R // TILE * (F // width), across=F // width, width=width, transposed=transposed, silu=silu)
     kernel = gpu_tiles.kernel(
         functools.partial(_program, plan),
         jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat),
@@ -106,7 +109,13 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch)
             return scratch.left.at[slot, warpgroup], right.transpose((1, 0)) if plan.transposed else right
 
         total = gpu_tiles.accumulate(done, steps, scratch, operands)
+        if plan.silu:
+            total = _silu(total)
         out = out_gmem.at[pl.ds(row + warpgroup * HALF, HALF), pl.ds(column, width)]
         gpu_tiles.store(total, scratch.staged.at[warpgroup], out)
 
     gpu_tiles.each_item(plan.items, steps_of, compute, load)
+
+
+def _silu(x):
+    return x / (1.0 + jnp.exp(-x))

@@ -57,6 +57,27 @@ def lightning_attention(
     return _attend(dispatch.choose(OPERATION, implementation, *arguments), *arguments)
 
 
+def lightning_attention_joined(
+    qkv_BSN3H: jax.Array,
+    slope_N: jax.Array,
+    state_BNHH: jax.Array | None = None,
+    *,
+    segment_ids: jax.Array | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_attention` of q, k, v (B, S, N, 3, H) as one product gives them; it promises no gradient."""
+    if qkv_BSN3H.ndim != 5 or qkv_BSN3H.shape[3] != 3:
+        raise ValueError(f"qkv must be (B, S, N, 3, H), got {qkv_BSN3H.shape}")
+    parts = (qkv_BSN3H[:, :, :, part] for part in range(3))
+    arguments = (*parts, slope_N, state_BNHH, segment_ids)
+    _check_sequence(*arguments)
+    qkv_BSN3H, *arguments = vary_alike(qkv_BSN3H, *arguments)
+    module = OPERATION.module(dispatch.choose(OPERATION, implementation, *arguments))
+    if hasattr(module, "forward_joined"):
+        return module.forward_joined(qkv_BSN3H, *arguments[SLOPE:])
+    return module.forward(*arguments)
+
+
 def lightning_attention_step(
     q_BNH: jax.Array,
     k_BNH: jax.Array,

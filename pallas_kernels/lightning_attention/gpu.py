@@ -31,17 +31,27 @@ def unsupported(q, k, v, slope, state, segment_ids) -> str | None:
 def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
     """Contract in the package's docstring."""
     S = q_BSNH.shape[1]
-    run = _Pass(q_BSNH, slope_N, segment_ids_BS)
+    run = _Pass(q_BSNH.shape, slope_N, segment_ids_BS)
     q, k, v = run.padded(q_BSNH, k_BSNH, v_BSNH)
     states = run.entering((k, v), state_BNHH, reverse=False)
     (out,), ends = run.scan(((0, 1, 2),), (q, k, v), states, reverse=False)
     return out[:, :S], ends[-1, 0]
 
 
+def forward_joined(qkv_BSN3H, slope_N, state_BNHH, segment_ids_BS):
+    """As `forward`, of q, k, v as one product gives them: each head's beside each other. They are read from there."""
+    B, S, N, _, H = qkv_BSN3H.shape
+    run = _Pass((B, S, N, H), slope_N, segment_ids_BS)
+    arrays = run.padded(qkv_BSN3H.reshape(B, S, N * gpu_scan.JOINED, H))
+    states = run.entering(arrays, state_BNHH, reverse=False, joined=True)
+    (out,), ends = run.scan(((0, 1, 2),), arrays, states, reverse=False, joined=True)
+    return out[:, :S], ends[-1, 0]
+
+
 def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_BSNH, d_state_BNHH):
     """Contract in the package's docstring."""
     S = q_BSNH.shape[1]
-    run = _Pass(q_BSNH, slope_N, segment_ids_BS)
+    run = _Pass(q_BSNH.shape, slope_N, segment_ids_BS)
     q, k, v, d_out = run.padded(q_BSNH, k_BSNH, v_BSNH, d_out_BSNH)
     state_BNHH = None if state_BNHH is None else jnp.swapaxes(state_BNHH, -1, -2)
     states = run.entering((v, k), state_BNHH, reverse=False)
@@ -56,8 +66,8 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
 class _Pass:
     """A call's chunks, ages and time segments, shared by its passes."""
 
-    def __init__(self, q_BSNH, slope_N, segment_ids_BS):
-        B, S, N, H = q_BSNH.shape
+    def __init__(self, shape: tuple[int, int, int, int], slope_N, segment_ids_BS):
+        B, S, N, H = shape
         self.readers = H // gpu_scan.TOKENS
         chunk = self.readers * gpu_scan.TOKENS
         self.slope, self.fill = slope_N, -S % chunk
@@ -75,22 +85,24 @@ class _Pass:
             return arrays
         return tuple(jnp.pad(x, ((0, 0), (0, self.fill), (0, 0), (0, 0))) for x in arrays)
 
-    def scan(self, tasks, arrays, states, *, reverse: bool, **writes):
+    def scan(self, tasks, arrays, states, *, reverse: bool, **planned):
         """A full pass over the time segments, with the states that enter them."""
-        return self._scan(tasks, arrays, states, (self.cut.segments, self.cut.parts * self.cut.part), reverse, writes)
+        return self._scan(tasks, arrays, states, (self.cut.segments, self.cut.parts * self.cut.part), reverse, planned)
 
-    def entering(self, arrays, state_BNHH, *, reverse: bool) -> jax.Array | None:
-        """The states that enter the time segments, for the outer products of two arrays: (segments, 1, B, N, H, H)."""
+    def entering(self, arrays, state_BNHH, *, reverse: bool, joined: bool = False) -> jax.Array | None:
+        """The states that enter the time segments, for the outer products of two arrays, or of k and v of a joined one:
+        (segments, 1, B, N, H, H).
+        """
         if self.split is None:
             return None if state_BNHH is None else state_BNHH[None, None]
         way = self.split.reverse if reverse else self.split.forward
         order = gpu_split.longest_first(way.steps) if self.cut.parts > 1 else None
         pieces = (self.cut.segments * self.cut.parts, self.cut.part)
-        task, writes = ((0, 0, 1),), {"writes_out": False}
-        _, partial = self._scan(task, arrays, None, pieces, reverse, writes, skip=way.skip, order=order)
+        task, planned = ((0, 1, 2) if joined else (0, 0, 1),), {"writes_out": False, "joined": joined}
+        _, partial = self._scan(task, arrays, None, pieces, reverse, planned, skip=way.skip, order=order)
         return gpu_split.entering(self.split, partial[:, 0], state_BNHH, reverse=reverse)[:, None]
 
-    def _scan(self, tasks, arrays, states, pieces, reverse, writes, **which):
+    def _scan(self, tasks, arrays, states, pieces, reverse, planned, **which):
         packed = self.ages is not None
-        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, packed=packed, readers=self.readers, **writes)
+        plan = gpu_scan.Plan(tasks=tasks, reverse=reverse, packed=packed, readers=self.readers, **planned)
         return gpu_scan.scan(plan, arrays, self.slope, states, self.ages, pieces=pieces, **which)

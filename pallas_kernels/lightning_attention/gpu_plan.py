@@ -17,7 +17,8 @@ class Plan:
     """What is fixed when a pass is compiled.
 
     tasks: (a, b, c), places in the arrays given to `scan`. packed: ages are given (documents or padding). readers:
-    warpgroups that read; a chunk has TOKENS for each. stages: slots of the ring.
+    warpgroups that read; a chunk has TOKENS for each. stages: slots of the ring. joined: the arrays are one, a head's
+    beside each other, (B, S, N * their number, H).
     """
 
     tasks: tuple[tuple[int, int, int], ...]
@@ -26,6 +27,7 @@ class Plan:
     readers: int = 2
     stages: int = 2
     multiprocessors: int = 132
+    joined: bool = False
     writes_out: bool = True
     writes_state: bool = True
 
@@ -73,7 +75,7 @@ class Item(NamedTuple):
 class Inputs(NamedTuple):
     """What the programs read; None where the pass has none."""
 
-    arrays: list[jax.Ref]  # bfloat16 (B, S, N, H) each
+    arrays: list[jax.Ref]  # bfloat16 (B, S, N, H) each, or one of all, joined
     skip: jax.Ref | None  # int32 (pieces, B, N), chunks to leave out at the start of a piece
     ages: jax.Ref | None  # float32 (B, chunks, chunk + META), see `gpu_decay`
     order: jax.Ref | None  # int32 (items,), the item that is taken i-th

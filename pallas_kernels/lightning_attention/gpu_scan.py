@@ -31,6 +31,7 @@ from pallas_kernels.lightning_attention.gpu_decay import TOKENS
 from pallas_kernels.lightning_attention.gpu_plan import VALUES, Inputs, Item, Plan, Scratch, Sizes
 from pallas_kernels.varying import vary_alike
 
+JOINED = 3  # arrays in one: q, k, v
 HALVES = "half"  # the two value halves of a head of 128 are one cluster: they run at the same time, a and b in L2
 
 
@@ -38,7 +39,8 @@ def scan(plan: Plan, arrays, slope_N, state, ages=None, *, pieces: tuple[int, in
     """Runs every task of the plan.
 
     Args:
-      arrays: (B, S, N, H) bfloat16 each, S a multiple of the chunk.
+      arrays: (B, S, N, H) bfloat16 each, S a multiple of the chunk; of a joined plan one, (B, S, 3 N, H): of each head
+        q, k, v.
       slope_N: (N,) float32.
       state: (pieces, tasks, B, N, H, H) float32, what enters each piece of the sequence; None is zero.
       ages: (B, S / chunk, chunk + META) float32 of `gpu_split`, when the plan is packed.
@@ -49,7 +51,7 @@ def scan(plan: Plan, arrays, slope_N, state, ages=None, *, pieces: tuple[int, in
 
     Returns: ([out (B, S, N, H) for each task], state (pieces, tasks, B, N, H, H)), None where the plan writes none.
     """
-    B, S, N, H = arrays[0].shape
+    (B, S, _, H), N = arrays[0].shape, slope_N.shape[0]
     halves, tasks = H // VALUES, len(plan.tasks)
     number, length = pieces
     items = number * B * N * tasks
@@ -154,7 +156,11 @@ def _loader(plan: Plan, sizes: Sizes, inputs: Inputs, smem: Scratch):
     _take_registers(plan, _REGISTERS[plan.readers].loader, "decrease")
 
     def load(item, done, task):
-        a, b, c = (inputs.arrays[i] for i in plan.tasks[task])
+        def part(number: int, tokens, *columns):
+            """Tokens of the item's head, of one of the task's arrays."""
+            which = plan.tasks[task][number]
+            array, head = (inputs.arrays[0], item.n * JOINED + which) if plan.joined else (inputs.arrays[which], item.n)
+            return array.at[(item.b, tokens, head, *columns)]
 
         @pl.loop(0, item.steps)
         def _(step):
@@ -166,11 +172,11 @@ def _loader(plan: Plan, sizes: Sizes, inputs: Inputs, smem: Scratch):
                 plgpu.barrier_wait(smem.empty.at[slot])
 
             chunk = _chunk_index(plan, item, step)
-            place = (item.b, pl.ds(chunk * plan.chunk, plan.chunk), item.n)
-            plgpu.copy_gmem_to_smem(b.at[place], smem.b.at[slot], full)
+            tokens = pl.ds(chunk * plan.chunk, plan.chunk)
+            plgpu.copy_gmem_to_smem(part(1, tokens), smem.b.at[slot], full)
             if plan.writes_out:
-                plgpu.copy_gmem_to_smem(a.at[place], smem.a.at[slot], full)
-            plgpu.copy_gmem_to_smem(c.at[(*place, item.columns)], smem.c.at[slot], full)
+                plgpu.copy_gmem_to_smem(part(0, tokens), smem.a.at[slot], full)
+            plgpu.copy_gmem_to_smem(part(2, tokens, item.columns), smem.c.at[slot], full)
             if plan.packed:
                 plgpu.copy_gmem_to_smem(inputs.ages.at[item.b, chunk], smem.ages.at[slot], full)
 

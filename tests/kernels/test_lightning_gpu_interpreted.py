@@ -67,6 +67,15 @@ def test_lightning_gpu_of_a_ragged_packed_split_sequence_is_no_worse_than_xla(tw
     _check(cases.case(250, "bfloat16", H=64, slopes=cases.SLOPES[1:3], segment_ids=_packed(250)))
 
 
+def test_lightning_gpu_of_joined_arrays_has_the_bits_of_three(two_segments):
+    q, k, v, *others = cases.case(250, "bfloat16", H=64, slopes=cases.SLOPES[1:3], segment_ids=_packed(250))[:6]
+    with plgpu.force_gpu_interpret_mode():
+        three = jax.block_until_ready(jax.jit(gpu.forward)(q, k, v, *others))
+        joined = jax.block_until_ready(jax.jit(gpu.forward_joined)(jnp.stack([q, k, v], axis=3), *others))
+    for ours, expected in zip(joined, three, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_lightning_gpu_of_documents_without_padding_is_no_worse_than_xla():
     """A boundary in either half of a chunk, at its start, and none: with and without blocks beside the diagonal."""
     ids = np.searchsorted([40, 228, 384], np.arange(512), side="right")[None]

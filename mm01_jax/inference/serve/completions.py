@@ -83,9 +83,8 @@ class Completions:
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         return []
 
-    def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
-        usage = {"usage": None} if self._usage else {}
-        return [self._head | {"choices": [self._choice(place, answer, piece)]} | usage]
+    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
+        return self._head | {"choices": [self._choice(place, answer, piece)]} | ({"usage": None} if self._usage else {})
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
         usage = {"choices": [], "usage": asked.usage(answers, self._count)}
