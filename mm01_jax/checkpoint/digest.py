@@ -28,6 +28,8 @@ _M2 = (0xC2B2AE35, 0x846CA68B, 0x85EBCA77, 0x297A2D39)
 _G = (0x9E3779B9, 0xBB67AE85, 0x3C6EF373, 0xA54FF53B)
 _S = (0x243F6A89, 0x85A308D3, 0x13198A2F, 0x03707345)
 _BLOCK_ELEMENTS = 1 << 24  # a NumPy chunk is hashed in blocks, so that a 5 GB embedding needs no second 5 GB
+_FEW_ELEMENTS = 1 << 20  # NumPy has the lanes of so many before XLA has a program for their shape
+_IN_CACHE = 1 << 15  # elements that NumPy hashes at a time
 
 
 def _lanes(x, starts, num_stack, strides):
@@ -50,10 +52,13 @@ def _lanes(x, starts, num_stack, strides):
 def _bits(x):
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    if x.dtype.itemsize > 4:
-        raise ValueError(f"dtype={x.dtype} cannot be digested: allowed are dtypes of 1, 2 or 4 bytes")
-    word = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    return jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, _word(x.dtype)).astype(jnp.uint32)
+
+
+def _word(dtype) -> np.dtype:
+    if dtype.itemsize > 4:
+        raise ValueError(f"dtype={dtype} cannot be digested: allowed are dtypes of 1, 2 or 4 bytes")
+    return np.dtype(f"uint{8 * dtype.itemsize}")
 
 
 def _mix(bits, index, lane):
@@ -70,17 +75,38 @@ def array_digest(array: jax.Array, num_stack: int) -> np.ndarray:
     2^32. No device talks to another, so that a process that fails leaves none waiting.
     """
     strides = _strides(array.shape[num_stack:])
+    shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    lanes = np.zeros(array.shape[:num_stack] + (LANES,), np.uint32)
+    if sum(shard.data.size for shard in shards) <= _FEW_ELEMENTS:
+        for shard in shards:
+            starts = [place.indices(size)[0] for place, size in zip(shard.index, array.shape, strict=True)][num_stack:]
+            lanes[shard.index[:num_stack]] += _host_lanes(np.asarray(shard.data), starts, num_stack, strides)
+        return lanes
     with jax.set_mesh(None):  # a mesh in context would refuse arrays on other devices
         if isinstance(array.sharding, jax.sharding.NamedSharding):
             parts = _mesh_digest(array, sharding=array.sharding, num_stack=num_stack, strides=strides)
         else:
             parts = _device_digest(array, np.uint32(0), num_stack=num_stack, strides=strides)
     by_device = {part.device: part.data for part in parts.addressable_shards}
-    lanes = np.zeros(array.shape[:num_stack] + (LANES,), np.uint32)
-    for shard in array.addressable_shards:
-        if shard.replica_id == 0:
-            lanes[shard.index[:num_stack]] += np.asarray(by_device[shard.device])[0]
+    for shard in shards:
+        lanes[shard.index[:num_stack]] += np.asarray(by_device[shard.device])[0]
     return lanes
+
+
+def _host_lanes(x: np.ndarray, starts, num_stack: int, strides) -> np.ndarray:
+    """`_lanes` in NumPy: the same numbers, and nothing is compiled."""
+    stack, shape = x.shape[:num_stack], x.shape[num_stack:]
+    index = np.zeros(shape, np.uint32)
+    for axis, (start, stride) in enumerate(zip(starts, strides, strict=True)):
+        along = (np.arange(shape[axis], dtype=np.uint64) + start) * stride % 2**32
+        index += along.astype(np.uint32).reshape([-1 if other == axis else 1 for other in range(len(shape))])
+    bits = np.ascontiguousarray(x).view(_word(x.dtype)).reshape(math.prod(stack), index.size).astype(np.uint32)
+    index, lanes = index.reshape(-1), np.zeros((len(bits), LANES), np.uint32)
+    for chunk, found in zip(bits, lanes, strict=True):
+        for first in range(0, len(chunk), _IN_CACHE):
+            part = slice(first, first + _IN_CACHE)
+            found += [_mix(chunk[part], index[part], lane).sum(dtype=np.uint32) for lane in range(LANES)]
+    return lanes.reshape(*stack, LANES)
 
 
 @functools.partial(jax.jit, static_argnames=("sharding", "num_stack", "strides"))
@@ -109,6 +135,8 @@ def _device_digest(x, start, *, num_stack, strides):
 
 def chunk_digest(chunk: np.ndarray) -> np.ndarray:
     """Lanes of one chunk held by NumPy: uint32 (4,), equal to `array_digest` of the same data on any mesh."""
+    if chunk.size <= _FEW_ELEMENTS:
+        return _host_lanes(chunk, [0] * chunk.ndim, 0, _strides(chunk.shape))
     cpu = jax.local_devices(backend="cpu")[0]
     rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(chunk.shape[1:])))
     blocks = [(i, chunk[i : i + rows]) for i in range(0, chunk.shape[0], rows)] if chunk.ndim else [(0, chunk)]

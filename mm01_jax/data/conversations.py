@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.data.tool_calls import MINIMAX_01, Form
 from mm01_jax.files import quoted
 
 BEGIN, END, IMAGE = "<beginning_of_sentence>", "<end_of_sentence>", "<image>"
@@ -107,6 +108,7 @@ def render(
     for message in messages:
         said = message["role"] == "assistant"
         body = encode(text_of(message), tokenizer, [waiting.pop(0) for _ in range(text_of(message).count(IMAGE))])
+        body = np.concatenate([body, encode_calls(message, MINIMAX_01, tokenizer)])
         header = tokenizer.encode(HEADERS[message["role"]])
         if template == "plain":
             pieces += [(body, said), (end[: int(said)], said)]
@@ -119,6 +121,18 @@ def render(
         pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
     ids = np.concatenate([ids for ids, _ in pieces])
     return Rendered(ids, np.concatenate([np.full(len(ids), said) for ids, said in pieces]))
+
+
+def encode_calls(message: dict[str, Any], form: Form, tokenizer: Tokenizer) -> np.ndarray:
+    """int32 ids of the calls of tools that a message has behind its text: `calls`, each a `tool_calls.Call`."""
+    if not message.get("calls"):
+        return np.zeros(0, np.int32)
+    text = ("\n" if text_of(message) else "") + form.written(message["calls"])
+    if form.open not in tokenizer.specials:
+        return tokenizer.encode(text)
+    before, after = text.split(form.open, 1)
+    mark = np.array([tokenizer.special(form.open)], np.int32)
+    return np.concatenate([tokenizer.encode(before), mark, tokenizer.encode(after)])
 
 
 def encode(text: str, tokenizer: Tokenizer, image_tokens: Sequence[int] = ()) -> np.ndarray:

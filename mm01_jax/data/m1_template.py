@@ -17,6 +17,7 @@ import numpy as np
 from mm01_jax.data import conversations
 from mm01_jax.data.conversations import BEGIN, END, Rendered
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.data.tool_calls import MINIMAX_M1
 
 DOCUMENT = "<begin_of_document>"
 _TOOL = "tool"
@@ -78,7 +79,9 @@ def _check(messages: Sequence[dict]) -> None:
 
 def _message(role: str, message: dict, tokenizer: Tokenizer) -> list[tuple[np.ndarray, bool]]:
     text = _returned(message) if role == _TOOL else conversations.text_of(message)
-    return _turn(_HEADERS[role], text, role == "assistant", tokenizer)
+    return _turn(
+        _HEADERS[role], text, role == "assistant", tokenizer, conversations.encode_calls(message, MINIMAX_M1, tokenizer)
+    )
 
 
 def _returned(message: dict) -> str:
@@ -91,10 +94,11 @@ def _returned(message: dict) -> str:
     return "".join(f"tool name: {part.get('name', '')}\ntool result: {part['text']}\n" for part in parts)
 
 
-def _turn(header: str, text: str, said: bool, tokenizer: Tokenizer) -> list[tuple[np.ndarray, bool]]:
+def _turn(header: str, text: str, said: bool, tokenizer: Tokenizer, calls=()) -> list[tuple[np.ndarray, bool]]:
     head, body, newline = (tokenizer.encode(part) for part in (header, text, "\n"))
     begin, end = (_special(tokenizer, name) for name in (BEGIN, END))
-    return [(begin, False), (head, False), (body, said), (end, said), (newline, False)]
+    more = [(calls, said)] if len(calls) else []
+    return [(begin, False), (head, False), (body, said), *more, (end, said), (newline, False)]
 
 
 def _special(tokenizer: Tokenizer, name: str) -> np.ndarray:

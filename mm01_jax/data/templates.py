@@ -82,7 +82,8 @@ class Template(NamedTuple):
         has_parts = any(isinstance(message.get("content"), list) for messages, _ in calls for message in messages)
         forms = (_parts, _text) if has_parts else (_text, _parts)  # some templates know text alone, some parts alone
         calls = [([{"role": "user", "content": _PROBE}], False), *calls]
-        mark = _unused(json.dumps([messages for messages, _ in calls], ensure_ascii=False))
+        mark = _unused(json.dumps([[messages for messages, _ in calls], tools], ensure_ascii=False))
+        tools = _marked(tools, tokenizer, mark)
         inputs = [
             {"messages": _marked(form(messages), tokenizer, mark), "tools": tools, "add_generation_prompt": generate}
             for form in forms
@@ -225,14 +226,14 @@ def _unused(text: str) -> str:
 
 
 def _marked(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
-    """A message with a mark inside the name of every special token, so that it is none to `_encode`."""
+    """A message or tools with a mark inside the name of every special token, so that it is none to `_encode`."""
     split: Callable[[re.Match], str] = lambda match: match[0][:1] + mark + match[0][1:]  # noqa: E731
     if isinstance(value, str):
         return _specials(tokenizer).sub(split, value)
     if isinstance(value, list | tuple):
         return [_marked(one, tokenizer, mark) for one in value]
     if isinstance(value, dict):
-        return {key: _marked(one, tokenizer, mark) for key, one in value.items()}
+        return {_marked(key, tokenizer, mark): _marked(one, tokenizer, mark) for key, one in value.items()}
     return value
 
 

@@ -23,10 +23,10 @@ class Said(NamedTuple):
 
 
 class Thoughts:
-    """Takes a text apart as it comes: what is said is never taken back."""
+    """Takes a text apart as it comes: what is said is never taken back. begun: the prompt ends with <think>."""
 
-    def __init__(self):
-        self._held, self._take = "", self._begin
+    def __init__(self, begun: bool = False):
+        self._held, self._take = "", self._skip_to(self._think) if begun else self._begin
 
     def take(self, piece: str) -> Said:
         """What is certain after one more piece."""

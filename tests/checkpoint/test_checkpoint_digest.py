@@ -10,6 +10,12 @@ from mm01_jax.checkpoint import digest
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint16", "int8", "bool")
 
 
+@pytest.fixture(params=(0, digest._FEW_ELEMENTS), ids=("xla", "numpy"), autouse=True)
+def few(request, monkeypatch):
+    """Small arrays by XLA's programs, and as they are digested."""
+    monkeypatch.setattr(digest, "_FEW_ELEMENTS", request.param)
+
+
 def oracle(chunk: np.ndarray) -> np.ndarray:
     """The definition in Python integers, from the module's equation."""
     word = {1: np.uint8, 2: np.uint16, 4: np.uint32}[chunk.dtype.itemsize]
@@ -78,3 +84,11 @@ def test_digest_in_blocks_equals_digest_at_once(monkeypatch):
 def test_digest_refuses_eight_byte_elements_by_name():
     with pytest.raises(ValueError, match="dtype=float64 .* 1, 2 or 4 bytes"):
         digest._bits(jax.ShapeDtypeStruct((2,), jnp.dtype("float64")))
+
+
+@pytest.mark.parametrize("spec", (("a", "b"), (None, ("a", "b")), (None, None, "b"), ()))
+def test_digest_of_shards_is_that_of_the_whole(spec):
+    leaf = random_chunk("bfloat16", (2, 8, 6))
+    mesh = jax.make_mesh((2, 2), ("a", "b"), devices=jax.devices()[:4])
+    placed = jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.P(*spec)))
+    np.testing.assert_array_equal(digest.array_digest(placed, 1), [oracle(chunk) for chunk in leaf])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm01_jax import loading, sharding
-from mm01_jax.checkpoint import CheckpointError, Checkpoints, leaf_paths, place
+from mm01_jax.checkpoint import CheckpointError, Checkpoints, finite, leaf_paths, place
 from mm01_jax.config import ConfigError, MeshConfig, Rules, saved
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import TorchSource
@@ -128,12 +128,13 @@ def test_the_rules_are_the_run_s_unless_a_mesh_brings_its_own(tmp_path):
     assert load(path, MeshConfig(tensor=2, rules=own)).config.mesh.rules == own
 
 
-def test_weights_that_are_not_finite_are_refused_by_name_unless_asked_for(tmp_path):
+def test_weights_that_are_not_finite_are_refused_by_name_unless_asked_for(tmp_path, monkeypatch):
     found = samples.tensors("original")
     name = next(name for name in found if "layers.3." in name and "experts.2.w1" in name)
     found[name][1, 2] = np.nan
     source = samples.write(tmp_path / "in", samples.settings("original"), found)
-    for mesh in (None, "expert=2"):
+    for mesh, few in ((None, finite._FEW_ELEMENTS), ("expert=2", finite._FEW_ELEMENTS), ("expert=2", 0)):
+        monkeypatch.setattr(finite, "_FEW_ELEMENTS", few)  # 0: by a program
         with pytest.raises(CheckpointError, match=r"not finite: stacks/0/experts/gate \[1, 0, 2\]; allow_nonfinite"):
             loading.load_model(source, mesh=mesh)
     assert loading.load_model(source, allow_nonfinite=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from mm01_jax.data import token_files
 from mm01_jax.data.text import DataError, Record, Seen, Unreadable
-from mm01_jax.data.token_files import COUNT, FILES, INDEX, LISTED, MOST_MANIFEST, TEXT, ids_digest
+from mm01_jax.data.token_files import COUNT, FILES, LISTED, MOST_MANIFEST, TEXT, ids_digest, index_row
 from mm01_jax.data.tokenize.plan import Piece, Plan
 from mm01_jax.files import OF_THE_DISK, remove, shown, why, write, written
 
@@ -54,11 +54,10 @@ def make(plan: Plan, shard: int, seen: Seen = lambda size: None) -> dict[str, An
         with _disk_errors(paths.tokens):
             writer = ArrayRecordWriter(tokens.name, _WRITING)
         for pieces in _batches(plan.shards[shard], seen, made.skip):
-            for file, record, ids in made.encode(pieces):
-                content = ids.astype(plan.dtype).tobytes()
+            for file, record, num_tokens, content in made.encode(pieces):
                 with _disk_errors(paths.tokens):
                     writer.write(content)
-                made.add(file, record, len(ids), content)
+                made.add(file, record, num_tokens, content)
         with _disk_errors(paths.tokens):
             writer.close()
         index.write(rows := b"".join(made.rows))
@@ -123,24 +122,36 @@ class _Shard:
             self.counts["bad_records"].append(label)
         check_bad(self.counts["bad"], [label], self._plan.asked.max_bad_records)
 
-    def encode(self, batch: Texts) -> Iterator[tuple[int, Record, np.ndarray]]:
-        tokenizer = self._plan.tokenizer
-        encoded = tokenizer.encode_many([text for _, _, text in batch])
+    def encode(self, batch: Texts) -> Iterator[tuple[int, Record, int, bytes]]:
+        """(number of the piece, what was found, number of tokens, the record) of each text."""
+        encoded = self._plan.tokenizer.encode_many([text for _, _, text in batch])
+        together = np.concatenate([ids for ids, _ in encoded])
+        if not all(len(ids) for ids, _ in encoded) or self._wrong(together):
+            for (_, record, _), (ids, _) in zip(batch, encoded, strict=True):
+                if wrong := self._wrong(ids):
+                    raise DataError(f"{shown(record.label)}: --tokenizer={self._plan.tokenizer.name!r} makes {wrong}.")
+        content, itemsize, at = together.astype(self._plan.dtype).tobytes(), np.dtype(self._plan.dtype).itemsize, 0
         for (file, record, _), (ids, lost) in zip(batch, encoded, strict=True):
-            if len(ids) == 0 or (ids == tokenizer.end_of_document).any():
-                what = "no token" if len(ids) == 0 else f"the end-of-document id {tokenizer.end_of_document} as text"
-                raise DataError(f"{shown(record.label)}: --tokenizer={tokenizer.name!r} makes {what} of it.")
-            if ids.min() < 0 or ids.max() >= tokenizer.vocab_size or len(ids) >= 1 << 32:
-                raise DataError(f"{shown(record.label)}: --tokenizer={tokenizer.name!r} makes ids beyond its own.")
             self.counts["dropped"] += lost
             self.counts["documents_dropped"] += lost > 0
-            yield file, record, ids
+            stop = at + len(ids) * itemsize
+            yield file, record, len(ids), content[at:stop]
+            at = stop
+
+    def _wrong(self, ids: np.ndarray) -> str:
+        """What no document may be; "" where these ids may."""
+        tokenizer = self._plan.tokenizer
+        if len(ids) == 0:
+            return "no token of it"
+        if (ids == tokenizer.end_of_document).any():
+            return f"the end-of-document id {tokenizer.end_of_document} as text of it"
+        if ids.min() < 0 or ids.max() >= tokenizer.vocab_size or len(ids) >= 1 << 32:
+            return "ids beyond its own"
+        return ""
 
     def add(self, file: int, record: Record, num_tokens: int, content: bytes) -> None:
-        row = np.zeros((), INDEX)
-        row["tokens"], row["size"], row["file"], row["key"] = num_tokens, record.size, file, record.key
-        row["text"], row["ids"] = np.frombuffer(record.digest, "<u8"), ids_digest(content)
-        self.rows.append(row.tobytes())
+        row = (num_tokens, record.size, record.digest, ids_digest(content), file, record.key)
+        self.rows.append(index_row(row))
         for name, more in (("documents", 1), ("tokens", num_tokens), ("text_bytes", record.size)):
             self.counts[name] += more
 

@@ -27,7 +27,7 @@ class Shape(Protocol):
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         """Events before any text."""
 
-    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
+    def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
         """What is new of an answer."""
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
@@ -105,8 +105,8 @@ def check_length(name: str, prompts: Sequence[Sequence[int]], max_tokens: int | 
     return longest
 
 
-def usage(answers: Sequence[Answer], count: int) -> dict[str, Any]:
-    """Tokens of the prompts, each once, and of all answers."""
+def usage(answers: Sequence[Answer], count: int, reasoning: int = 0) -> dict[str, Any]:
+    """Tokens of the prompts, each once, and of all answers; reasoning: tokens of thoughts among those."""
     first = answers[::count]
     prompt, completion = sum(len(one.prompt) for one in first), sum(answer.count for answer in answers)
     return {
@@ -114,7 +114,7 @@ def usage(answers: Sequence[Answer], count: int) -> dict[str, Any]:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(one.cached for one in first)},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
 
 

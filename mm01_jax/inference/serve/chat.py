@@ -2,14 +2,17 @@
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields
+from mm01_jax.inference.serve import asked, fields, tools
 from mm01_jax.inference.serve.asked import Asked
+from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.link import Answer, Piece
+from mm01_jax.inference.serve.parser import Reader, Reading, message
 from mm01_jax.inference.serve.service import Service
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -27,25 +30,27 @@ def parse(body: Any, service: Service) -> Asked:
         values["max_tokens"] = values["max_completion_tokens"]
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise Refused("top_logprobs: allowed with logprobs=true alone", "top_logprobs")
-    prompts = [service.conversation(values["messages"])]
+    offered = tools.offered(values, service)
+    prompts = [service.conversation(values["messages"], offered)]
     longest = asked.check_length("messages", prompts, values["max_tokens"], service)
     stop_ids = {service.tokenizer.end_of_document, service.stop_id} - {None}
     request = asked.engine_request(values, longest, sorted(stop_ids), service)
+    reading = tools.reading(offered, values["parallel_tool_calls"], prompts[0], service)
     request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
-    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service))
+    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading))
 
 
 def _own(service: Service) -> dict[str, Field]:
-    """The fields that completions have not. Tools and forms of answers are refused by name."""
+    """The fields that completions have not."""
     return {
         "messages": Field(messages, required=True),
         "max_completion_tokens": Field(fields.whole(1, service.context)),
         "logprobs": Field(fields.switch, False),
         "top_logprobs": Field(fields.whole(0, service.logprobs)),
         "response_format": Field(_response_format),
-        "tools": Field(fields.list_of(fields.one_of(), 0, 0)),
-        "tool_choice": Field(fields.one_of("none", "auto")),
-        "parallel_tool_calls": Field(fields.switch),
+        "tools": Field(tools.definitions, []),
+        "tool_choice": Field(tools.choice),
+        "parallel_tool_calls": Field(fields.switch, True),
         "modalities": Field(fields.list_of(fields.one_of("text"), 1, 1)),
         "store": Field(fields.one_of(False)),
         "metadata": Field(lambda name, value: value),
@@ -61,17 +66,20 @@ def messages(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def _message(name: str, value: Any) -> dict[str, Any]:
+    role = value.get("role") if isinstance(value, dict) else None
+    has_calls = role == "assistant" and bool(value.get("tool_calls"))
     known = {
         "role": Field(fields.one_of(*_ROLES), required=True),
-        "content": Field(_content, required=True),
+        "content": Field(_content, required=not has_calls),
         "name": Field(fields.text),
-        "tool_call_id": Field(fields.text),
         "refusal": Field(fields.text),
         "annotations": Field(fields.list_of(fields.one_of(), 0, 0)),
         "reasoning_content": Field(fields.text),
+        "tool_calls": Field(tools.calls if has_calls else fields.list_of(fields.one_of(), 0, 0)),
+        "tool_call_id": Field(fields.text, required=role == "tool"),
     }
     found = fields.read(value, known, name)
-    return {"role": found["role"], "content": found["content"]}
+    return {key: found[key] for key in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
 
 
 def _content(name: str, value: Any) -> str | list[dict[str, str]]:
@@ -98,35 +106,72 @@ def _response_format(name: str, value: Any) -> dict[str, str]:
 class Chat:
     """The shape of /v1/chat/completions (`asked.Shape`)."""
 
-    def __init__(self, values: dict[str, Any], service: Service):
+    def __init__(self, values: dict[str, Any], service: Service, reading: Reading):
         self._service, self._count = service, values["n"]
         self._logprobs = values["logprobs"]
         self._usage = asked.wants_usage(values)
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._thinks = reading.thinks
+        self._read = defaultdict(lambda: Reader(reading))
+        self._ids = defaultdict(lambda: defaultdict(lambda: f"call_{secrets.token_hex(12)}"))  # by answer and call
 
     def whole(self, answers: Sequence[Answer], pieces: Sequence[Piece]) -> dict:
-        choices = [
-            {
-                "index": place,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None, "annotations": []},
-                "logprobs": self._listed(piece),
-                "finish_reason": piece.finish,
-            }
-            for place, piece in enumerate(pieces)
-        ]
-        usage = {"usage": asked.usage(answers, self._count), "service_tier": "default"}
+        choices = [self._choice(place, piece) for place, piece in enumerate(pieces)]
+        usage = {"usage": self._counted(answers), "service_tier": "default"}
         return self._head("chat.completion") | {"choices": choices} | usage
+
+    def _choice(self, place: int, piece: Piece) -> dict:
+        said = message(self._read[place].take(piece))
+        text = said.text if said.text or not said.calls else None
+        found = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+        if self._thinks:
+            found["reasoning_content"] = said.thinking or None
+        if said.calls:
+            ids = self._ids[place]
+            found["tool_calls"] = [
+                {"id": ids[number], "type": "function", "function": call._asdict()}
+                for number, call in enumerate(said.calls)
+            ]
+        return {
+            "index": place,
+            "message": found,
+            "logprobs": self._listed(piece),
+            "finish_reason": self._finish(place, piece),
+        }
+
+    def _finish(self, place: int, piece: Piece) -> str | None:
+        """How an answer ended, as OpenAI's API says it."""
+        return "tool_calls" if piece.finish == "stop" and self._read[place].calls else piece.finish
 
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return [self._chunk(place, delta, None, None) for place in range(len(answers))]
 
-    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
-        return self._chunk(place, {"content": piece.text} if piece.text else {}, self._listed(piece), piece.finish)
+    def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
+        deltas = [self._delta(place, part) for part in self._read[place].take(piece)]
+        if not deltas and piece.finish is None and not self._logprobs:
+            return []  # all of it may yet become something else
+        chunks = [self._chunk(place, delta, None, None) for delta in deltas or [{}]]
+        chunks[0]["choices"][0]["logprobs"] = self._listed(piece)
+        chunks[-1]["choices"][0]["finish_reason"] = self._finish(place, piece)
+        return chunks
+
+    def _delta(self, place: int, part: Part) -> dict:
+        if part.kind == CALL:
+            called = {"name": part.text, "arguments": ""}
+            id = self._ids[place][part.call]
+            return {"tool_calls": [{"index": part.call, "id": id, "type": "function", "function": called}]}
+        if part.kind == ARGUMENTS:
+            return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
+        return {"reasoning_content" if part.kind == THINKING else "content": part.text}
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
-        usage = {"choices": [], "usage": asked.usage(answers, self._count)}
+        usage = {"choices": [], "usage": self._counted(answers)}
         return [self._head("chat.completion.chunk") | usage] if self._usage else []
+
+    def _counted(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        thoughts = "".join(reader.thinking for reader in self._read.values())
+        return asked.usage(answers, self._count, len(self._service.encode("messages", thoughts)) if thoughts else 0)
 
     def _chunk(self, place: int, delta: dict, logprobs: dict | None, finish: str | None) -> dict:
         choice = {"index": place, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

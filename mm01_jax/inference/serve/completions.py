@@ -83,8 +83,9 @@ class Completions:
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         return []
 
-    def event(self, place: int, answer: Answer, piece: Piece) -> dict:
-        return self._head | {"choices": [self._choice(place, answer, piece)]} | ({"usage": None} if self._usage else {})
+    def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
+        usage = {"usage": None} if self._usage else {}
+        return [self._head | {"choices": [self._choice(place, answer, piece)]} | usage]
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
         usage = {"choices": [], "usage": asked.usage(answers, self._count)}

@@ -81,8 +81,9 @@ class Reply(Response):
         events = shape.opening(question.answers)
         try:
             while True:
-                events += [shape.event(place, question.answers[place], piece) for place, piece in news]
                 _check(question)
+                for place, piece in news:
+                    events += shape.events(place, question.answers[place], piece)
                 await _say(send, events)
                 events = []
                 if question.finished and not any(answer.pending for answer in question.answers):

@@ -2,13 +2,19 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from mm01_jax.data import templates
 from mm01_jax.data.conversations import IMAGE
 from mm01_jax.data.tokenizer import open_tokenizer
+from mm01_jax.data.tool_calls import form_of
+from mm01_jax.inference import thoughts
+from mm01_jax.inference.serve import conversation
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.link import Link
+
+_MARK_TOKENS = 16  # that a mark of thoughts and the line break behind it have, at most
 
 
 class Service:
@@ -16,7 +22,8 @@ class Service:
 
     name: of the model. context: tokens of a prompt and its answer. most: answers that may be open, running and waiting.
     logprobs: of the likeliest tokens, at most. created: seconds since 1970. stop_id: what ends an answer of a
-    conversation; None of a model without a template.
+    conversation; None of a model without a template. thinks: answers
+    begin with thoughts. form: of calls of tools, None where none is known.
     """
 
     def __init__(self, told: dict[str, Any], link: Link):
@@ -28,6 +35,9 @@ class Service:
         if told["has_template"]:
             folders = [pathlib.Path(folder) for folder in told["folders"]]
             self.template = templates.choose(told["template"], folders, self.tokenizer)
+        source = getattr(self.template, "source", "")
+        self.form = None if self.template is None else form_of(self.template.name, source)
+        self.thinks = self.template is not None and self.template.thinks
         self.name_of = functools.lru_cache(65_536)(self._name_of)
 
     def check_model(self, asked: str) -> None:
@@ -52,25 +62,22 @@ class Service:
         except ValueError as error:
             raise Refused(f"{name}: {error}", name) from None
 
-    def conversation(self, messages: list[dict[str, Any]], tools: list | None = None) -> list[int]:
-        """Token ids of a conversation and the header of the answer to come."""
+    def conversation(self, messages: list[dict[str, Any]], tools: Sequence[dict] = ()) -> list[int]:
+        """Token ids of a conversation and the header of the answer to come; tools: functions that it may call."""
         if self.template is None:
             raise Refused("messages: this model has no chat template; start mm01-serve with --template", "messages")
-        known = (
-            {"developer": "system"}
-            if self.template.name != "minimax-01"
-            else {
-                "developer": "system",
-                "tool": "function",
-            }
-        )
-        renamed = [message | {"role": known.get(message["role"], message["role"])} for message in messages]
+        renamed = conversation.for_template(messages, self.template)
         if any(IMAGE in text for message in renamed for text in _texts(message)):
             raise Refused(f"messages: {IMAGE} stands for an image, and this server takes none", "messages")
         try:
-            return self.template.ids(renamed, self.tokenizer, tools).tolist()
+            given = conversation.tools_for(tools, self.template)
+            return self.template.ids(renamed, self.tokenizer, given).tolist()
         except ValueError as error:
             raise Refused(f"messages: {error}", "messages") from None
+
+    def has_begun_to_think(self, prompt: list[int]) -> bool:
+        """Whether a conversation ends with the mark that begins thoughts."""
+        return self.tokenizer.decode(prompt[-_MARK_TOKENS:]).rstrip().endswith(thoughts.OPEN)
 
     def _name_of(self, id: int) -> str:
         """A token's text; where it has none of its own, `token_id:17`."""

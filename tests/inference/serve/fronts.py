@@ -33,10 +33,12 @@ GOOD = {"model": "tiny", "prompt": "good", "max_tokens": 4}
 class Engine:
     """Answers a prompt with its last tokens, one a message: so many as are wanted. One that ends in "wait" gets none.
 
-    heard: every message. open: numbers of questions that were not finished or cancelled.
+    says: what it answers instead, a character a message. heard: every message. open: numbers of questions that were not
+    finished or cancelled.
     """
 
     def __init__(self, channel):
+        self.says: str | None = None
         self.heard: queue.SimpleQueue = queue.SimpleQueue()
         self.open: set[int] = set()
         self._channel = channel
@@ -58,13 +60,18 @@ class Engine:
         if bytes(prompt[-4:]) == b"wait":
             return
         said = (prompt * asked["max_tokens"])[-asked["max_tokens"] :]
+        pieces = [(chr(token), [token]) for token in said]
+        if self.says is not None:
+            pieces = [(character, [*character.encode()]) for character in self.says]
+        finish = "length" if self.says is None else "stop"
         for which in range(asked["count"]):
-            for place, token in enumerate(said):
-                new = {"text": chr(token), "tokens": [token], "cached": 0}
+            for place, (text, tokens) in enumerate(pieces):
+                new = {"text": text, "tokens": tokens, "cached": 0}
                 if asked.get("logprobs") is not None:
-                    new |= {"logprobs": [-0.5], "top": [[[token, -0.5]][: asked["logprobs"]]]}
-                if place == len(said) - 1:
-                    new |= {"finish": "length", "error": None}
+                    top = [[[token, -0.5]][: asked["logprobs"]] for token in tokens]
+                    new |= {"logprobs": [-0.5] * len(tokens), "top": top}
+                if place == len(pieces) - 1:
+                    new |= {"finish": finish, "error": None}
                 self._channel.say({"news": [[number, which, new]]})
         self.open.discard(number)
 
@@ -82,8 +89,8 @@ class Engine:
 class Running:
     """A front that serves, and the engine behind it."""
 
-    def __init__(self, made: front.Front, port: int):
-        made.ready(TOLD)
+    def __init__(self, made: front.Front, port: int, told: dict[str, Any]):
+        made.ready(TOLD | told)
         self.front, self.port, self.engine = made, port, Engine(made.channel)
 
     def connect(self) -> socket.socket:
@@ -100,6 +107,15 @@ class Running:
         connection.close()
         return reply.status, json.loads(said), dict(reply.getheaders())
 
+    def stream(self, path: str, body: Any) -> list[dict]:
+        """What the events of a streamed answer say."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("POST", path, json.dumps(body | {"stream": True}), {"content-type": "application/json"})
+        lines = connection.getresponse().read().decode().splitlines()
+        connection.close()
+        said = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        return [json.loads(one) for one in said if one != "[DONE]"]
+
     def is_well(self) -> bool:
         """Whether a good request is answered right."""
         status, said, _ = self.ask("/v1/completions", GOOD)
@@ -107,11 +123,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(keys=()) -> Iterator[Running]:
+def running(keys=(), **told: Any) -> Iterator[Running]:
     listening = front.listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     with front.Front(listening, keys) as made:
-        yield Running(made, port)
+        yield Running(made, port, told)
 
 
 def request(path: str, body: Any) -> bytes:

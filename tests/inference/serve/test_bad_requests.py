@@ -19,6 +19,21 @@ def running():
 
 COMPLETION, CHAT = "/v1/completions", "/v1/chat/completions"
 SAID = [{"role": "user", "content": "x"}]
+
+
+def tool(**more) -> dict:
+    return {"tools": [{"type": "function", "function": {"name": "f"} | more}]}
+
+
+def turns(*more) -> dict:
+    return {"messages": [*SAID, *more]}
+
+
+def called(arguments) -> dict:
+    calls = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+    return turns({"role": "assistant", "content": None, "tool_calls": calls})
+
+
 # A path, fields beside the good ones, the field that is named.
 _BOTH = [
     ({"temperature": "hot"}, "temperature"),
@@ -125,6 +140,27 @@ CASES = [
             ({"response_format": "json"}, "response_format"),
             ({"response_format": {"type": "json_object"}}, "response_format.type"),
             ({"prompt": "x"}, "prompt"),
+            ({"tools": {}}, "tools"),
+            ({"tools": [{"type": "web"}]}, "tools[0].type"),
+            ({"tools": [{"type": "function"}]}, "tools[0].function"),
+            ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+            ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+            (tool(parameters=[]), "tools[0].function.parameters"),
+            (tool(strict="yes"), "tools[0].function.strict"),
+            (tool(description=1), "tools[0].function.description"),
+            ({"tools": tool()["tools"] * 2}, "tools[1]"),
+            ({"tools": tool()["tools"] * 129}, "tools"),
+            (tool() | {"tool_choice": "any"}, "tool_choice"),
+            (tool() | {"parallel_tool_calls": 1}, "parallel_tool_calls"),
+            (turns({"role": "tool", "content": "x"}), "messages[1].tool_call_id"),
+            (turns({"role": "tool", "content": "x", "tool_call_id": "?"}), "messages[1].tool_call_id"),
+            (turns({"role": "assistant", "content": None}), "messages[1].content"),
+            (turns({"role": "assistant", "content": None, "tool_calls": []}), "messages[1].content"),
+            (turns({"role": "user", "content": "x", "tool_calls": [1]}), "messages[1].tool_calls"),
+            (turns({"role": "assistant", "tool_calls": [{"id": "a"}]}), "messages[1].tool_calls[0].function"),
+            (called("{"), "messages[1].tool_calls[0].function.arguments"),
+            (called("[]"), "messages[1].tool_calls[0].function.arguments"),
+            (called({}), "messages[1].tool_calls[0].function.arguments"),
         )
     ],
     ("/tokenize", {"model": "tiny"}, "prompt"),

@@ -171,11 +171,11 @@ def test_errors_are_of_the_classes_that_the_client_has_for_them(client):
         ({"model": "gpt-4"}, openai.NotFoundError),
         ({"messages": []}, openai.BadRequestError),
         ({"max_tokens": 1000}, openai.BadRequestError),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, openai.BadRequestError),
     ):
         with pytest.raises(kind) as refused:
             client.chat.completions.create(**CHAT | wrong)
-        assert refused.value.param == next(iter(wrong))
+        assert refused.value.param.startswith(next(iter(wrong)))
     assert client.chat.completions.create(**CHAT).choices
 
 

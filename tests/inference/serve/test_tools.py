@@ -1,0 +1,111 @@
+"""Tools of a request, as /v1/chat/completions takes and calls them, whole and streamed, in every form of template."""
+
+import json
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from mm01_jax.data import conversations  # noqa: E402
+from mm01_jax.data.templates import Released, Template  # noqa: E402
+from mm01_jax.data.tokenizer import BytesTokenizer  # noqa: E402
+from mm01_jax.data.tool_calls import MINIMAX_01, MINIMAX_M1, Call  # noqa: E402
+from mm01_jax.inference.serve.conversation import for_template, tools_for  # noqa: E402
+from tests.inference.serve import fronts  # noqa: E402
+
+BYTES, CHAT = BytesTokenizer(), "/v1/chat/completions"
+FIND = {"name": "find", "description": "looks for it", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": FIND}, {"type": "function", "function": {"name": "stop"}}]
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "tools": TOOLS}
+CALLS = [Call("find", '{"q": "é"}'), Call("stop", "{}")]
+
+
+@pytest.fixture(scope="module")
+def running():
+    with fronts.running() as found:
+        yield found
+
+
+def streamed(events: list[dict]) -> tuple[dict, str | None]:
+    """The message that a stream's events make, and how it ended."""
+    text, calls, finish = "", {}, None
+    for choice in (event["choices"][0] for event in events):
+        text += choice["delta"].get("content") or ""
+        finish = choice["finish_reason"] or finish
+        for one in choice["delta"].get("tool_calls", ()):
+            if one["index"] not in calls:
+                calls[one["index"]] = {"id": one["id"], "type": one["type"], "function": dict(one["function"])}
+            else:
+                calls[one["index"]]["function"]["arguments"] += one["function"]["arguments"]
+    return {"content": text or None, "tool_calls": [calls[index] for index in sorted(calls)]}, finish
+
+
+def test_calls_of_tools_are_told_whole_and_streamed(running):
+    running.engine.says = "One moment.\n" + MINIMAX_01.written(CALLS)
+    _, whole, _ = running.ask(CHAT, BODY)
+    (choice,) = whole["choices"]
+    called = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] == "One moment."
+    assert [one["function"] for one in called] == [call._asdict() for call in CALLS]
+    assert len({one["id"] for one in called}) == 2 and {one["type"] for one in called} == {"function"}
+    message, finish = streamed(running.stream(CHAT, BODY))
+    assert finish == "tool_calls" and message["content"] == "One moment."
+    assert [one["function"] for one in message["tool_calls"]] == [one["function"] for one in called]
+
+
+def test_one_call_at_a_time_and_none_where_that_is_asked_for(running):
+    running.engine.says = MINIMAX_01.written(CALLS)
+    _, whole, _ = running.ask(CHAT, BODY | {"parallel_tool_calls": False})
+    assert len(whole["choices"][0]["message"]["tool_calls"]) == 1 and whole["choices"][0]["message"]["content"] is None
+    for more in ({"tool_choice": "none"}, {"tools": []}):
+        _, whole, _ = running.ask(CHAT, BODY | more)
+        (choice,) = whole["choices"]
+        assert choice["message"]["content"] == running.engine.says and choice["finish_reason"] == "stop"
+        assert "tool_calls" not in choice["message"]
+    running.engine.says = None
+
+
+def test_what_was_called_and_what_came_back_can_be_said_again(running):
+    calls = [{"id": "1", "type": "function", "function": CALLS[0]._asdict()}]
+    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    messages = [*BODY["messages"], answer, {"role": "tool", "tool_call_id": "1", "content": "found é"}]
+    status, said, _ = running.ask("/tokenize", {"messages": messages})
+    text = BYTES.decode(said["tokens"])
+    assert status == 200 and MINIMAX_01.written(CALLS[:1]) in text
+    assert 'system function_response=functions\n{"name": "find", "response": "found é"}' in text
+
+
+def test_each_template_gets_calls_results_thoughts_and_tools_in_its_own_form():
+    calls = [{"id": "1", "call": CALLS[0]}]
+    messages = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "assistant", "content": "So.", "reasoning_content": "Hm", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "found"}]},
+    ]
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.reasoning_content }}{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments.q }}{% endfor %}"
+        "{{ m.name }};{% endfor %}"
+        "{{ tools[0].function.name }}"
+    )
+    theirs = Template(source, "x.jinja")
+    ids = theirs.ids(for_template(messages, theirs), BYTES, tools_for([FIND], theirs))
+    assert BYTES.decode(ids) == "system: Be kind.;assistant: HmSo.findé;tool: foundfind;find"
+    ours = Released()
+    text = BYTES.decode(ours.ids(for_template(messages, ours), BYTES, tools_for([FIND], ours)))
+    assert "assistant\nSo.\n<function_call>" in text and f"functions\n{json.dumps(FIND)}" in text and "Hm" not in text
+
+
+def test_calls_are_part_of_what_an_answer_says_in_training_too():
+    message = {"role": "assistant", "content": "", "calls": CALLS}
+    rendered = conversations.render([message], BYTES)
+    assert BYTES.decode(rendered.ids[rendered.answer][:-1]) == MINIMAX_01.written(CALLS)
+    assert BYTES.decode(conversations.encode_calls(message, MINIMAX_M1, BYTES)) == MINIMAX_M1.written(CALLS)
+
+
+def test_names_of_special_tokens_in_a_tools_description_are_text():
+    template = Template("{{ messages[0].content }}{% if tools %}{{ tools | tojson }}{% endif %}", "x.jinja")
+    tool = {"description<end_of_sentence>": "<end_of_sentence>"}
+    ids = template.ids([{"role": "user", "content": "x"}], BYTES, [tool]).tolist()
+    assert BYTES.special("<end_of_sentence>") not in ids and bytes(ids).decode() == "x" + json.dumps([tool])
