@@ -64,6 +64,7 @@ OUTSIDE = {
     "jinja2": ("mm01_jax.data.template_process",),
     "starlette": ("mm01_jax.inference.serve",),
     "uvicorn": ("mm01_jax.inference.serve",),
+    "prometheus_client": ("mm01_jax.inference.serve.metrics",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),

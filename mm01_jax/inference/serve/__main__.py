@@ -39,7 +39,11 @@ COMMAND = arguments.Command(
         Flag("logprobs", "of how many likeliest tokens a client may ask", int, default=20, least=0, most=100),
         Flag("host", "the address to listen at; 0.0.0.0 is every one of this machine", default="127.0.0.1"),
         Flag("port", "the port to listen at; 0: a free one", int, default=8000, least=0, most=65535),
-        Flag("api_key_file", "a file with an API key a line; others are refused", example="keys.txt"),
+        Flag(
+            "api_key_file",
+            "a file with an API key a line, its limits behind it; others are refused",
+            example="keys.txt",
+        ),
         arguments.COMPILE_CACHE,
     ),
 )
@@ -51,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, argv)
-    for library in ("starlette", "uvicorn"):
+    for library in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(library) is None:
-            raise ValueError(f"a server needs {library}: pip install 'mm01_jax[serve]'")
+            raise ValueError(f"a server needs {library.replace('_', '-')}: pip install 'mm01_jax[serve]'")
     keys = _keys(given.api_key_file)
     if given.compile_cache:
         compile_cache.use()
@@ -73,13 +77,16 @@ def _serve(argv: Sequence[str]) -> None:
     print("all answers are given; ended", flush=True)
 
 
-def _keys(path: str | None) -> list[str]:
+def _keys(path: str | None) -> list[dict]:
     if path is None:
         return []
-    keys = [line.strip() for line in Door(ValueError).text(path).splitlines() if line.strip()]
-    if not keys:
-        raise arguments.refused("--api-key-file", path, "a file with a key a line", None)
-    return keys
+    from mm01_jax.inference.serve import keys
+
+    text = Door(ValueError).text(path)
+    try:
+        return keys.parse(text)
+    except ValueError as error:
+        raise ValueError(f"--api-key-file={path}: {error}") from None
 
 
 def _listen(given: types.SimpleNamespace):

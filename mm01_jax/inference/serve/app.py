@@ -1,8 +1,6 @@
 """Paths, who may use them, and what becomes of errors."""
 
 import asyncio
-import hashlib
-import hmac
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +17,9 @@ from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.body import ClientGone, read_json
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.keys import Keys
 from mm01_jax.inference.serve.link import Link, Question
+from mm01_jax.inference.serve.metrics import CONTENT_TYPE
 from mm01_jax.inference.serve.replies import Reply, refusal
 from mm01_jax.inference.serve.service import Service
 
@@ -29,11 +29,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 class App:
     """Handlers of all paths.
 
-    keys: SHA-256 of each API key, in hex; of none, anybody may ask. service: None until the engine is ready.
+    keys: as `keys.parse` has them; of none, anybody may ask. service: None until the engine is ready.
     """
 
-    def __init__(self, link: Link, keys: Sequence[str]):
-        self._link, self._keys = link, keys
+    def __init__(self, link: Link, keys: Sequence[dict[str, Any]]):
+        self._link, self._keys = link, Keys(keys)
         self.service: Service | None = None
         routes = [
             Route("/health", self._health),
@@ -41,15 +41,18 @@ class App:
             *self._routes("/v1/models/{name:path}", self._model, "GET"),
             *self._routes("/v1/completions", self._answering(completions.parse), "POST"),
             *self._routes("/v1/chat/completions", self._answering(chat.parse), "POST"),
+            *self._routes("/metrics", self._metrics, "GET"),
             *self._routes("/tokenize", self._tokenize, "POST"),
             *self._routes("/detokenize", self._detokenize, "POST"),
         ]
         self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: _no_path, Exception: _bug})
+        self.asgi.state.requests = link.metrics.requests
+        self.asgi.state.paths = {route.path for route in routes}
 
     def _routes(self, path: str, handler: Handler, method: str) -> list[Route]:
         async def guarded(request: Request) -> Response:
             try:
-                self._check_key(request)
+                request.state.key = self._keys.of(request.headers.get("authorization", ""))
                 if self.service is None:
                     raise Refused("the model is being loaded", status=503, code="loading")
                 return await handler(request)
@@ -62,19 +65,13 @@ class App:
 
         return [Route(path, guarded, methods=[method])]
 
-    def _check_key(self, request: Request) -> None:
-        """Compares with every key in a time that says nothing of any."""
-        if not self._keys:
-            return
-        kind, _, key = request.headers.get("authorization", "").partition(" ")
-        given = hashlib.sha256(key.strip().encode("latin-1")).hexdigest()  # bytes, as they came
-        if sum([hmac.compare_digest(given, known) for known in self._keys]) == 0 or kind.lower() != "bearer":
-            message = "authorization: got no key that is known here; allowed: Bearer KEY"
-            raise Refused(message, "authorization", status=401, code="invalid_api_key")
-
     async def _health(self, request: Request) -> Response:
         status = "loading" if self.service is None else "draining" if self._link.draining.is_set() else "ok"
+        status = "stalled" if self._link.stalled else status
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self._link.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._described()]})
@@ -90,17 +87,32 @@ class App:
 
     def _answering(self, parse: Callable[[Any, Service], Asked]) -> Handler:
         async def handler(request: Request) -> Response:
+            key = request.state.key
+            key.check()
             began, body = time.monotonic(), await read_json(request)
             # A template is another process's, and a long text takes seconds: others go on meanwhile.
             asked = await asyncio.to_thread(parse, body, self.service)
             self.service.check_room(len(asked.prompts) * asked.count)
 
+            key.spend(sum(map(len, asked.prompts)))
+
             def told(status: int, question: Question) -> None:
-                log(request, status, _tokens(question), began)
+                key.spend(sum(answer.count for answer in question.answers))
+                log(request, status, self._counted(question, began), began)
 
             return Reply(self._link, asked, told)
 
         return handler
+
+    def _counted(self, question: Question, began: float) -> str:
+        """The tokens of a question that is over, as the log has them; they are counted, too."""
+        metrics, first = self._link.metrics, question.answers[:: question.count]
+        prompt, said = sum(len(one.prompt) for one in first), sum(answer.count for answer in question.answers)
+        metrics.prompt_tokens.inc(prompt)
+        metrics.cached_tokens.inc(sum(one.cached for one in first))
+        metrics.generated_tokens.inc(said)
+        metrics.whole.observe(time.monotonic() - began)
+        return f" {prompt}+{said} tokens"
 
     async def _tokenize(self, request: Request) -> Response:
         body = await read_json(request)
@@ -138,12 +150,9 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 
 def log(request: Request, status: int, more: str = "", began: float | None = None) -> None:
-    """A line on stderr: who asked for what and how it ended, and nothing of what was said."""
+    """A line on stderr, and one more counted: what was asked and how it ended, and nothing of what was said."""
+    state = request.app.state
+    state.requests.labels(request.url.path if request.url.path in state.paths else "other", str(status)).inc()
     path = ascii(request.url.path)[1:-1][:100]
     took = f" {time.monotonic() - began:.3f} s" if began is not None else ""
     print(f"{request.method[:20]} {path} {status}{more}{took}", file=sys.stderr, flush=True)
-
-
-def _tokens(question: Question) -> str:
-    prompt = sum(len(answer.prompt) for answer in question.answers[:: question.count])
-    return f" {prompt}+{sum(answer.count for answer in question.answers)} tokens"

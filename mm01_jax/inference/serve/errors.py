@@ -9,12 +9,21 @@ RETRY_SECONDS = 1
 class Refused(Exception):
     """A request that is not answered.
 
-    param: the field, as a client writes it: `messages[2].content`. code: a word for programs.
+    param: the field, as a client writes it: `messages[2].content`. code: a word for programs. retry: after how
+    many seconds to ask again, of 429 and 503.
     """
 
-    def __init__(self, message: str, param: str | None = None, *, status: int = 400, code: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        retry: int = RETRY_SECONDS,
+    ):
         super().__init__(message)
-        self.param, self.status, self.code = param, status, code
+        self.param, self.status, self.code, self._retry = param, status, code, retry
 
     @property
     def body(self) -> dict:
@@ -25,7 +34,7 @@ class Refused(Exception):
     def headers(self) -> Mapping[str, str]:
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
-        return {"retry-after": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        return {"retry-after": str(self._retry)} if self.status in (429, 503) else {}
 
 
 def wrong(name: str, got: object, allowed: str, code: str | None = None) -> Refused:

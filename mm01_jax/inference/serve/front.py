@@ -1,7 +1,6 @@
 """The HTTP process, as the engine's process starts it, readies it, and ends it."""
 
 import contextlib
-import hashlib
 import os
 import pathlib
 import socket
@@ -30,10 +29,10 @@ def listen(host: str, port: int) -> socket.socket:
 class Front:
     """A context in which the HTTP process runs; until `ready` it says that the model is being loaded.
 
-    keys: who knows one of them may ask; of none, anybody.
+    keys: who may ask, as `keys.parse` has them; of none, anybody.
     """
 
-    def __init__(self, listening: socket.socket, keys: Sequence[str]):
+    def __init__(self, listening: socket.socket, keys: Sequence[dict[str, Any]]):
         ours, theirs = socket.socketpair()
         program = str(pathlib.Path(__file__).with_name("front_process.py"))
         ends = [listening.fileno(), theirs.fileno()]
@@ -48,7 +47,7 @@ class Front:
         theirs.close()
         listening.close()
         self.channel = Channel(ours)
-        self.channel.say({"keys": [hashlib.sha256(key.encode()).hexdigest() for key in keys]})
+        self.channel.say({"keys": list(keys)})
 
     def __enter__(self) -> "Front":
         return self

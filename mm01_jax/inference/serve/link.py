@@ -12,19 +12,20 @@ from typing import Any
 
 from mm01_jax.inference.serve import channel
 from mm01_jax.inference.serve.errors import Refused
+from mm01_jax.inference.serve.metrics import Metrics
 
 
 class Answer:
     """One answer: what is new since it was last read, and sums.
 
-    finish: None while it goes on. pending: whether there is something to read.
+    finish: None while it goes on. pending: whether there is something to read. last: when its last tokens came.
     """
 
     def __init__(self, prompt: Sequence[int]):
         self.prompt, self.finish, self.error, self.cached, self.count = prompt, None, None, 0, 0
         self.prompt_logprobs: list[float] = []
         self.prompt_top: list[list] = []
-        self.pending = False
+        self.pending, self.last = False, None
         self._clear()
 
     def add(self, new: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ class Question:
     def __init__(self, prompts: Sequence[Sequence[int]], count: int):
         self.answers = [Answer(prompt) for prompt in prompts for _ in range(count)]
         self.count, self.failed = count, None
-        self.began, self.first_token = time.monotonic(), None
+        self.began = time.monotonic()
         self.changed = asyncio.Event()
 
     @property
@@ -85,21 +86,31 @@ class Question:
 class Link:
     """`listen` runs as long as the engine. keys, ready: what it says first. told: the last of its statistics."""
 
+    STALLED_SECONDS = 60.0  # without a word of an engine that says something about every second
+
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._reader, self._writer = reader, writer
         self._numbers = itertools.count()
         self._asked: dict[int, tuple[Question, int]] = {}  # number -> (question, place of the prompt's first answer)
         self.keys, self.ready = (asyncio.get_running_loop().create_future() for _ in range(2))
-        self.draining, self.told = asyncio.Event(), {}
+        self.draining, self.told, self._told_at = asyncio.Event(), {}, None
+        self.metrics = Metrics(lambda: self.told, lambda: self.open)
 
     @property
     def open(self) -> int:
         """Answers under way."""
-        return sum(
-            answer.finish is None
-            for question, first in self._asked.values()
-            for answer in question.answers[first : first + question.count]
-        )
+        return len(self.answers)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine has said nothing for so long that it hangs."""
+        return self._told_at is not None and time.monotonic() - self._told_at > self.STALLED_SECONDS
+
+    @property
+    def answers(self) -> list[Answer]:
+        """Those under way, in the order in which they were asked."""
+        asked = [question.answers[first : first + question.count] for question, first in self._asked.values()]
+        return [answer for answers in asked for answer in answers if answer.finish is None]
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any]) -> Question:
         question = Question(prompts, count)
@@ -149,16 +160,28 @@ class Link:
                 getattr(self, name).set_result(message[name])
         if "drain" in message:
             self.draining.set()
-        self.told = message.get("statistics", self.told)
+        if "statistics" in message:
+            self.told, self._told_at = message["statistics"], time.monotonic()
 
     def _note(self, number: int, which: int, new: dict[str, Any]) -> None:
         question, first = self._asked[number]
-        question.answers[first + which].add(new)
-        if question.first_token is None and new["tokens"]:
-            question.first_token = time.monotonic()
+        answer = question.answers[first + which]
+        answer.add(new)
+        if new["tokens"]:
+            self._time(question, answer, len(new["tokens"]))
         if all(answer.finish is not None for answer in question.answers[first : first + question.count]):
             del self._asked[number]
         question.changed.set()
+
+    def _time(self, question: Question, answer: Answer, count: int) -> None:
+        """Notes when so many tokens came; those that came together share the time since the last."""
+        now = time.monotonic()
+        if answer.last is None:
+            self.metrics.first_token.observe(now - question.began)
+        else:
+            for _ in range(count):
+                self.metrics.next_token.observe((now - answer.last) / count)
+        answer.last = now
 
     def _fail(self, question: Question, why: Refused) -> None:
         question.failed = why

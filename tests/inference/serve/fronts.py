@@ -116,6 +116,14 @@ class Running:
         said = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
         return [json.loads(one) for one in said if one != "[DONE]"]
 
+    def raw(self, path: str, **headers: str) -> bytes:
+        """What a GET gives."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection.request("GET", path, headers=headers)
+        said = connection.getresponse().read()
+        connection.close()
+        return said
+
     def is_well(self) -> bool:
         """Whether a good request is answered right."""
         status, said, _ = self.ask("/v1/completions", GOOD)

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from mm01_jax.inference.serve import keys  # noqa: E402
 from mm01_jax.inference.serve.body import MOST_BYTES  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
 
@@ -242,7 +243,7 @@ def test_two_hundred_connections_that_never_finish_delay_nobody(running):
 
 
 def test_keys_are_asked_for_and_no_other_is_taken():
-    with fronts.running(keys=["first", "sécond"]) as running:
+    with fronts.running(keys=keys.parse("first\nsécond\n")) as running:
         assert running.ask("/health")[0] == 200
         for headers in ({}, {"authorization": "Bearer third"}, {"authorization": "Basic first"}):
             status, said, _ = running.ask(COMPLETION, fronts.GOOD, **headers)
