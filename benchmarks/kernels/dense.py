@@ -22,12 +22,14 @@ def measure(
     d_out,
     names: tuple,
     *,
+    given: tuple = (),
     flops: tuple = (None, None),
     floors_ms: tuple = (None, None),
 ) -> None:
     """Fills in `found`.
 
-    kinds: "ours", "xla", and peers by name -> a differentiable function of `inputs`. names: those of the result and of
+    kinds: "ours", "xla", and peers by name -> a function of `given` and `inputs`, differentiable by `inputs`. given:
+    arguments too, so that nothing which follows from them is made when it compiles. names: those of the result and of
     the gradients. flops, floors_ms: of the forward pass, and of both; the one or the other sets the time.
     """
     programs = {kind: (jax.jit(f), jax.jit(functools.partial(with_gradients, f))) for kind, f in kinds.items()}
@@ -35,15 +37,15 @@ def measure(
     oracle = functools.partial(with_gradients, kinds["xla"])
     # Nobody times the oracle: on a GPU its matmuls need not be tried out when it compiles.
     options = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
-    exact = jax.jit(oracle, compiler_options=options)(*wide)
-    plain = programs["xla"][1](*inputs, d_out)
-    results = programs["ours"][1](*inputs, d_out)
+    exact = jax.jit(oracle, compiler_options=options)(given, *wide)
+    plain = programs["xla"][1](given, *inputs, d_out)
+    results = programs["ours"][1](given, *inputs, d_out)
     for name, result, p, e in zip(names, results, plain, exact, strict=True):
         found.parity[name] = {"error": float(furthest(result, e)), "allowed": 2 * float(furthest(p, e)) + TINY}
     if not found.is_right:
         return
     del exact, plain, results, wide
-    passes = (("forward", inputs), ("forward+backward", (*inputs, d_out)))
+    passes = (("forward", (*given, *inputs)), ("forward+backward", (given, *inputs, d_out)))
     for number, (quantity, arguments) in enumerate(passes):
         for kind in kinds:
             if kind in found.refused:
@@ -69,9 +71,9 @@ def refuse(found: Measured, names: tuple[str, ...], with_peers: bool) -> None:
             found.refused[name] = reason
 
 
-def with_gradients(f, *arguments):
+def with_gradients(f, given, *arguments):
     *inputs, d_out = arguments
-    out, pull = jax.vjp(f, *inputs)
+    out, pull = jax.vjp(functools.partial(f, *given), *inputs)
     return out, *pull(d_out)
 
 

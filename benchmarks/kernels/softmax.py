@@ -28,7 +28,7 @@ def measure(case: Softmax, found: Measured, _copy, implementation: str | None, w
     tags = tuple(map(jnp.asarray, tags_of(case)))
     found.implementation = dispatch.choose(OPERATION, implementation, q, k, v)
 
-    def attend(implementation, q, k, v):
+    def attend(implementation, tags, q, k, v):
         return softmax_attention(q, k, v, query_tags=tags, key_tags=tags, implementation=implementation)
 
     kinds = {"ours": functools.partial(attend, found.implementation)}
@@ -40,15 +40,15 @@ def measure(case: Softmax, found: Measured, _copy, implementation: str | None, w
         return x.reshape(B * case.documents, -1, *x.shape[2:])
 
     if "cudnn" not in found.refused:
-        kinds["cudnn"] = lambda *arrays: peers.cudnn(*map(as_rows, arrays)).reshape(q.shape)
+        kinds["cudnn"] = lambda _tags, *arrays: peers.cudnn(*map(as_rows, arrays)).reshape(q.shape)
     kinds["xla"] = functools.partial(attend, "xla")  # the oracle too, whether it is timed or not
     pairs = sum(n * (n + 1) / 2 for row in np.asarray(tags[1]) for n in np.bincount(row)) * N
     names, flops = ("out", "dq", "dk", "dv"), 4 * H * pairs
-    dense.measure(found, kinds, (q, k, v), d, names, flops=(flops, BOTH * flops))
+    dense.measure(found, kinds, (q, k, v), d, names, given=(tags,), flops=(flops, BOTH * flops))
     if found.is_right and "torch" not in found.refused:
-        _time_torch(found, jax.jit(kinds["ours"])(q, k, v), [as_rows(x) for x in (q, k, v, d)])
+        _time_torch(found, jax.jit(kinds["ours"])(tags, q, k, v), [as_rows(x) for x in (q, k, v, d)])
     if case.documents > 1 and found.is_right:
-        found.times += _of_a_step(kinds["ours"], (q, *(k, v) * LAYERS), d, flops)
+        found.times += _of_a_step(kinds["ours"], tags, (q, *(k, v) * LAYERS), d, flops)
 
 
 def tags_of(case: Softmax) -> tuple[np.ndarray, np.ndarray]:
@@ -75,23 +75,24 @@ def _time_torch(found: Measured, ours, arrays: list) -> None:
         found.refused["torch"] = f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def _of_a_step(attend, arguments: tuple, d_out, flops: float) -> list[Time]:
+def _of_a_step(attend, tags, arguments: tuple, d_out, flops: float) -> list[Time]:
     """Times of one of LAYERS layers in a program, each with the output before as its queries: what a row's documents
     leave to do is found once for all of them, as in a training step.
     """
 
-    def layers(q, *keys_values):
+    def layers(tags, q, *keys_values):
         for k, v in zip(keys_values[::2], keys_values[1::2], strict=True):
-            q = attend(q, k, v)
+            q = attend(tags, q, k, v)
         return q
 
     times = []
-    for quantity, f, more, factor in (
-        ("forward of a step's layer", layers, (), 1),
-        ("forward+backward of a step's layer", functools.partial(dense.with_gradients, layers), (d_out,), BOTH),
+    both = functools.partial(dense.with_gradients, layers)
+    for quantity, f, operands, factor in (
+        ("forward of a step's layer", layers, (tags, *arguments), 1),
+        ("forward+backward of a step's layer", both, ((tags,), *arguments, d_out), BOTH),
     ):
         program = jax.jit(f)
-        run = functools.partial(program, *arguments, *more)
+        run = functools.partial(program, *operands)
         seconds = timing.median_seconds(run, jax.block_until_ready) / LAYERS
         times.append(Time(quantity, seconds * 1e3, tflops=factor * flops / seconds / 1e12))
     return times
