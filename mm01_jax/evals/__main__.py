@@ -5,11 +5,12 @@
   mm01-eval needle --checkpoint=runs/tiny --lengths=1k,4k,16k --json=needle.json --figure=needle.png
   mm01-eval ruler --checkpoint=runs/tiny --lengths=16k --families=vt,fwe --samples=20
   mm01-eval rounds --checkpoint=runs/tiny --lengths=16k --write=rounds.jsonl
+  mm01-eval copy --checkpoint=runs/tiny --server=http://127.0.0.1:8000/v1
 
 `python -m mm01_jax.evals` is the same.
 
-Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a full or broken disk,
-130 interrupted.
+Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 69 another process of the job has died or
+left, or a server does not answer, 74 a full or broken disk, 130 interrupted.
 """
 
 import sys
@@ -43,14 +44,24 @@ def _perplexity(given: types.SimpleNamespace) -> str:
 
 
 def _long_context(given: types.SimpleNamespace) -> str:
-    from mm01_jax.evals import asking, tasks
+    from mm01_jax.evals import asking, server, tasks
+    from mm01_jax.evals.run import InProcess
     from mm01_jax.loading import digest_of, load_as_asked, load_tokenizer
+    from mm01_jax.model.multimodal import VLModel
 
+    server.check_flags(given)
     asked = tasks.read(given.task, given)
     asking.check_files(asked)
     if given.write is not None:
         return asking.write_samples(asked, load_tokenizer(given.checkpoint, given.tokenizer))
-    return asking.ask(asked, load_as_asked(given), digest_of(given.checkpoint))
+    if given.server is not None:
+        answerer = server.Server(given.server, given.model, server.key_in(given.api_key_file), given.slots)
+        tokenizer = load_tokenizer(given.checkpoint, given.tokenizer)
+        return asking.ask(asked, answerer, tokenizer, {"weights": None, "model": answerer.model, "dtype": None})
+    loaded = load_as_asked(given)
+    model = loaded.model.text if isinstance(loaded.model, VLModel) else loaded.model
+    facts = {"weights": digest_of(given.checkpoint), "dtype": loaded.config.compute.dtype}
+    return asking.ask(asked, InProcess(model, given.slots), loaded.tokenizer, facts)
 
 
 _SOURCE = Flag(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mm01_jax import cluster
+from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.evals import figure, report, run
 from mm01_jax.evals.tasks import Asked
 from mm01_jax.files import Door, parse_json, write, written
@@ -18,11 +19,21 @@ from mm01_jax.inference import answer_file
 from mm01_jax.inference.answer_file import Begun
 from mm01_jax.inference.prompt_answers import begun_by_all
 from mm01_jax.inference.text import Answer
-from mm01_jax.model.multimodal import VLModel
 from mm01_jax.progress import Progress
 
 FILES = Door(ValueError)
-_ELSEWHERE = ("checkpoint", "mesh", "compile_cache", "slots", "json", "figure", "write", "task", "overrides")
+_ELSEWHERE = (
+    "checkpoint",
+    "mesh",
+    "compile_cache",
+    "slots",
+    "json",
+    "figure",
+    "write",
+    "task",
+    "overrides",
+    "api_key_file",
+)
 
 
 def check_files(asked: Asked) -> None:
@@ -46,26 +57,24 @@ def write_samples(asked: Asked, tokenizer) -> str:
     return f"{asked.given.write}: {count:,} samples"
 
 
-def ask(asked: Asked, loaded, weights: str | None) -> str:
-    """Asks everything there is to ask; the table. weights: a digest of them, None where they have none.
+def ask(asked: Asked, answerer: run.Answerer, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> str:
+    """Asks everything there is to ask; the table. facts: what answers follow from beside what was typed.
 
-    Every process of the model's mesh calls it alike; the first writes files and shows how far it is.
+    Every process of a model's mesh calls it alike; the first writes files and shows how far it is.
     """
-    prompts = asked.prompts(loaded.tokenizer)
+    prompts = asked.prompts(tokenizer)
     groups = list(asked.make(prompts))
     count, path = sum(group.count for group in groups), asked.given.json
-    follows = _follows_from(asked, loaded, weights)
+    follows = _follows_from(asked, tokenizer, facts)
     begun = Begun() if path is None else begun_by_all(_answers(path), follows, [1] * count)
     records = [] if path is None or not cluster.is_first() else _known(path, begun)
-    model = loaded.model.text if isinstance(loaded.model, VLModel) else loaded.model
-    engine = run.engine_for(model, prompts, groups, asked.given.slots)
-    began = time.monotonic()
-    lines = _lines(run.answers(engine, prompts, groups, begun.prompts), records, sum(group.tokens for group in groups))
+    began, tokens = time.monotonic(), sum(group.tokens for group in groups)
+    lines = _lines(answerer.answers(prompts, groups, begun.prompts), records, tokens)
     if path is not None and cluster.is_first():
         answer_file.finish(_answers(path), begun, lines)
     else:
         collections.deque(lines, maxlen=0)
-    spent = {"seconds": time.monotonic() - began, "prefilled_tokens": engine.statistics()["prefilled_tokens"]}
+    spent = {"seconds": time.monotonic() - began, "prefilled_tokens": answerer.prefilled}
     if not cluster.is_first():
         return ""
     if path is not None:
@@ -101,11 +110,11 @@ def _known(path: str, begun: Begun) -> list[dict[str, Any]]:
         return [parse_json(file.readline()) for _ in range(begun.prompts)]
 
 
-def _follows_from(asked: Asked, loaded, weights: str | None) -> dict[str, Any]:
+def _follows_from(asked: Asked, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What answers follow from; how they are computed aside."""
     typed = {name: value for name, value in vars(asked.given).items() if name not in _ELSEWHERE}
-    told = {"task": asked.task, "weights": weights, "tokenizer_fingerprint": loaded.tokenizer.fingerprint}
-    return {**typed, **told, "dtype": loaded.config.compute.dtype, "versions": report.versions()}
+    told = {"task": asked.task, "tokenizer_fingerprint": tokenizer.fingerprint}
+    return {**typed, **told, **facts, "versions": report.versions()}
 
 
 def _result(follows: Mapping[str, Any], records: list[dict[str, Any]], spent: Mapping[str, Any]) -> dict[str, Any]:

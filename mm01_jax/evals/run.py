@@ -6,7 +6,7 @@ Answers are greedy. What an answer cost is counted in tokens: those of its promp
 import collections
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 
@@ -33,6 +33,31 @@ class Answered(NamedTuple):
     text: str
     tokens: int
     cached: int
+
+
+class Answerer(Protocol):
+    """What answers samples: a model in this process, or a server."""
+
+    prefilled: int
+
+    def answers(self, prompts: Prompts, groups: Sequence[Group], skipped: int = 0) -> Iterator[Answered]:
+        """Every answer in order, as soon as it and those before it are there, but for the first `skipped`."""
+
+
+class InProcess:
+    """A model that answers in this process; prefilled: tokens that it has taken in."""
+
+    def __init__(self, model: TextModel, slots: int):
+        self._model, self._slots, self._engine = model, slots, None
+
+    @property
+    def prefilled(self) -> int:
+        return 0 if self._engine is None else self._engine.statistics()["prefilled_tokens"]
+
+    def answers(self, prompts: Prompts, groups: Sequence[Group], skipped: int = 0) -> Iterator[Answered]:
+        """As `answers`, of an engine for these groups."""
+        self._engine = engine_for(self._model, prompts, groups, self._slots)
+        yield from answers(self._engine, prompts, groups, skipped)
 
 
 def engine_for(model: TextModel, prompts: Prompts, groups: Sequence[Group], slots: int) -> Engine:

@@ -13,6 +13,7 @@ from mm01_jax.inference.serve.link import Answer, Piece
 from mm01_jax.inference.serve.service import Service
 
 _MOST_PROMPTS, _FEW_TOKENS = 2048, 16
+_STOP_IDS = 8  # that an engine takes, the end of a document among them
 
 
 def parse(body: Any, service: Service) -> Asked:
@@ -26,6 +27,7 @@ def parse(body: Any, service: Service) -> Asked:
         "echo": Field(fields.switch, False),
         "best_of": Field(fields.one_of(1)),
         "suffix": Field(fields.one_of("")),
+        "stop_token_ids": Field(fields.ids(service.vocab_size), []),  # vLLM's name, beside those of OpenAI
     }
     values = fields.read(body, asked.common(service, service.context) | own)
     asked.check(values, service)
@@ -34,7 +36,10 @@ def parse(body: Any, service: Service) -> Asked:
         longest = asked.check_length("prompt", prompts, None, service)
         values["max_tokens"] = min(_FEW_TOKENS, service.context - longest)
     longest = asked.check_length("prompt", prompts, values["max_tokens"], service)
-    request = asked.engine_request(values, longest, [service.tokenizer.end_of_document], service)
+    ends = {service.tokenizer.end_of_document, *values["stop_token_ids"]}
+    if len(ends) > _STOP_IDS:
+        raise wrong("stop_token_ids", values["stop_token_ids"], f"at most {_STOP_IDS - 1} token ids")
+    request = asked.engine_request(values, longest, sorted(ends), service)
     request["logprobs"] = values["logprobs"]
     request["prompt_logprobs"] = values["logprobs"] if values["echo"] else None
     return Asked(prompts, values["n"], request, values["stream"], Completions(values, service))
