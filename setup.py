@@ -19,7 +19,7 @@ setup(
     # The configs of a checkout's top folder are part of the package when it is installed (config/command_line.py).
     packages=[*find_packages(include=["mm01_jax*", "pallas_kernels*"]), "mm01_jax.configs"],
     package_dir={"mm01_jax.configs": "configs"},
-    package_data={"mm01_jax": ["py.typed", "*.pyi"]},
+    package_data={"mm01_jax": ["py.typed", "*.pyi", "inference/serve/page.html"]},
     install_requires=[
         "jax>=0.11.2",
         "flax>=0.12.9",

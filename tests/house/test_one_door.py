@@ -20,6 +20,7 @@ OWN = {
     "mm01_jax.data.tokenizer_process": "the pipe to the process that started it",
     "mm01_jax.inference.engine_processes": "what the first process of the same job says",
     "mm01_jax.inference.serve.channel": "the pair of sockets to a process that it started",
+    "mm01_jax.inference.serve.page": "its own page",
     "mm01_jax.kept_programs": "its own package's sources, and what the system says of this process",
     "mm01_jax.plan.__main__": "a file to write that a person names",
     "mm01_jax.scopes": "a trace that this machine has made",

@@ -160,6 +160,8 @@ def _told(given: types.SimpleNamespace, engine, room, template, stop: int | None
         "context": room.context,
         "vocab_size": engine.limits.vocab_size,
         "most": room.slots + given.queue,
+        "slots": room.slots,
+        "prefix_bytes": room.prefix_bytes,
         "logprobs": engine.limits.logprobs,
         "stop_id": stop,
         "tokenizer": words,
@@ -179,7 +181,7 @@ def _say_how_to_ask(given: types.SimpleNamespace, told: dict, host: str, port: i
         path, asked = "completions", {"prompt": "def "}
     key = " -H 'authorization: Bearer KEY'" if has_keys else ""
     body = json.dumps({"model": told["name"]} | asked)
-    print(f"{url}/v1 serves {told['name']!r}. Try", flush=True)
+    print(f"{url}/v1 serves {told['name']!r}, and {url} is a page to chat. Try", flush=True)
     print(f"  curl {url}/v1/{path} -H 'content-type: application/json'{key} -d '{body}'", flush=True)
     if not has_keys and host not in ("127.0.0.1", "::1"):
         print(f"anybody who reaches {host} may ask; --api-key-file=FILE lets in who knows a key", flush=True)

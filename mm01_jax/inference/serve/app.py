@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mm01_jax.inference.serve import chat, completions, fields
+from mm01_jax.inference.serve import chat, completions, fields, page
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.body import ClientGone, read_json
 from mm01_jax.inference.serve.errors import Refused
@@ -36,7 +36,9 @@ class App:
         self._link, self._keys = link, Keys(keys)
         self.service: Service | None = None
         routes = [
+            Route("/", self._page),
             Route("/health", self._health),
+            *self._routes("/state", self._state, "GET"),
             *self._routes("/v1/models", self._models, "GET"),
             *self._routes("/v1/models/{name:path}", self._model, "GET"),
             *self._routes("/v1/completions", self._answering(completions.parse), "POST"),
@@ -66,9 +68,19 @@ class App:
         return [Route(path, guarded, methods=[method])]
 
     async def _health(self, request: Request) -> Response:
-        status = "loading" if self.service is None else "draining" if self._link.draining.is_set() else "ok"
-        status = "stalled" if self._link.stalled else status
-        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+        return JSONResponse({"status": self._status}, 200 if self._status == "ok" else 503)
+
+    @property
+    def _status(self) -> str:
+        if self._link.stalled:
+            return "stalled"
+        return "loading" if self.service is None else "draining" if self._link.draining.is_set() else "ok"
+
+    async def _page(self, request: Request) -> Response:
+        return page.page()
+
+    async def _state(self, request: Request) -> Response:
+        return JSONResponse(page.state(self.service, self._link, self._status))
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self._link.metrics.text(), headers={"content-type": CONTENT_TYPE})

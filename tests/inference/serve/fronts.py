@@ -20,6 +20,8 @@ TOLD = {
     "context": CONTEXT,
     "vocab_size": VOCAB,
     "most": SLOTS,
+    "slots": SLOTS,
+    "prefix_bytes": 2**20,
     "logprobs": 5,
     "stop_id": 0xFE,
     "tokenizer": "bytes",
@@ -118,11 +120,19 @@ class Running:
 
     def raw(self, path: str, **headers: str) -> bytes:
         """What a GET gives."""
+        return self._got(path, headers)[0]
+
+    def headers(self, path: str) -> dict[str, str]:
+        """The headers of what a GET gives."""
+        return self._got(path, {})[1]
+
+    def _got(self, path: str, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         connection.request("GET", path, headers=headers)
-        said = connection.getresponse().read()
+        reply = connection.getresponse()
+        said = reply.read()
         connection.close()
-        return said
+        return said, dict(reply.getheaders())
 
     def is_well(self) -> bool:
         """Whether a good request is answered right."""
