@@ -102,7 +102,9 @@ def _step(model: TextModel, may_come, turn: Turn, shape: tuple[Sizes, Slots], n,
         slots = slots._replace(hidden_BD=jnp.where(right_B[:, None], hidden_BSD[:, place], slots.hidden_BD))
         return slots, drawn, taken_B + right_B.astype(jnp.int32), right_B & (slots.left_B > 0)
 
-    slots, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, (slots, drawn, active_B.astype(jnp.int32), active_B))
+    carry = slots, drawn, active_B.astype(jnp.int32), active_B
+    # A loop of no trips would be traced and compiled all the same.
+    slots, drawn, taken_B, _ = lax.fori_loop(1, width, go_on, carry) if sizes.drafts else carry
     cache = _taken_back(model, slots.cache, cache, taken_B)
     slots = slots._replace(cache=cache, tokens_BT=_written(slots, tokens_BS, taken_B))
     if any(isinstance(stack, Ringed) for stack in cache.stacks):  # on one device

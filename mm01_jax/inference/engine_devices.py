@@ -106,10 +106,6 @@ class Devices:
         many = programs.row_layout(self._slots, config, rules, model.rules)
         self._told_before: dict[str, tuple[np.ndarray, jax.Array]] = {}
         self._layout, slots, zero = one, self._slots, self._scalar(0)
-        self._get_row = self._program(functools.partial(programs.get_row, layout=one), slots, zero)
-        self._empty = self._get_row(slots, zero)
-        putting = functools.partial(programs.put_row, layout=one)
-        self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
         put = functools.partial(self._put, rules=model.rules)
         self._tower = Tower(model, sizes, self.groups, self._program, put) if sizes.tiles else None
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
@@ -120,13 +116,22 @@ class Devices:
         told = decoder, slots, self._turn(turn), self._allowed
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
         whole = (False, True) if self.ringed or dispatch.platform() in WHOLE else ()
-        self._decode, self._prefill, *found = self._programs(
-            (going_on, *told, zero),
-            (prefill, model, slots, self._allowed, self._told([], (0, 0))),
-            *[(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole],
-        )
-        self._decode_whole = dict(zip(whole, found, strict=True))
+        with concurrent.futures.ThreadPoolExecutor(2 + len(whole)) as pool:  # the next is traced while these compile
+            begin = functools.partial(self._begin, pool)
+            decoding = begin(going_on, *told, zero)  # takes the longest
+            prefilling = begin(prefill, model, slots, self._allowed, self._told([], (0, 0)))
+            found = [begin(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole]
+            self._compile_rows(one)
+            self._decode, self._prefill = decoding.result(), prefilling.result()
+            self._decode_whole = {plain: one.result() for plain, one in zip(whole, found, strict=True)}
         self.row_bytes = num_bytes(self._empty)
+
+    def _compile_rows(self, layout) -> None:
+        slots, zero = self._slots, self._scalar(0)
+        self._get_row = self._program(functools.partial(programs.get_row, layout=layout), slots, zero)
+        self._empty = self._get_row(slots, zero)
+        putting = functools.partial(programs.put_row, layout=layout)
+        self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
 
     def compile_memory(self) -> None:
         """The programs that move pages and states, which an engine that remembers nothing has not."""
@@ -158,11 +163,9 @@ class Devices:
         """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
         return self._lowered(function, *arguments, donate=donate).compile()
 
-    def _programs(self, *asked: tuple) -> list:
-        """Programs of (function, *arguments) that take the slots second, compiled beside each other."""
-        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:  # the next is traced while the last is compiled
-            begun = [pool.submit(self._lowered(*one, donate=1).compile) for one in asked]
-            return [one.result() for one in begun]
+    def _begin(self, pool: concurrent.futures.Executor, function, *arguments) -> concurrent.futures.Future:
+        """As `_program`, of one that takes the slots second; compiled by the pool."""
+        return pool.submit(self._lowered(function, *arguments, donate=1).compile)
 
     def _lowered(self, function, *arguments, donate: int | None):
         self.num_programs += 1
