@@ -47,7 +47,10 @@ setup(
         "s3": ["s3fs>=2024.6"],
         "chat": ["jinja2>=3.1.6", "tokenizers>=0.23"],  # chat templates that come with a checkpoint
         # mm01-serve; jinja2 and tokenizers as of `chat`.
-        "serve": ["starlette>=1.0", "uvicorn>=0.50", "prometheus-client>=0.20", "jinja2>=3.1.6", "tokenizers>=0.23"],
+        "serve": [
+            *("starlette>=1.0", "uvicorn>=0.50", "prometheus-client>=0.20", "llguidance>=1.9"),
+            *("jinja2>=3.1.6", "tokenizers>=0.23"),
+        ],
         "tensorboard": ["tensorboardX>=2.6"],
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
@@ -72,7 +75,9 @@ setup(
             "starlette>=1.0",
             "uvicorn>=0.50",
             "prometheus-client>=0.20",
+            "llguidance>=1.9",
             "openai>=3.57",
+            "llm-comply>=0.5",
             # Pixels are compared to the last bit, and Pillow's versions resize differently; the others bring images.
             "pillow==13.0.0",
             "scikit-image>=0.25",

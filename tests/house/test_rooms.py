@@ -63,6 +63,7 @@ OUTSIDE = {
     "PIL": ("mm01_jax.data",),
     "jinja2": ("mm01_jax.data.template_process",),
     "starlette": ("mm01_jax.inference.serve",),
+    "llguidance": ("mm01_jax.inference.grammars",),
     "uvicorn": ("mm01_jax.inference.serve",),
     "prometheus_client": ("mm01_jax.inference.serve.metrics",),
     "safetensors": ("mm01_jax.convert",),

@@ -70,10 +70,10 @@ def _serve(argv: Sequence[str]) -> None:
     listening = _listen(given)
     host, port = listening.getsockname()[:2]
     with Front(listening, keys) as front:
-        engine, told = _engine(given)
+        engine, grammars, told = _engine(given)
         front.ready(told)
         _say_how_to_ask(given, told, host, port, bool(keys))
-        EngineLoop(engine, front.channel).run()
+        EngineLoop(engine, front.channel, grammars).run()
     print("all answers are given; ended", flush=True)
 
 
@@ -100,13 +100,14 @@ def _listen(given: types.SimpleNamespace):
 
 
 def _engine(given: types.SimpleNamespace):
-    """(the engine, what the HTTP process has to know of it); says what was loaded and what fits."""
+    """(the engine, grammars of its answers, what the HTTP process has to know); says what was loaded and what fits."""
     import jax
 
     from mm01_jax import loading
     from mm01_jax.convert.progress import gigabytes
     from mm01_jax.inference import prompt_answers
     from mm01_jax.inference.engine import Engine
+    from mm01_jax.inference.grammars import Grammars
     from mm01_jax.inference.serve.room import room_of
 
     print(f"loading {given.checkpoint}", flush=True)
@@ -137,7 +138,8 @@ def _engine(given: types.SimpleNamespace):
         **room.cuts,
     )
     print(f"compiled in {time.monotonic() - began:.1f} s", flush=True)
-    return engine, _told(given, engine, room, template, stop, loaded)
+    grammars = Grammars(loaded.tokenizer, engine.limits.vocab_size, {loaded.tokenizer.end_of_document, stop} - {None})
+    return engine, grammars, _told(given, engine, room, template, stop, loaded)
 
 
 def _template(given: types.SimpleNamespace, loaded, prompt_answers):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, tools
+from mm01_jax.inference.serve import asked, fields, formats, tools
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
@@ -30,12 +30,13 @@ def parse(body: Any, service: Service) -> Asked:
         values["max_tokens"] = values["max_completion_tokens"]
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise Refused("top_logprobs: allowed with logprobs=true alone", "top_logprobs")
-    offered = tools.offered(values, service)
-    prompts = [service.conversation(values["messages"], offered)]
+    offer = tools.offer(values, service)
+    prompts = [service.conversation(values["messages"], values["tools"] if offer.tools else ())]
     longest = asked.check_length("messages", prompts, values["max_tokens"], service)
-    stop_ids = {service.tokenizer.end_of_document, service.stop_id} - {None}
-    request = asked.engine_request(values, longest, sorted(stop_ids), service)
-    reading = tools.reading(offered, values["parallel_tool_calls"], prompts[0], service)
+    request = asked.engine_request(values, longest, service.stop_ids, service)
+    reading = tools.reading(offer, prompts[0], service)
+    if grammar := tools.grammar(offer, values["response_format"], reading, service):
+        request["grammar"] = grammar
     request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
     return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading))
 
@@ -47,7 +48,7 @@ def _own(service: Service) -> dict[str, Field]:
         "max_completion_tokens": Field(fields.whole(1, service.context)),
         "logprobs": Field(fields.switch, False),
         "top_logprobs": Field(fields.whole(0, service.logprobs)),
-        "response_format": Field(_response_format),
+        "response_format": Field(formats.response_format),
         "tools": Field(tools.definitions, []),
         "tool_choice": Field(tools.choice),
         "parallel_tool_calls": Field(fields.switch, True),
@@ -95,12 +96,6 @@ def _part(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, dict) and "type" in value and value["type"] != "text":
         raise wrong(f"{name}.type", value["type"], "text")  # before other fields, which belong to that type
     return fields.read(value, known, name)
-
-
-def _response_format(name: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict) and "type" in value:
-        fields.one_of("text")(f"{name}.type", value["type"])
-    return fields.read(value, {"type": Field(fields.one_of("text"), required=True)}, name)
 
 
 class Chat:

@@ -1,6 +1,7 @@
 """The engine's side of the server: takes what the HTTP process asks, steps, says what each step brought.
 
-It hears    {"ask": number, "count": n, "prompt": ids, ...}   n answers; further names are fields of `Request`
+It hears    {"ask": number, "count": n, "prompt": ids, ...}   n answers; further names are fields of `Request`;
+                                                                  of its hook, "grammar" the text
             {"cancel": number}                                nobody waits for these any more
             {"done": true}                                    nothing will be asked any more, and nothing is open
 and says    {"news": [[number, which of the n, what is new], ...]}
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.grammars import Grammars
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.serve.channel import Channel, Gone
 from mm01_jax.inference.serve.front import FrontGone
@@ -35,14 +37,14 @@ class _Open(NamedTuple):
 
 
 class EngineLoop:
-    """Runs until the HTTP process is done.
+    """Runs until the HTTP process is done. grammars: what answers may be held to.
 
     Raises:
       FrontGone: that process has ended before.
     """
 
-    def __init__(self, engine: Engine, channel: Channel):
-        self._engine, self._channel = engine, channel
+    def __init__(self, engine: Engine, channel: Channel, grammars: Grammars):
+        self._engine, self._channel, self._grammars = engine, channel, grammars
         self._open: dict[int, _Open] = {}  # by the engine's id
         self._ids: dict[int, list[int]] = {}  # of every question
         self._counted = 0.0
@@ -93,12 +95,19 @@ class EngineLoop:
     def _ask(self, message: dict[str, Any]) -> None:
         number, count = message.pop("ask"), message.pop("count")
         try:
-            ids = self._engine.submit_samples(_request(message), count)
+            ids = self._engine.submit_samples(self._request(message), count)
         except ValueError as error:
             self._channel.say({"refused": number, "why": str(error)})
             return
         self._ids[number] = ids
         self._open |= {id: _Open(number, which) for which, id in enumerate(ids)}
+
+    def _request(self, message: dict[str, Any]) -> Request:
+        sampling, grammar = message.pop("sampling"), message.pop("grammar", None)
+        bias = {int(id): value for id, value in sampling.pop("logit_bias", {}).items()}
+        message["stop_ids"] = tuple(message["stop_ids"])
+        hook = None if grammar is None else self._grammars.hook(grammar)
+        return Request(**message, sampling=Sampling(**sampling, logit_bias=bias), mask=hook)
 
     def _tell(self, ids: list[int]) -> None:
         news = [[self._open[id].number, self._open[id].which, self._news(id)] for id in ids if id in self._open]
@@ -136,10 +145,3 @@ def _of_prompt(result: Result) -> dict[str, Any]:
     if result.prompt_logprobs:
         new |= {"prompt_logprobs": result.prompt_logprobs, "prompt_top": result.prompt_top}
     return new
-
-
-def _request(message: dict[str, Any]) -> Request:
-    sampling = message.pop("sampling")
-    bias = {int(id): value for id, value in sampling.pop("logit_bias", {}).items()}
-    message["stop_ids"] = tuple(message["stop_ids"])
-    return Request(**message, sampling=Sampling(**sampling, logit_bias=bias))

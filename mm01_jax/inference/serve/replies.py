@@ -100,6 +100,8 @@ class Reply(Response):
 def _check(question: Question) -> None:
     """Refuses to hand out an answer that is none."""
     for answer in question.answers:
+        if answer.finish == "masked":
+            raise Refused(f"response_format: {answer.error}", "response_format", code="grammar_dead_end")
         if answer.error is not None:
             raise Refused(answer.error, status=500)
 

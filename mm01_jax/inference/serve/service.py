@@ -10,6 +10,7 @@ from mm01_jax.data.conversations import IMAGE
 from mm01_jax.data.tokenizer import open_tokenizer
 from mm01_jax.data.tool_calls import form_of
 from mm01_jax.inference import thoughts
+from mm01_jax.inference.grammars import Grammars
 from mm01_jax.inference.serve import conversation
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.link import Link
@@ -32,6 +33,7 @@ class Service:
         self.slots, self.prefix_bytes = told["slots"], told["prefix_bytes"]
         self.logprobs, self.stop_id = told["logprobs"], told["stop_id"]
         self.tokenizer = open_tokenizer(told["tokenizer"])
+        self.grammars = Grammars(self.tokenizer, self.vocab_size, self.stop_ids)
         self.template = None
         if told["has_template"]:
             folders = [pathlib.Path(folder) for folder in told["folders"]]
@@ -40,6 +42,11 @@ class Service:
         self.form = None if self.template is None else form_of(self.template.name, source)
         self.thinks = self.template is not None and self.template.thinks
         self.name_of = functools.lru_cache(65_536)(self._name_of)
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """What ends an answer of a conversation."""
+        return sorted({self.tokenizer.end_of_document, self.stop_id} - {None})
 
     def check_model(self, asked: str) -> None:
         if asked != self.name:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm01_jax.data.tool_calls import Call
 from mm01_jax.files import parse_json
-from mm01_jax.inference.serve import fields
+from mm01_jax.inference.serve import fields, formats
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.parser import Reading
@@ -14,7 +14,7 @@ from mm01_jax.inference.serve.service import Service
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-CHOICES = ("none", "auto")
+CHOICES = ("none", "auto", "required")
 
 
 def definitions(name: str, value: Any) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def function(name: str, value: Any) -> dict[str, Any]:
     known = {
         "name": Field(tool_name, required=True),
         "description": Field(fields.text),
-        "parameters": Field(schema),
+        "parameters": Field(formats.schema),
         "strict": Field(fields.switch),
     }
     found = fields.read(value, known, name)
@@ -49,15 +49,16 @@ def tool_name(name: str, value: Any) -> str:
     return value
 
 
-def schema(name: str, value: Any) -> dict[str, Any]:
+def choice(name: str, value: Any) -> str | dict[str, Any]:
+    """One of CHOICES, or {"name": of the tool that has to be called}."""
     if not isinstance(value, dict):
-        raise wrong(name, value, "a JSON schema, an object")
-    return value
+        return fields.one_of(*CHOICES)(name, value)
+    known = {"type": Field(fields.one_of("function"), required=True), "function": Field(_chosen, required=True)}
+    return fields.read(value, known, name)["function"]
 
 
-def choice(name: str, value: Any) -> str:
-    """One of CHOICES."""
-    return fields.one_of(*CHOICES)(name, value)
+def _chosen(name: str, value: Any) -> dict[str, Any]:
+    return fields.read(value, {"name": Field(tool_name, required=True)}, name)
 
 
 def calls(name: str, value: Any) -> list[dict[str, Any]]:
@@ -92,23 +93,63 @@ def arguments(name: str, value: Any) -> str:
     return value
 
 
-def offered(values: Mapping[str, Any], service: Service) -> list[dict[str, Any]]:
-    """The tools that an answer may call; refuses them where the model has no form for calls."""
-    if not values["tools"]:
-        if values["tool_choice"] not in (None, "none", "auto"):
-            raise Refused("tool_choice: allowed with tools alone", "tool_choice")
-        return []
-    if values["tool_choice"] == "none":
-        return []
+class Offer(NamedTuple):
+    """tools: that an answer may call. must: it has to call one. parallel: it may call several."""
+
+    tools: list[dict[str, Any]]
+    must: bool
+    parallel: bool
+
+
+def offer(values: Mapping[str, Any], service: Service) -> Offer:
+    """What `tools` and `tool_choice` mean; refuses them where the model has no form for calls."""
+    found, chosen, parallel = values["tools"], values["tool_choice"], values["parallel_tool_calls"]
+    if not found and chosen not in (None, "none", "auto"):
+        raise Refused("tool_choice: allowed with tools alone", "tool_choice")
+    if not found or chosen == "none":
+        return Offer([], False, parallel)
     if service.form is None:
         raise Refused("tools: this model's template has no form for calls of tools that is known here", "tools")
-    return values["tools"]
+    if isinstance(chosen, dict):
+        found, parallel = [tool for tool in found if tool["name"] == chosen["name"]], False
+        if not found:
+            allowed = ", ".join(tool["name"] for tool in values["tools"])
+            raise wrong("tool_choice.function.name", chosen["name"], f"a tool of the request: {allowed}")
+    return Offer(found, chosen not in (None, "auto"), parallel)
 
 
-def reading(tools: Sequence[Mapping[str, Any]], is_parallel: bool, prompt: Sequence[int], service: Service) -> Reading:
+def reading(offer: Offer, prompt: Sequence[int], service: Service) -> Reading:
     """What an answer to a prompt may hold."""
     begun = service.thinks and service.has_begun_to_think(prompt)
-    if not tools:
+    if not offer.tools:
         return Reading(service.thinks, begun)
-    names = frozenset(tool["name"] for tool in tools)
-    return Reading(service.thinks, begun, service.form, names, None if is_parallel else 1)
+    names = frozenset(tool["name"] for tool in offer.tools)
+    return Reading(service.thinks, begun, service.form, names, None if offer.parallel else 1)
+
+
+def grammar(offer: Offer, form: dict[str, str] | None, reading: Reading, service: Service) -> str | None:
+    """The grammar that an answer has to follow; None where it may say anything.
+
+    Args:
+      form: of its text (`formats.response_format`).
+
+    Raises:
+      Refused: there is no such grammar.
+    """
+    rules, ways = {}, []
+    if offer.tools and (offer.must or form):
+        rules |= formats.calls_of(offer.tools, service.form, offer.parallel, service.tokenizer.specials)
+        ways.append("calls")
+    if form and not offer.must:
+        rules |= form
+        ways.append("answer")
+    if not ways:
+        return None
+    thoughts = formats.thoughts_of(reading.begun, service.tokenizer.specials) if reading.thinks else {}
+    text = formats.grammar(" | ".join(ways), rules, thoughts, reading.begun)
+    try:
+        service.grammars.check(text)
+    except ValueError as error:
+        name = "response_format" if form else "tools"
+        raise Refused(f"{name}: {error}", name) from None
+    return text

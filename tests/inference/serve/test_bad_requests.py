@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("llguidance")
 
 from mm01_jax.inference.serve import keys  # noqa: E402
 from mm01_jax.inference.serve.body import MOST_BYTES  # noqa: E402
@@ -24,6 +25,10 @@ SAID = [{"role": "user", "content": "x"}]
 
 def tool(**more) -> dict:
     return {"tools": [{"type": "function", "function": {"name": "f"} | more}]}
+
+
+def json_schema(**more) -> dict:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}} | more}}
 
 
 def turns(*more) -> dict:
@@ -139,7 +144,16 @@ CASES = [
             ({"top_logprobs": 2}, "top_logprobs"),
             ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
             ({"response_format": "json"}, "response_format"),
-            ({"response_format": {"type": "json_object"}}, "response_format.type"),
+            ({"response_format": {"type": "xml"}}, "response_format.type"),
+            ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+            (json_schema(name="a b"), "response_format.json_schema.name"),
+            (json_schema(schema=[]), "response_format.json_schema.schema"),
+            (json_schema(strict=1), "response_format.json_schema.strict"),
+            (json_schema(schema={"type": "nope"}), "response_format"),
+            (json_schema(schema={"$ref": "http://127.0.0.1/x"}), "response_format"),
+            ({"response_format": {"type": "regex", "regex": "("}}, "response_format"),
+            ({"response_format": {"type": "grammar", "grammar": "x"}}, "response_format"),
+            ({"response_format": {"type": "grammar", "regex": "x"}}, "response_format.regex"),
             ({"prompt": "x"}, "prompt"),
             ({"tools": {}}, "tools"),
             ({"tools": [{"type": "web"}]}, "tools[0].type"),
@@ -152,6 +166,9 @@ CASES = [
             ({"tools": tool()["tools"] * 2}, "tools[1]"),
             ({"tools": tool()["tools"] * 129}, "tools"),
             (tool() | {"tool_choice": "any"}, "tool_choice"),
+            ({"tool_choice": "required"}, "tool_choice"),
+            (tool() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name"),
+            (tool(parameters={"type": 3}) | {"tool_choice": "required"}, "tools"),
             (tool() | {"parallel_tool_calls": 1}, "parallel_tool_calls"),
             (turns({"role": "tool", "content": "x"}), "messages[1].tool_call_id"),
             (turns({"role": "tool", "content": "x", "tool_call_id": "?"}), "messages[1].tool_call_id"),

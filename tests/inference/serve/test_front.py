@@ -137,4 +137,4 @@ def test_an_engine_without_its_front_says_so_and_ends():
     with fronts.running() as running:
         os.kill(running.front._process.pid, signal.SIGKILL)
         with pytest.raises(FrontGone, match="the HTTP process has ended"):
-            EngineLoop(Idle(), running.front.channel).run()
+            EngineLoop(Idle(), running.front.channel, grammars=None).run()

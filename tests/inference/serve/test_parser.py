@@ -98,7 +98,7 @@ def reply(random: random.Random, form) -> str:
     return start + "".join(piece() for _ in range(random.randint(0, 8)))
 
 
-@pytest.mark.parametrize("step", slow_but({40}, [40, 1]))
+@pytest.mark.parametrize("step", slow_but({100}, [100, 1]))
 def test_500_random_replies_split_at_every_byte_are_the_whole_ones(step):
     """step: of the splits in two, by default one in so many, another for each reply; splits into bytes all."""
     called = thought = 0

@@ -1,5 +1,6 @@
 """mm01-serve with a checkpoint, asked by OpenAI's own client."""
 
+import json
 import os
 import queue
 import re
@@ -13,6 +14,7 @@ import pytest
 openai = pytest.importorskip("openai")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("llguidance")
 
 from tests import small  # noqa: E402
 from tests.train import cheap_run  # noqa: E402
@@ -20,6 +22,8 @@ from tests.train import cheap_run  # noqa: E402
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hello é"}]}]
 CHAT = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "seed": 3}
 TEXT = {"model": "tiny", "prompt": "def f", "max_tokens": 8, "seed": 3}
+
+CLOSED = {"additionalProperties": False}
 
 
 class Server:
@@ -60,7 +64,7 @@ def server(tmp_path_factory):
         workdir = tmp_path_factory.mktemp("runs") / "tiny"
         workdir.mkdir()
         cheap_run.run(workdir, small.config(small.write_text(workdir / "text"), train__steps=1))
-    found = Server(f"--checkpoint={workdir}", "--template=minimax-01", "--context=256", "--slots=4")
+    found = Server(f"--checkpoint={workdir}", "--template=minimax-01", "--context=896", "--slots=4")
     try:
         assert found.until(r"fits: (\d) requests at a time of (\d+) tokens")[1] == "4"
         found.url = found.until(r"(http://\S+/v1) serves 'tiny'")[1]
@@ -163,6 +167,44 @@ def test_completions_of_several_prompts_are_streamed_by_their_places(client):
     for part in chunks(client.completions.create(**asked, stream=True)):
         texts[part.choices[0].index] += part.choices[0].text
     assert texts == whole
+
+
+def test_an_answer_has_the_form_that_it_is_asked_for_whole_and_streamed(client):
+    colour = {"type": "object", "properties": {"c": {"enum": ["é", "b"]}}, "required": ["c"]}
+    for form, fits in (
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": colour | CLOSED}}, is_colour),
+        ({"type": "regex", "regex": "[a-c]{3}"}, re.compile("[a-c]{3}").fullmatch),
+        ({"type": "grammar", "grammar": 'start: "yes" | "no"'}, ("yes", "no").__contains__),
+    ):
+        asked = CHAT | {"max_tokens": 150, "extra_body": {"response_format": form}}
+        (choice,) = client.chat.completions.create(**asked).choices
+        assert fits(choice.message.content) and choice.finish_reason == "stop"
+        parts = chunks(client.chat.completions.create(**asked, stream=True))
+        assert "".join(part.choices[0].delta.content or "" for part in parts) == choice.message.content
+    with pytest.raises(openai.BadRequestError, match="dead end") as refused:
+        client.chat.completions.create(
+            **CHAT, extra_body={"response_format": {"type": "regex", "regex": "(?:a?){900}a{900}"}}
+        )
+    assert refused.value.code == "grammar_dead_end"
+
+
+def is_colour(text: str) -> bool:
+    return json.loads(text) in ({"c": "é"}, {"c": "b"})
+
+
+def test_a_model_that_has_to_call_a_tool_does_with_arguments_of_its_schema(client):
+    parameters = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]} | CLOSED
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("f", "g")]
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "?"}], "tools": tools, "seed": 5}
+    only = {"type": "function", "function": {"name": "g"}}
+    for wanted, names in (("required", {"f", "g"}), (only, {"g"})):
+        whole = client.chat.completions.create(**asked, tool_choice=wanted, parallel_tool_calls=False).choices[0]
+        (call,) = whole.message.tool_calls
+        assert whole.finish_reason == "tool_calls" and whole.message.content is None
+        assert call.function.name in names and json.loads(call.function.arguments)["on"] in (True, False)
+        stream = client.chat.completions.create(**asked, tool_choice=wanted, parallel_tool_calls=False, stream=True)
+        said = [one for part in chunks(stream) for one in part.choices[0].delta.tool_calls or ()]
+        assert "".join(one.function.arguments for one in said) == call.function.arguments
 
 
 def test_errors_are_of_the_classes_that_the_client_has_for_them(client):
