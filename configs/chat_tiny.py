@@ -1,0 +1,19 @@
+"""A chat model of CPU size: questions about the standard library, answers that end (benchmarks/train_chat.py)."""
+
+import dataclasses
+
+from mm01_jax.config import Config, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+from . import tiny
+
+
+def get_config() -> Config:
+    return dataclasses.replace(
+        tiny.get_config(),
+        name="chat_tiny",
+        data=DataConfig(source="runs/chat/conversations.jsonl", records="conversations", held_out=0.02),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=4e-3, warmup_steps=20, decay_start=300, final=4e-4)),
+        train=TrainConfig(
+            steps=700, batch_size=12, sequence_length=256, loss_chunk=3072, eval_every=350, checkpoint_every=350
+        ),
+    )
