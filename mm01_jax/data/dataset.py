@@ -14,7 +14,7 @@ from mm01_jax.data import recall
 from mm01_jax.data.corpus import Corpus, scan_corpus
 from mm01_jax.data.packing import VERSION, PackedRows, Rows, ShuffledRows
 from mm01_jax.data.samples import Samples
-from mm01_jax.data.shuffle import held_out_documents
+from mm01_jax.data.shuffle import held_out_documents, held_out_ranks
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
 from mm01_jax.data.token_files import LISTED, is_token_folder
@@ -49,7 +49,7 @@ class Dataset:
         bad = f", {len(self.corpus.bad)} bad records skipped" if self.corpus.bad else ""
         return (
             f"data {self.manifest['source']}: {self.corpus.num_files:,} files, {len(sizes):,} documents, "
-            f"{int(sizes.sum()):,} bytes, {held_out:,} documents held out{bad}, "
+            f"{int(sizes.sum(dtype=np.uint64)):,} bytes, {held_out:,} documents held out{bad}, "
             f"tokenizer {self.tokenizer.name}, python {platform.python_version()}, sha256 {self.corpus.fingerprint}"
         )
 
@@ -79,8 +79,7 @@ def open_dataset(
             f"model.vocab_size={vocab_size} is smaller than the {tokenizer.vocab_size} ids of "
             f"data.tokenizer={config.tokenizer!r}; at least {tokenizer.vocab_size} is allowed."
         )
-    corpus = _open_corpus(config, tokenizer, log)
-    held_out_D = held_out_documents(corpus.digest_D2, config.held_out, config.seed)
+    corpus, held_out_D = _open_corpus(config, tokenizer, log)
 
     def rows(chosen_D: np.ndarray, epochs: int | None) -> Rows:
         if config.records == "text":
@@ -105,16 +104,21 @@ def open_dataset(
     )
 
 
-def _open_corpus(config: DataConfig, tokenizer: Tokenizer, log: Callable[[str], None]) -> Corpus | TokenFolder:
+def _open_corpus(
+    config: DataConfig, tokenizer: Tokenizer, log: Callable[[str], None]
+) -> tuple[Corpus | TokenFolder, np.ndarray]:
+    """(documents, whether each is held out)."""
     if not is_token_folder(config.source):
-        return scan_corpus(
+        corpus = scan_corpus(
             find_shards(config.source, config.text_field, config.records, log), config.max_bad_records, log
         )
+        return corpus, held_out_documents(held_out_ranks(corpus.digest_D2, config.seed), config.held_out)
     if config.records != "text":
         raise ValueError(f"data.records={config.records!r}: {config.source} has tokens of text; allowed is 'text'.")
-    folder = TokenFolder(config.source)
+    ranks: list[np.ndarray] = []  # shard by shard: digests take twice the memory
+    folder = TokenFolder(config.source, lambda index: ranks.append(held_out_ranks(index["text"], config.seed)))
     folder.check_tokenizer(tokenizer)
-    return folder
+    return folder, held_out_documents(np.concatenate(ranks), config.held_out)
 
 
 def _check(config: DataConfig) -> None:

@@ -56,7 +56,7 @@ def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
     kept = os.path.join(source, TOKENIZER_FILE)
     tokenizer = BytesTokenizer() if manifest["tokenizer"] == BytesTokenizer.fingerprint else open_tokenizer(kept)
     folder.check_tokenizer(tokenizer)
-    tokens, text_bytes = manifest["tokens"], int(folder.size_D.sum())
+    tokens, text_bytes = manifest["tokens"], manifest["text_bytes"]
     facts = {
         "documents": f"{len(folder):,} of {folder.num_files:,} files",
         "tokens": f"{tokens:,}, {text_bytes / tokens:.2f} bytes each",

@@ -18,13 +18,14 @@ import numpy as np
 
 from mm01_jax.data.shuffle import ROWS, epoch_order, permutation
 
+GROUP = 64  # documents of an epoch whose places are counted when they are needed: 8 bytes each take much memory
 VERSION = 1  # of the rule above; a run resumes only with the rule that it began with
 
 
 class TokenDocuments(Protocol):
     """Tokenised documents by index."""
 
-    num_tokens_D: np.ndarray  # int64, without the end-of-document token, all >= 1
+    num_tokens_D: np.ndarray  # whole numbers, without the end-of-document token, all >= 1
     end_of_document: int
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
@@ -57,10 +58,11 @@ class PackedRows:
         if sequence_length < 1:
             raise ValueError(f"train.sequence_length={sequence_length} must be at least 1.")
         self.documents, self.sequence_length, self.seed, self.epochs = documents, sequence_length, seed, epochs
-        self.tokens_per_epoch = int(documents.num_tokens_D.sum()) + len(documents.num_tokens_D)
+        self.tokens_per_epoch = int(documents.num_tokens_D.sum(dtype=np.int64)) + len(documents.num_tokens_D)
         self.num_rows = None if epochs is None else -(-epochs * self.tokens_per_epoch // sequence_length)
         # Rows of two neighbouring epochs are made at the same time.
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+        self._group = functools.lru_cache(maxsize=16)(self._make_group)  # a row has most of its documents of one
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         S = self.sequence_length
@@ -96,11 +98,12 @@ class PackedRows:
         epoch, offset = divmod(at, self.tokens_per_epoch)
         if self.epochs is not None and epoch >= self.epochs:
             return None
-        order_D, ends_D = self._epoch(epoch)
-        place = int(np.searchsorted(ends_D, offset, side="right"))
-        document = int(order_D[place])
+        _, starts_G = self._epoch(epoch)
+        documents_K, ends_K = self._group(epoch, int(np.searchsorted(starts_G, offset, side="right")) - 1)
+        place = int(np.searchsorted(ends_K, offset, side="right"))
+        document = int(documents_K[place])
         length = int(self.documents.num_tokens_D[document])
-        start = offset - (int(ends_D[place]) - length - 1)
+        start = offset - (int(ends_K[place]) - length - 1)
         stop = min(start + most, length + 1)
         tokens = self.documents.tokens(document, start, min(stop, length))
         ends_document = stop == length + 1
@@ -108,10 +111,22 @@ class PackedRows:
             tokens = np.append(tokens, np.int32(self.documents.end_of_document))
         return tokens, ends_document
 
+    def _lengths(self, documents_K: np.ndarray) -> np.ndarray:
+        """int64 tokens of documents in the stream: each is followed by its end."""
+        return self.documents.num_tokens_D[documents_K].astype(np.int64) + 1
+
     def _make_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of an epoch's documents and where each ends in the epoch's stream, int64."""
-        order_D = epoch_order(len(self.documents.num_tokens_D), self.seed, epoch)
-        return order_D, np.cumsum(self.documents.num_tokens_D[order_D] + 1)
+        """The order of an epoch's documents, and where each `GROUP` of them begins in the epoch's stream, int64."""
+        documents = len(self.documents.num_tokens_D)
+        order_D = epoch_order(documents, self.seed, epoch).astype(np.min_scalar_type(documents))
+        tokens_G = np.add.reduceat(self._lengths(order_D), np.arange(0, documents, GROUP))
+        return order_D, np.cumsum(tokens_G) - tokens_G
+
+    def _make_group(self, epoch: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """The documents of a group of an epoch, and where each ends in the epoch's stream, int64."""
+        order_D, starts_G = self._epoch(epoch)
+        documents_K = order_D[group * GROUP : (group + 1) * GROUP]
+        return documents_K, starts_G[group] + np.cumsum(self._lengths(documents_K))
 
 
 class ShuffledRows:

@@ -30,7 +30,16 @@ def epoch_order(num_documents: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(num_documents, ORDER, seed, epoch)
 
 
-def held_out_documents(digest_D2: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def held_out_ranks(digest_D2: np.ndarray, seed: int) -> np.ndarray:
+    """uint64 (D,): where a document stands among those that may be held out, by its content alone.
+
+    Args:
+      digest_D2: uint64, the first 16 bytes of the text's sha256.
+    """
+    return hash64(digest_D2[:, 0] ^ hash64(digest_D2[:, 1]), HELD_OUT, seed)
+
+
+def held_out_documents(rank_D: np.ndarray, fraction: float) -> np.ndarray:
     """bool (D,): the documents kept for evaluation, by their content, so equal texts are on one side.
 
     At least one text is held out and at least one is not, however few there are.
@@ -39,8 +48,7 @@ def held_out_documents(digest_D2: np.ndarray, fraction: float, seed: int) -> np.
       ValueError: all documents are one text.
     """
     if fraction == 0.0:
-        return np.zeros(len(digest_D2), bool)
-    rank_D = hash64(digest_D2[:, 0] ^ hash64(digest_D2[:, 1]), HELD_OUT, seed)
+        return np.zeros(len(rank_D), bool)
     lowest, highest = rank_D.min(), rank_D.max()
     if lowest == highest:
         raise ValueError(

@@ -1,13 +1,14 @@
 """A folder of tokens that `mm01-tokenize` has finished, read by position: no text, no tokenizer, no pass over it.
 
-What is said of the documents (36 bytes of memory each) is read at the start and compared with its digests; the tokens
-are compared with theirs as they are read.
+What is said of the documents (12 bytes of memory each) is read at the start and compared with its digests; the tokens
+are compared with theirs as they are read: with four bytes of sha256, beside the hash that ArrayRecord has of a record.
 """
 
 import functools
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,18 +21,22 @@ from mm01_jax.files import shown
 
 _OPEN = 64  # files of tokens that are open at a time, each with an index of its records in memory
 _KEPT = 16  # documents whose tokens are kept: one that goes on over many rows is read once, not once a row
+_KEPT_OF_DIGEST = 0xFFFFFFFF  # of the ids
 
 
 class TokenFolder:
     """Documents D in the order of the text that they were made of, with the fingerprint of that text.
 
-    num_tokens_D: uint32. size_D: uint64, bytes of text. digest_D2: uint64, the first 16 bytes of the text's sha256.
+    num_tokens_D: uint32. size_D: bytes of text, uint32 where none has more than that.
+
+    Args:
+      see: called with the `token_files.INDEX` of each shard, in their order.
 
     Raises:
       DataError: work that is not finished; a file that is missing, damaged, or another tokenization's.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, see: Callable[[np.ndarray], None] = lambda index: None):
         self._folder = pathlib.Path(folder)
         self.manifest = _manifest(self._folder)
         self.name = folder
@@ -47,10 +52,9 @@ class TokenFolder:
         _check_files(self._folder, shards)
         self._first_S = np.cumsum([0, *(shard[0] for shard in shards)])  # document of each shard
         documents = int(self._first_S[-1])
-        self.num_tokens_D, self._ids_D = np.empty(documents, np.uint32), np.empty(documents, np.uint64)
-        self.size_D, self.digest_D2 = np.empty(documents, np.uint64), np.empty((documents, 2), np.uint64)
+        self.num_tokens_D, self._ids_D, self.size_D = np.empty((3, documents), np.uint32)
         for number in range(len(shards)):
-            self._read_index(number)
+            self._read_index(number, see)
         self._check_totals()
         self._reader = functools.lru_cache(maxsize=_OPEN)(self._open)
         self.tokens = functools.lru_cache(maxsize=_KEPT)(self._tokens)
@@ -90,7 +94,7 @@ class TokenFolder:
         documents, _, _, _, sha256 = self.manifest["shards"][shard]
         return token_files.read_index(self._folder, shard, documents, sha256)
 
-    def _read_index(self, shard: int) -> None:
+    def _read_index(self, shard: int, see: Callable[[np.ndarray], None]) -> None:
         first, last = self._first_S[shard : shard + 2]
         if first == last:
             return
@@ -99,9 +103,11 @@ class TokenFolder:
             raise DataError(f"{token_files.paths(self._folder, shard).index}: {total:,} tokens; {MANIFEST}: {said:,}.")
         if not index["tokens"].all():
             raise DataError(f"{token_files.paths(self._folder, shard).index} has a document without tokens.")
-        for column, name in ((self.num_tokens_D, "tokens"), (self._ids_D, "ids"), (self.size_D, "size")):
-            column[first:last] = index[name]
-        self.digest_D2[first:last] = index["text"]
+        if self.size_D.dtype == np.uint32 and index["size"].max() >> 32:  # a text of more than 4 GB
+            self.size_D = self.size_D.astype(np.uint64)
+        self.num_tokens_D[first:last], self.size_D[first:last] = index["tokens"], index["size"]
+        self._ids_D[first:last] = index["ids"] & _KEPT_OF_DIGEST
+        see(index)
 
     def _check_totals(self) -> None:
         found = {"documents": len(self), "tokens": int(self.num_tokens_D.sum(dtype=np.uint64))}
@@ -122,7 +128,7 @@ class TokenFolder:
         shard = self._shard(document)
         record = self._reader(shard).record(document - int(self._first_S[shard]))
         whole = len(record) == int(self.num_tokens_D[document]) * self._itemsize
-        if not whole or ids_digest(record) != self._ids_D[document]:
+        if not whole or ids_digest(record) & _KEPT_OF_DIGEST != self._ids_D[document]:
             raise DataError(f"{self.label(document)} is damaged: its ids are not those that were written.")
         ids = np.frombuffer(record, self.manifest["dtype"]).astype(np.int32)
         low, high, end = int(ids.min()), int(ids.max()), self.manifest["end_of_document"]
@@ -137,15 +143,15 @@ class FolderDocuments:
     """`packing.TokenDocuments` over some documents of a folder of tokens."""
 
     def __init__(self, folder: TokenFolder, chosen_D: np.ndarray):
-        self._folder, self._chosen_D = folder, chosen_D
-        self.num_tokens_D = folder.num_tokens_D[chosen_D].astype(np.int64)
-        self.num_bytes = int(folder.size_D[chosen_D].sum())
+        self._folder, self._chosen_D = folder, chosen_D.astype(np.min_scalar_type(len(folder)))
+        self.num_tokens_D = folder.num_tokens_D[chosen_D]
+        self.num_bytes = int(folder.size_D[chosen_D].sum(dtype=np.uint64))
         self.end_of_document: int = folder.manifest["end_of_document"]
 
     @property
     def targets_per_byte(self) -> float:
         """Predicted tokens over bytes of text: nats a target / ln 2 * this = bits a byte."""
-        return int(self.num_tokens_D.sum()) / self.num_bytes
+        return int(self.num_tokens_D.sum(dtype=np.uint64)) / self.num_bytes
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of a document."""

@@ -7,7 +7,7 @@ import pytest
 
 from mm01_jax.config import DataConfig
 from mm01_jax.data.dataset import open_dataset
-from mm01_jax.data.shuffle import held_out_documents
+from mm01_jax.data.shuffle import held_out_documents, held_out_ranks
 
 
 def jsonl(path, texts):
@@ -50,13 +50,13 @@ def test_copies_of_a_text_are_on_one_side(tmp_path):
 
 def test_documents_added_later_do_not_move_the_others():
     digests = np.random.default_rng(0).integers(0, 2**64, (1000, 2), np.uint64)
-    few, all_of_them = held_out_documents(digests[:600], 0.1, 3), held_out_documents(digests, 0.1, 3)
+    few, all_of_them = (held_out_documents(held_out_ranks(some, 3), 0.1) for some in (digests[:600], digests))
     assert (few == all_of_them[:600]).all()
 
 
 def test_seeds_hold_out_different_documents():
     digests = np.random.default_rng(0).integers(0, 2**64, (1000, 2), np.uint64)
-    assert len({held_out_documents(digests, 0.1, seed).tobytes() for seed in range(10)}) == 10
+    assert len({held_out_documents(held_out_ranks(digests, seed), 0.1).tobytes() for seed in range(10)}) == 10
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.02, 0.5, 1 - 1e-9])

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mm01_jax.data.packing import PackedRows
+from mm01_jax.data.packing import GROUP, PackedRows
 from mm01_jax.data.shuffle import epoch_order
 
 END = 999
@@ -41,6 +41,15 @@ seeds = st.integers(0, 2**31 - 1)
 @settings(max_examples=150, deadline=None)
 @given(lengths, sizes, seeds)
 def test_rows_follow_one_another_as_the_stream_over_three_epochs(lengths, S, seed):
+    assert_rows_are_the_stream(lengths, S, seed)
+
+
+def test_rows_of_more_documents_than_are_counted_together_are_the_stream():
+    for number in (GROUP - 1, GROUP, 2 * GROUP, 2 * GROUP + 21):
+        assert_rows_are_the_stream([i % 7 + 1 for i in range(number)], 33, number)
+
+
+def assert_rows_are_the_stream(lengths, S, seed):
     documents = Lists(lengths)
     stream = stream_of(documents, seed, 4)
     rows = PackedRows(documents, S, seed)

@@ -1,10 +1,12 @@
 """A folder of tokens gives the rows of the text that it was made of, or is refused by what is wrong with it."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import pathlib
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -113,6 +115,22 @@ def test_opening_reads_no_tokens_and_a_row_only_those_that_it_has(place, monkeyp
     assert read == []
     segments = len(set(rows.row(7)["segments"].tolist()))
     assert segments <= len(read) <= segments + 1
+
+
+def test_a_document_takes_24_bytes_of_memory_with_its_place_in_an_epoch(tmp_path):
+    documents = 20_000
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(documents)))
+    tokenized(tmp_path / "a.jsonl", "bytes", tmp_path / "tokens", shard_bytes=1 << 20)
+    opened(tmp_path, tmp_path / "tokens", "bytes").train.row(0)  # what is imported at first
+    tracemalloc.start()
+    try:
+        data = opened(tmp_path, tmp_path / "tokens", "bytes")
+        data.train.row(0)
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(data.corpus) == documents and 12 * documents < taken < 24 * documents + (64 << 10)
 
 
 def test_a_document_says_which_text_it_was(place):
