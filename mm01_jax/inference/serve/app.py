@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from mm01_jax.inference.serve import chat, completions, fields, page
+from mm01_jax.inference.serve import chat, completions, fields, page, responses
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.body import ClientGone, read_json
 from mm01_jax.inference.serve.errors import Refused
@@ -43,6 +43,7 @@ class App:
             *self._routes("/v1/models/{name:path}", self._model, "GET"),
             *self._routes("/v1/completions", self._answering(completions.parse), "POST"),
             *self._routes("/v1/chat/completions", self._answering(chat.parse), "POST"),
+            *self._routes("/v1/responses", self._answering(responses.parse), "POST"),
             *self._routes("/metrics", self._metrics, "GET"),
             *self._routes("/tokenize", self._tokenize, "POST"),
             *self._routes("/detokenize", self._detokenize, "POST"),

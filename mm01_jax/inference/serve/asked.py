@@ -33,6 +33,9 @@ class Shape(Protocol):
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
         """Events after all text."""
 
+    def failed(self, why: Refused) -> dict:
+        """The event of an answer that cannot go on."""
+
 
 class Asked(NamedTuple):
     """prompts: token ids. count: answers to each. request: what else the engine is told. streams: as events."""
@@ -87,8 +90,14 @@ def engine_request(values: dict[str, Any], longest: int, stop_ids: Sequence[int]
     }
 
 
-def check_length(name: str, prompts: Sequence[Sequence[int]], max_tokens: int | None, service: Service) -> int:
-    """The tokens of the longest prompt.
+def check_length(
+    name: str,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int | None,
+    service: Service,
+    most_name: str = "max_tokens",
+) -> int:
+    """The tokens of the longest prompt. name, most_name: of the fields.
 
     Raises:
       Refused: a prompt that is empty, or too long for a slot with what is to come.
@@ -101,7 +110,7 @@ def check_length(name: str, prompts: Sequence[Sequence[int]], max_tokens: int | 
         raise Refused(f"{name}: got {longest:,} tokens; allowed: {allowed}", name, code=code)
     if max_tokens is not None and longest + max_tokens > service.context:
         allowed = f"at most {service.context - longest:,}, behind {longest:,} tokens of {service.context:,}"
-        raise Refused(f"max_tokens: got {max_tokens:,}; allowed: {allowed}", "max_tokens", code=code)
+        raise Refused(f"{most_name}: got {max_tokens:,}; allowed: {allowed}", most_name, code=code)
     return longest
 
 

@@ -160,6 +160,9 @@ class Chat:
             return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
         return {"reasoning_content" if part.kind == THINKING else "content": part.text}
 
+    def failed(self, why: Refused) -> dict:
+        return why.body
+
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
         usage = {"choices": [], "usage": self._counted(answers)}
         return [self._head("chat.completion.chunk") | usage] if self._usage else []

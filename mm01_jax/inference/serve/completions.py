@@ -7,7 +7,7 @@ from typing import Any
 
 from mm01_jax.inference.serve import asked, fields
 from mm01_jax.inference.serve.asked import Asked
-from mm01_jax.inference.serve.errors import wrong
+from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.link import Answer, Piece
 from mm01_jax.inference.serve.service import Service
@@ -91,6 +91,9 @@ class Completions:
     def events(self, place: int, answer: Answer, piece: Piece) -> list[dict]:
         usage = {"usage": None} if self._usage else {}
         return [self._head | {"choices": [self._choice(place, answer, piece)]} | usage]
+
+    def failed(self, why: Refused) -> dict:
+        return why.body
 
     def closing(self, answers: Sequence[Answer]) -> list[dict]:
         usage = {"choices": [], "usage": asked.usage(answers, self._count)}

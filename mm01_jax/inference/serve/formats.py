@@ -17,8 +17,9 @@ _BLANKS = {"x-guidance": {"whitespace_pattern": "[ \\n\\t]{0,40}"}}
 OBJECT = {"type": "object"}
 
 
-def response_format(name: str, value: Any) -> dict[str, str] | None:
-    """The rules of a grammar by name, `answer` what the whole has to be; None: text.
+def response_format(name: str, value: Any, is_flat: bool = False) -> dict[str, str] | None:
+    """The rules of a grammar by name, `answer` what the whole has to be; None: text. is_flat: as /v1/responses has it,
+    what belongs to a schema beside its type.
 
     Its types are OpenAI's text, json_object and json_schema; beside, {"type": "regex", "regex": R} and {"type":
     "grammar", "grammar": LARK}.
@@ -27,12 +28,14 @@ def response_format(name: str, value: Any) -> dict[str, str] | None:
     own = {
         "text": {},
         "json_object": {},
-        "json_schema": {"json_schema": Field(_named_schema, required=True)},
+        "json_schema": _NAMED if is_flat else {"json_schema": Field(_named_schema, required=True)},
         "regex": {"regex": Field(fields.text, required=True)},
         "grammar": {"grammar": Field(fields.text, required=True)},
     }
     known = {"type": Field(fields.one_of(*own), required=True)} | own.get(kind if isinstance(kind, str) else "", {})
     found = fields.read(value, known, name)
+    if is_flat and kind == "json_schema":
+        found["json_schema"] = found["schema"]
     return form(found)
 
 
@@ -51,13 +54,7 @@ def form(found: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _named_schema(name: str, value: Any) -> dict[str, Any]:
-    known = {
-        "name": Field(schema_name, required=True),
-        "schema": Field(schema, required=True),
-        "description": Field(fields.text),
-        "strict": Field(fields.switch),
-    }
-    return fields.read(value, known, name)["schema"]
+    return fields.read(value, _NAMED, name)["schema"]
 
 
 def schema_name(name: str, value: Any) -> str:
@@ -70,6 +67,14 @@ def schema(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(f"{name}: allowed is a JSON schema, an object", name)
     return value
+
+
+_NAMED = {
+    "name": Field(schema_name, required=True),
+    "schema": Field(schema, required=True),
+    "description": Field(fields.text),
+    "strict": Field(fields.switch),
+}
 
 
 def calls_of(tools: Sequence[Mapping[str, Any]], form: Form, is_parallel: bool, specials: Mapping[str, int]) -> dict:

@@ -91,7 +91,7 @@ class Reply(Response):
                 news = await question.news()
             await _say(send, [*shape.closing(question.answers), "[DONE]"])
         except Refused as why:
-            await _say(send, [why.body])
+            await _say(send, [shape.failed(why)])
             status = why.status
         await _sent(send({"type": "http.response.body", "body": b"", "more_body": False}))
         return status
@@ -107,10 +107,17 @@ def _check(question: Question) -> None:
 
 
 async def _say(send: Send, events: list[Any]) -> None:
-    lines = (event if isinstance(event, str) else json.dumps(event, ensure_ascii=False) for event in events)
-    body = "".join(f"data: {line}\n\n" for line in lines).encode()
+    body = "".join(map(_event, events)).encode()
     if body:
         await _sent(send({"type": "http.response.body", "body": body, "more_body": True}))
+
+
+def _event(event: dict | str) -> str:
+    """An event as it is sent, under its own name where it has one."""
+    if isinstance(event, str):
+        return f"data: {event}\n\n"
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
 async def _sent(sending) -> None:

@@ -70,18 +70,24 @@ class Service:
         except ValueError as error:
             raise Refused(f"{name}: {error}", name) from None
 
-    def conversation(self, messages: list[dict[str, Any]], tools: Sequence[dict] = ()) -> list[int]:
-        """Token ids of a conversation and the header of the answer to come; tools: functions that it may call."""
+    def conversation(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict] = (), name: str = "messages"
+    ) -> list[int]:
+        """Token ids of a conversation and the header of the answer to come.
+
+        Args:
+          tools: functions that it may call. name: of the field that has the messages.
+        """
         if self.template is None:
-            raise Refused("messages: this model has no chat template; start mm01-serve with --template", "messages")
+            raise Refused(f"{name}: this model has no chat template; start mm01-serve with --template", name)
         renamed = conversation.for_template(messages, self.template)
         if any(IMAGE in text for message in renamed for text in _texts(message)):
-            raise Refused(f"messages: {IMAGE} stands for an image, and this server takes none", "messages")
+            raise Refused(f"{name}: {IMAGE} stands for an image, and this server takes none", name)
         try:
             given = conversation.tools_for(tools, self.template)
             return self.template.ids(renamed, self.tokenizer, given).tolist()
         except ValueError as error:
-            raise Refused(f"messages: {error}", "messages") from None
+            raise Refused(f"{name}: {error}", name) from None
 
     def has_begun_to_think(self, prompt: list[int]) -> bool:
         """Whether a conversation ends with the mark that begins thoughts."""

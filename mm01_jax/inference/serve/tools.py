@@ -43,6 +43,22 @@ def function(name: str, value: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("name", "description", "parameters") if found[key] is not None}
 
 
+def flat_definitions(name: str, value: Any) -> list[dict[str, Any]]:
+    """As `definitions`, of tools as /v1/responses has them: a function's fields beside its type."""
+    if not isinstance(value, list):
+        raise wrong(name, value, "a list of tools")
+    for place, tool in enumerate(value):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        fields.one_of("function")(f"{name}[{place}].type", kind)
+    nested = [{"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}} for tool in value]
+    return definitions(name, nested)
+
+
+def flat(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool as /v1/responses says it."""
+    return {"type": "function", "description": None, "parameters": None, "strict": None} | dict(tool)
+
+
 def tool_name(name: str, value: Any) -> str:
     if not _NAME.fullmatch(fields.text(name, value)):
         raise wrong(name, value, "1 to 64 letters, digits, _, - and .")
@@ -55,6 +71,14 @@ def choice(name: str, value: Any) -> str | dict[str, Any]:
         return fields.one_of(*CHOICES)(name, value)
     known = {"type": Field(fields.one_of("function"), required=True), "function": Field(_chosen, required=True)}
     return fields.read(value, known, name)["function"]
+
+
+def flat_choice(name: str, value: Any) -> str | dict[str, Any]:
+    """As `choice`, of /v1/responses."""
+    if not isinstance(value, dict):
+        return fields.one_of(*CHOICES)(name, value)
+    known = {"type": Field(fields.one_of("function"), required=True), "name": Field(tool_name, required=True)}
+    return fields.read(value, known, name)
 
 
 def _chosen(name: str, value: Any) -> dict[str, Any]:
@@ -114,7 +138,7 @@ def offer(values: Mapping[str, Any], service: Service) -> Offer:
         found, parallel = [tool for tool in found if tool["name"] == chosen["name"]], False
         if not found:
             allowed = ", ".join(tool["name"] for tool in values["tools"])
-            raise wrong("tool_choice.function.name", chosen["name"], f"a tool of the request: {allowed}")
+            raise wrong("tool_choice", chosen["name"], f"a tool of the request: {allowed}")
     return Offer(found, chosen not in (None, "auto"), parallel)
 
 
@@ -127,11 +151,13 @@ def reading(offer: Offer, prompt: Sequence[int], service: Service) -> Reading:
     return Reading(service.thinks, begun, service.form, names, None if offer.parallel else 1)
 
 
-def grammar(offer: Offer, form: dict[str, str] | None, reading: Reading, service: Service) -> str | None:
+def grammar(
+    offer: Offer, form: dict[str, str] | None, reading: Reading, service: Service, name: str = "response_format"
+) -> str | None:
     """The grammar that an answer has to follow; None where it may say anything.
 
     Args:
-      form: of its text (`formats.response_format`).
+      form: of its text (`formats.response_format`). name: of the field that has it.
 
     Raises:
       Refused: there is no such grammar.
@@ -150,6 +176,6 @@ def grammar(offer: Offer, form: dict[str, str] | None, reading: Reading, service
     try:
         service.grammars.check(text)
     except ValueError as error:
-        name = "response_format" if form else "tools"
+        name = name if form else "tools"
         raise Refused(f"{name}: {error}", name) from None
     return text

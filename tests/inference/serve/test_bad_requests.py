@@ -167,7 +167,7 @@ CASES = [
             ({"tools": tool()["tools"] * 129}, "tools"),
             (tool() | {"tool_choice": "any"}, "tool_choice"),
             ({"tool_choice": "required"}, "tool_choice"),
-            (tool() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name"),
+            (tool() | {"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
             (tool(parameters={"type": 3}) | {"tool_choice": "required"}, "tools"),
             (tool() | {"parallel_tool_calls": 1}, "parallel_tool_calls"),
             (turns({"role": "tool", "content": "x"}), "messages[1].tool_call_id"),
