@@ -173,7 +173,9 @@ def test_lightning_step_equals_float64_and_idle_rows_keep_their_state(narrow, B,
     judge({name: out[2][1] for name, out in outs.items()}, exact[2], 8 * EPS * size)
 
 
-@pytest.mark.parametrize(("dtype", "H"), [("float32", 64), ("bfloat16", 64), ("bfloat16", 128)])
+@pytest.mark.parametrize(
+    ("dtype", "H"), [("float32", 64), ("bfloat16", 64), pytest.param("bfloat16", 128, marks=pytest.mark.slow)]
+)
 def test_steps_with_a_ring_and_its_fold_equal_as_many_steps(dtype, H, monkeypatch):
     make, B, N = Numbers(dtype), 3, 2
     monkeypatch.setattr(lightning_gpu, "MULTIPROCESSORS", 1)  # states whole

@@ -61,7 +61,7 @@ def test_grouped_matmul_tpu_equals_float64_with_gradients(dtype):
 
 
 @pytest.mark.parametrize(
-    "sizes", [[128, 0, 256, 0, 128], [0, 128, 0, 0, 0], [0] * 5], ids=["uneven", "one group", "none"]
+    "sizes", [[128, 0, 256, 0, 128], pytest.param([0, 128, 0, 0, 0], marks=pytest.mark.slow), [0] * 5], ids=str
 )
 def test_grouped_matmul_gpu_interpreted_equals_float64_with_gradients(sizes, monkeypatch):
     monkeypatch.setattr(gpu_tiles, "MULTIPROCESSORS", 3)  # a program has several items
