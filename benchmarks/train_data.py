@@ -9,6 +9,7 @@ same loop with the same rows, and with the bench's batches, made before: what th
 the loading, and the rows themselves. Nothing is saved. The first rows' digest is to be compared with the text's.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -60,23 +61,27 @@ def configured(arguments) -> Config:
     return dataclasses.replace(config, model=model, compute=compute, data=data, train=train, mesh=mesh, vision=None)
 
 
-def compiled(config: Config, mesh: jax.sharding.Mesh) -> tuple:
-    """(the step, the initial state) as programs; nothing is put on a device."""
+def compiled(config: Config, mesh: jax.sharding.Mesh, tell) -> tuple:
+    """(the step, the initial state, its key): programs, compiled at once; nothing is put on a device."""
     state = step.abstract_state(config, mesh)
     placed = jax.tree.map(lambda x: x.sharding, state)
     where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
     shape = config.train.batch_size, config.train.sequence_length
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=where), meshes.rows(config, 0, document=8)
-    )
+    rows = meshes.rows(config, 0, 1)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(shape, x.dtype, sharding=where), rows)
     train = functools.partial(step.train_step, config=config)
     options = compiler_options(mesh.devices.flat[0].platform)
-    lowered = jax.jit(train, donate_argnums=0, out_shardings=(placed, None), compiler_options=options).lower(
-        state, batch
-    )
-    initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)
     key = jax.random.key(config.train.seed)
-    return lowered.compile(), initial.lower(key).compile(), key
+    initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)
+    train = jax.jit(train, donate_argnums=0, out_shardings=(placed, None), compiler_options=options)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        lowered = initial.lower(key)
+        first = pool.submit(lowered.compile)
+        lowered = train.lower(state, batch)
+        tell("the step is lowered")
+        programs = lowered.compile(), first.result(), key
+    tell("both programs are compiled")
+    return programs
 
 
 class Unsaved(loop._Loop):
@@ -196,8 +201,8 @@ def main(argv: list[str] | None = None) -> int:
     config = configured(arguments)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        programs = compiled(config, mesh)
-        print(f"{results.device()}, {os.cpu_count()} processors; programs after {time.monotonic() - began:.1f} s")
+        print(f"{results.device()}, {os.cpu_count()} processors", flush=True)
+        programs = compiled(config, mesh, lambda what: print(f"{time.monotonic() - began:.1f} s: {what}", flush=True))
         if arguments.compile_only:
             return 0
         sizes = config.train.sequence_length, config.model.vocab_size
