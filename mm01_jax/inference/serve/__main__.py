@@ -154,6 +154,9 @@ def _template(given: types.SimpleNamespace, loaded, prompt_answers):
 
 
 def _told(given: types.SimpleNamespace, engine, room, template, stop: int | None, loaded) -> dict:
+    import jax
+
+    devices = jax.devices()
     folder = pathlib.Path(given.checkpoint).absolute()
     words = loaded.tokenizer.name
     return {
@@ -163,6 +166,7 @@ def _told(given: types.SimpleNamespace, engine, room, template, stop: int | None
         "vocab_size": engine.limits.vocab_size,
         "most": room.slots + given.queue,
         "slots": room.slots,
+        "device": (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind,
         "prefix_bytes": room.prefix_bytes,
         "logprobs": engine.limits.logprobs,
         "stop_id": stop,

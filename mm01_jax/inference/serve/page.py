@@ -40,6 +40,7 @@ def state(service: Service, link: Link, status: str) -> dict[str, Any]:
     return {
         "model": service.name,
         "status": status,
+        "device": service.device,
         "context": service.context,
         "slots": service.slots,
         "queue": service.most - service.slots,

@@ -22,15 +22,15 @@ class Service:
     """Made of the engine's "ready".
 
     name: of the model. context: tokens of a prompt and its answer. most: answers that may be open, running and waiting.
-    slots: of them that run. prefix_bytes: for what is remembered, at most. logprobs: of the likeliest tokens, at most.
-    created: seconds since 1970. stop_id: what ends an answer of a conversation; None of a model without a template.
-    thinks: answers begin with thoughts. form: of calls of tools, None where none is known.
+    slots: of them that run. device: where the model is. prefix_bytes: for what is remembered, at most. logprobs: of the
+    likeliest tokens, at most. created: seconds since 1970. stop_id: what ends an answer of a conversation; None of a
+    model without a template. thinks: answers begin with thoughts. form: of calls of tools, None where none is known.
     """
 
     def __init__(self, told: dict[str, Any], link: Link):
         self.link, self.name, self.created = link, told["name"], told["created"]
         self.context, self.vocab_size, self.most = told["context"], told["vocab_size"], told["most"]
-        self.slots, self.prefix_bytes = told["slots"], told["prefix_bytes"]
+        self.slots, self.prefix_bytes, self.device = told["slots"], told["prefix_bytes"], told["device"]
         self.logprobs, self.stop_id = told["logprobs"], told["stop_id"]
         self.tokenizer = open_tokenizer(told["tokenizer"])
         self.grammars = Grammars(self.tokenizer, self.vocab_size, self.stop_ids)

@@ -21,6 +21,7 @@ TOLD = {
     "vocab_size": VOCAB,
     "most": SLOTS,
     "slots": SLOTS,
+    "device": "none",
     "prefix_bytes": 2**20,
     "logprobs": 5,
     "stop_id": 0xFE,

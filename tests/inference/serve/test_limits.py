@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+pytest.importorskip("llguidance")
 
 from mm01_jax.inference.serve import keys  # noqa: E402
 from mm01_jax.inference.serve.errors import Refused  # noqa: E402

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+pytest.importorskip("llguidance")
 
 from tests.inference.serve import chromium, fronts  # noqa: E402
 
