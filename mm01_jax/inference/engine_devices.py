@@ -202,8 +202,10 @@ class Devices:
         """Whole on every device."""
         return self._put(array, *[None] * array.ndim)
 
-    def tokens_like(self, count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count,), np.int32, sharding=self.everywhere(np.zeros(1, np.int32)).sharding)
+    def array_like(self, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+        """Of one that is `everywhere`."""
+        whole = self.everywhere(np.zeros([1] * len(shape), dtype))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole.sharding)
 
     # What is done to the slots.
 

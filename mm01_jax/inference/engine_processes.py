@@ -3,14 +3,16 @@
     engine = lead(Engine(model, ...))          in process 0; then as any engine, and `close` in the end
     follow(Engine(model, ...))                 in all others; returns when the first has closed
 
-Before each step the first process says what it was asked since the last: a few bytes to every process. What follows is
-decided by all of them alike; hooks of requests (`masks.py`) are the first's alone, which says what they said. A process
-that dies ends the others: the next collective fails, and says so with its name.
+Before each step the first process says what it was asked since the last: a few bytes to every process, with the tiles
+of images that were asked about. What follows is decided by all of them alike; hooks of requests (`masks.py`) are the
+first's alone, which says what they said. A process that dies ends the others: the next collective fails, and says so
+with its name.
 """
 
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from mm01_jax import job
 from mm01_jax.inference import masks
+from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_streams import Streams
@@ -36,6 +39,7 @@ class Led(Streams):
         self._next, self._unsaid = engine.asked, range(0)  # the next id; those that the others have not heard of
         self._forgotten: set[int] = set()  # since the last step
         self._hooks: list[masks.Hook] = []  # of requests since then
+        self._shown: list[Shown] = []  # as well
         engine.ask = _ask_and_say
 
     def submit(self, request: Request) -> int:
@@ -101,19 +105,22 @@ class Led(Streams):
         return id
 
     def _plain(self, request: Request) -> dict[str, Any]:
-        """A request as JSON has it, of its hook the number among those since the last step."""
-        fields = _plain(dataclasses.replace(request, mask=None))
+        """A request as JSON has it, of its hook and its images their numbers among those since the last step."""
+        fields = _plain(dataclasses.replace(request, mask=None, shows=None))
         if request.mask is not None:
             fields["mask"] = len(self._hooks)
             self._hooks.append(request.mask)
+        if request.shows is not None:
+            fields["shows"] = len(self._shown)
+            self._shown.append(request.shows)
         return fields
 
     def _say(self) -> list[Event]:
         asked, self._asked, self._unsaid, self._forgotten = self._asked, [], range(0), set()
-        hooks, self._hooks = self._hooks, []
-        said = json.dumps(asked, default=lambda number: number.item()).encode()  # NumPy's
+        (hooks, self._hooks), (shown, self._shown) = (self._hooks, []), (self._shown, [])
         with _named():
-            return _do(self.engine, json.loads(_from_first(said)), hooks.__getitem__)
+            asked, shown = _unpacked(_from_first(_packed(asked, shown)))
+            return _do(self.engine, asked, hooks.__getitem__, shown)
 
 
 def lead(engine: Engine) -> Led:
@@ -130,10 +137,10 @@ def follow(engine: Engine, each: Callable[[list[Event]], None] = lambda _: None)
     engine.ask = lambda *_: _said(_from_first(b""))
     while True:
         with _named():
-            asked = json.loads(_from_first(b""))
+            asked, shown = _unpacked(_from_first(b""))
             if ["close"] in asked:
                 return
-            events = _do(engine, asked, lambda _: _elsewhere)
+            events = _do(engine, asked, lambda _: _elsewhere, shown)
         each(events)
 
 
@@ -158,10 +165,31 @@ def _said(data: bytes) -> list[masks.Said]:
     return [masks.Said(next(rows) if has_words else None, *others) for has_words, *others in told]
 
 
-def _do(engine: Engine, asked: list[list[Any]], hook: Callable[[int], masks.Hook]) -> list[Event]:
+def _packed(asked: list[list[Any]], shown: Sequence[Shown]) -> bytes:
+    """What is said before a step: a line of JSON, then tiles and index tables."""
+    shapes = [one.tiles.shape for one in shown]
+    lengths = [len(one.index) for one in shown]
+    said = json.dumps([asked, shapes, lengths], default=lambda number: number.item())  # NumPy's
+    arrays = [part for one in shown for part in (one.tiles.astype("<f4"), np.asarray(one.index).astype("<i4"))]
+    return b"".join([said.encode(), b"\n", *(array.tobytes() for array in arrays)])
+
+
+def _unpacked(data: bytes) -> tuple[list[list[Any]], list[Shown]]:
+    said, _, rest = data.partition(b"\n")
+    asked, shapes, lengths = json.loads(said)
+    words, shown = np.frombuffer(rest, "<u4"), []
+    for shape, length in zip(shapes, lengths, strict=True):
+        tiles, index, words = np.split(words, np.cumsum([math.prod(shape), length]))
+        shown.append(Shown(tiles.view("<f4").reshape(shape), index.view("<i4")))
+    return asked, shown
+
+
+def _do(
+    engine: Engine, asked: list[list[Any]], hook: Callable[[int], masks.Hook], shown: Sequence[Shown]
+) -> list[Event]:
     for what, *of in asked:
         if what.startswith("submit"):
-            getattr(engine, what)(_request(of[0], hook), *of[1:])
+            getattr(engine, what)(_request(of[0], hook, shown), *of[1:])
         elif what == "close":
             return []
         else:
@@ -189,8 +217,6 @@ def _named() -> Iterator[None]:
 
 
 def _plain(request: Request) -> dict[str, Any]:
-    if request.shows is not None:
-        raise ValueError("shows: got images; allowed: none over several processes, to which they would have to be said")
     fields = dataclasses.asdict(request)
     for name in ("prompt", "stop_ids", "expected"):
         fields[name] = [int(token) for token in fields[name]]
@@ -203,12 +229,13 @@ def _plain(request: Request) -> dict[str, Any]:
     return fields
 
 
-def _request(fields: dict[str, Any], hook: Callable[[int], masks.Hook]) -> Request:
-    sampling, number = fields["sampling"], fields["mask"]
+def _request(fields: dict[str, Any], hook: Callable[[int], masks.Hook], shown: Sequence[Shown]) -> Request:
+    sampling, number, shows = (fields[name] for name in ("sampling", "mask", "shows"))
     sampling = Sampling(**sampling | {"logit_bias": dict(map(tuple, sampling["logit_bias"]))})
     changed = {
         "sampling": sampling,
         "mask": None if number is None else hook(number),
+        "shows": None if shows is None else shown[shows],
         "content": bytes.fromhex(fields["content"]),
         "stop_ids": tuple(fields["stop_ids"]),
         "expected": tuple(fields["expected"]),

@@ -1,7 +1,8 @@
 """A conversation's state on disk: what the engine remembers of its tokens, in the format of checkpoints.
 
 Every array is digested (`checkpoint/digest.py`), and the weights that made it are part of what is written: loaded into
-an engine with other weights, another config or another grid it is refused, as it is when it is damaged.
+an engine with other weights, another config or another grid it is refused, as it is when it is damaged. Of images what
+is seen at each token is written, not the pixels: they are found again by who shows the same ones.
 """
 
 import dataclasses
@@ -21,33 +22,38 @@ from mm01_jax.checkpoint import (
     open_checkpoint,
     processes,
 )
+from mm01_jax.inference.asked import Shown, check_shown
 from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_images import MARK, Seen
 from mm01_jax.inference.engine_memory import Memory
 from mm01_jax.model.decoder import TextModel
 
 _FIELD = "conversation"  # of the manifest's meta
 
 
-def save(engine: Engine, tokens, directory, content: bytes = b"") -> int:
+def save(engine: Engine, tokens, directory, content: bytes = b"", shows: Shown | None = None) -> int:
     """Writes what is remembered of the longest known beginning of `tokens`; how many tokens that is.
 
     Args:
-      directory: new or empty.
+      directory: new or empty. shows: the images of the conversation's last prompt, with which `tokens` begin.
 
     Raises:
-      ValueError: the engine remembers nothing, or nothing of these; the directory holds something.
+      ValueError: the engine remembers nothing, or nothing of these; the directory holds something; images that are not
+        those of the tokens.
       SaveFailed: the disk is full or broken.
     """
     memory, tokens = _memory(engine), np.asarray(tokens, np.int32)
     if pathlib.Path(directory).exists() and any(pathlib.Path(directory).iterdir()):
         raise ValueError(f"directory: got {directory}, which holds something; allowed: a new or empty one")
-    found = memory.prefix.find(content, np.append(tokens, np.int32(0)), counted=False)
+    marks = _marks(engine, tokens, shows)
+    found = memory.prefix.find(content, np.append(tokens, np.int32(0)), marks, counted=False)
     if not found.pages:
         raise ValueError(f"tokens: nothing of these {len(tokens)} is remembered ({found.miss})")
     count = len(found.pages) * engine.sizes.grid
-    told = {**_identity(engine), "tokens": count, "content": content.hex()}
+    told = {**_identity(engine), "tokens": count, "content": content.hex(), "images": marks is not None}
     with jax.set_mesh(engine.devices.mesh):
-        tree = _tree(found.pages, found.state, engine.devices.everywhere(tokens[:count]))
+        arrays = [engine.devices.everywhere(array[:count]) for array in (tokens, marks) if array is not None]
+        tree = _tree(found.pages, found.state, *arrays)
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(1, tree, {"config": _config(engine), _FIELD: told})
     return count
@@ -75,7 +81,9 @@ def load(engine: Engine, directory) -> int:
         raise CheckpointError(f"{directory}: of {count} tokens; allowed: whole pieces of {grid}, up to a slot's length")
     devices = engine.devices
     with jax.set_mesh(devices.mesh):
-        like = _tree([devices.page_like] * (count // grid), devices.state_like, devices.tokens_like(count))
+        arrays = [devices.array_like((count,), np.int32)]
+        arrays += [devices.array_like((count, MARK), np.uint8)] if told.get("images") is True else []
+        like = _tree([devices.page_like] * (count // grid), devices.state_like, *arrays)
         try:
             tree = checkpoint.restore(like)
             content = bytes.fromhex(told["content"])
@@ -83,7 +91,8 @@ def load(engine: Engine, directory) -> int:
             raise CheckpointError(f"{directory}: {error}") from None
     check_finite(directory, tree, devices.mesh, what="states")
     pages = [page for _, page in sorted(tree["pages"].items())]
-    memory.prefix.put(content, np.asarray(tree["tokens"]), pages.__getitem__, lambda: tree["state"])
+    tokens, marks = (None if tree.get(name) is None else np.asarray(tree[name]) for name in ("tokens", "seen"))
+    memory.prefix.put(content, tokens, pages.__getitem__, lambda: tree["state"], marks)
     return count
 
 
@@ -93,8 +102,17 @@ def _memory(engine: Engine) -> Memory:
     return engine.memory
 
 
-def _tree(pages: list, state, tokens) -> dict:
-    return {"pages": {f"{number:08d}": page for number, page in enumerate(pages)}, "state": state, "tokens": tokens}
+def _tree(pages: list, state, tokens, seen=None) -> dict:
+    tree = {"pages": {f"{number:08d}": page for number, page in enumerate(pages)}, "state": state, "tokens": tokens}
+    return tree if seen is None else tree | {"seen": seen}
+
+
+def _marks(engine: Engine, tokens: np.ndarray, shows: Shown | None) -> np.ndarray | None:
+    """What is seen at each token; None without images."""
+    limits = engine.limits
+    count = len(tokens) if shows is None else len(shows.index)
+    check_shown(tokens[:count], shows, limits.vision, limits.tiles)
+    return None if shows is None else Seen(shows, limits.vision).marks_of(len(tokens))
 
 
 def _config(engine: Engine) -> dict:

@@ -12,11 +12,12 @@ from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
 from mm01_jax.data.image_grid import text_table
 from mm01_jax.data.images.processor import layout_of
-from mm01_jax.inference import engine_devices
+from mm01_jax.inference import engine_devices, engine_saved
 from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.drill.schedules import Count, run_schedule
 from mm01_jax.inference.engine import Engine
+from mm01_jax.inference.engine_processes import lead
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model import multimodal
@@ -133,11 +134,39 @@ def test_pixels_that_were_taken_in_before_are_not_looked_at_again():
     tower._features = lambda *arguments: looked.append(1) or look(*arguments)
     first = answer(remembers, asking(form))
     assert len(looked) == 1
-    turn = asking(form)
-    longer = np.concatenate([turn.prompt, first.tokens, np.arange(9)]).astype(np.int32)
-    shows = turn.shows._replace(index=np.pad(turn.shows.index, (0, len(longer) - len(turn.prompt)), constant_values=-1))
-    second = answer(remembers, dataclasses.replace(turn, prompt=longer, shows=shows))
+    second = answer(remembers, next_turn(asking(form), first.tokens))
     assert len(looked) == 1 and second.cached >= 24
+
+
+def next_turn(turn: Request, said: list[int]) -> Request:
+    """A prompt of an earlier one, its answer, and nine tokens more."""
+    prompt = np.concatenate([turn.prompt, said, np.arange(9)]).astype(np.int32)
+    index = np.pad(turn.shows.index, (0, len(prompt) - len(turn.prompt)), constant_values=-1)
+    return dataclasses.replace(turn, prompt=prompt, shows=turn.shows._replace(index=index))
+
+
+def test_a_saved_conversation_with_images_is_found_by_who_shows_the_same(tmp_path):
+    remembers, other, turn = engine(prefix_bytes=10**7), engine(prefix_bytes=10**7), asking([16, (20, 20), 20])
+    said = answer(remembers, turn).tokens
+    talk = np.concatenate([turn.prompt, said])
+    assert engine_saved.save(remembers, talk, tmp_path / "talk", shows=turn.shows) == 48
+    assert engine_saved.load(other, tmp_path / "talk") == 48
+    for seed, cached in ((0, 48), (1, 0)):
+        asked = next_turn(asking([16, (20, 20), 20], seed), said)
+        found = answer(other, asked)
+        assert found.cached == cached and bits(found) == bits(answer(alone(), asked))
+    with pytest.raises(ValueError, match="and no images; allowed: as many as the images take"):
+        engine_saved.save(remembers, talk, tmp_path / "blind")
+
+
+def test_led_an_engine_sees_what_it_sees_alone():
+    asked, led = [asking([4, (20, 20), 3], seed) for seed in (0, 1)], lead(alone())
+    ids = [led.submit(one) for one in asked]
+    led.run()
+    found = [led.forget(id) for id in ids]
+    led.close()
+    assert [bits(one) for one in found] == [bits(answer(alone(), one)) for one in asked]
+    assert bits(found[0]) != bits(found[1])
 
 
 def test_images_of_more_tiles_than_a_call_of_the_tower_are_seen_whole():

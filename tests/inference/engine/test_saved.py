@@ -64,8 +64,8 @@ def test_a_state_that_is_not_finite_is_refused(saved, other, tmp_path, monkeypat
     load(other, saved[0])
     tree = engine_saved._tree
 
-    def spoilt(pages, state, tokens):
-        return tree(jax.tree.map(lambda x: x * np.nan, pages), state, tokens)
+    def spoilt(pages, *others):
+        return tree(jax.tree.map(lambda x: x * np.nan, pages), *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine_saved, "_tree", spoilt)
