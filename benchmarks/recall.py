@@ -1,13 +1,15 @@
-"""A model that learns to find and to copy, and what it then finds at which length: two stages, then the evaluations.
+"""A model that learns to find and to copy, and what it then finds at which length: three stages, then the evaluations.
 
-    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=6000] [--json=FILE]
+    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=400,3000,500] [--json=FILE]
     python -m benchmarks.recall --workdir=/tmp/recall --small          a tiny model on a CPU, minutes
 
-configs/recall_small.py learns from documents of 4,096 bytes, recall_small_long goes on at 32,768 tokens with a larger
-base of the rotary positions; `--mixers=lightning` has the same size without softmax layers. Then needles (a map, a
-figure), many needles, and codes to be copied. What is there already (a stage, an evaluation) is not done again.
+configs/recall_small_copies.py learns to look back, recall_small to find in documents of 4,096 bytes, recall_small_long
+goes on at 32,768 tokens with a larger base of the rotary positions; `--mixers=lightning` has the same size without
+softmax layers. Then needles (a map, a figure), many needles, and codes to be copied. What is there already (a stage, an
+evaluation) is not done again.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -15,50 +17,69 @@ import sys
 import time
 
 from benchmarks.results import Report, add_json, device
-from configs import recall_small, recall_small_long, tiny
-from mm01_jax.config import Config, DataConfig
+from configs import recall_small, recall_small_copies, recall_small_long, tiny
+from mm01_jax.config import Config, DataConfig, ScheduleConfig
 from mm01_jax.evals import __main__ as evals
 from mm01_jax.train import loop
 from tests.command_line import Parser
 
-STAGES = (("short", recall_small), ("long", recall_small_long))
+STAGES = (("copies", recall_small_copies), ("short", recall_small), ("long", recall_small_long))
+# Of the small ones: source, tokens of a row, rows, steps, peak of the learning rate.
+SMALL = {
+    "copies": ("recall:256:twice", 256, 16, 300, 6e-3),
+    "short": ("recall:256", 256, 16, 600, 6e-3),
+    "long": ("recall:512", 512, 8, 100, 2e-3),
+}
 # Task -> its flags: what a large model is asked, and a small one.
 ASKED = {
-    "needle": (("--lengths=1k,4k,16k,64k,128k,256k,512k,1m", "--depths=10"), ("--lengths=512,1k", "--depths=4")),
-    "needles": (("--lengths=4k,32k,128k", "--depths=20"), ("--lengths=1k", "--depths=4")),
-    "copy": (("--lengths=8k", "--depths=50"), ("--lengths=1k", "--depths=8")),
+    "needle": (("--lengths=1k,4k,16k,64k,128k,256k,512k,1m", "--depths=10"), ("--lengths=384,512", "--depths=24")),
+    "needles": (("--lengths=4k,32k,128k", "--depths=20"), ("--lengths=512", "--depths=2", "--samples=12")),
+    "copy": (("--lengths=8k", "--depths=50"), ("--lengths=512", "--depths=3", "--samples=8")),
 }
 
 
-def configs(mixers: str, small: bool, steps: int | None, long_steps: int | None) -> list[tuple[str, Config]]:
+def configs(given: argparse.Namespace) -> list[tuple[str, Config]]:
     """(name, config) of each stage."""
     found = []
-    for (name, module), count in zip(STAGES, (steps, long_steps), strict=True):
-        config = shrunk(module.get_config()) if small else module.get_config()
-        if mixers == "lightning":
+    for number, (name, module) in enumerate(STAGES):
+        config = module.get_config()
+        if given.small:
+            config = shrunk(name, config)
+        if given.mixers == "lightning":
             period = ("lightning",) * len(config.model.period)
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, period=period))
-        if count is not None:
-            schedule = dataclasses.replace(config.optimizer.schedule, decay_start=max(count * 4 // 5, 1))
+        train, schedule = config.train, config.optimizer.schedule
+        if given.steps is not None:
+            count = given.steps[number]
             schedule = dataclasses.replace(schedule, warmup_steps=min(schedule.warmup_steps, max(count // 10, 1)))
-            optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
-            train = dataclasses.replace(config.train, steps=count, eval_every=max(count // 2, 1))
-            config = dataclasses.replace(config, optimizer=optimizer, train=train)
-        found.append((name, config))
+            if schedule.decay_start is not None:
+                schedule = dataclasses.replace(schedule, decay_start=max(count * 4 // 5, 1))
+            train = dataclasses.replace(train, steps=count, eval_every=max(count // 2, 1))
+        optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+        train = dataclasses.replace(train, seed=given.seed)
+        found.append((name, dataclasses.replace(config, optimizer=optimizer, train=train)))
     return found
 
 
-def shrunk(config: Config) -> Config:
-    """The same run at the size of configs/tiny.py, on documents of 512 bytes."""
+def shrunk(name: str, config: Config) -> Config:
+    """The same stage of a model of 150,000 parameters."""
+    source, length, rows, steps, peak = SMALL[name]
     small = tiny.get_config()
-    model = dataclasses.replace(small.model, rope_theta=config.model.rope_theta)
-    length = 512 if config.name == "recall_small" else 1024
-    train = dataclasses.replace(
-        small.train, steps=40, batch_size=4, sequence_length=length, eval_every=20, eval_batches=2
-    )
-    data = DataConfig(source="recall:512" if length == 512 else "recall:1k", held_out=0.002)
+    changes = {"num_periods": 1, "period": ("lightning", "softmax") * 2}  # and the base of tiny.py throughout
+    changes |= {"num_experts": 1, "num_experts_per_token": 1, "expert_dim": 64}
+    changes |= dict.fromkeys(("lightning_alpha", "softmax_alpha", "experts_alpha"), (2 * 4) ** 0.25)
+    schedule = ScheduleConfig(peak=peak, warmup_steps=min(50, steps // 4))
+    if name != "copies":
+        schedule = dataclasses.replace(schedule, decay_start=steps * 3 // 4, final=peak / 10)
+    train = {"steps": steps, "batch_size": rows, "sequence_length": length, "eval_every": steps // 2}
     return dataclasses.replace(
-        config, model=model, compute=small.compute, data=data, train=train, mesh=small.mesh, optimizer=small.optimizer
+        config,
+        model=dataclasses.replace(small.model, **changes),
+        compute=small.compute,
+        data=DataConfig(source=source, held_out=0.01),
+        train=dataclasses.replace(small.train, **train, eval_batches=4, loss_chunk=4096),
+        mesh=small.mesh,
+        optimizer=dataclasses.replace(config.optimizer, schedule=schedule),
     )
 
 
@@ -83,18 +104,25 @@ def evaluated(workdir: pathlib.Path, task: str, flags: tuple[str, ...]) -> dict:
     return json.loads(out.read_text())
 
 
+def _counts(text: str) -> list[int]:
+    counts = [int(word) for word in text.split(",")]
+    if len(counts) != len(STAGES):
+        raise ValueError(f"{len(counts)} numbers; allowed: {len(STAGES)}")
+    return counts
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.recall", __doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where runs, scores and figures lie")
     parser.add_argument("--mixers", choices=("hybrid", "lightning"), default="hybrid", help="what the layers are")
     parser.add_argument("--small", action="store_true", help="the size of configs/tiny.py")
-    parser.add_argument("--steps", type=int, help="of the first stage (default: its config's)")
-    parser.add_argument("--long-steps", type=int, help="of the second stage (default: its config's)")
+    parser.add_argument("--steps", type=_counts, help="of each stage, parted by commas (default: their configs')")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     add_json(parser)
     given = parser.parse_args(argv)
     given.workdir.mkdir(parents=True, exist_ok=True)
     report, place = Report(given.json, "benchmarks.recall", argv), device()
-    stages = configs(given.mixers, given.small, given.steps, given.long_steps)
+    stages = configs(given)
     subject = f"recall {'tiny' if given.small else 'small'}, {given.mixers}"
     for name, seconds in trained(given.workdir, stages).items():
         report.add(f"{subject}, stage {name}: train", round(seconds, 1), "s", device=place)

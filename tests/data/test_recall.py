@@ -38,8 +38,8 @@ def test_what_is_asked_was_said_before_and_a_document_fits_its_size(size):
     for number in range(NUMBER):
         text = recall.document(number, size)
         assert text == recall.document(number, size)
-        assert size // 3 < len(text.encode()) <= size
-        first, _, second = text.partition("\n")
+        assert len(text.encode()) == size - 1
+        *_, first, second = text.split("\n")
         if first == second:
             kinds["twice"] += 1
             continue
@@ -82,7 +82,19 @@ def test_a_run_s_rows_are_made_of_the_documents(monkeypatch):
     assert not np.array_equal(row["tokens"], dataset.held_out.row(0)["tokens"])
 
 
-@pytest.mark.parametrize("source", ["recall:", "recall:4g", "recall:100", "recall:17m", "recall:4k/x"])
+def test_rows_of_whole_multiples_cut_no_document(monkeypatch):
+    monkeypatch.setattr(recall, "BYTES", 2**16)
+    rows = open_dataset(DataConfig(source="recall:512:twice", held_out=0.2), 1024, 320).train
+    for number in range(200):  # more than an epoch
+        row = rows.row(number)
+        assert np.array_equal(row["positions"], np.tile(np.arange(512), 2))
+        assert [*row["tokens"][511::512]] == [256, 256]
+        for document in row["tokens"].reshape(2, 512):
+            *_, first, second = bytes(document[:-1].tolist()).split(b"\n")
+            assert first == second and len(first) > 200
+
+
+@pytest.mark.parametrize("source", ["recall:", "recall:4k:once", "recall:4g", "recall:99", "recall:17m"])
 def test_a_size_that_is_none_is_refused_in_one_line(source):
     with pytest.raises(ValueError, match=r"data.source='recall:.*allowed: recall:SIZE.*nearest: recall:4k$"):
         find_shards(source, "text")
