@@ -37,7 +37,8 @@ def expert_step(
     Args:
       x_RD: (R, D), bfloat16 or float32, R = `few_rows.filled_up(rows)`. Of rows after the first `rows`, and of columns
         of the choices, the arguments and results may be anything.
-      choice_AC: int32 experts of each row, all different; E: none. weight_AC: float32, 0 where there is none.
+      choice_AC: int32 experts of each row, all different; E: none, of a single row then all of them. weight_AC:
+        float32, 0 where there is none.
       matrices: gate (L, E, D, F), up (L, E, D, F), down (L, E, F, D), in x's dtype or as Int8.
       layer: int32 (1,), from 0 to L - 1.
       implementation: "tpu", "gpu" (NVIDIA Hopper), "xla", or None for the first of these that can.

@@ -118,4 +118,5 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, scratch: gpu_tiles.Scratch)
 
 
 def _silu(x):
-    return x / (1.0 + jnp.exp(-x))
+    half = 0.5 * x  # one special function, where exp and a quotient are two: 2.55 ms beside 2.84, as far from float64
+    return half + half * jnp.tanh(half)

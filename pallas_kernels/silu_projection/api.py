@@ -1,6 +1,6 @@
 """A product and its SiLU, the public operation (docs/model.md A.4, 1.).
 
-    y = silu(x W)      silu(z) = z / (1 + exp(-z))
+    y = silu(x W)      silu(z) = z / (1 + exp(-z)) = z/2 (1 + tanh(z/2))
 
 Letters: R rows, D their width, F the result's. It has no gradient: who wants one has to keep x W.
 """
