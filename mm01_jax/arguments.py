@@ -14,6 +14,7 @@ from absl import flags
 
 from mm01_jax import command
 from mm01_jax.config import ConfigError, Problem, command_line, fields
+from mm01_jax.values import allowed_instead
 
 _OVERRIDE = "config."
 _HELP = ("help", "h")
@@ -25,7 +26,7 @@ class Flag(NamedTuple):
 
     kind: str, int, float, bool, or a tuple of the words allowed.
     example: of a value; with `required`, what a refusal proposes.
-    least, most: of a number.
+    least, most: of a number. writes: it names a file that is written in the end.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Flag(NamedTuple):
     required: bool = False
     least: float | None = None
     most: float | None = None
+    writes: bool = False
 
     @property
     def typed(self) -> str:
@@ -192,9 +194,7 @@ def _task(program: Command, words: list[str], help_asked: bool) -> str | None:
         raise refused("task", "none", allowed, first)
     task = next((name for name in program.tasks if name.replace("-", "_") == words[0].replace("-", "_")), None)
     if task is None:
-        raise refused(
-            "task", words[0], allowed, fields.nearest_name(words[0], program.tasks) or next(iter(program.tasks))
-        )
+        raise refused("task", words[0], allowed, fields.nearest_name(words[0], program.tasks) or first)
     if words[1:]:
         raise refused("command line", words[1], f"one task, then flags, written --name=value (task: {task})", None)
     return task
@@ -206,8 +206,8 @@ def _known_flag(program: Command, task: str | None, known: Mapping[str, Flag], t
         keys = [f"{_OVERRIDE}{key}" for key in fields.leaf_types()] if program.takes_overrides else []
         near = fields.nearest_name(name, [*known, *_HELP, *keys])
         nearest = known[near].typed if near in known else f"--{near}" if near else "--help"
-        got = "no value" if value is None else value
-        raise refused(typed, got, f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)", nearest)
+        of = f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)"
+        raise refused(typed, "no value" if value is None else value, of, nearest)
     return flag
 
 
@@ -226,6 +226,8 @@ def _values(program: Command, known: Sequence[Flag], accepted) -> dict[str, Any]
         value = values[flag.name].value
         if value == "" or (flag.required and value is None):  # empty: a shell's variable that is not set
             raise refused(flag.typed, "nothing", flag.words, f"{flag.typed}={flag.example}")
+        if allowed := allowed_instead(value, flag.writes):
+            raise refused(flag.typed, value, allowed, f"{flag.typed}={_example(flag)}")
     return {flag.name: values[flag.name].value for flag in known}
 
 

@@ -90,8 +90,6 @@ def _inspect(a) -> None:
 
 
 def _quantize(a) -> None:
-    if a.report and not pathlib.Path(a.report).absolute().parent.is_dir():
-        raise ValueError(f"--report={a.report}: {pathlib.Path(a.report).parent} is no directory")
     from mm01_jax.convert import quantize
 
     errors = quantize.quantize(a.source, a.target, form=a.format, dtype=a.dtype)
@@ -118,8 +116,6 @@ def _layers_of_both(a) -> list:
 
 
 def _logits(a) -> None:
-    if not pathlib.Path(a.out).absolute().parent.is_dir():  # said before hours of work, not after
-        raise ValueError(f"--out={a.out}: {pathlib.Path(a.out).parent} is no directory")
     from mm01_jax.convert.certify import logits
 
     ids, images = _ids(a.ids), _images(a)
@@ -210,8 +206,20 @@ COMMAND = arguments.Command(
                 _TARGET,
                 Flag("format", "int8: the experts'; int8_attention: the attention's as well", FORMS, default=FORMS[0]),
                 _DTYPE,
-                Flag("report", "error of each layer's matrices, agreement of the routers, as JSON", example="FILE"),
-                Flag("tokens", "on which both models are run, in memory; 0: neither is", int, default=256, least=0),
+                Flag(
+                    "report",
+                    "error of each layer's matrices, agreement of the routers, as JSON",
+                    example="int8.json",
+                    writes=True,
+                ),
+                Flag(
+                    "tokens",
+                    "on which both models are run, in memory; 0: neither is",
+                    int,
+                    default=256,
+                    least=0,
+                    most=1 << 20,
+                ),
             ),
             _quantize,
         ),
@@ -222,7 +230,7 @@ COMMAND = arguments.Command(
                 _SOURCE,
                 _IDS._replace(required=True),
                 *_IMAGES,
-                Flag("out", ".npz to write", example="FILE", required=True),
+                Flag("out", ".npz to write", example="logits.npz", required=True, writes=True),
                 arguments.MESH._replace(words="run the model itself, in float32 on these devices, or auto"),
             ),
             _logits,

@@ -34,8 +34,6 @@ def _check_picture(path: str | None) -> None:
         return
     if pathlib.Path(path).suffix not in (".svg", ".png", ".pdf"):
         raise arguments.refused("--picture", path, "a file that ends in .svg, .png or .pdf", "--picture=lengths.svg")
-    if not pathlib.Path(path).parent.is_dir():
-        raise arguments.refused("--picture", path, "a file in a folder that is there", "--picture=lengths.svg")
     if not importlib.util.find_spec("matplotlib"):
         raise ValueError("--picture needs the `plots` extra: pip install 'mm01_jax[plots]'.")
 
@@ -50,7 +48,12 @@ COMMAND = arguments.Command(
                 Flag("source", "a folder of tokens, or whatever data.source takes", example="tokens", required=True),
                 Flag("samples", "documents whose beginning is shown", int, 3, least=0, most=1000),
                 Flag("verify", "look at every byte of the tokens, too", bool, default=False),
-                Flag("picture", "a file for the histogram of lengths: .svg, .png, .pdf", example="lengths.svg"),
+                Flag(
+                    "picture",
+                    "a file for the histogram of lengths: .svg, .png, .pdf",
+                    example="lengths.svg",
+                    writes=True,
+                ),
                 Flag("text_field", "the key of the text in lines of JSON, the column of Parquet", default="text"),
             ),
             _inspect,

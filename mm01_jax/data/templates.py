@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm01_jax.config.fields import nearest_name
 from mm01_jax.data import conversations
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
@@ -147,6 +148,12 @@ class Released:
 OURS = {template.name: template for template in (Released, M1)}
 
 
+def check(asked: str | None) -> None:
+    """ValueError where what is asked for is no template: said before weights are read."""
+    if asked is not None and asked not in OURS:
+        from_file(asked)
+
+
 def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokenizer) -> Template | Released | M1:
     """The template to use: what is asked for, else the first folder's, else the one that the tokenizer is made for.
 
@@ -189,7 +196,8 @@ def find(*folders: pathlib.Path) -> Template | None:
 def from_file(path: str) -> Template:
     """The template of a .jinja file; ValueError where there is none."""
     if not os.path.isfile(path):
-        raise ValueError(f"--template={path}: no such file; allowed: {', '.join(OURS)}, or a .jinja file")
+        near = f"; nearest: {name}" if (name := nearest_name(path, OURS)) else ""
+        raise ValueError(f"--template={path}: no such file; allowed: {', '.join(OURS)}, or a .jinja file" + near)
     return Template(FILES.text(path), path)
 
 

@@ -22,6 +22,8 @@ from mm01_jax.inference.text import Answer
 from mm01_jax.progress import Progress
 
 FILES = Door(ValueError)
+# Of a record, what tables and sums are made of.
+_KINDS = {"task": str, "length": int, "tokens": int, "bytes": int, "score": float, "chance": float}
 _ELSEWHERE = (
     "checkpoint",
     "mesh",
@@ -37,12 +39,7 @@ _ELSEWHERE = (
 
 
 def check_files(asked: Asked) -> None:
-    """ValueError where what is to be written has no place, or no library draws it."""
-    for name in ("json", "figure", "write"):
-        if (path := getattr(asked.given, name)) is not None:
-            place = pathlib.Path(path)
-            if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
-                raise ValueError(f"--{name}={path}: allowed: a file in a folder that exists, new or to be replaced")
+    """ValueError where no library draws what is to be written."""
     if asked.given.figure is not None:
         figure.check(asked.given.figure)
 
@@ -107,7 +104,17 @@ def _known(path: str, begun: Begun) -> list[dict[str, Any]]:
     if not begun.prompts:
         return []
     with FILES.open(f"{_answers(path)}.partial") as file:
-        return [parse_json(file.readline()) for _ in range(begun.prompts)]
+        records = [parse_json(file.readline()) for _ in range(begun.prompts)]
+    for record in records:
+        if wrong := [name for name, kind in _KINDS.items() if not _is(record.get(name), kind)]:
+            raise ValueError(f"{_answers(path)}.partial: an answer without {wrong[0]!r}; remove it to begin anew")
+    return records
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and 0 <= value <= 1
+    return type(value) is kind and (kind is str or value >= 0)
 
 
 def _follows_from(asked: Asked, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> dict[str, Any]:

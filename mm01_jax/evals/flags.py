@@ -18,12 +18,22 @@ FLAGS = (
     Flag("template", "how a question is said: as text that goes on, or as a turn of a conversation", TEMPLATES, "base"),
     Flag("bos", "a special token that a base prompt begins with, by default none", example="TOKEN"),
     Flag("slots", "answers that are under way at a time, at least", int, 8, least=1, most=4096),
-    Flag("json", "a file for scores, beside it FILE.answers.jsonl; cut off, the same command goes on", example="FILE"),
-    Flag("figure", "a file .png or .svg for a figure", example="FILE"),
+    Flag(
+        "json",
+        "a file for scores, beside it FILE.answers.jsonl; cut off, the same command goes on",
+        example="FILE",
+        writes=True,
+    ),
+    Flag("figure", "a file .png or .svg for a figure", example="FILE", writes=True),
     Flag("server", "a server of OpenAI's API to ask; of the checkpoint the tokenizer alone is read", example="URL"),
     Flag("model", "which of the server's models, where it has several", example="NAME"),
     Flag("api_key_file", "a file whose first line is the server's API key", example="key.txt"),
-    Flag("write", "a file for the samples, which are then not asked: no weights are loaded", example="FILE.jsonl"),
+    Flag(
+        "write",
+        "a file for the samples, which are then not asked: no weights are loaded",
+        example="FILE.jsonl",
+        writes=True,
+    ),
 )
 _DEPTHS = Flag("depths", "how many depths, evenly from a text's beginning to its end", int, 10, least=1, most=1000)
 OWN_FLAGS = {

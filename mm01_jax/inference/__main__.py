@@ -32,7 +32,7 @@ COMMAND = arguments.Command(
         Flag("prompt", "the text to go on from", example="'def '"),
         Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl"),
         Flag("image", "a picture of the prompt, where its <image> stands; once for each", example="a.png"),
-        Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl"),
+        Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl", writes=True),
         Flag("batch", "how many of --prompts are answered together", int, default=8, least=1),
         Flag("chat", "a conversation: lines of a terminal, or of a pipe", bool, default=False),
         Flag("system", "what a conversation begins with, before the first line of --chat"),
@@ -72,6 +72,10 @@ def _generate(argv: Sequence[str]) -> None:
     if images and given.prompt is None:
         raise arguments.refused("--image", images[0], "a flag of --prompt", "--prompt='<image>What is it?'")
     _check_images(images)
+    if given.template is not None:
+        from mm01_jax.data import templates
+
+        templates.check(given.template)
     lines = _read_prompts(given) if given.prompts is not None else []
     if given.compile_cache:
         compile_cache.use()

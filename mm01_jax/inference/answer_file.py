@@ -10,9 +10,10 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mm01_jax.files import Door, update, write
+from mm01_jax.files import Door, parse_json, update, write
 from mm01_jax.inference.asked import Answer
 
+_LINE = 2**26  # bytes of an answer with all that its prompt's line has
 RESULT = ("text", "finish", "thinking", "error")
 FILES = Door(ValueError)
 
@@ -25,10 +26,8 @@ class Begun(NamedTuple):
 
 
 def check_place(path: str, source: str) -> None:
-    """ValueError where the result cannot lie there."""
+    """ValueError where the result would replace what it is made of."""
     place = pathlib.Path(path)
-    if not place.absolute().parent.is_dir() or (place.exists() and not place.is_file()):
-        raise ValueError(f"--out={path}: allowed: a file in a folder that exists, new or to be replaced")
     if place.exists() and place.samefile(source):
         raise ValueError(f"--out={path}: allowed: another file than --prompts")
 
@@ -57,13 +56,26 @@ def _whole(partial: pathlib.Path, samples: Sequence[int]) -> Begun:
     """The prompts whose answers are all in a file, line by line; a line that was cut off is none."""
     begun, lines, size = Begun(), 0, 0
     with FILES.open(partial, root=partial.parent) as file:
-        for line in file:
+        while line := file.readline(_LINE + 1):
             lines, size = lines + 1, size + len(line)
-            if not line.endswith(b"\n") or begun.prompts == len(samples):
+            if begun.prompts == len(samples) or not _is_whole(line, partial):
                 break
             if lines == samples[begun.prompts]:
                 begun, lines = Begun(begun.prompts + 1, size), 0
     return begun
+
+
+def _is_whole(line: bytes, partial: pathlib.Path) -> bool:
+    """Whether an answer was not cut off; ValueError where it is none."""
+    if len(line) <= _LINE and not line.endswith(b"\n"):
+        return False
+    try:
+        answer = parse_json(line[:_LINE])
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+        raise ValueError(f"{partial}: has a line that is no answer; remove it to begin anew")
+    return True
 
 
 def finish(path: str, begun: Begun, lines: Iterable[tuple[dict[str, Any], Answer]]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from mm01_jax.inference.thoughts import Said, Thoughts
 
+MOST = 2**25  # characters of a line of a pipe
 WORDS = {"/reset": "forgets the conversation", "/exit": "ends, as Ctrl-D does", "/help": "says this"}
 
 # (ids of the prompt) -> pieces of the answer, and as the generator's value "stop" or "length".
@@ -53,7 +54,7 @@ class Chat:
             print("/help lists what is not said to the model; Ctrl-C stops an answer, Ctrl-D ends", file=out)
         while True:
             try:
-                line = input("> " if terminal else "")
+                line = input("> ") if terminal else _line()
                 if line.strip() == "/exit":
                     return
                 self.take(line, out)
@@ -95,6 +96,19 @@ class Chat:
         shown.end()
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
         print(note, file=out, flush=True)
+
+
+def _line() -> str:
+    """The next line of a pipe; EOFError at its end, ValueError where there is no line or no text."""
+    try:
+        line = sys.stdin.readline(MOST + 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin: not UTF-8 ({error.reason})") from None
+    if not line:
+        raise EOFError
+    if len(line) > MOST and not line.endswith("\n"):
+        raise ValueError(f"stdin: a line of more than {MOST:,} characters")
+    return line.removesuffix("\n")
 
 
 def yield_all(pieces: Iterator[str], take: Callable[[str], object]) -> str | None:

@@ -162,6 +162,7 @@ def test_other_work_in_the_same_folder_is_refused_by_what_differs(place, capsys,
         ({"source": "{0}/nothing/*.txt"}, 2, "neither 'stdlib' nor a path"),
         ({"tokenizer": "{0}/no.json"}, 2, "neither 'bytes' nor a tokenizer.json"),
         ({"out": "{0}/source"}, 2, "a new or an empty folder"),
+        ({"out": "{0}/source/tokens"}, 2, "allowed: a folder beside it"),
         ({"beam": "--runner=DirectRunner", "shard": "0/2"}, 2, "--shard"),
         ({"beam": "--runner=DirectRunner", "workers": 2}, 2, "--workers"),
     ],
@@ -171,7 +172,7 @@ def test_what_is_typed_wrong_is_refused_in_one_line(place, capsys, change, code,
     assert main(flags(place, place / "never", **change)) == code
     complained = capsys.readouterr().err
     assert said in complained and complained.count("\n") == 1
-    assert not (place / "never").exists()
+    assert not (place / "never").exists() and not (place / "source" / "tokens").exists()
 
 
 def test_without_its_extra_beam_is_refused_with_what_to_install(place, capsys, monkeypatch):

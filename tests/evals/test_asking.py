@@ -8,10 +8,11 @@ import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import __main__ as evals
-from mm01_jax.evals import run, tasks
+from mm01_jax.evals import asking, run, tasks
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.inference import engine_devices
+from mm01_jax.inference.answer_file import Begun
 from tests import small
 from tests.inference.engine import engines
 from tests.train import cheap_run
@@ -122,3 +123,17 @@ def test_samples_are_written_for_other_servers_without_weights(checkpoint, tmp_p
         assert [message["role"] for message in line["messages"]] == ["user"] and line["answer_prefix"]
         assert line["bytes"] == len((line["messages"][0]["content"] + line["answer_prefix"]).encode())
         assert line["tokens"] == line["bytes"] + line["max_tokens"] <= line["length"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"score": None}, "score"), ({"score": 2}, "score"), ({"length": "1"}, "length"), ({"tokens": True}, "tokens")],
+)
+def test_answers_to_go_on_from_that_are_none_are_refused_by_name(tmp_path, change, named):
+    whole = {"task": "vt", "length": 9, "tokens": 7, "bytes": 20, "score": 0.5, "chance": 0.0, "text": ""}
+    partial = tmp_path / "scores.json.answers.jsonl.partial"
+    partial.write_text(json.dumps(whole) + "\n")
+    assert asking._known(str(tmp_path / "scores.json"), Begun(1)) == [whole]
+    partial.write_text(json.dumps(whole | change) + "\n")
+    with pytest.raises(ValueError, match=f"partial: an answer without '{named}'; remove it to begin anew"):
+        asking._known(str(tmp_path / "scores.json"), Begun(1))

@@ -160,6 +160,35 @@ def test_a_copy_that_lacks_something_is_refused_in_one_line(tmp_path, text, name
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TASKS = [1, 2]\n",
+        "TASKS = {'niah': 5}\n",
+        "TASKS = {[]: 1}\n",
+        "TASKS = {**{}, 'a': 1}\n",
+        "TASKS = " + "-" * 200_000 + "1\n",
+        "TASKS = " + "[" * 5_000 + "\n",
+        "x" + ".a" * 100_000 + " = 1\n",
+        "# " + "x" * 2**20,
+    ],
+    ids=range(8),
+)
+def test_python_of_any_form_is_refused_in_one_line_with_the_file(tmp_path, text):
+    (tmp_path / "constants.py").write_text(text)
+    (tmp_path / "niah.py").write_text("needle = ''\n")
+    with pytest.raises(ValueError, match="constants.py") as error:
+        strings.read(str(tmp_path / "constants.py"))
+    assert "\n" not in str(error.value)
+
+
+def test_words_that_are_none_are_refused_with_their_file(tmp_path):
+    (tmp_path / "strings.json").write_text(GOOD)
+    (tmp_path / "english_words.json").write_text('{"0": "a", "1": []}')
+    with pytest.raises(ValueError, match=re.escape("english_words.json: got []; allowed: words")):
+        strings.read(str(tmp_path / "strings.json"))
+
+
 def test_a_copy_in_python_is_read_and_not_run(tmp_path):
     tasks = {name: dict(entry) for name, entry in STRINGS.items()}
     needle, noise = tasks["niah"].pop("needle"), tasks["niah"].pop("noise")

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from mm01_jax.arguments import Command, Flag, Task
 from mm01_jax.config import ConfigError, command_line
 from mm01_jax.convert import to_torch
 from mm01_jax.convert.torch.dialects import DIALECTS
+from mm01_jax.data import __main__ as inspect_data
+from mm01_jax.inference.drill import __main__ as drill
 from tests.house.checkout import ROOT
 from tests.house.commands import COMMANDS, MAINS, MODULES, USES, page
 
@@ -25,6 +28,7 @@ MADE = Command(
         Flag("step", "which", ("train", "decode"), default="train"),
         Flag("dry_run", "do nothing", bool, default=False),
         Flag("source", "where", example="DIR"),
+        Flag("json", "numbers", example="FILE", writes=True),
     ),
     takes_overrides=True,
 )
@@ -35,7 +39,7 @@ def read(*argv: str, program: Command = MADE):
 
 
 def test_flags_are_read_by_their_kind_in_every_spelling():
-    typed = {"max_tokens": 7, "heat": 2.0, "step": "decode", "dry_run": True, "source": "a b=c\nd"}
+    typed = {"max_tokens": 7, "heat": 2.0, "step": "decode", "dry_run": True, "source": "a b=c\nd", "json": None}
     spellings = (
         ["--max-tokens=7", "--heat=2", "--step=decode", "--dry-run", "--source=a b=c\nd"],
         ["--max_tokens", "7", "--heat", "2", "--step", "decode", "--dry_run", "--source", "a b=c\nd"],
@@ -60,6 +64,12 @@ def test_flags_are_read_by_their_kind_in_every_spelling():
         (["--source", "--heat=1"], "--source: got 'no value'; allowed: text; nearest: --source=DIR"),
         (["--source="], "--source: got 'nothing'; allowed"),  # a shell's variable that is not set
         (["--heat=warm"], "--heat: got 'warm'; allowed: a number; nearest: --heat=0.5"),
+        (["--heat=nan"], "--heat: got nan; allowed: a finite number; nearest: --heat=0.5"),
+        (["--heat=1e999"], "--heat: got inf; allowed: a finite number"),
+        (["--json=/dev/null"], "--json: got '/dev/null'; allowed: a file in a folder that exists"),
+        (["--json=/"], "--json: got '/'; allowed: a file in a folder that exists, new or to be replaced"),
+        (["--json=no/such/x"], "--json: got 'no/such/x'; allowed: a file in a folder that exists"),
+        (["--json=" + "x" * 5000], "allowed: a file in a folder that exists"),
         (["--step=tain"], "--step: got 'tain'; allowed: train, decode; nearest: train"),
         (["--dry-run=perhaps"], "--dry-run: got 'perhaps'; allowed: true or false; nearest: --dry-run=false"),
         (["--nodry-run=1"], "--nodry-run: got '1'; allowed: a flag"),
@@ -81,6 +91,21 @@ def test_a_wrong_command_line_is_refused_by_name_in_one_line(argv, said):
     with pytest.raises(ConfigError) as caught:
         read(*argv)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_written_has_its_place_before_any_work(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "full").symlink_to("/dev/full")
+    for name in ("fifo", "full", ""):
+        with pytest.raises(ConfigError, match="--json: got .*; allowed: a file in a folder that exists, new or to be"):
+            read(f"--json={tmp_path / name}")
+    assert read(f"--json={tmp_path / 'new'}")["json"] == str(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    written = {"json", "figure", "write", "report", "png", "hlo", "picture"}
+    commands = [*COMMANDS.values(), drill.COMMAND, inspect_data.COMMAND]
+    every = [flag for one in commands for task in (one.tasks or [None]) for flag in arguments.flags_of(one, task)]
+    assert written <= {flag.name for flag in every}
+    assert all(flag.writes for flag in every if flag.name in written)
 
 
 def test_a_task_has_flags_of_its_own():

@@ -1,6 +1,7 @@
 """Laws of a file of answers: cut off anywhere it goes on to the same bytes, never from answers of something else."""
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -37,6 +38,27 @@ def test_cut_off_at_any_byte_it_goes_on_to_the_same_file(tmp_path):
         assert answer_file.begin(str(out), FROM, SAMPLES) == Begun(prompts, ends[prompts])
         assert write_all(out) == whole
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("line", [b"\n", b"{}\n", b'[{"text": ""}]\n', b'{"text": 1}\n', b"\0" * 40 + b"\n"])
+def test_a_line_that_is_no_answer_is_refused_with_the_file(tmp_path, line):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    answer_file.begin(str(out), FROM, SAMPLES)
+    partial.write_bytes(json.dumps({"text": "x"}).encode() + b"\n" + line)
+    with pytest.raises(ValueError, match="out.partial: has a line that is no answer; remove it to begin anew"):
+        answer_file.begin(str(out), FROM, SAMPLES)
+
+
+def test_a_line_of_holes_is_refused_in_bounded_memory(tmp_path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    answer_file.begin(str(out), FROM, SAMPLES)
+    with open(partial, "wb") as file:
+        file.truncate(30 << 30)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="no answer"):
+        answer_file.begin(str(out), FROM, SAMPLES)
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
 
 
 def test_an_interrupted_result_is_not_under_its_name(tmp_path):

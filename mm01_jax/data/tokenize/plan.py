@@ -86,6 +86,7 @@ def make(asked: Asked, log=lambda line: None, harmless: str | None = None) -> Pl
     """The plan of what is asked for; ValueError or DataError where it cannot be. harmless: of `FileTokenizer`."""
     tokenizer = open_tokenizer(asked.tokenizer, harmless)
     found = find_shards(asked.source, asked.text_field, log=log)
+    _check_apart(asked)
     sizes = [shard.size for shard in found]
     listing = hashlib.sha256()
     for shard, size in zip(found, sizes, strict=True):
@@ -111,6 +112,13 @@ def make(asked: Asked, log=lambda line: None, harmless: str | None = None) -> Pl
         "python": platform.python_version() if is_of_python(asked.source) else "any",
     }
     return Plan(asked, tokenizer, shards, facts)
+
+
+def _check_apart(asked: Asked) -> None:
+    """Refuses a folder of tokens inside the folder that is read, which would be no text's any more."""
+    source, out = pathlib.Path(asked.source), pathlib.Path(asked.out)
+    if source.is_dir() and out.resolve() != source.resolve() and out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out={asked.out}: lies in --source={asked.source}; allowed: a folder beside it")
 
 
 def make_again(asked: Asked, facts: dict[str, Any], harmless: str | None) -> Plan:

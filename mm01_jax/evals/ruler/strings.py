@@ -9,13 +9,14 @@ drawn from.
 """
 
 import ast
+import contextlib
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mm01_jax.config.fields import nearest_name
-from mm01_jax.files import Door, shown
+from mm01_jax.files import Door, quoted, shown
 
 FILES = Door(ValueError)
 FIELDS = {
@@ -28,6 +29,7 @@ FIELDS = {
 NEEDLE_FIELDS = ("type_needle_v", "key", "value")
 PUBLISHED = tuple(FIELDS)[:4]  # families whose samples need no download
 _WORDS_FILE, _MOST_WORDS = "english_words.json", 64 * 2**20
+_MOST_PYTHON = 2**20  # bytes of a module: its tree takes a hundred times as many
 
 
 class Said(NamedTuple):
@@ -119,8 +121,15 @@ def read(path: str) -> Strings:
     words = place.with_name(_WORDS_FILE)
     beside = place.parent / "json" / _WORDS_FILE
     words = words if words.is_file() else beside
-    more = tuple(FILES.json(words, most=_MOST_WORDS).values()) if words.is_file() and not _is_pointer(words) else ()
+    more = _words(words) if words.is_file() and not _is_pointer(words) else ()
     return Strings({**OWN.families, **families}, needle, noise, more, published=True)
+
+
+def _words(path: pathlib.Path) -> tuple[str, ...]:
+    words = tuple(FILES.json(path, most=_MOST_WORDS).values())
+    if wrong := [word for word in words if not isinstance(word, str)]:
+        raise ValueError(f"{shown(path)}: got {quoted(wrong[0])}; allowed: words, each under a key of its own")
+    return words
 
 
 def _is_pointer(path: pathlib.Path) -> bool:
@@ -160,7 +169,9 @@ def _of_python(place: pathlib.Path) -> dict[str, Any]:
     if not found:
         raise _refused(str(place), "no TASKS = {...}", "constants.py of RULER's generators, or a .json")
     niah = place.with_name("niah.py")
-    families = {name: dict(entry) for name, entry in found[0].items()}
+    if not isinstance(found[0], dict) or not all(isinstance(entry, dict) for entry in found[0].values()):
+        raise _refused(str(place), "TASKS of another form", "a family's strings under each name")
+    families = {str(name): dict(entry) for name, entry in found[0].items()}
     for name, variable in (("needle", "needle"), ("noise", "haystack")):
         families.setdefault("niah", {})[name] = next(iter(_assigned(niah, variable)), None)
     return families
@@ -168,17 +179,17 @@ def _of_python(place: pathlib.Path) -> dict[str, Any]:
 
 def _assigned(place: pathlib.Path, name: str) -> list[Any]:
     """What a module gives that name, as far as it is written out."""
+    text = FILES.text(place, most=_MOST_PYTHON)
     try:
-        tree = ast.parse(FILES.text(place))
-    except SyntaxError as error:
-        raise ValueError(f"{shown(place)}: line {error.lineno}: no Python") from None
+        tree = ast.parse(text)
+    except (SyntaxError, RecursionError, MemoryError, ValueError) as error:  # too deep for its parser
+        line = getattr(error, "lineno", None)
+        raise ValueError(f"{shown(place)}: {f'line {line}: ' if line else ''}no Python") from None
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
-            try:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [name]:
+            with contextlib.suppress(ValueError, TypeError, RecursionError, MemoryError):  # is not written out
                 found.append(ast.literal_eval(node.value))
-            except ValueError:
-                continue
     return found
 
 

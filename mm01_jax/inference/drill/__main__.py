@@ -11,7 +11,6 @@ data, 130 interrupted.
 import dataclasses
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -36,7 +35,7 @@ COMMAND = arguments.Command(
         Flag("dtype", "of weights and computation", ("bfloat16", "float32"), default="float32"),
         Flag("schedules", "how many", int, default=20, example="1000", least=1),
         Flag("seconds", "after which no schedule begins, those of compiling included", int, example="600", least=1),
-        Flag("requests", "of each schedule", int, default=32, example="32", least=1),
+        Flag("requests", "of each schedule", int, default=32, example="32", least=1, most=1_000_000),
         Flag("different", "requests that the schedules choose from", int, default=200, example="200", least=1),
         Flag("seed", "of requests and schedules", int, default=0, example="1", least=0),
         Flag("slots", "requests that run at a time", int, default=8, example="8", least=1),
@@ -44,7 +43,7 @@ COMMAND = arguments.Command(
         Flag("prefix_bytes", "remembered of earlier requests", int, default=200_000_000, example="100000", least=0),
         Flag("host_bytes", "remembered on the host", int, default=0, example="100000", least=0),
         Flag("drafts", "tokens guessed in each step of decode", int, default=0, example="2", least=0, most=16),
-        Flag("json", "a file for what was counted", example="FILE"),
+        Flag("json", "a file for what was counted", example="drill.json", writes=True),
         arguments.COMPILE_CACHE,
     ),
 )
@@ -61,8 +60,6 @@ def _run(argv: Sequence[str]) -> int:
     if (given.checkpoint is None) == (given.random is None):
         got = "neither" if given.checkpoint is None else "both"
         raise arguments.refused("--checkpoint, --random", got, "one of them", "--random=64")
-    if given.json and not os.access(os.path.dirname(given.json) or ".", os.W_OK):
-        raise arguments.refused("--json", given.json, "a file in a folder that can be written", "--json=drill.json")
     if given.compile_cache:
         compile_cache.use()
     found = {"command": shlex.join(["python", "-m", COMMAND.name, *_without_file(argv)])}

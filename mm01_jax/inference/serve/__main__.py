@@ -11,6 +11,7 @@ Exit codes: 0 done, after a signal too, 2 what was typed is wrong, 3 bad checkpo
 the job has died or left, the one that speaks HTTP, 74 a full or broken disk, 130 interrupted, 143 terminated.
 """
 
+import errno
 import importlib.util
 import pathlib
 import sys
@@ -29,12 +30,18 @@ COMMAND = arguments.Command(
         *arguments.LOADING,
         Flag("name", "what clients call the model; otherwise the checkpoint's folder", example="tiny"),
         Flag("template", "how a conversation becomes text: minimax-01, minimax-m1, or a .jinja file", example="NAME"),
-        Flag("context", "tokens of a prompt and its answer together, at most", int, default=4096, least=2),
-        Flag("slots", "requests that run at a time; otherwise what fits", int, example="32", least=1),
         Flag(
-            "memory", "GiB on all devices for running requests and remembered prompts; otherwise most", float, least=0
+            "context", "tokens of a prompt and its answer together, at most", int, default=4096, least=2, most=1 << 30
         ),
-        Flag("queue", "answers that may wait for a slot; more get 429", int, default=256, least=0),
+        Flag("slots", "requests that run at a time; otherwise what fits", int, example="32", least=1, most=1 << 16),
+        Flag(
+            "memory",
+            "GiB on all devices for running requests and remembered prompts; otherwise most",
+            float,
+            least=0,
+            most=1 << 20,
+        ),
+        Flag("queue", "answers that may wait for a slot; more get 429", int, default=256, least=0, most=1_000_000),
         Flag("steps", "tokens of an answer drawn at a time: fewer come more evenly", int, default=4, least=1, most=64),
         Flag("logprobs", "of how many likeliest tokens a client may ask", int, default=20, least=0, most=100),
         Flag("host", "the address to listen at; 0.0.0.0 is every one of this machine", default="127.0.0.1"),
@@ -59,6 +66,7 @@ def _serve(argv: Sequence[str]) -> None:
         if importlib.util.find_spec(library) is None:
             raise ValueError(f"a server needs {library.replace('_', '-')}: pip install 'mm01_jax[serve]'")
     keys = _keys(given.api_key_file)
+    _check_template(given.template)
     if given.compile_cache:
         compile_cache.use()
     from mm01_jax import cluster
@@ -75,6 +83,12 @@ def _serve(argv: Sequence[str]) -> None:
         _say_how_to_ask(given, told, host, port, bool(keys))
         EngineLoop(engine, front.channel, grammars).run()
     print("all answers are given; ended", flush=True)
+
+
+def _check_template(asked: str | None) -> None:
+    from mm01_jax.data import templates  # imports NumPy, which a flag that is refused need not wait for
+
+    templates.check(asked)
 
 
 def _keys(path: str | None) -> list[dict]:
@@ -94,9 +108,11 @@ def _listen(given: types.SimpleNamespace):
 
     try:
         return front.listen(given.host, given.port)
-    except OSError as error:
-        got, allowed = f"{given.host}:{given.port}", f"a free address of this machine ({error.strerror or error})"
-        raise arguments.refused("--host, --port", got, allowed, f"--port={given.port + 1}") from None
+    except (OSError, UnicodeError) as error:  # a name that is no host's
+        why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        got, allowed = f"{given.host}:{given.port}", f"a free address of this machine ({why})"
+        nearest = "--port=0" if getattr(error, "errno", None) == errno.EADDRINUSE else "--host=127.0.0.1"
+        raise arguments.refused("--host, --port", got, allowed, nearest) from None
 
 
 def _engine(given: types.SimpleNamespace):
