@@ -29,7 +29,7 @@ PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    flags = (f"--slots={SLOTS}", f"--context={fronts.CONTEXT}", "--logprobs=5")  # the limits of `bad.CASES`
+    flags = (f"--slots={SLOTS}", "--context=1024", "--logprobs=5")  # no more than `bad.CASES` allow
     with Server(f"--checkpoint={CHAT_TINY}", "--template=minimax-01", *flags) as found:
         found.until(" serves ")
         yield found
@@ -155,3 +155,20 @@ def test_under_mixed_load_nothing_goes_wrong_and_nothing_grows(server, right, du
     print(f"{duration} s: descriptors {descriptors} -> {more_descriptors}, memory {memory:,} -> {more_memory:,} bytes")
     assert not wrong, wrong[:5]
     assert more_descriptors <= descriptors + 2 and more_memory <= memory + 32 * 2**20
+
+
+def test_an_engine_that_is_killed_ends_open_answers_with_an_error_and_the_server_with_it(server, right):
+    with server.connect() as end:
+        end.sendall(server.request(PATHS["completion"], {"prompt": "once", "max_tokens": 900, "stream": True}))
+        end.recv(65536)
+        server.process.kill()
+        said = b"".join(iter(lambda: end.recv(65536), b""))
+    assert b"the engine has ended" in said
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            server.connect().close()
+        except ConnectionRefusedError:
+            break
+        assert time.monotonic() < deadline, "it still listens"
+        time.sleep(0.05)
