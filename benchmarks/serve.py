@@ -9,6 +9,7 @@ are token ids: `random` ones, or `shared`: three quarters of each are the same f
 
 import asyncio
 import contextlib
+import itertools
 import json
 import pathlib
 import random
@@ -48,11 +49,16 @@ class Load(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """One request: seconds to its first token and to its end, seconds between tokens, how many, what went wrong."""
+    """One request: seconds to its first token and to its end, what went wrong.
+
+    pauses: seconds between events, each of one token or several. mean: seconds a token behind the first, None where
+    that cannot be seen.
+    """
 
     first: float
     whole: float
-    gaps: list[float]
+    pauses: list[float]
+    mean: float | None
     tokens: int
     cached: int
     wrong: str | None
@@ -81,14 +87,14 @@ async def ask(target: Target, load: Load, prompt: list[int]) -> Asked:
         times, usage = await (_streamed(reader) if load.streamed and status == 200 else _whole(reader))
         writer.close()
     except (OSError, ValueError, IndexError, asyncio.IncompleteReadError) as error:
-        return Asked(0.0, 0.0, [], 0, 0, f"{type(error).__name__}: {error}")
+        return Asked(0.0, 0.0, [], None, 0, 0, f"{type(error).__name__}: {error}")
     if status != 200 or usage is None:
-        return Asked(0.0, 0.0, [], 0, 0, f"status {status}")
+        return Asked(0.0, 0.0, [], None, 0, 0, f"status {status}")
     ended, tokens = time.monotonic(), usage["completion_tokens"]
     cached = usage["prompt_tokens_details"]["cached_tokens"]
-    # What came together shares the time since the last.
-    gaps = [(times[-1] - times[0]) / (tokens - 1)] * (tokens - 1) if len(times) > 1 and tokens > 1 else []
-    return Asked((times[0] if times else ended) - began, ended - began, gaps, tokens, cached, None)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    mean = sum(pauses) / (tokens - 1) if pauses and tokens > 1 else None
+    return Asked((times[0] if times else ended) - began, ended - began, pauses, mean, tokens, cached, None)
 
 
 async def _streamed(reader: asyncio.StreamReader) -> tuple[list[float], dict | None]:
@@ -134,7 +140,8 @@ def figures(said: list[Asked], seconds: float) -> dict[str, tuple[float, str]]:
     }
     series = {
         "first token": [one.first for one in good],
-        "between tokens": [gap for one in good for gap in one.gaps],
+        "between tokens": [one.mean for one in good if one.mean is not None],
+        "between events": [pause for one in good for pause in one.pauses],
         "whole": [one.whole for one in good],
     }
     for name, values in series.items():
@@ -207,7 +214,9 @@ def measure(given, address: str) -> int:
     subject += ", whole" if given.whole else ", streamed"
     report, levels = Report(given.json, "benchmarks.serve", given.argv), {}
     asyncio.run(at_once(found, load, 1, 2))  # what is compiled once
-    print(f"{'users':>6}{'failed':>8}{'tokens/s':>10}{'first ms p50':>14}{'p99':>9}{'next ms p50':>13}{'p99':>9}")
+    print(
+        f"{'users':>6}{'failed':>8}{'tokens/s':>10}{'first ms p50':>14}{'p99':>9}{'token ms p50':>13}{'event p99':>11}"
+    )
     for users in given.users:
         said, seconds = asyncio.run(at_once(found, load, users, max(given.requests, 2 * users)))
         levels[users] = figures(said, seconds)
@@ -215,7 +224,7 @@ def measure(given, address: str) -> int:
             report.add(f"{subject}, {users} users: {quantity}", round(value, 3), unit, device=found.device)
         shown = [levels[users].get(name, (0.0,))[0] for name in _SHOWN]
         print(
-            f"{users:6d}{shown[0]:8.0f}{shown[1]:10.1f}{shown[2]:14.1f}{shown[3]:9.1f}{shown[4]:13.2f}{shown[5]:9.2f}"
+            f"{users:6d}{shown[0]:8.0f}{shown[1]:10.1f}{shown[2]:14.1f}{shown[3]:9.1f}{shown[4]:13.2f}{shown[5]:11.2f}"
         )
         for wrong in sorted({one.wrong for one in said if one.wrong}):
             print(f"  {wrong}", file=sys.stderr)

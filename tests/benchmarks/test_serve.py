@@ -24,9 +24,10 @@ def test_shared_prompts_are_alike_as_far_as_they_are_shared_and_random_ones_are_
 
 
 def test_percentiles_count_answers_that_came_alone():
-    good = serve.Asked(0.01, 0.05, [0.02, 0.02], 3, 8, None)
-    found = serve.figures([good, serve.Asked(0, 0, [], 0, 0, "status 500")], seconds=0.5)
+    good = serve.Asked(0.01, 0.05, [0.03, 0.01], 0.02, 3, 8, None)
+    found = serve.figures([good, serve.Asked(0, 0, [], None, 0, 0, "status 500")], seconds=0.5)
     assert (found["failed"][0], found["tokens a second"][0], found["prompt tokens reused"][0]) == (1, 6, 8)
+    assert found["between events, p50"][0] == pytest.approx(20) and found["between events, p99"][0] > 29
     assert found["first token, p99"][0] == pytest.approx(10) and found["between tokens, p50"][0] == pytest.approx(20)
 
 
