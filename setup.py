@@ -55,6 +55,7 @@ setup(
         "plots": ["matplotlib>=3.9"],
         "vision": ["pillow>=11"],
         "ruler": ["wonderwords>=3.0.1"],  # the words of RULER, for samples of its published strings
+        "lm-eval": ["lm-eval>=0.4.13"],  # mm01-eval lm-eval; without torch, which our tasks of it do not need
         "notebooks": _NOTEBOOKS,
         # Tests that compare with the original code; they skip without it. On CPU take torch from its CPU index.
         "interop": ["torch>=2.6", "transformers>=5"],

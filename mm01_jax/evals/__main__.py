@@ -6,6 +6,7 @@
   mm01-eval ruler --checkpoint=runs/tiny --lengths=16k --families=vt,fwe --samples=20
   mm01-eval rounds --checkpoint=runs/tiny --lengths=16k --write=rounds.jsonl
   mm01-eval copy --checkpoint=runs/tiny --server=http://127.0.0.1:8000/v1
+  mm01-eval lm-eval --checkpoint=runs/tiny --tasks=lambada_openai,hellaswag
 
 `python -m mm01_jax.evals` is the same.
 
@@ -13,13 +14,14 @@ Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 69 anot
 left, or a server does not answer, 74 a full or broken disk, 130 interrupted.
 """
 
+import importlib.util
 import sys
 import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
-from mm01_jax.evals.flags import FLAGS, OWN_FLAGS, WORDS
+from mm01_jax.evals.flags import FLAGS, HARNESS_FLAGS, OWN_FLAGS, WORDS
 
 
 def _perplexity(given: types.SimpleNamespace) -> str:
@@ -64,6 +66,18 @@ def _long_context(given: types.SimpleNamespace) -> str:
     return asking.ask(asked, InProcess(model, given.slots), loaded.tokenizer, facts)
 
 
+def _harness(given: types.SimpleNamespace) -> str:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("lm-eval needs lm-evaluation-harness: pip install 'mm01_jax[lm-eval]'")
+    from mm01_jax.evals.harness import evaluate
+    from mm01_jax.loading import load_as_asked
+    from mm01_jax.model.multimodal import VLModel
+
+    loaded = load_as_asked(given)
+    model = loaded.model.text if isinstance(loaded.model, VLModel) else loaded.model
+    return evaluate(given, model, loaded.tokenizer)
+
+
 _SOURCE = Flag(
     "source", "text to score instead of the run's held-out split: .txt, .jsonl or .arrayrecord", example="FILE"
 )
@@ -73,6 +87,7 @@ TASKS = {
     "perplexity": Task(
         "how well it predicts the run's held-out text, or all of --source", (_SOURCE, _BY_POSITION), _perplexity
     ),
+    "lm-eval": Task("the tasks of lm-evaluation-harness, in this process (extra: lm-eval)", HARNESS_FLAGS, _harness),
     **{name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()},
 }
 COMMAND = arguments.Command(

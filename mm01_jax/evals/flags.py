@@ -46,3 +46,13 @@ OWN_FLAGS = {
         Flag("templates", "your copy of RULER's strings: its constants.py, or a .json", example="FILE"),
     ),
 }
+HARNESS_FLAGS = (
+    Flag("tasks", "of lm-evaluation-harness, parted by commas", example="hellaswag", required=True),
+    Flag("include", "a folder of more tasks, YAML files", example="FOLDER"),
+    Flag("fewshot", "examples before each question; otherwise what a task says", int, least=0, most=1000),
+    Flag("limit", "of each task's documents the first so many alone", int, least=1),
+    Flag("context", "tokens of a text, or of a prompt and its answer, at most", int, 4096, least=2, most=2**24),
+    Flag("bos", "a special token that texts begin with, by default none", example="TOKEN"),
+    Flag("slots", "texts that are under way at a time, at least", int, 8, least=1, most=4096),
+    Flag("json", "a file for the results", example="FILE", writes=True),
+)

@@ -5,8 +5,9 @@ Answers are greedy. What an answer cost is counted in tokens: those of its promp
 
 import collections
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -15,7 +16,7 @@ from mm01_jax.evals.group import Group
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.sample import Sample
 from mm01_jax.inference.engine import Engine
-from mm01_jax.inference.engine_request import Request
+from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.engine_room import free_bytes
 from mm01_jax.inference.fitting import GRID, STOP_IDS, cuts_of
 from mm01_jax.inference.sampling import Sampling
@@ -62,28 +63,26 @@ class InProcess:
 
 def engine_for(model: TextModel, prompts: Prompts, groups: Sequence[Group], slots: int) -> Engine:
     """An engine for these, `slots` at a time at least. It remembers where prompts begin alike."""
-    longest = max(group.longest for group in groups)
+    sizes, memory = sizes_for(model, max(group.longest for group in groups), slots), {}
+    if any(group.begins is not None for group in groups):
+        mesh, max_length = sharding.mesh_of(model), sizes["max_length"]
+        pieces = max_length // sizes["grid"]
+        every = max(1, pieces // KEPT_STATES)
+        needed, fitting = _bytes(model, mesh, max_length), _fitting(model, mesh)
+        memory = {"snapshots": every, "path_states": pieces // every + 2, "prefix_bytes": min(needed, fitting)}
+        memory["host_bytes"] = needed - memory["prefix_bytes"]
+    stop_ids = max(STOP_IDS, len(prompts.ends))
+    return Engine(model, tokenizer=prompts.pieces.tokenizer, stop_ids=stop_ids, **sizes, **memory)
+
+
+def sizes_for(model: TextModel, longest: int, slots: int) -> dict[str, int]:
+    """Of an engine for prompts that have at most `longest` tokens with their answers, `slots` at a time at least."""
     mesh, rules = sharding.mesh_of(model), model.rules
     shards = functools.reduce(lambda product, axis: product * mesh.shape[axis], rules.seq, 1)
     rows = functools.reduce(lambda product, axis: product * mesh.shape[axis], rules.batch, shards)
     cuts = cuts_of(longest, shards)
     max_length = _multiple(longest + 1, max(cuts["grid"], GRID * shards))
-    memory = {}
-    if any(group.begins is not None for group in groups):
-        pieces = max_length // cuts["grid"]
-        every = max(1, pieces // KEPT_STATES)
-        needed, fitting = _bytes(model, mesh, max_length), _fitting(model, mesh)
-        memory = {"snapshots": every, "path_states": pieces // every + 2, "prefix_bytes": min(needed, fitting)}
-        memory["host_bytes"] = needed - memory["prefix_bytes"]
-    return Engine(
-        model,
-        num_slots=_multiple(slots, rows),
-        max_length=max_length,
-        tokenizer=prompts.pieces.tokenizer,
-        stop_ids=max(STOP_IDS, len(prompts.ends)),
-        **cuts,
-        **memory,
-    )
+    return {"num_slots": _multiple(slots, rows), "max_length": max_length, **cuts}
 
 
 def answers(engine: Engine, prompts: Prompts, groups: Iterable[Group], skipped: int = 0) -> Iterator[Answered]:
@@ -113,29 +112,32 @@ def _take_in(engine: Engine, prompts: Prompts, group: Group) -> None:
 
 
 def _answered(engine: Engine, prompts: Prompts, group: Group, skipped: int) -> Iterator[Answered]:
-    waiting: collections.deque[tuple[Sample, int, int]] = collections.deque()
-    samples = iter(group.samples)
-    for _ in range(skipped):
-        next(samples)
-    left = group.count - skipped
-    while left or waiting:
-        while left and len(waiting) < 2 * engine.sizes.num_slots:
-            sample = next(samples)
+    def asked() -> Iterator[tuple[Sample, Request]]:
+        for sample in itertools.islice(group.samples, skipped, group.count):
             ids = prompts.ids(sample)
-            request = Request(
-                prompt=ids,
-                max_tokens=sample.max_tokens,
-                sampling=GREEDY,
-                stop_ids=prompts.ends,
-                remember=False,
-            )
-            waiting.append((sample, engine.submit(request), len(ids)))
-            left -= 1
+            settings = {"max_tokens": sample.max_tokens, "sampling": GREEDY, "stop_ids": prompts.ends}
+            yield sample, Request(prompt=ids, remember=False, **settings)
+
+    for sample, request, result in results(engine, asked()):
+        yield Answered(sample, result.text, len(request.prompt), result.cached)
+
+
+def results(engine: Engine, asked: Iterator[tuple[Any, Request | None]]) -> Iterator[tuple[Any, Request, Result]]:
+    """(what, request, its result) of every (what, request) in order; a few more than there are slots wait at a time.
+
+    Of a request that is None the result is None, too.
+    """
+    waiting: collections.deque[tuple[Any, Request | None, int | None]] = collections.deque()
+    more = True
+    while more or waiting:
+        while more and len(waiting) < 2 * engine.sizes.num_slots:
+            if more := (one := next(asked, None)) is not None:
+                what, request = one
+                waiting.append((what, request, None if request is None else engine.submit(request)))
         engine.step()
-        while waiting and engine.result(waiting[0][1]).finish is not None:
-            sample, id, tokens = waiting.popleft()
-            result = engine.forget(id)
-            yield Answered(sample, result.text, tokens, result.cached)
+        while waiting and ((id := waiting[0][2]) is None or engine.result(id).finish is not None):
+            what, request, id = waiting.popleft()
+            yield what, request, None if id is None else engine.forget(id)
 
 
 def _multiple(count: int, of: int) -> int:

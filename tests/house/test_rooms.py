@@ -66,6 +66,7 @@ OUTSIDE = {
     "llguidance": ("mm01_jax.inference.grammars",),
     "uvicorn": ("mm01_jax.inference.serve",),
     "prometheus_client": ("mm01_jax.inference.serve.metrics",),
+    "lm_eval": ("mm01_jax.evals.harness",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),
