@@ -38,7 +38,8 @@ class EngineLM(TemplateLM):
 
     Args:
       context: tokens of a text, or of a prompt and its answer, at most; a longer text is cut into windows, of a longer
-        prompt its end is taken. slots: texts under way at a time, at least. bos: the token that texts begin with.
+        prompt its end is taken, and half is left for an answer at most. slots: texts under way at a time, at least.
+      bos: the token that texts begin with.
     """
 
     def __init__(self, model: TextModel, words: Tokenizer, context: int = 4096, slots: int = 8, bos: str | None = None):
@@ -93,21 +94,21 @@ class EngineLM(TemplateLM):
         """(how many of a prompt's last tokens are scored, what the engine is asked); of none it is asked nothing."""
         for _, context, continuation in requests:
             begins = [id for id in context if id is not None]
-            ids = [*begins, *continuation][-self._context + 1 :]
+            ids = [*begins, *continuation][-self._context :]
             count = min(len(continuation), len(ids) - 1)  # what comes first is given
             asked = Request(prompt=ids, max_tokens=1, sampling=run.GREEDY, prompt_logprobs=1) if count > 0 else None
             yield count, asked
 
     def _question(self, text: str, options: dict[str, Any]) -> tuple[None, Request]:
         known = dict(options)
-        until, usual = known.pop("until", None) or [], min(_MAX_TOKENS, self._context // 2)
-        count = known.pop("max_gen_toks", usual)
+        until, wanted = known.pop("until", None) or [], known.pop("max_gen_toks", _MAX_TOKENS)
+        count = min(wanted, self._context // 2)
         if not known.pop("do_sample", known.get("temperature", 0.0) > 0):
             known["temperature"] = 0.0
         for name in known.keys() - set(_SETTINGS):
             raise refused(f"generation_kwargs.{name}", shown(known[name]), f"{', '.join(_SETTINGS)} beside until", None)
-        if not 1 <= count < self._context:
-            raise refused("max_gen_toks", count, f"from 1 to {self._context - 1}, below --context", None)
+        if count < 1:
+            raise refused("max_gen_toks", wanted, "at least 1", None)
         ids = self.tok_encode(text) if self._bos is None else [self._bos, *self.tok_encode(text)]
         if not ids:
             raise ValueError("a question without any text, and no token to begin with; allowed: --bos=TOKEN")
