@@ -13,7 +13,7 @@ pytest.importorskip("llguidance")
 
 from mm01_jax.data.tool_calls import MINIMAX_01, Call  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
-from tests.inference.serve.running import CHAT_TINY, Server  # noqa: E402
+from tests.inference.serve.running import CHAT_TINY, NAME, Server  # noqa: E402
 
 pytestmark = pytest.mark.slow  # `test_server.py` asks the same of weights of one step, by default
 ASK = [{"role": "user", "content": "What does os.path.isdir do?"}]
@@ -43,7 +43,7 @@ class Chat:
 
     def __call__(self, **more):
         self.made += 1
-        asked = {"model": CHAT_TINY.name, "messages": ASK, "seed": self.made}
+        asked = {"model": NAME, "messages": ASK, "seed": self.made}
         return self.client.chat.completions.create(**asked | more)
 
     def said(self, **more) -> str:
@@ -112,7 +112,7 @@ def refuse(chat: Chat) -> None:
 
 def others(client) -> int:
     """Calls of the client's other methods."""
-    model = CHAT_TINY.name
+    model = NAME
     assert [one.id for one in client.models.list()] == [model] and client.models.retrieve(model).id == model
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt")
@@ -142,7 +142,7 @@ _NOT_HERE = {"chat-image-input", "chat-reasoning-summary", "chat-tool-calling", 
 @pytest.mark.parametrize("kind", ["openai-chat", "open-responses"])
 def test_llm_comply_passes_but_for_images(url, kind):
     pytest.importorskip("llm_comply")
-    found = {case: status for case, status in comply(url, CHAT_TINY.name, kind).items() if case not in _NOT_HERE}
+    found = {case: status for case, status in comply(url, NAME, kind).items() if case not in _NOT_HERE}
     found.pop("tool-calling", None)
     assert len(found) >= 6 and set(found.values()) == {"passed"}, found
 
