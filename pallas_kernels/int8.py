@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 MOST = 127  # of |values|: symmetric, so that a column and its negative have the same digits
+# A column whose numbers are all smaller is one of zeros: MOST / them would be infinite.
+LEAST = 1e-36
 
 
 class Int8(NamedTuple):
@@ -27,7 +29,7 @@ def quantized(weight: jax.Array, summed: tuple[int, ...]) -> Int8:
     wide = weight.astype(jnp.float32)
     largest = jnp.max(jnp.abs(wide), axis=summed, keepdims=True)
     # One division a column: XLA divides a whole matrix in another way than NumPy, which has to give the same digits.
-    inverse = jnp.where(largest > 0, np.float32(MOST) / largest, 0)
+    inverse = jnp.where(largest > np.float32(LEAST), np.float32(MOST) / largest, 0)
     return Int8(jnp.round(wide * inverse).astype(jnp.int8), jnp.squeeze(largest * np.float32(1 / MOST), summed))
 
 

@@ -20,7 +20,7 @@ from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import CheckpointSource, TorchSource, is_checkpoint, open_source, with_dtype
 from mm01_jax.files import write
 from mm01_jax.model.abstract import abstract_weights
-from pallas_kernels.int8 import MOST
+from pallas_kernels.int8 import LEAST, MOST
 
 KINDS = ("int8", "float32")  # of PARTS
 
@@ -38,8 +38,8 @@ def quantized(weight: np.ndarray, summed: tuple[int, ...]) -> tuple[np.ndarray, 
     """(values, scale), the numbers of `pallas_kernels.int8.quantized`."""
     wide = weight.astype(np.float32)
     largest = np.max(np.abs(wide), axis=summed, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):  # what is not finite is refused by its scale
-        inverse = np.where(largest > 0, np.float32(MOST) / largest, np.float32(0))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # what is not finite is refused by its scale
+        inverse = np.where(largest > np.float32(LEAST), np.float32(MOST) / largest, np.float32(0))
         values = np.round(wide * inverse).astype(np.int8)
     return values, np.squeeze(largest * np.float32(1 / MOST), summed)
 

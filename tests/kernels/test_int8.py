@@ -49,6 +49,15 @@ def test_int8_is_half_a_step_off_and_numpy_gives_the_same_digits(summed):
         assert ours.dtype == theirs.dtype and (np.asarray(ours) == theirs).all()
 
 
+@pytest.mark.parametrize("size", [1e-36, 1e-37, 1e-38, 1e-42])
+def test_int8_of_a_column_too_small_to_divide_by_is_zeros(size):
+    weight = drawn(2, 8, 8)
+    weight[1, :, 5] = size
+    for values, scale in (quantized(jnp.asarray(weight), (-2,)), quantize.quantized(weight, (-2,))):
+        assert not np.asarray(values)[1, :, 5].any()
+        assert np.isfinite(np.asarray(scale)).all()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_int8_of_what_is_not_finite_has_a_scale_that_is_not(bad):
     weight = drawn(2, 8, 8)
