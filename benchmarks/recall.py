@@ -33,7 +33,7 @@ SMALL = {
 # Task -> its flags: what a large model is asked, and a small one.
 ASKED = {
     "needle": (("--lengths=1k,4k,16k,64k,128k,256k,512k,1m", "--depths=10"), ("--lengths=384,512", "--depths=24")),
-    "needles": (("--lengths=4k,32k,128k", "--depths=20"), ("--lengths=512", "--depths=2", "--samples=12")),
+    "needles": (("--lengths=4k,32k,128k", "--depths=20"), ("--lengths=576", "--depths=2", "--samples=12")),
     "copy": (("--lengths=8k", "--depths=50"), ("--lengths=512", "--depths=3", "--samples=8")),
 }
 

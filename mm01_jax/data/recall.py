@@ -5,8 +5,8 @@
     the rest     a stretch of words, said twice
 
 All have the same size, so rows of whole multiples cut none: one that is cut asks for what its row does not hold.
-`recall:SIZE:twice` is of the last kind alone. A model begins with it: of the mixture a small one learnt nothing in 800
-steps that it learnt in 600 after 300 of these (docs/evaluation.md).
+`recall:SIZE:twice` is of the last kind alone. A model begins with it: of the mixture alone a small one learnt nothing
+in 800 steps (docs/evaluation.md).
 
 A document follows from its number alone, so nothing of them is kept. What the evaluations say (`evals/needle.py`,
 `evals/copies.py`) stands in none of the wordings here: whoever scores well there has learnt to find, not a wording.
