@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
+from mm01_jax.config.fields import nearest_name
 from mm01_jax.files import Door
 
 COMMAND = arguments.Command(
@@ -66,6 +67,7 @@ def _serve(argv: Sequence[str]) -> None:
         if importlib.util.find_spec(library) is None:
             raise ValueError(f"a server needs {library.replace('_', '-')}: pip install 'mm01_jax[serve]'")
     keys = _keys(given.api_key_file)
+    _check_checkpoint(given.checkpoint)
     _check_template(given.template)
     if given.compile_cache:
         compile_cache.use()
@@ -83,6 +85,16 @@ def _serve(argv: Sequence[str]) -> None:
         _say_how_to_ask(given, told, host, port, bool(keys))
         EngineLoop(engine, front.channel, grammars).run()
     print("all answers are given; ended", flush=True)
+
+
+def _check_checkpoint(path: str) -> None:
+    """What is no folder is refused before the port is opened and anything is said."""
+    place = pathlib.Path(path)
+    if place.is_dir():
+        return
+    beside = [str(found) for found in place.parent.iterdir() if found.is_dir()] if place.parent.is_dir() else []
+    allowed = "the folder of a run, a step, a conversion or PyTorch weights"
+    raise arguments.refused("--checkpoint", path, allowed, nearest_name(path, beside))
 
 
 def _check_template(asked: str | None) -> None:
