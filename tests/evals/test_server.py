@@ -128,7 +128,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(capsys, flags, code, named)
 def test_our_own_server_answers_as_the_engine_does_in_process(tmp_path, capsys, template):
     pytest.importorskip("starlette")
     from tests import small
-    from tests.inference.serve.test_server import Server  # noqa: PLC0415
+    from tests.inference.serve.running import Server
     from tests.train import cheap_run
 
     def varied_step(state, batch, *, config):
@@ -141,10 +141,9 @@ def test_our_own_server_answers_as_the_engine_does_in_process(tmp_path, capsys, 
         cheap_run.use(patch)
         patch.setattr(loop.step, "train_step", varied_step)
         cheap_run.run(workdir := tmp_path / "tiny", small.config(small.write_text(tmp_path / "text"), train__steps=1))
-    running = Server(f"--checkpoint={workdir}", "--context=1024", "--slots=4")
     typed = ["copy", f"--checkpoint={workdir}", "--lengths=700,900", "--depths=4", f"--template={template}"]
     said: dict[str, list] = {}
-    try:
+    with Server(f"--checkpoint={workdir}", "--context=1024", "--slots=4") as running:
         url = running.until(r"(http://\S+/v1) serves 'tiny'")[1]
         for name, more in (("in process", []), ("server", [f"--server={url}"])):
             out = pathlib.Path(tmp_path / f"{name}.json")
@@ -152,12 +151,5 @@ def test_our_own_server_answers_as_the_engine_does_in_process(tmp_path, capsys, 
             lines = pathlib.Path(f"{out}.answers.jsonl").read_text().splitlines()
             said[name] = [{k: v for k, v in json.loads(line).items() if k != "cached"} for line in lines]
             assert json.loads(out.read_text())["prefilled_tokens"] < json.loads(out.read_text())["prompt_tokens"]
-    finally:
-        running.process.kill()
-        running.process.wait()
-        for thread in running.threads:
-            thread.join()
-        running.process.stdout.close()
-        running.process.stderr.close()
     assert said["server"] == said["in process"] and len(said["server"]) == 8
     assert len({line["text"] for line in said["server"]}) > 4

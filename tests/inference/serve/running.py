@@ -18,10 +18,14 @@ NAME = "tiny"
 
 
 class Server:
-    """A context: the command in a process. lines: what it says on stdout, as it comes; said: all of stderr."""
+    """A context: the command in a process. lines: what it says on stdout, as it comes; said: all of stderr.
 
-    def __init__(self, *flags: str):
-        command = [sys.executable, "-m", "mm01_jax.inference.serve", f"--name={NAME}", "--port=0", *flags]
+    name: of the model; None leaves it to the checkpoint's folder.
+    """
+
+    def __init__(self, *flags: str, name: str | None = NAME):
+        named = [] if name is None else [f"--name={name}"]
+        command = [sys.executable, "-m", "mm01_jax.inference.serve", "--port=0", *named, *flags]
         fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "1"}
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | fast

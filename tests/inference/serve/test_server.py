@@ -1,13 +1,8 @@
 """mm01-serve with a checkpoint, asked by OpenAI's own client."""
 
 import json
-import os
-import queue
 import re
 import signal
-import subprocess
-import sys
-import threading
 
 import pytest
 
@@ -17,6 +12,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("llguidance")
 
 from tests import small  # noqa: E402
+from tests.inference.serve.running import Server  # noqa: E402
 from tests.train import cheap_run  # noqa: E402
 
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hello é"}]}]
@@ -26,37 +22,6 @@ TEXT = {"model": "tiny", "prompt": "def f", "max_tokens": 8, "seed": 3}
 CLOSED = {"additionalProperties": False}
 
 
-class Server:
-    """The command in a process; lines: what it says on stdout, as it comes."""
-
-    def __init__(self, *flags: str):
-        command = [sys.executable, "-m", "mm01_jax.inference.serve", "--port=0", *flags]
-        fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "1"}
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | fast
-        )
-        self.lines: queue.SimpleQueue = queue.SimpleQueue()
-        self.said: list[str] = []
-        self.threads = [
-            threading.Thread(target=self._read, args=(stream, put), daemon=True)
-            for stream, put in ((self.process.stdout, self.lines.put), (self.process.stderr, self.said.append))
-        ]
-        for thread in self.threads:
-            thread.start()
-
-    def _read(self, stream, put) -> None:
-        for line in stream:
-            put(line)
-        put("")
-
-    def until(self, pattern: str) -> re.Match:
-        """The first line from here on that matches."""
-        while line := self.lines.get(timeout=240):
-            if found := re.search(pattern, line):
-                return found
-        raise AssertionError("".join(self.said))
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -64,18 +29,11 @@ def server(tmp_path_factory):
         workdir = tmp_path_factory.mktemp("runs") / "tiny"
         workdir.mkdir()
         cheap_run.run(workdir, small.config(small.write_text(workdir / "text"), train__steps=1))
-    found = Server(f"--checkpoint={workdir}", "--template=minimax-01", "--context=896", "--slots=4")
-    try:
+    asked = f"--checkpoint={workdir}", "--template=minimax-01", "--context=896", "--slots=4"
+    with Server(*asked, name=None) as found:
         assert found.until(r"fits: (\d) requests at a time of (\d+) tokens")[1] == "4"
         found.url = found.until(r"(http://\S+/v1) serves 'tiny'")[1]
         yield found
-    finally:
-        found.process.kill()
-        found.process.wait()
-        for thread in found.threads:
-            thread.join()
-        found.process.stdout.close()
-        found.process.stderr.close()
 
 
 @pytest.fixture(scope="module")
