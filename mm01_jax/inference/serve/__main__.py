@@ -1,4 +1,4 @@
-"""mm01-serve: an OpenAI-compatible server: /v1/chat/completions, /v1/completions, /v1/models.
+"""mm01-serve: an OpenAI-compatible server: /v1/chat/completions, /v1/responses, /v1/completions, a page to chat.
 
   mm01-serve --checkpoint=runs/tiny --template=minimax-01
   mm01-serve --checkpoint=MiniMax-Text-01 --mesh=auto --context=131072 --api-key-file=keys.txt --host=0.0.0.0
