@@ -3,7 +3,8 @@
 The released tower on 64 tiles, forward and with its backward pass, after it was compared with float32; then a training
 step of one period of text_01 at its widths on text alone and with images at more than a quarter of its tokens.
 
---tiny: the same on a small model, for a CPU; its times say nothing.
+--tiny: the same on a small model, for a CPU; its times say nothing. --compile-only compiles what is measured into jax's
+cache (JAX_COMPILATION_CACHE_DIR) and measures nothing.
 """
 
 import concurrent.futures
@@ -41,10 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.vision", __doc__)
     parser.add_argument("--tiny", action="store_true", help="a small model, for a CPU")
     parser.add_argument("--only", choices=("tower", "step"), help="one of the two parts")
+    parser.add_argument("--compile-only", action="store_true", help="compile what is measured, for jax's cache")
     add_json(parser)
     arguments = parser.parse_args(argv)
     config = dataclasses.replace((vl_tiny if arguments.tiny else vl_01).get_config(), mesh=MeshConfig())
-    report = Report(arguments.json, "benchmarks.vision", argv)
+    report = None if arguments.compile_only else Report(arguments.json, "benchmarks.vision", argv)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         if arguments.only != "step":
             bench_tower(config, report)
@@ -100,7 +102,8 @@ def with_config(eyes: Eyes, config: Config) -> Eyes:
     return jax.tree.unflatten(jax.tree.structure(empty), jax.tree.leaves(eyes))
 
 
-def bench_tower(config: Config, report: Report) -> None:
+def bench_tower(config: Config, report: Report | None) -> None:
+    """Without a report: compiles."""
     vision = config.vision
     shape = (1, TILES, 3, vision.image_size, vision.image_size)
     pixels = jax.random.normal(jax.random.key(1), shape, jnp.float32)
@@ -121,6 +124,8 @@ def bench_tower(config: Config, report: Report) -> None:
         options = {name: unhurried if name in ("true", "plain XLA", "ours") else None for name in lowered}
         compile_one = lambda name: _compiled(name, lowered[name], options[name])  # noqa: E731
         programs = dict(zip(lowered, pool.map(compile_one, lowered), strict=True))
+    if report is None:
+        return
     check_parity(
         {name: programs[name](e, *few) for name, e in (("true", eyes), ("plain XLA", low), ("ours", low))}, report
     )
@@ -169,7 +174,8 @@ def distance(x: np.ndarray, y: np.ndarray) -> float:
 # The step.
 
 
-def bench_step(config: Config, report: Report, rows: int, length: int) -> None:
+def bench_step(config: Config, report: Report | None, rows: int, length: int) -> None:
+    """Without a report: compiles."""
     vocab_size = min(VOCABULARY, config.model.vocab_size)
     experts = min(EXPERTS, config.model.num_experts)
     model = dataclasses.replace(config.model, num_periods=1, num_experts=experts, vocab_size=vocab_size)
@@ -186,6 +192,8 @@ def bench_step(config: Config, report: Report, rows: int, length: int) -> None:
     lowered = {name: lower(*run) for name, run in runs.items()}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # nothing is timed beside a compiler
         compiled = dict(zip(runs, pool.map(compile_both, lowered, lowered.values()), strict=True))
+    if report is None:
+        return
     speed = {}
     for name, (_, batch) in runs.items():
         speed[name] = rows * length / step_seconds(*compiled[name], batch)
