@@ -117,7 +117,7 @@ class Bench:
     def __init__(self, report: Report, config: Config, *, quantize: str | None = None, compile_only: bool = False):
         self.report, self.began = report, time.monotonic()
         self.quantize, self._model, self.compile_only = quantize, None, compile_only
-        self._compiled: dict[int, tuple] = {}  # of a function, by its id: itself, and what it gives
+        self._compiled: dict[tuple, tuple] = {}  # of a function and shapes: the function, and what it gives
         self._compilers, self._compiling = concurrent.futures.ThreadPoolExecutor(COMPILERS), []
         self.curves: dict[str, list[tuple[int, float]]] = {}  # of a picture
         known = peak_flops(jax.devices()[0].device_kind)
@@ -146,12 +146,13 @@ class Bench:
         """
         if not self.compile_only:
             return run(function, *arguments, **static)
-        if id(function) not in self._compiled:
+        told = id(function), *(x.shape for x in jax.tree.leaves(arguments))
+        if told not in self._compiled:
             lowered = function.lower(*arguments, **static)
             compiling = self.compile(lowered, getattr(function, "__name__", "a program"))
             out = like if like is not None else placed(lowered.out_info, compiling.result().output_shardings)
-            self._compiled[id(function)] = function, out
-        return self._compiled[id(function)][1]
+            self._compiled[told] = function, out
+        return self._compiled[told][1]
 
     def compile(self, lowered: jax.stages.Lowered, name: str, options: dict | None = None) -> concurrent.futures.Future:
         """Compiles beside what is traced meanwhile; `wait_for_compilers` waits."""
