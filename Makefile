@@ -14,8 +14,10 @@ train-vl: $(VENV)/.ready-test
 	$(PY) -m benchmarks.train_vl
 
 # Whole files go to the workers: what a file compiles, it compiles once. A bare `pytest tests/x.py` has one process.
+# A worker that crashes fails its test and ends the run when the others are done: one that took its place would be given
+# no file by `loadfile`, and the run would wait for it for ever.
 WORKERS = 2
-SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SPREAD = -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test: $(VENV)/.ready-test
 	$(PY) -m pytest $(SPREAD)

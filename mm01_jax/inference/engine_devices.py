@@ -15,6 +15,7 @@ from mm01_jax import sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import masks, sampling, views
 from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, to_devices
+from mm01_jax.inference.engine_compile import Compiler
 from mm01_jax.inference.engine_decode import Drawn, Turn, decode
 from mm01_jax.inference.engine_images import Tower
 from mm01_jax.inference.engine_programs import Said, Slots, Told
@@ -43,9 +44,10 @@ class Devices:
     """
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
-        self.sizes, self.num_programs, self._vocab_size = sizes, 1, vocab_size  # a program: `allowed_ids`
+        self.sizes, self._vocab_size = sizes, vocab_size
         self.page_like = self.state_like = None  # of an engine that remembers
         self.mesh = sharding.mesh_of(model)
+        self._compiler = Compiler(self.mesh, jit)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
         sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
@@ -87,6 +89,10 @@ class Devices:
         with jax.set_mesh(self.mesh):
             self._allow()
 
+    @property
+    def num_programs(self) -> int:
+        return self._compiler.count + 1  # `allowed_ids`
+
     def _shards(self, axes: Sequence[str]) -> int:
         return int(np.prod([self.mesh.shape[axis] for axis in axes], dtype=int))
 
@@ -97,7 +103,7 @@ class Devices:
     def _compile(self) -> None:
         model, decoder, sizes = self.model, self._decoder, self.sizes
         config, compute, rules = decoder.config, decoder.compute, decoder.rules
-        self._new_slots = self._program(
+        self._new_slots = self._compiler.program(
             functools.partial(programs.empty_slots, config=config, compute=compute, rules=rules, sizes=sizes)
         )
         self._slots = self._new_slots()
@@ -107,7 +113,7 @@ class Devices:
         self._told_before: dict[str, tuple[np.ndarray, jax.Array]] = {}
         self._layout, slots, zero = one, self._slots, self._scalar(0)
         put = functools.partial(self._put, rules=model.rules)
-        self._tower = Tower(model, sizes, self.groups, self._program, put) if sizes.tiles else None
+        self._tower = Tower(model, sizes, self.groups, self._compiler.program, put) if sizes.tiles else None
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
         self._unmasked = self._put(free, "batch", None)
         prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
@@ -117,7 +123,7 @@ class Devices:
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
         whole = (False, True) if self.ringed or dispatch.platform() in WHOLE else ()
         with concurrent.futures.ThreadPoolExecutor(2 + len(whole)) as pool:  # the next is traced while these compile
-            begin = functools.partial(self._begin, pool)
+            begin = functools.partial(self._compiler.begin, pool)
             decoding = begin(going_on, *told, zero)  # takes the longest
             prefilling = begin(prefill, model, slots, self._allowed, self._told([], (0, 0)))
             found = [begin(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole]
@@ -128,10 +134,10 @@ class Devices:
 
     def _compile_rows(self, layout) -> None:
         slots, zero = self._slots, self._scalar(0)
-        self._get_row = self._program(functools.partial(programs.get_row, layout=layout), slots, zero)
+        self._get_row = self._compiler.program(functools.partial(programs.get_row, layout=layout), slots, zero)
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=layout)
-        self._put_row = self._program(putting, slots, self._empty, zero, donate=0)
+        self._put_row = self._compiler.program(putting, slots, self._empty, zero, donate=0)
 
     def compile_memory(self) -> None:
         """The programs that move pages and states, which an engine that remembers nothing has not."""
@@ -140,13 +146,13 @@ class Devices:
         at = {"config": self._decoder.config, "layout": self._layout}
         with jax.set_mesh(self.mesh):
             slots, zero = self._slots, self._scalar(0)
-            self._get_state = self._program(functools.partial(programs.get_state, **at), slots, zero)
+            self._get_state = self._compiler.program(functools.partial(programs.get_state, **at), slots, zero)
             state, putting = self._get_state(slots, zero), functools.partial(programs.put_state, **at)
-            self._put_state = self._program(putting, slots, state, zero, zero, donate=0)
+            self._put_state = self._compiler.program(putting, slots, state, zero, zero, donate=0)
             at |= {"size": self.sizes.grid}
-            self._get_page = self._program(functools.partial(programs.get_page, **at), slots, zero, zero)
+            self._get_page = self._compiler.program(functools.partial(programs.get_page, **at), slots, zero, zero)
             page, putting = self._get_page(slots, zero, zero), functools.partial(programs.put_page, **at)
-            self._put_page = self._program(putting, slots, page, zero, zero, donate=0)
+            self._put_page = self._compiler.program(putting, slots, page, zero, zero, donate=0)
         self.page_like, self.state_like = (jax.tree.map(like, tree) for tree in (page, state))
 
     def limits(self, *, reads_text: bool) -> Limits:
@@ -158,20 +164,6 @@ class Devices:
         vision = self.model.vision.config if isinstance(self.model, VLModel) else None
         told = sizes.deterministic, sizes.routed_experts, vision, sizes.tiles
         return Limits(*most, position, state, reads_text, *told)
-
-    def _program(self, function, *arguments, donate: int | None = None):
-        """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
-        return self._lowered(function, *arguments, donate=donate).compile()
-
-    def _begin(self, pool: concurrent.futures.Executor, function, *arguments) -> concurrent.futures.Future:
-        """As `_program`, of one that takes the slots second; compiled by the pool."""
-        return pool.submit(self._lowered(function, *arguments, donate=1).compile)
-
-    def _lowered(self, function, *arguments, donate: int | None):
-        self.num_programs += 1
-        static, donated = tuple(function.keywords), () if donate is None else donate
-        jitted = jit(function.func, static_argnames=static, donate_argnums=donated)
-        return jitted.lower(*arguments, **function.keywords)
 
     # What the host knows, as arrays.
 

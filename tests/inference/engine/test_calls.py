@@ -1,5 +1,8 @@
 """Laws of calls of decode: which program takes one, and when the host reads it, change no bit."""
 
+import threading
+import types
+
 import numpy as np
 
 from mm01_jax.inference import engine_devices
@@ -7,6 +10,7 @@ from mm01_jax.inference.drill.schedules import Count, run_schedule
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.model import decode_step
+from tests import small
 from tests.inference.engine import engines
 
 
@@ -70,3 +74,34 @@ def test_with_states_kept_for_a_call_random_schedules_have_the_bits_of_each_requ
         first, second = alone.forget(a), found.forget(b)
         assert first.tokens == second.tokens
         assert [x.tobytes() for x in first.logits] == [x.tobytes() for x in second.logits]
+
+
+def test_what_one_thread_lowers_no_other_compiles(monkeypatch):
+    """Its MLIR context is that thread's, which lowers the next program into it meanwhile."""
+    threads = []
+
+    def noting(function, **options):
+        """`jit` whose programs note who lowers and who compiles them."""
+        jitted = small.unoptimised(function, **options)
+        return types.SimpleNamespace(trace=lambda *given, **told: Noted(jitted.trace(*given, **told), threads))
+
+    monkeypatch.setattr(engine_devices, "jit", noting)
+    engines.Engine(engines.model(), vocab_size=engines.VOCAB, **engines.SIZES)
+    lowered, compiled = zip(*threads, strict=True)
+    assert lowered == compiled and len({*lowered}) == 3, "two by the pool's threads, the others here"
+
+
+class Noted:
+    """A traced program."""
+
+    def __init__(self, traced, threads: list):
+        self._traced, self._threads = traced, threads
+
+    def lower(self):
+        here, lowered = threading.get_ident(), self._traced.lower()
+
+        def compile():
+            self._threads.append((here, threading.get_ident()))
+            return lowered.compile()
+
+        return types.SimpleNamespace(compile=compile)
