@@ -14,7 +14,7 @@ from absl import flags
 
 from mm01_jax import command
 from mm01_jax.config import ConfigError, Problem, command_line, fields
-from mm01_jax.values import allowed_instead
+from mm01_jax.values import allowed_instead, nearest_path
 
 _OVERRIDE = "config."
 _HELP = ("help", "h")
@@ -26,7 +26,7 @@ class Flag(NamedTuple):
 
     kind: str, int, float, bool, or a tuple of the words allowed.
     example: of a value; with `required`, what a refusal proposes.
-    least, most: of a number. writes: it names a file that is written in the end.
+    least, most: of a number. writes: it names a file that is written in the end. reads: what it names, to be read.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Flag(NamedTuple):
     least: float | None = None
     most: float | None = None
     writes: bool = False
+    reads: str = ""
 
     @property
     def typed(self) -> str:
@@ -52,6 +53,13 @@ class Flag(NamedTuple):
         words = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[self.kind]
         bounds = [f"{sign} {bound}" for sign, bound in ((">=", self.least), ("<=", self.most)) if bound is not None]
         return " ".join([words, " and ".join(bounds)]).strip()
+
+    @property
+    def proposed(self) -> str:
+        """It with a value that is allowed."""
+        of_its_kind = self.example if self.kind is str or self.example != "TEXT" else str(self.least or 1)
+        first = self.kind[0] if isinstance(self.kind, tuple) else of_its_kind
+        return f"{self.typed}={first if self.default is None else str(self.default).lower()}"
 
     def define(self, values: flags.FlagValues) -> None:
         if isinstance(self.kind, tuple):
@@ -76,6 +84,7 @@ CHECKPOINT = Flag(
     "a run's work directory, one of its steps, a conversion, or a PyTorch directory",
     example="runs/tiny",
     required=True,
+    reads="a folder",
 )
 MESH = Flag(
     "mesh",
@@ -109,10 +118,7 @@ class Task(NamedTuple):
 
 
 class Command(NamedTuple):
-    """doc: its module's docstring, of which the last paragraph says the exit codes.
-
-    takes_overrides: reads --config.KEY=VALUE.
-    """
+    """doc: its module's docstring; the last paragraph says the exit codes. takes_overrides: --config.KEY=VALUE."""
 
     name: str
     doc: str
@@ -170,8 +176,7 @@ def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, 
             if value is None and name in every and every[name].kind is not bool:
                 value = next(rest, None)
                 if value is None or value.startswith("--"):
-                    flag = every[name]
-                    raise refused(typed, "no value", flag.allowed, f"{flag.typed}={flag.example}")
+                    raise refused(typed, "no value", every[name].allowed, every[name].proposed)
             given.append((typed, name, value))
     return given, words
 
@@ -183,8 +188,7 @@ def _asks_help(given) -> bool:
 def _task(program: Command, words: list[str], help_asked: bool) -> str | None:
     if not program.tasks:
         if words:
-            allowed = "flags, written --name=value; text with spaces in quotes"
-            first = program.flags[0]
+            allowed, first = "flags, written --name=value; text with spaces in quotes", program.flags[0]
             raise refused("command line", words[0], allowed, f"{first.typed}={words[0]}" if first.kind is str else None)
         return None
     if not words and help_asked:
@@ -221,21 +225,18 @@ def _values(program: Command, known: Sequence[Flag], accepted) -> dict[str, Any]
             values([program.name, argument])
         except flags.Error:
             near = fields.nearest_name(str(value), flag.kind) if isinstance(flag.kind, tuple) else None
-            raise refused(flag.typed, value, flag.allowed, near or f"{flag.typed}={_example(flag)}") from None
+            raise refused(flag.typed, value, flag.allowed, near or flag.proposed) from None
     for flag in known:
         value = values[flag.name].value
         if value == "" or (flag.required and value is None):  # empty: a shell's variable that is not set
-            raise refused(flag.typed, "nothing", flag.words, f"{flag.typed}={flag.example}")
-        if allowed := allowed_instead(value, flag.writes):
-            raise refused(flag.typed, value, allowed, f"{flag.typed}={_example(flag)}")
+            raise refused(flag.typed, "nothing", flag.words, flag.proposed)
+        if allowed := allowed_instead(value, writes=flag.writes):
+            raise refused(flag.typed, value, allowed, flag.proposed)
+    for flag in known:  # when all is a value of its kind
+        if flag.reads and (allowed := allowed_instead(value := values[flag.name].value, reads=flag.reads)):
+            near = nearest_path(value)
+            raise refused(flag.typed, value, allowed, f"{flag.typed}={near}" if near else None)
     return {flag.name: values[flag.name].value for flag in known}
-
-
-def _example(flag: Flag) -> str:
-    """A value that is allowed."""
-    if isinstance(flag.kind, tuple):
-        return flag.kind[0]
-    return str(flag.default if flag.default is not None else flag.example).lower()
 
 
 def refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mm01_jax import cluster, sharding
+from mm01_jax import cluster, messages, sharding
 from mm01_jax.checkpoint import FILES, Checkpoint, CheckpointError, check_finite, leaf_paths, open_checkpoint, place
 from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
@@ -151,6 +151,8 @@ def _structure(path, dtype: str | None, *, of_computation: bool) -> _Opened:
     root = pathlib.Path(path)
     if is_checkpoint(root):
         checkpoint = open_checkpoint(root)
+        if jax.process_index() == 0:
+            messages.say_once(checkpoint.notice)
         config = checkpoint.config
         dtype = dtype or (config.compute.dtype if of_computation else None)
         return _Opened(str(path), checkpoint, with_dtype(config, dtype) if dtype else config)

@@ -1,6 +1,8 @@
 """How much a message says: what is listed is cut, and a message is at most a screen. Imports nothing of ours."""
 
+import functools
 import re
+import sys
 from collections.abc import Iterable, Sequence
 
 LINES = 20  # of a message
@@ -36,3 +38,10 @@ def screen(message: object) -> str:
         lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1:,} more lines"]
     text = "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
     return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """On stderr, the first time that a process says it; nothing of an empty one."""
+    if message:
+        print(screen(message), file=sys.stderr, flush=True)

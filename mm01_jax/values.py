@@ -1,21 +1,31 @@
-"""What a flag's value may not be though it is of its kind: a number that is none, a file that cannot lie there."""
+"""What a flag's value may not be though it is of its kind: a number that is none, a file that cannot lie there, or that
+does not; and which path was meant."""
 
+import contextlib
+import difflib
+import itertools
 import math
 import os
 import pathlib
 
 _FILE = "a file in a folder that exists, new or to be replaced"
+_MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 
 
-def allowed_instead(value: object, writes: bool) -> str | None:
+def allowed_instead(value: object, *, writes: bool = False, reads: str = "") -> str | None:
     """What is allowed where a value is not; None where it is.
 
     Args:
       writes: the value names a file that the command is to write, minutes or hours later.
+      reads: the value names something to read, and this is what; whether it is sound is for its reader to say.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
-    if not writes or not isinstance(value, str):
+    if not isinstance(value, str):
+        return None
+    if reads:
+        return None if _exists(value) else f"{reads} that exists"
+    if not writes:
         return None
     place = pathlib.Path(value)
     try:
@@ -25,3 +35,39 @@ def allowed_instead(value: object, writes: bool) -> str | None:
     except (OSError, ValueError):  # a name that is too long, or with a NUL
         return _FILE
     return None if os.access(folder, os.W_OK | os.X_OK) else "a file in a folder that may be written in"
+
+
+def _exists(path: str) -> bool:
+    """What cannot be looked at (a folder that is another user's) exists: its reader says why it is not read."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return os.path.islink(path) if "\0" not in path else False
+    except OSError:
+        return True
+    return True
+
+
+def nearest_path(path: object) -> str | None:
+    """What exists and is most like a path that does not, whose first missing part is taken for a slip."""
+    place = pathlib.Path(str(path))
+    with contextlib.suppress(OSError, ValueError):
+        missing = next((part for part in (*reversed(place.parents), place) if not part.exists()), None)
+        if missing is None:
+            return None
+        with os.scandir(missing.parent) as entries:
+            names = {entry.name.lower(): entry.name for entry in itertools.islice(entries, _MOST_BESIDE)}
+        if names.get(missing.name.lower()) == missing.name:  # a link that leads nowhere
+            return None
+        near = difflib.get_close_matches(missing.name.lower(), names, n=1)
+        if near:
+            meant = missing.parent / names[near[0]]
+            whole = meant / place.relative_to(missing)
+            return str(whole if whole.exists() else meant)
+    return None
+
+
+def nearest_words(path: object) -> str:
+    """`nearest_path` for the end of a message."""
+    near = nearest_path(path)
+    return f"; nearest: {near}" if near else ""

@@ -14,6 +14,7 @@ from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.config import Config, ConfigError, saved
 from mm01_jax.messages import listing
+from mm01_jax.values import nearest_words
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
@@ -29,6 +30,14 @@ class Checkpoint:
         FILES.inside(self.directory, root or directory)
         self.manifest = manifest.read(self.directory)
         self.prefix = prefix
+        self.passed_over: tuple[str, ...] = ()  # what is wrong with each newer step of its run
+
+    @property
+    def notice(self) -> str:
+        """What a person should hear before it is used; nothing where it is the one that was named."""
+        if not self.passed_over:
+            return ""
+        return f"{self.directory.parent} is read, an older step of its run: {listing(self.passed_over)}"
 
     @property
     def leaves(self) -> dict[str, manifest.Leaf]:
@@ -151,12 +160,14 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     problems = []
     for _, step in newest_steps(directory / CHECKPOINTS):
         try:
-            return Checkpoint(step, prefix, root=directory)
+            checkpoint = Checkpoint(step, prefix, root=directory)
+            checkpoint.passed_over = tuple(problems)
+            return checkpoint
         except OtherVersion:
             raise
         except CheckpointError as error:
             problems.append(str(error))
-    raise CheckpointError(listing([f"{directory}: no checkpoint here", *problems]))
+    raise CheckpointError(listing([f"{directory}: no checkpoint here{nearest_words(directory)}", *problems]))
 
 
 def load_weights(directory, abstract_model):

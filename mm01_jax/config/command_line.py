@@ -80,8 +80,12 @@ def read_file(path: str) -> Config:
     file = shipped().get(path) or pathlib.Path(path)
     if not os.path.isfile(file) and file.parent.name == "configs":
         file = shipped().get(file.stem, file)  # `configs/tiny.py` as in a checkout, typed elsewhere
-    if file.suffix not in (".py", ".json") or not os.path.isfile(file):
+    if os.path.isdir(file) and os.path.isfile(file / "config.json"):
+        raise _refused("--config", path, ALLOWED, str(file / "config.json"))  # a run's folder
+    if file.suffix not in (".py", ".json") or not os.path.exists(file):
         raise _refused("--config", path, f"{ALLOWED}, that exists", _nearest(file))
+    if not os.path.isfile(file):
+        raise _refused("--config", path, f"{ALLOWED}; it is no regular file", None)
     if (size := os.path.getsize(file)) > MOST_BYTES:
         raise _refused("--config", path, f"a file of at most {MOST_BYTES:,} bytes; it has {size:,}", None)
     if file.suffix == ".py":

@@ -170,7 +170,7 @@ def _choices(annotation: Any) -> tuple:
 def _number(value: str | int | float, *, whole: bool) -> int | float | None:
     try:
         number = round(float(value)) if whole else float(value)
-        return number if math.isfinite(number) else None
+        return number if math.isfinite(number) and not (whole and abs(number) >= 2**31) else None
     except (ValueError, OverflowError):
         return None
 

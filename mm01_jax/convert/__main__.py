@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag, Task
 
-_SOURCE = Flag("source", "a directory with a checkpoint", example="DIR", required=True)
+_SOURCE = Flag("source", "a directory with a checkpoint", example="DIR", required=True, reads="a directory")
 _TARGET = Flag("target", "a directory to make; must not exist", example="DIR", required=True)
 # As in convert.torch.dialects, which imports NumPy: a command is read before anything is imported.
 _DIALECTS = ("original", "m1", "native", "vl-01")
@@ -27,10 +27,12 @@ FORMS = ("int8", "int8_attention")  # as in loading.py
 _DTYPE = Flag("dtype", "cast every weight; otherwise the bits are kept", ("bfloat16", "float32"))
 _DRY_RUN = Flag("dry_run", "only say what would be done", bool, default=False)
 _CHECK_FINITE = Flag("check_finite", "refuse NaN and infinity", bool, default=False)
-_IDS = Flag("ids", ".npy of token ids (batch, time)", example="FILE")
+_IDS = Flag("ids", ".npy of token ids (batch, time)", example="FILE", reads="a file")
 _IMAGES = (
-    Flag("pixels", ".npy of the images' normalised tiles, float32 (tiles, 3, side, side)", example="FILE"),
-    Flag("image_sizes", ".npy of the images' [[height, width], ...]", example="FILE"),
+    Flag(
+        "pixels", ".npy of the images' normalised tiles, float32 (tiles, 3, side, side)", example="FILE", reads="a file"
+    ),
+    Flag("image_sizes", ".npy of the images' [[height, width], ...]", example="FILE", reads="a file"),
 )
 
 
@@ -42,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(argv: Sequence[str]) -> int | None:
     given = arguments.read(COMMAND, argv)
-    _check_paths(given)
     import jax
 
     if not getattr(given, "mesh", None):
@@ -51,14 +52,6 @@ def _convert(argv: Sequence[str]) -> int | None:
     if given.compile_cache:
         compile_cache.use()
     return COMMAND.tasks[given.task].run(given)
-
-
-def _check_paths(a) -> None:
-    """A mistyped path is a mistake in the command, not a damaged checkpoint."""
-    for option in ("source", "against", "ids", "pixels", "image_sizes"):
-        path = getattr(a, option, None)
-        if path is not None and not pathlib.Path(path).exists():
-            raise ValueError(f"--{option}={path}: no such file or directory")
 
 
 def _from_torch(a) -> None:
@@ -194,7 +187,12 @@ COMMAND = arguments.Command(
             "against its config, its digests, or --against",
             (
                 _SOURCE,
-                Flag("against", "a directory of either kind, a state/manifest.json or a sha256.json", example="PATH"),
+                Flag(
+                    "against",
+                    "a directory of either kind, a state/manifest.json or a sha256.json",
+                    example="PATH",
+                    reads="a file or directory",
+                ),
                 _CHECK_FINITE,
             ),
             _check,
@@ -244,6 +242,7 @@ COMMAND = arguments.Command(
                     "a checkpoint directory, or an .npz with logits and states",
                     example="PATH",
                     required=True,
+                    reads="a file or directory",
                 ),
                 _IDS._replace(words=f"{_IDS.words}; otherwise those in the .npz"),
                 *_IMAGES,

@@ -22,7 +22,7 @@ from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, sh
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.convert.torch.settings import read as read_settings
 from mm01_jax.files import write
-from mm01_jax.messages import listing
+from mm01_jax.messages import listing, say_once
 
 
 class TorchSource:
@@ -142,6 +142,7 @@ class CheckpointSource:
                 f"{directory}: no checkpoint of mm01_jax but a PyTorch directory, which from-torch reads"
             )
         self.checkpoint: Checkpoint = open_checkpoint(directory)
+        say_once(self.checkpoint.notice)
         self._check_finite = check_finite
         where = self.checkpoint.directory / "config.json"
         self.config: Config = self.checkpoint.config

@@ -12,6 +12,7 @@ import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_process
 from mm01_jax.files import Door, shown, utf8, why, write
+from mm01_jax.values import nearest_path
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
@@ -210,7 +211,7 @@ def open_tokenizer(name: str, harmless: str | None = None) -> Tokenizer:
     if name == "bytes":
         return BytesTokenizer()
     if not os.path.isfile(name):
-        near = difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = next(iter(difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)), None) or nearest_path(name)
+        hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")
     return BytesTokenizer() if _is_bytes(name) else FileTokenizer(name, harmless)

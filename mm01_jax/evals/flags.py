@@ -27,7 +27,7 @@ FLAGS = (
     Flag("figure", "a file .png or .svg for a figure", example="FILE", writes=True),
     Flag("server", "a server of OpenAI's API to ask; of the checkpoint the tokenizer alone is read", example="URL"),
     Flag("model", "which of the server's models, where it has several", example="NAME"),
-    Flag("api_key_file", "a file whose first line is the server's API key", example="key.txt"),
+    Flag("api_key_file", "a file whose first line is the server's API key", example="key.txt", reads="a file"),
     Flag(
         "write",
         "a file for the samples, which are then not asked: no weights are loaded",
@@ -40,15 +40,22 @@ OWN_FLAGS = {
     "needle": (_DEPTHS,),
     "needles": (_DEPTHS,),
     "copy": (_DEPTHS,),
-    "rounds": (Flag("data", "published samples, a .jsonl file or a folder, instead of ours", example="FILE"),),
+    "rounds": (
+        Flag(
+            "data",
+            "published samples, a .jsonl file or a folder, instead of ours",
+            example="FILE",
+            reads="a file or folder",
+        ),
+    ),
     "ruler": (
         Flag("families", f"all, or of {', '.join(FAMILIES)}", default="all", example="vt,cwe"),
-        Flag("templates", "your copy of RULER's strings: its constants.py, or a .json", example="FILE"),
+        Flag("templates", "your copy of RULER's strings: its constants.py, or a .json", example="FILE", reads="a file"),
     ),
 }
 HARNESS_FLAGS = (
     Flag("tasks", "of lm-evaluation-harness, parted by commas", example="hellaswag", required=True),
-    Flag("include", "a folder of more tasks, YAML files", example="FOLDER"),
+    Flag("include", "a folder of more tasks, YAML files", example="FOLDER", reads="a folder"),
     Flag("fewshot", "examples before each question; otherwise what a task says", int, least=0, most=1000),
     Flag("limit", "of each task's documents the first so many alone", int, least=1),
     Flag("context", "tokens of a text, or of a prompt and its answer, at most", int, 4096, least=2, most=2**24),

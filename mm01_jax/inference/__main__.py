@@ -30,7 +30,7 @@ COMMAND = arguments.Command(
     flags=(
         *arguments.LOADING,
         Flag("prompt", "the text to go on from", example="'def '"),
-        Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl"),
+        Flag("prompts", "a file of prompts, one JSON object a line", example="FILE.jsonl", reads="a file"),
         Flag("image", "a picture of the prompt, where its <image> stands; once for each", example="a.png"),
         Flag("out", "where the answers to --prompts go, a line each, in order", example="FILE.jsonl", writes=True),
         Flag("batch", "how many of --prompts are answered together", int, default=8, least=1),

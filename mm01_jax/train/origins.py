@@ -27,6 +27,8 @@ def check(config: Config, init_from: str, log: Log) -> None:
     given: dict[str, str] = {}
     for origin in init_from.split(","):
         opened = checkpoint.open_checkpoint(origin)
+        if opened.notice:
+            log(opened.notice)
         before = opened.config
         for part in parts(before, config):
             if part in given:

@@ -282,3 +282,13 @@ def test_a_manifest_is_one_json_document_that_checks_itself(run):
         path.write_bytes(flipped)
         with pytest.raises(checkpoint.CheckpointError, match="manifest.json"):
             checkpoint.open_checkpoint(run / "checkpoints/00000002")
+
+
+def test_who_opens_a_run_whose_newest_step_is_damaged_hears_which_is_read_and_why(run, states):
+    assert checkpoint.open_checkpoint(run).notice == ""
+    manifest = run / "checkpoints/00000002/state/manifest.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    opened = checkpoint.open_checkpoint(run)
+    assert opened.manifest.step == 1
+    assert "checkpoints/00000001 is read, an older step of its run" in opened.notice
+    assert f"{manifest}: the manifest does not match its own checksum" in opened.notice

@@ -1,11 +1,13 @@
 """Wrong configs are refused: at once, before jax, with key, value, what is allowed and the nearest valid choice."""
 
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+from mm01_jax.config import ConfigError, command_line
 from tests.config import wrong_configs
 
 ROOT = wrong_configs.ROOT
@@ -100,3 +102,17 @@ def test_every_hand_written_command_line_is_refused_within_two_seconds_with_exit
         code, message, seconds = wrong_configs.command_line(wrong)
         assert code == 2 and "Traceback" not in message, wrong.title
         assert wrong.key in message and seconds <= 2, wrong.title
+
+
+def test_a_folder_a_fifo_and_a_number_beyond_all_are_told_from_what_does_not_exist(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe.json")
+    for name, overrides, said in (
+        ("run", [], rf"nearest: {tmp_path}/run/config\.json$"),
+        ("pipe.json", [], "; it is no regular file$"),
+        ("pipe.jsn", [], rf"that exists; nearest: {tmp_path}/pipe\.json$"),
+        ("tiny", ["model.embed_dim=1e300"], "got '1e300'; allowed: a whole number; nearest: 1$"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            command_line.load_config(name if overrides else str(tmp_path / name), overrides)

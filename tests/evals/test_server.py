@@ -117,7 +117,7 @@ def test_a_server_that_is_another_one_is_refused():
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(capsys, flags, code, named):
-    assert evals.main(("copy", "--checkpoint=runs/none", "--nocompile-cache", *flags)) == code
+    assert evals.main(("copy", "--checkpoint=.", "--nocompile-cache", *flags)) == code
     out, err = capsys.readouterr()
     assert out == "" and len(err.strip().splitlines()) == 1
     assert named in err

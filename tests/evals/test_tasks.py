@@ -203,8 +203,8 @@ def test_published_files_of_another_form_are_refused_by_line(tmp_path, capsys, c
 
 
 def refused(capsys, named: str, *arguments: str) -> None:
-    """A command ends before it has looked for its checkpoint, with one line."""
-    code = evals.main([*arguments, "--checkpoint=no/such/run"])
+    """A command ends before it has looked into its checkpoint, with one line."""
+    code = evals.main([*arguments, "--checkpoint=."])
     out, err = capsys.readouterr()
     assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
     assert named in err

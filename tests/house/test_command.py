@@ -92,7 +92,7 @@ sys.exit(main())
 def test_interrupted_while_jax_is_imported_is_interrupted_in_one_line(tmp_path, then):
     stop = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(9)\n"
     (tmp_path / "jax.py").write_text(f"{stop}except KeyboardInterrupt:\n    {then or 'raise'}\n")
-    code = SHELL.format(stand_in=str(tmp_path), argv=["--checkpoint=x", "--prompt=y"])
+    code = SHELL.format(stand_in=str(tmp_path), argv=["--checkpoint=.", "--prompt=y"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "mm01-generate: interrupted\n")
 

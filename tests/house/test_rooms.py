@@ -40,8 +40,8 @@ BESIDE = {
 # A room -> all of ours that it may import, though more lies below.
 ALONE = {
     "pallas_kernels": (),
-    "mm01_jax.checkpoint": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages"),
-    "mm01_jax.data": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages"),
+    "mm01_jax.checkpoint": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages", "mm01_jax.values"),
+    "mm01_jax.data": ("mm01_jax.config", "mm01_jax.files", "mm01_jax.messages", "mm01_jax.values"),
     "configs": ("mm01_jax.config",),
 }
 

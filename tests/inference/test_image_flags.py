@@ -22,6 +22,6 @@ def test_pictures_are_taken_in_order_with_and_without_an_equals_sign(third):
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(typed, said, code, capsys):
-    assert generate.main(["--checkpoint=gone", "--prompt=<image>", *typed]) == code
+    assert generate.main(["--checkpoint=.", "--prompt=<image>", *typed]) == code
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

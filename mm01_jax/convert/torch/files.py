@@ -18,6 +18,7 @@ from mm01_jax.checkpoint.plain import SHA256, objects_of
 from mm01_jax.convert.torch import header
 from mm01_jax.files import quoted, shown
 from mm01_jax.messages import listing
+from mm01_jax.values import nearest_words
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -38,7 +39,9 @@ class TensorFiles:
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         if not self.directory.is_dir():
-            raise CheckpointError(f"{directory}: not a directory{_pickle_advice([self.directory.name])}")
+            raise CheckpointError(
+                f"{directory}: not a directory{_pickle_advice([self.directory.name])}{nearest_words(directory)}"
+            )
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
         read, taken = {}, 0

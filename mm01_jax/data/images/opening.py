@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mm01_jax.data.text import DataError
 from mm01_jax.files import Door
+from mm01_jax.values import nearest_words
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
@@ -100,7 +101,8 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
             raise ImageError(f"{name}: has {status.st_size:,} bytes; allowed are {MAX_BYTES:,}")
         return Door(ImageError).read(real, most=MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        meant = nearest_words(path) if root is None and isinstance(error, FileNotFoundError) else ""
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}{meant}") from error
 
 
 def _identify(content: bytes, name: str) -> Image.Image:
