@@ -11,6 +11,7 @@ Exit codes: 0 done, after a signal too, 2 what was typed is wrong, 3 bad checkpo
 the job has died or left, the one that speaks HTTP, 74 a full or broken disk, 130 interrupted, 143 terminated.
 """
 
+import dataclasses
 import errno
 import importlib.util
 import pathlib
@@ -31,6 +32,11 @@ COMMAND = arguments.Command(
         *arguments.LOADING,
         Flag("name", "what clients call the model; otherwise the checkpoint's folder", example="tiny"),
         Flag("template", "how a conversation becomes text: minimax-01, minimax-m1, or a .jinja file", example="NAME"),
+        Flag(
+            "images",
+            "a folder: clients may show its files to a model that sees, by file:// and a path",
+            example="DIR",
+        ),
         Flag(
             "context", "tokens of a prompt and its answer together, at most", int, default=4096, least=2, most=1 << 30
         ),
@@ -71,6 +77,7 @@ def _serve(argv: Sequence[str]) -> None:
     keys = _keys(given.api_key_file)
     _check_checkpoint(given.checkpoint)
     _check_template(given.template)
+    _check_images(given.images)
     if given.compile_cache:
         compile_cache.use()
     from mm01_jax import cluster
@@ -105,6 +112,11 @@ def _check_template(asked: str | None) -> None:
     templates.check(asked)
 
 
+def _check_images(folder: str | None) -> None:
+    if folder is not None and not pathlib.Path(folder).is_dir():
+        raise arguments.refused("--images", folder, "a folder", None)
+
+
 def _keys(path: str | None) -> list[dict]:
     if path is None:
         return []
@@ -133,15 +145,13 @@ def _engine(given: types.SimpleNamespace):
     """(the engine, grammars of its answers, what the HTTP process has to know); says what was loaded and what fits."""
     import jax
 
-    from mm01_jax import loading
     from mm01_jax.convert.progress import gigabytes
     from mm01_jax.inference import prompt_answers
     from mm01_jax.inference.engine import Engine
     from mm01_jax.inference.grammars import Grammars
     from mm01_jax.inference.serve.room import room_of
 
-    print(f"loading {given.checkpoint}", flush=True)
-    loaded = loading.load_as_asked(given)
+    loaded = _loaded(given)
     template, stop = _template(given, loaded, prompt_answers)
     leaves = jax.tree.leaves(loaded.model)
     count, nbytes = sum(x.size for x in leaves), sum(x.size * x.dtype.itemsize for x in leaves)
@@ -170,6 +180,19 @@ def _engine(given: types.SimpleNamespace):
     print(f"compiled in {time.monotonic() - began:.1f} s", flush=True)
     grammars = Grammars(loaded.tokenizer, engine.limits.vocab_size, {loaded.tokenizer.end_of_document, stop} - {None})
     return engine, grammars, _told(given, engine, room, template, stop, loaded)
+
+
+def _loaded(given: types.SimpleNamespace):
+    """The checkpoint; ValueError where its sight, or that there is none, does not fit what was typed."""
+    from mm01_jax import loading
+
+    print(f"loading {given.checkpoint}", flush=True)
+    loaded = loading.load_as_asked(given)
+    if given.images is not None and loaded.config.vision is None:
+        raise arguments.refused("--images", given.images, "a checkpoint with vision", "--checkpoint=runs/vl/stage2")
+    if loaded.config.vision is not None and importlib.util.find_spec("PIL") is None:
+        raise ValueError("a model that sees needs pillow: pip install 'mm01_jax[vision]'")
+    return loaded
 
 
 def _template(given: types.SimpleNamespace, loaded, prompt_answers):
@@ -203,6 +226,8 @@ def _told(given: types.SimpleNamespace, engine, room, template, stop: int | None
         "tokenizer": words,
         "has_template": template is not None,
         "template": given.template,
+        "vision": None if loaded.config.vision is None else dataclasses.asdict(loaded.config.vision),
+        "images": None if given.images is None else str(pathlib.Path(given.images).resolve()),
         "folders": [str(folder)] if words == "bytes" else [str(folder), str(pathlib.Path(words).parent)],
     }
 

@@ -1,6 +1,7 @@
 """Paths, who may use them, and what becomes of errors."""
 
 import asyncio
+import concurrent.futures
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +15,7 @@ from starlette.routing import Route
 
 from mm01_jax.inference.serve import chat, completions, fields, page, responses
 from mm01_jax.inference.serve.asked import Asked
-from mm01_jax.inference.serve.body import ClientGone, read_json
+from mm01_jax.inference.serve.body import MOST_BYTES, MOST_WITH_IMAGES, ClientGone, read_json
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.keys import Keys
@@ -23,6 +24,7 @@ from mm01_jax.inference.serve.metrics import CONTENT_TYPE
 from mm01_jax.inference.serve.replies import Reply, refusal
 from mm01_jax.inference.serve.service import Service
 
+_DECODERS = 2  # images at a time: each may take half a gigabyte and a second
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -35,6 +37,7 @@ class App:
     def __init__(self, link: Link, keys: Sequence[dict[str, Any]]):
         self._link, self._keys = link, Keys(keys)
         self.service: Service | None = None
+        self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS)
         routes = [
             Route("/", self._page),
             Route("/health", self._health),
@@ -102,11 +105,14 @@ class App:
         async def handler(request: Request) -> Response:
             key = request.state.key
             key.check()
-            began, body = time.monotonic(), await read_json(request)
+            began, body = time.monotonic(), await self._read(request)
             # A template is another process's, and a long text takes seconds: others go on meanwhile.
             asked = await asyncio.to_thread(parse, body, self.service)
             self.service.check_room(len(asked.prompts) * asked.count)
 
+            if asked.pictures is not None:
+                decoding = asyncio.get_running_loop().run_in_executor(self._decoders, asked.pictures.shown)
+                asked = asked._replace(request=asked.request | {"shows": await decoding}, pictures=None)
             key.spend(sum(map(len, asked.prompts)))
 
             def told(status: int, question: Question) -> None:
@@ -116,6 +122,9 @@ class App:
             return Reply(self._link, asked, told)
 
         return handler
+
+    async def _read(self, request: Request) -> Any:
+        return await read_json(request, MOST_BYTES if self.service.images is None else MOST_WITH_IMAGES)
 
     def _counted(self, question: Question, began: float) -> str:
         """The tokens of a question that is over, as the log has them; they are counted, too."""
@@ -128,18 +137,18 @@ class App:
         return f" {prompt}+{said} tokens"
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await read_json(request)
+        body = await self._read(request)
         tokens = await asyncio.to_thread(self._tokens_of, body)
         return JSONResponse({"count": len(tokens), "max_model_len": self.service.context, "tokens": tokens})
 
     def _tokens_of(self, body: Any) -> list[int]:
-        own = {"prompt": Field(fields.text), "messages": Field(chat.messages)}
+        own = {"prompt": Field(fields.text), "messages": Field(chat.messages(self.service))}
         values = fields.read(body, {"model": Field(fields.text, self.service.name)} | own)
         self.service.check_model(values["model"])
         if (values["prompt"] is None) == (values["messages"] is None):
             raise Refused("prompt: allowed is one of prompt and messages", "prompt")
         if values["prompt"] is None:
-            return self.service.conversation(values["messages"])
+            return self.service.conversation(values["messages"]).ids
         return self.service.encode("prompt", values["prompt"])
 
     async def _detokenize(self, request: Request) -> Response:

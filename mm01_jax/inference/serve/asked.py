@@ -2,13 +2,16 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mm01_jax.inference.serve import fields
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.link import Answer, Piece
 from mm01_jax.inference.serve.service import Service
+
+if TYPE_CHECKING:  # needs pillow, which text alone does not
+    from mm01_jax.inference.serve.images import Pictures
 
 MOST_ANSWERS, MOST_BIASES = 128, 300
 _LEAST_TOP_P = 1e-9  # of the engine's, which wants more than 0: the likeliest token alone
@@ -38,13 +41,16 @@ class Shape(Protocol):
 
 
 class Asked(NamedTuple):
-    """prompts: token ids. count: answers to each. request: what else the engine is told. streams: as events."""
+    """prompts: token ids. count: answers to each. request: what else the engine is told. streams: as events. pictures:
+    what the prompt's image tokens show.
+    """
 
     prompts: list[list[int]]
     count: int
     request: dict[str, Any]
     streams: bool
     shape: Shape
+    pictures: "Pictures | None" = None
 
 
 def common(service: Service, most_tokens: int) -> dict[str, Field]:

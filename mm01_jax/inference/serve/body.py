@@ -9,7 +9,8 @@ from mm01_jax.files import parse_json
 from mm01_jax.inference.serve.errors import Refused
 
 MOST_BYTES = 8 * 2**20  # of a body: a million tokens of text take about five
-_READ_BYTES = 8 * MOST_BYTES  # a client that sends too much reads why, where it does not send for ever
+MOST_WITH_IMAGES = 32 * 2**20  # of a server that takes images
+_READ_TIMES = 8  # as much is read: a client that sends too much reads why, where it does not send for ever
 SECONDS = 30.0
 
 
@@ -17,8 +18,11 @@ class ClientGone(Exception):
     """The client has left before its request was whole."""
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, most: int = MOST_BYTES) -> Any:
     """
+    Args:
+      most: bytes.
+
     Raises:
       Refused: another type, too large, too slow, no JSON, not UTF-8, too deep, a number that is none.
       ClientGone: it has left.
@@ -29,7 +33,7 @@ async def read_json(request: Request) -> Any:
         raise Refused(message, "content-type", status=415)
     try:
         async with asyncio.timeout(SECONDS):
-            raw = await _read(request)
+            raw = await _read(request, most)
     except TimeoutError:
         raise Refused(f"the body did not come within {SECONDS:g} s", status=408) from None
     try:
@@ -38,7 +42,7 @@ async def read_json(request: Request) -> Any:
         raise Refused(f"the body is no JSON: {error}") from None
 
 
-async def _read(request: Request) -> bytes:
+async def _read(request: Request, most: int) -> bytes:
     raw, length = bytearray(), 0
     while True:
         message = await request.receive()
@@ -46,10 +50,10 @@ async def _read(request: Request) -> bytes:
             raise ClientGone
         part = message.get("body", b"")
         length += len(part)
-        if length <= MOST_BYTES:
+        if length <= most:
             raw += part
-        if length > _READ_BYTES or not message.get("more_body", False):
+        if length > _READ_TIMES * most or not message.get("more_body", False):
             break
-    if length > MOST_BYTES:
-        raise Refused(f"the body has {length:,} bytes; allowed: {MOST_BYTES:,}", status=413)
+    if length > most:
+        raise Refused(f"the body has {length:,} bytes; allowed: {most:,}", status=413)
     return bytes(raw)

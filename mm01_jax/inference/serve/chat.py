@@ -1,16 +1,17 @@
 """/v1/chat/completions: what may be asked, and how its answers look."""
 
+import functools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mm01_jax.inference.serve import asked, fields, formats, tools
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
-from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.fields import Field, Rule
 from mm01_jax.inference.serve.link import Answer, Piece
 from mm01_jax.inference.serve.parser import Reader, Reading, message
 from mm01_jax.inference.serve.service import Service
@@ -31,20 +32,21 @@ def parse(body: Any, service: Service) -> Asked:
     if values["top_logprobs"] is not None and not values["logprobs"]:
         raise Refused("top_logprobs: allowed with logprobs=true alone", "top_logprobs")
     offer = tools.offer(values, service)
-    prompts = [service.conversation(values["messages"], values["tools"] if offer.tools else ())]
+    prompt = service.conversation(values["messages"], values["tools"] if offer.tools else ())
+    prompts = [prompt.ids]
     longest = asked.check_length("messages", prompts, values["max_tokens"], service)
     request = asked.engine_request(values, longest, service.stop_ids, service)
     reading = tools.reading(offer, prompts[0], service)
     if grammar := tools.grammar(offer, values["response_format"], reading, service):
         request["grammar"] = grammar
     request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
-    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading))
+    return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading), prompt.pictures)
 
 
 def _own(service: Service) -> dict[str, Field]:
     """The fields that completions have not."""
     return {
-        "messages": Field(messages, required=True),
+        "messages": Field(messages(service), required=True),
         "max_completion_tokens": Field(fields.whole(1, service.context)),
         "logprobs": Field(fields.switch, False),
         "top_logprobs": Field(fields.whole(0, service.logprobs)),
@@ -59,19 +61,24 @@ def _own(service: Service) -> dict[str, Field]:
     }
 
 
-def messages(name: str, value: Any) -> list[dict[str, Any]]:
-    """A conversation: at least one message, of known roles, with texts."""
-    if not isinstance(value, list) or not value:
-        raise wrong(name, value, "a list of at least one message")
-    return fields.list_of(_message, 1, _MOST_MESSAGES)(name, value)
+def messages(service: Service) -> Rule:
+    """A conversation: at least one message, of known roles, with texts, a user's with images where the model sees."""
+
+    def rule(name: str, value: Any) -> list[dict[str, Any]]:
+        if not isinstance(value, list) or not value:
+            raise wrong(name, value, "a list of at least one message")
+        return fields.list_of(functools.partial(_message, service), 1, _MOST_MESSAGES)(name, value)
+
+    return rule
 
 
-def _message(name: str, value: Any) -> dict[str, Any]:
+def _message(service: Service, name: str, value: Any) -> dict[str, Any]:
     role = value.get("role") if isinstance(value, dict) else None
+    parts = {"text": _text_part} | ({"image_url": service.images.part} if service.images and role == "user" else {})
     has_calls = role == "assistant" and bool(value.get("tool_calls"))
     known = {
         "role": Field(fields.one_of(*_ROLES), required=True),
-        "content": Field(_content, required=not has_calls),
+        "content": Field(functools.partial(_content, parts), required=not has_calls),
         "name": Field(fields.text),
         "refusal": Field(fields.text),
         "annotations": Field(fields.list_of(fields.one_of(), 0, 0)),
@@ -83,18 +90,23 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     return {key: found[key] for key in ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")}
 
 
-def _content(name: str, value: Any) -> str | list[dict[str, str]]:
+def _content(parts: Mapping[str, Rule], name: str, value: Any) -> str | list[dict[str, Any]]:
+    """A text, or parts, the rule of each kind in `parts`."""
     if isinstance(value, str):
         return fields.text(name, value)
     if not isinstance(value, list) or not value:
         raise wrong(name, value, "a text, or a list of parts")
-    return fields.list_of(_part, 1, _MOST_MESSAGES)(name, value)
+
+    def part(name: str, value: Any) -> dict[str, Any]:
+        kind = value.get("type", "text") if isinstance(value, dict) else "text"
+        fields.one_of(*parts)(f"{name}.type", kind)  # before other fields, which belong to that type
+        return parts[kind](name, value)
+
+    return fields.list_of(part, 1, _MOST_MESSAGES)(name, value)
 
 
-def _part(name: str, value: Any) -> dict[str, str]:
+def _text_part(name: str, value: Any) -> dict[str, str]:
     known = {"type": Field(fields.one_of("text"), required=True), "text": Field(fields.text, required=True)}
-    if isinstance(value, dict) and "type" in value and value["type"] != "text":
-        raise wrong(f"{name}.type", value["type"], "text")  # before other fields, which belong to that type
     return fields.read(value, known, name)
 
 

@@ -1,7 +1,8 @@
 """The engine's side of the server: takes what the HTTP process asks, steps, says what each step brought.
 
 It hears    {"ask": number, "count": n, "prompt": ids, ...}   n answers; further names are fields of `Request`;
-                                                                  of its hook, "grammar" the text
+                                                                  of its hook, "grammar" the text; "shows" as
+                                                                  `images.Pictures.shown` has it
             {"cancel": number}                                nobody waits for these any more
             {"done": true}                                    nothing will be asked any more, and nothing is open
 and says    {"news": [[number, which of the n, what is new], ...]}
@@ -10,12 +11,17 @@ and says    {"news": [[number, which of the n, what is new], ...]}
             {"statistics": {...}}                             about every second
 """
 
+import base64
 import contextlib
 import signal
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from mm01_jax.config import VisionConfig
+from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.grammars import Grammars
@@ -106,6 +112,8 @@ class EngineLoop:
         sampling, grammar = message.pop("sampling"), message.pop("grammar", None)
         bias = {int(id): value for id, value in sampling.pop("logit_bias", {}).items()}
         message["stop_ids"] = tuple(message["stop_ids"])
+        if "shows" in message:
+            message["shows"] = shown(message["shows"], self._engine.limits.vision)
         hook = None if grammar is None else self._grammars.hook(grammar)
         return Request(**message, sampling=Sampling(**sampling, logit_bias=bias), mask=hook)
 
@@ -138,6 +146,15 @@ class EngineLoop:
         if (now := time.monotonic()) - self._counted >= _STATISTICS_SECONDS:
             self._counted = now
             self._channel.say({"statistics": self._engine.statistics()})
+
+
+def shown(said: dict[str, Any], vision: VisionConfig) -> Shown:
+    """What a prompt shows, of what `images.Pictures.shown` says."""
+    from mm01_jax.data.images.processor import normalise  # needs pillow, which text alone does not
+
+    tiles = np.frombuffer(base64.b64decode(said["tiles"]), np.uint8)
+    tiles = tiles.reshape(-1, vision.image_size, vision.image_size, 3)
+    return Shown(normalise(tiles), np.array(said["index"], np.int32))
 
 
 def _of_prompt(result: Result) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Reply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = self._asked
         question = self._link.ask(asked.prompts, asked.count, asked.request)
+        asked.request.clear()  # pixels are the engine's from here on
         answering = (
             self._streamed(question, scope, receive, send)
             if asked.streams

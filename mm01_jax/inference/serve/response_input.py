@@ -1,18 +1,21 @@
 """What /v1/responses is asked, its `input`, as messages of a conversation."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from mm01_jax.data.tool_calls import Call
 from mm01_jax.inference.serve import fields, tools
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.service import Service
 
 _MOST_ITEMS = 100_000
 _ROLES = ("user", "assistant", "system", "developer")
 _STATUS = Field(fields.one_of("in_progress", "completed", "incomplete"))
 
 
-def messages_of(value: Any) -> list[dict[str, Any]]:
+def messages_of(value: Any, service: Service) -> list[dict[str, Any]]:
     """A text, or messages, calls of tools, what came of them and thoughts; in `chat.messages`' form.
 
     Raises:
@@ -24,7 +27,7 @@ def messages_of(value: Any) -> list[dict[str, Any]]:
         raise wrong("input", value, "a text, or a list of at least one item")
     found: list[dict[str, Any]] = []
     called: set[str] = set()
-    for place, item in enumerate(fields.list_of(_item, 1, _MOST_ITEMS)("input", value)):
+    for place, item in enumerate(fields.list_of(functools.partial(_item, service), 1, _MOST_ITEMS)("input", value)):
         if item.get("tool_call_id") is not None and item["tool_call_id"] not in called:
             name = f"input[{place}].call_id"
             raise Refused(f"{name}: no call of that id stands before", name)
@@ -44,9 +47,9 @@ def _add(found: list[dict[str, Any]], item: dict[str, Any]) -> None:
         found.append(item)
 
 
-def _item(name: str, value: Any) -> dict[str, Any]:
+def _item(service: Service, name: str, value: Any) -> dict[str, Any]:
     kinds = {
-        "message": _message,
+        "message": functools.partial(_message, service),
         "function_call": _call,
         "function_call_output": _result,
         "reasoning": _reasoning,
@@ -63,12 +66,13 @@ def _read(where: str, value: Any, **own: Field) -> dict[str, Any]:
     return fields.read(value, shared | own, where)
 
 
-def _message(name: str, value: Any) -> dict[str, Any]:
+def _message(service: Service, name: str, value: Any) -> dict[str, Any]:
+    sees = service.images is not None and value.get("role") == "user"
     found = _read(
         name,
         value,
         role=Field(fields.one_of(*_ROLES), required=True),
-        content=Field(_content, required=True),
+        content=Field(functools.partial(_shown, service.images.flat_part) if sees else _content, required=True),
         phase=Field(fields.one_of("commentary", "final_answer")),
     )
     return {"role": found["role"], "content": found["content"]}
@@ -105,6 +109,20 @@ def _content(name: str, value: Any) -> str:
     if not isinstance(value, list):
         raise wrong(name, value, "a text, or a list of parts")
     return "".join(fields.list_of(_part, 0, _MOST_ITEMS)(name, value))
+
+
+def _shown(image: Callable[[str, Any], dict], name: str, value: Any) -> str | list[dict[str, Any]]:
+    """As `_content`, with images among its parts, which then stay parts; image: the rule of one."""
+    if not isinstance(value, list):
+        return _content(name, value)
+
+    def part(name: str, value: Any) -> dict[str, Any]:
+        is_image = isinstance(value, dict) and value.get("type") == "input_image"
+        return image(name, value) if is_image else {"type": "text", "text": _part(name, value)}
+
+    parts = fields.list_of(part, 0, _MOST_ITEMS)(name, value)
+    has_images = any("image" in part for part in parts)
+    return parts if has_images else "".join(part["text"] for part in parts)
 
 
 def _part(name: str, value: Any) -> str:

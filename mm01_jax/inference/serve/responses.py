@@ -30,14 +30,16 @@ def parse(body: Any, service: Service) -> Asked:
     offer = tools.offer(values, service)
     start = [{"role": "system", "content": values["instructions"]}] if values["instructions"] else []
     given = values["tools"] if offer.tools else ()
-    prompts = [service.conversation([*start, *messages_of(values["input"])], given, "input")]
+    prompt = service.conversation([*start, *messages_of(values["input"], service)], given, "input")
+    prompts = [prompt.ids]
     values["max_tokens"] = values["max_output_tokens"]
     longest = asked.check_length("input", prompts, values["max_tokens"], service, "max_output_tokens")
     request = asked.engine_request(values, longest, service.stop_ids, service)
     reading = tools.reading(offer, prompts[0], service)
     if grammar := tools.grammar(offer, values["text"]["form"], reading, service, "text.format"):
         request["grammar"] = grammar
-    return Asked(prompts, 1, request, values["stream"], Responses(values, body, service, reading))
+    shape = Responses(values, body, service, reading)
+    return Asked(prompts, 1, request, values["stream"], shape, prompt.pictures)
 
 
 def _own(service: Service) -> dict[str, Field]:
@@ -92,7 +94,8 @@ class Responses:
     """The shape of /v1/responses (`asked.Shape`)."""
 
     def __init__(self, values: Mapping[str, Any], body: Mapping[str, Any], service: Service, reading: Reading):
-        self._values, self._body, self._service = values, body, service
+        self._values, self._service = values, service
+        self._choice, self._format = body.get("tool_choice") or "auto", body.get("text") or {}
         self._id, self._created, self._numbers = f"resp_{secrets.token_hex(24)}", int(time.time()), 0
         self._reader, self._items = Reader(reading), Items()
 
@@ -144,8 +147,8 @@ class Responses:
             "model": self._service.name,
             "output": [] if is_open else self._items.found,
             "tools": [tools.flat(tool) for tool in self._values["tools"]],
-            "tool_choice": self._body.get("tool_choice") or "auto",
-            "text": {"format": {"type": "text"}} | (self._body.get("text") or {}),
+            "tool_choice": self._choice,
+            "text": {"format": {"type": "text"}} | self._format,
             "usage": None if is_open else self._usage(answer),
             **echoed,
             **told,

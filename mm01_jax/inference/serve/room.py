@@ -47,6 +47,8 @@ def room_of(model: TextModel | VLModel, context: int, slots: int | None, memory:
         slots = slots or _SLOTS_UNTOLD
         left = slots * slot + slots * slot // 2
     slots = max(rows, (slots or min(_MOST_SLOTS, left * 3 // 4 // slot)) // rows * rows)
+    if isinstance(model, VLModel):
+        cuts["tiles"] = -(-fitting.MOST_TILES // rows) * rows
     if slots * slot > left:
         raise ValueError(
             f"--context={context}: {slots} requests take {slots * slot:,} bytes beside the weights; allowed: {left:,}; "

@@ -3,8 +3,9 @@
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mm01_jax.config import VisionConfig
 from mm01_jax.data import templates
 from mm01_jax.data.conversations import IMAGE
 from mm01_jax.data.tokenizer import open_tokenizer
@@ -15,7 +16,17 @@ from mm01_jax.inference.serve import conversation
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.link import Link
 
+if TYPE_CHECKING:  # needs pillow, which text alone does not
+    from mm01_jax.inference.serve.images import Images, Pictures
+
 _MARK_TOKENS = 16  # that a mark of thoughts and the line break behind it have, at most
+
+
+class Prompt(NamedTuple):
+    """A conversation's token ids, and what its image tokens show."""
+
+    ids: list[int]
+    pictures: "Pictures | None" = None
 
 
 class Service:
@@ -25,6 +36,7 @@ class Service:
     slots: of them that run. device: where the model is. prefix_bytes: for what is remembered, at most. logprobs: of the
     likeliest tokens, at most. created: seconds since 1970. stop_id: what ends an answer of a conversation; None of a
     model without a template. thinks: answers begin with thoughts. form: of calls of tools, None where none is known.
+    images: what it takes of them; None: none.
     """
 
     def __init__(self, told: dict[str, Any], link: Link):
@@ -41,6 +53,7 @@ class Service:
         source = getattr(self.template, "source", "")
         self.form = None if self.template is None else form_of(self.template.name, source)
         self.thinks = self.template is not None and self.template.thinks
+        self.images = _images(told["vision"], told["images"]) if told["vision"] else None
         self.name_of = functools.lru_cache(65_536)(self._name_of)
 
     @property
@@ -72,8 +85,8 @@ class Service:
 
     def conversation(
         self, messages: list[dict[str, Any]], tools: Sequence[dict] = (), name: str = "messages"
-    ) -> list[int]:
-        """Token ids of a conversation and the header of the answer to come.
+    ) -> Prompt:
+        """A conversation and the header of the answer to come.
 
         Args:
           tools: functions that it may call. name: of the field that has the messages.
@@ -82,10 +95,15 @@ class Service:
             raise Refused(f"{name}: this model has no chat template; start mm01-serve with --template", name)
         renamed = conversation.for_template(messages, self.template)
         if any(IMAGE in text for message in renamed for text in _texts(message)):
-            raise Refused(f"{name}: {IMAGE} stands for an image, and this server takes none", name)
+            raise Refused(f"{name}: {IMAGE} in a text stands for an image, and images are parts of their own", name)
+        has_images = any(part.get("type") == "image" for message in renamed for part in _parts(message))
+        if has_images and not isinstance(self.template, templates.Released):
+            raise Refused(f"{name}: images come in MiniMax-VL-01's template: mm01-serve --template=minimax-01", name)
         try:
             given = conversation.tools_for(tools, self.template)
-            return self.template.ids(renamed, self.tokenizer, given).tolist()
+            if has_images:
+                return Prompt(*self.images.ask(renamed, self.tokenizer, given or (), name))
+            return Prompt(self.template.ids(renamed, self.tokenizer, given).tolist())
         except ValueError as error:
             raise Refused(f"{name}: {error}", name) from None
 
@@ -99,7 +117,16 @@ class Service:
         return f"token_id:{id}" if not text or "\ufffd" in text else text
 
 
-def _texts(message: dict[str, Any]) -> list[str]:
+def _images(vision: dict[str, Any], folder: str | None) -> "Images":
+    from mm01_jax.inference.serve.images import Images
+
+    return Images(VisionConfig(**vision | {"grids": tuple(map(tuple, vision["grids"]))}), folder)
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content")
-    parts = content if isinstance(content, list) else [{"text": content}]
-    return [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return content if isinstance(content, list) else [{"text": content}]
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    return [part["text"] for part in _parts(message) if isinstance(part.get("text"), str)]

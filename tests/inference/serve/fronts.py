@@ -29,6 +29,8 @@ TOLD = {
     "has_template": True,
     "template": "minimax-01",
     "folders": [],
+    "vision": None,
+    "images": None,
 }
 GOOD = {"model": "tiny", "prompt": "good", "max_tokens": 4}
 
