@@ -15,9 +15,9 @@ def get_config() -> Config:
         model=dataclasses.replace(config.model, rope_theta=10_000_000.0),
         data=DataConfig(source="recall:32k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=1.5e-4, warmup_steps=50, decay_start=400, final=2e-5),
+            schedule=ScheduleConfig(peak=3e-4, warmup_steps=30, decay_start=240, final=3e-5),
         ),
         train=TrainConfig(
-            steps=500, batch_size=2, sequence_length=32_768, eval_every=250, eval_batches=8, loss_chunk=16_384
+            steps=300, batch_size=2, sequence_length=32_768, eval_every=150, eval_batches=8, loss_chunk=16_384
         ),
     )

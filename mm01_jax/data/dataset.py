@@ -83,7 +83,8 @@ def open_dataset(
 
     def rows(chosen_D: np.ndarray, epochs: int | None) -> Rows:
         if config.records == "text":
-            count = functools.partial(TokenizedDocuments.counted, tokenizer=tokenizer, cache=cache, log=log)
+            kind = recall.RecallDocuments if config.source.startswith(recall.PREFIX) else TokenizedDocuments
+            count = functools.partial(kind.counted, tokenizer=tokenizer, cache=cache, log=log)
             documents = (FolderDocuments if isinstance(corpus, TokenFolder) else count)(corpus, chosen_D)
             return PackedRows(documents, sequence_length, config.seed, epochs)
         samples = Samples(corpus, chosen_D, tokenizer, vision, template=config.template, log=log)

@@ -8,7 +8,7 @@ function of its index alone: batch size, workers and hosts neither repeat nor sk
     segments   0 0 0 0 1 1 | 0 0 0 0 1 1
     positions  0 1 2 3 0 1 | 0 1 2 3 0 1              a document cut by a row starts afresh in the next row
     targets    a a . b b b | b b . c . d              the next token of the stream
-    weights    1 1 1 0 1 1 | 1 1 1 0 1 0              0 where the next token is another document's
+    weights    1 1 1 0 1 1 | 1 1 1 0 1 0              0 where the next token is another document's, or is not learnt
 """
 
 import functools
@@ -23,7 +23,11 @@ VERSION = 1  # of the rule above; a run resumes only with the rule that it began
 
 
 class TokenDocuments(Protocol):
-    """Tokenised documents by index."""
+    """Tokenised documents by index.
+
+    Where only parts of them are learnt they also have `learnt(document, start, stop)`, bool, of the same tokens and the
+    end-of-document token behind them.
+    """
 
     num_tokens_D: np.ndarray  # whole numbers, without the end-of-document token, all >= 1
     end_of_document: int
@@ -60,6 +64,7 @@ class PackedRows:
         self.documents, self.sequence_length, self.seed, self.epochs = documents, sequence_length, seed, epochs
         self.tokens_per_epoch = int(documents.num_tokens_D.sum(dtype=np.int64)) + len(documents.num_tokens_D)
         self.num_rows = None if epochs is None else -(-epochs * self.tokens_per_epoch // sequence_length)
+        self._learnt = getattr(documents, "learnt", None)
         # Rows of two neighbouring epochs are made at the same time.
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
         self._group = functools.lru_cache(maxsize=16)(self._make_group)  # a row has most of its documents of one
@@ -72,14 +77,12 @@ class PackedRows:
         weights = np.zeros(S, np.float32)
         filled = segment = 0
         while filled <= S and (piece := self._piece(index * S + filled, S + 1 - filled)) is not None:
-            tokens, ends_document = piece
+            tokens, learnt = piece
             stop = filled + len(tokens)
             stream[filled:stop] = tokens
             segments[filled:stop] = segment
             positions[filled:stop] = np.arange(min(stop, S) - filled)
-            weights[filled:stop] = 1.0
-            if ends_document:
-                weights[stop - 1 : stop] = 0.0
+            weights[filled : stop - 1] = learnt[1:]
             filled, segment = stop, segment + 1
         return {
             "tokens": stream[:S],
@@ -93,8 +96,8 @@ class PackedRows:
         del index
         return 0
 
-    def _piece(self, at: int, most: int) -> tuple[np.ndarray, bool] | None:
-        """Up to `most` tokens of the one document at stream position `at`, and whether they reach its end."""
+    def _piece(self, at: int, most: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Up to `most` tokens of the one document at stream position `at`, and which of them are learnt."""
         epoch, offset = divmod(at, self.tokens_per_epoch)
         if self.epochs is not None and epoch >= self.epochs:
             return None
@@ -106,10 +109,10 @@ class PackedRows:
         start = offset - (int(ends_K[place]) - length - 1)
         stop = min(start + most, length + 1)
         tokens = self.documents.tokens(document, start, min(stop, length))
-        ends_document = stop == length + 1
-        if ends_document:
+        if stop == length + 1:
             tokens = np.append(tokens, np.int32(self.documents.end_of_document))
-        return tokens, ends_document
+        learnt = np.ones(len(tokens)) if self._learnt is None else self._learnt(document, start, stop)
+        return tokens, learnt
 
     def _lengths(self, documents_K: np.ndarray) -> np.ndarray:
         """int64 tokens of documents in the stream: each is followed by its end."""

@@ -1,15 +1,18 @@
 """Documents that teach to find and to copy, as a source of data: `data.source='recall:SIZE'`, SIZE bytes each.
 
-    two fifths   sentences of the library with names and numbers among them, each asked for at the end
-    two fifths   lines of names with codes (UUIDs), some of which are said again
-    the rest     a stretch of words, said twice
+    three of four   facts, a name and a value each, among the library's sentences or one after another; the end asks
+                    for them
+    one of four     a stretch of words, said twice
 
-All have the same size, so rows of whole multiples cut none: one that is cut asks for what its row does not hold.
-`recall:SIZE:twice` is of the last kind alone. A model begins with it: of the mixture alone a small one learnt nothing
-in 800 steps (docs/evaluation.md).
+Answers alone are learnt: the values that are asked for, and the second stretch. Filler is most of a document and says
+nothing of finding; with a loss on all of it a small model learnt no fact in 800 steps (docs/evaluation.md).
 
-A document follows from its number alone, so nothing of them is kept. What the evaluations say (`evals/needle.py`,
-`evals/copies.py`) stands in none of the wordings here: whoever scores well there has learnt to find, not a wording.
+Every document has a wording of its own, of words drawn at random, and now and then asks in other words than it told. So
+what the evaluations say (`evals/needle.py`, `evals/copies.py`) is a wording like any other, and whoever scores well
+there has learnt to find. With six fixed wordings a model learnt those: 0 of 48 needles in another one.
+
+All have the same size, so rows of whole multiples cut none: one that is cut asks for what its row does not hold. A
+document follows from its number alone, so nothing of them is kept.
 """
 
 import bisect
@@ -17,12 +20,16 @@ import functools
 import itertools
 import random
 import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from mm01_jax.data import prose
-from mm01_jax.data.text import DataError, Record, Seen, examine
+from mm01_jax.data.text import PROGRESS_SECONDS, DataError, Record, Seen, examine
+from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.files import shown
 
 PREFIX = "recall:"
@@ -30,31 +37,26 @@ BYTES = 2**27  # of all documents together, at most
 COUNT = 2**15  # of documents, at most
 SIZES = (256, 2**24)  # of a document and its end, at least and at most
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
-_NEEDLES, _LINES = 0.4, 0.8  # of documents, up to which share each kind is; the rest says a stretch twice
-_APART = 200  # bytes of haystack for each needle, at least
-_MOST_NEEDLES = 64
+_TWICE = 0.25  # of documents
+_CODES = 0.3  # of those with facts: their values are UUIDs
+_IN_A_ROW = 0.3  # of those with facts: no sentence is among them
+_SAME_WORDS = 0.7  # ask as they told
+_MOST_FACTS = 512
+_SMALL = "the a of is has in for to and that my was with its".split()
+
+
+class Piece(NamedTuple):
+    """A part of a document, and whether it is learnt."""
+
+    text: str
+    learnt: bool
 
 
 class Wording(NamedTuple):
-    """How a fact is said, and how it is asked for and answered."""
+    """How a fact is said, and how it is asked for and answered: patterns of {key} and {value}."""
 
     said: str
     asked: str
-
-
-WORDINGS = (
-    Wording(" The number of {key} is {value}.", "\nWhat is the number of {key}? It is {value}."),
-    Wording(" {key} has number {value}.", "\nNumber of {key}: {value}."),
-    Wording(" Remember that {key} means {value}.", "\n{key} means {value}."),
-    Wording(" A note says {value} for {key}.", "\nThe note for {key} says {value}."),
-    Wording(" So {key} = {value} here.", "\n{key} = {value}."),
-    Wording(" Somebody called {key} and heard {value}.", "\nWho called {key} heard {value}."),
-)
-LINES = (
-    Wording("{key}: {value}\n", "again {key}: {value}\n"),
-    Wording("Item {key}, code {value}.\n", "Item {key} had the code {value}.\n"),
-    Wording("{value} belongs to {key}.\n", "To {key} belongs {value}.\n"),
-)
 
 
 def is_of_python(source: str) -> bool:
@@ -72,14 +74,13 @@ class RecallShard:
     reads_ranges = False
 
     def __init__(self, source: str):
-        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)(:twice)?", source)
+        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)", source)
         self.document_size = int(match[1]) * _UNITS[match[2]] if match else 0
         if not SIZES[0] <= self.document_size <= SIZES[1]:
             raise ValueError(
                 f"data.source={shown(source)!r}: allowed: {PREFIX}SIZE, bytes of a document from {SIZES[0]} to "
-                f"{SIZES[1]:,}, 1k = 1,024, or {PREFIX}SIZE:twice; nearest: {PREFIX}4k"
+                f"{SIZES[1]:,}, 1k = 1,024; nearest: {PREFIX}4k"
             )
-        self._twice = bool(match[3])
         self.name, self.count = source, min(BYTES // self.document_size, COUNT)
         self.size = self.count * self.document_size
 
@@ -89,72 +90,129 @@ class RecallShard:
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         for number in range(self.count):
-            text = document(number, self.document_size, self._twice).encode()
+            text = document(number, self.document_size).encode()
             yield examine(number, f"{self.name} document {number}", [text], seen), text
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
-        text = document(key, self.document_size, self._twice).encode()
+        text = document(key, self.document_size).encode()
         if digest is not None and examine(key, self.name, [text]).digest != digest:
             raise DataError(f"{self.name} document {key}: another text than the run began with, of another Python")
         return text[start:stop]
 
 
-def document(number: int, size: int, twice: bool = False) -> str:
-    """The text of a document, `size` - 1 bytes: with its end a row holds a whole number of them, and none is cut.
+class RecallDocuments(TokenizedDocuments):
+    """`packing.TokenDocuments` that say what is learnt; each piece is tokenised by itself."""
 
-    twice: it says a stretch twice, whatever its number.
-    """
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._made = functools.lru_cache(maxsize=16)(self._make)
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        return self._made(document)[0][start:stop]
+
+    def learnt(self, document: int, start: int, stop: int) -> np.ndarray:
+        """bool, which of its tokens [start, stop) are learnt; at their number stands the end of the document."""
+        return self._made(document)[1][start:stop]
+
+    def _count(self, log: Callable[[str], None]) -> np.ndarray:
+        counts_D, clock = np.zeros(len(self._chosen_D), np.int64), time.monotonic()
+        for document in range(len(counts_D)):
+            counts_D[document] = len(self._made(document)[0])
+            if time.monotonic() - clock > PROGRESS_SECONDS:
+                clock = time.monotonic()
+                log(f"data: counted the tokens of {document + 1:,} of {len(counts_D):,} documents")
+        return counts_D
+
+    def _make(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+        source = int(self._chosen_D[document])
+        shard = self._corpus.shards[self._corpus.shard_D[source]]
+        pieces = pieces_of(int(self._corpus.key_D[source]), shard.document_size)
+        ids = [self._tokenizer.encode(text) for text, _ in pieces]
+        learnt = [np.full(len(one), piece.learnt) for one, piece in zip(ids, pieces, strict=True)]
+        return self._checked(document, np.concatenate(ids)), np.append(np.concatenate(learnt), pieces[-1].learnt)
+
+
+def document(number: int, size: int) -> str:
+    """The text of a document, `size` - 1 bytes: with its end a row holds a whole number of them, and none is cut."""
+    return "".join(text for text, _ in pieces_of(number, size))
+
+
+def pieces_of(number: int, size: int) -> list[Piece]:
+    """A document in its pieces, in order."""
     draws = random.Random(number)
-    kind = 1.0 if twice else draws.random()
-    make = _needles if kind < _NEEDLES else _lines if kind < _LINES else _twice
-    text = make(draws, size - 1)
-    return _filler(draws, size - 1 - len(text.encode())) + text
+    pieces = (_twice if draws.random() < _TWICE else _facts)(draws, size - 1)
+    left = size - 1 - sum(len(text.encode()) for text, _ in pieces)
+    return [Piece(_filler(draws, left), False), *pieces] if left else pieces
 
 
 def _filler(draws: random.Random, size: int) -> str:
     """The end of some text, so many bytes."""
     text = "".join(_haystack(draws, 2 * size + 2000)) + "\n"
-    found = text.encode()[-size:].decode(errors="ignore") if size else ""
+    found = text.encode()[-size:].decode(errors="ignore")
     return " " * (size - len(found.encode())) + found
 
 
-def _needles(draws: random.Random, size: int) -> str:
-    wording = draws.choice(WORDINGS)
-    count = draws.randint(1, max(1, min(_MOST_NEEDLES, size // _APART)))
-    facts = [(_name(draws), _number(draws)) for _ in range(count)]
-    said = [wording.said.format(key=key, value=value) for key, value in facts]
-    asked = "".join(wording.asked.format(key=key, value=value) for key, value in draws.sample(facts, count))
-    texts = _haystack(draws, size - sum(map(len, said)) - len(asked))
-    for text in said:
-        texts.insert(draws.randint(0, len(texts)), text)
-    return "".join(texts).lstrip() + asked
-
-
-def _lines(draws: random.Random, size: int) -> str:
-    wording, facts, left = draws.choice(LINES), [], size
-    share = draws.uniform(0.1, 0.5)  # of lines that are said again
-    again = 1.0 - share  # the first of them is
-    while True:
-        key, value = _name(draws), str(uuid.UUID(int=draws.getrandbits(128), version=4))
-        fact = {"key": key, "value": value}
-        again += share
-        left -= len(wording.said.format(**fact)) + (len(wording.asked.format(**fact)) if again >= 1 else 0)
-        if left < 0:
-            break
-        facts.append((fact, again >= 1))
-        again -= again >= 1
-    said = "".join(wording.said.format(**fact) for fact, _ in facts)
-    told = [wording.asked.format(**fact) for fact, is_told in facts if is_told]
-    return said + "".join(draws.sample(told, len(told)))
-
-
-def _twice(draws: random.Random, size: int) -> str:
+def _twice(draws: random.Random, size: int) -> list[Piece]:
     words, left = [], size // 2 - 1
     while left > 0:
         words.append(draws.choice(prose.words()))
         left -= len(words[-1]) + 1
     text = " ".join(words[:-1])
-    return f"{text}\n{text}"
+    return [Piece(f"{text}\n", False), Piece(text, True)]
+
+
+def _facts(draws: random.Random, size: int) -> list[Piece]:
+    while not (facts := _fitting(draws, size)):  # long words
+        pass
+    facts = facts[: round(len(facts) ** draws.random())]  # as often a few as most of those that fit
+    said = [text for text, _ in facts]
+    asked = list(itertools.chain(*(pieces for _, pieces in draws.sample(facts, len(facts)))))
+    if draws.random() >= _IN_A_ROW:
+        texts = _haystack(draws, size - sum(map(len, said)) - sum(len(piece.text) for piece in asked))
+        for text in said:
+            texts.insert(draws.randint(0, len(texts)), text)
+        said = texts
+    return [Piece("".join(said), False), *asked]
+
+
+def _fitting(draws: random.Random, size: int) -> list[tuple[str, tuple[Piece, Piece]]]:
+    """(how it is said, how it is asked for and answered) of facts in one wording, as many as fit."""
+    wording, make, names, found = _wording(draws), _uuid if draws.random() < _CODES else _short, set(), []
+    while len(found) < _MOST_FACTS:
+        key, value = _name(draws), make(draws)
+        said, asked = wording.said.format(key=key, value=value), _asked(wording, key, value)
+        size -= len(said) + sum(len(piece.text) for piece in asked)
+        if size < 0:
+            break
+        if key not in names:
+            names.add(key)
+            found.append((said, asked))
+    return found
+
+
+def _asked(wording: Wording, key: str, value: str) -> tuple[Piece, Piece]:
+    question, end = wording.asked.format(key=key, value="\0").split("\0")
+    return Piece(question[:-1], False), Piece(f" {value}{end}", True)
+
+
+def _wording(draws: random.Random) -> Wording:
+    end = draws.choice((".", ";", "!", ",", " here.", ".\n", "\n"))
+    said = _statement(draws)
+    again = said if draws.random() < _SAME_WORDS else _statement(draws)
+    question = f"{_phrase(draws, 1, 4).capitalize()} {{key}}?" if draws.random() < 0.5 else ""
+    return Wording(f"{said}{end}", f"\n{question}{again}{end}")
+
+
+def _statement(draws: random.Random) -> str:
+    before, between = _phrase(draws, 0, 3).capitalize(), _phrase(draws, 0, 2)
+    between = f" {between}" if between else draws.choice((":", " =", " is", ","))
+    return f" {before}{' ' if before else ''}{{key}}{between} {{value}}"
+
+
+def _phrase(draws: random.Random, least: int, most: int) -> str:
+    """So many words, of the library's or small ones."""
+    count = draws.randint(least, most)
+    return " ".join(draws.choice(prose.words() if draws.random() < 0.6 else _SMALL) for _ in range(count))
 
 
 def _haystack(draws: random.Random, size: int) -> list[str]:
@@ -176,5 +234,15 @@ def _name(draws: random.Random) -> str:
     return f"{draws.choice(prose.words())}-{draws.choice(prose.words())}"
 
 
-def _number(draws: random.Random) -> str:
-    return str(draws.randint(10**6, 10**7 - 1))
+def _uuid(draws: random.Random) -> str:
+    return str(uuid.UUID(int=draws.getrandbits(128), version=4))
+
+
+def _short(draws: random.Random) -> str:
+    """A number of seven digits, or another number, a word, some letters and digits."""
+    kind = draws.random()
+    if kind < 0.6:
+        return str(draws.randint(10**6, 10**7 - 1))
+    if kind < 0.8:
+        return str(draws.randint(10, 10**9))
+    return draws.choice(prose.words()) if kind < 0.9 else f"{draws.getrandbits(40):010x}"
