@@ -42,7 +42,7 @@ _CODES = 0.3  # of those with facts: their values are UUIDs
 _IN_A_ROW = 0.3  # of those with facts: no sentence is among them
 _SAME_WORDS = 0.7  # ask as they told
 _MOST_FACTS = 512
-_SMALL = "the a of is has in for to and that my was with its".split()
+_SMALL = ("the", "a", "of", "is", "has", "in", "for", "to", "and", "that", "my", "was", "with", "its")
 
 
 class Piece(NamedTuple):

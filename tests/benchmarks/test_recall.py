@@ -1,4 +1,4 @@
-"""The curriculum of `recall:` documents, at the size of a CPU: it learns to find in a wording that it was not taught."""
+"""The curriculum of `recall:` documents at the size of a CPU: it finds in a wording that it was not taught."""
 
 import json
 

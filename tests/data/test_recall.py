@@ -85,9 +85,7 @@ def test_rows_weigh_the_answers_alone_and_cut_no_document(monkeypatch, tmp_path,
     assert not np.array_equal(dataset.train.row(3)["tokens"], dataset.held_out.row(0)["tokens"])
 
 
-@pytest.mark.parametrize(
-    "source", ["recall:", "recall:4k:once", "recall:4k:twice", "recall:4g", "recall:99", "recall:17m"]
-)
+@pytest.mark.parametrize("source", ["recall:", "recall:4k:twice", "recall:4g", "recall:99", "recall:17m"])
 def test_a_size_that_is_none_is_refused_in_one_line(source):
     with pytest.raises(ValueError, match=r"data.source='recall:.*allowed: recall:SIZE.*nearest: recall:4k$"):
         find_shards(source, "text")
