@@ -11,6 +11,11 @@ LISTED = 12  # of many problems
 _ALIKE = 3  # names alike but for their numbers are one problem from here on
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def listing(problems: Sequence[str], between: str = "; ") -> str:
     """The first problems in one text, and how many more there are."""
     more = [f"and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []

@@ -21,6 +21,7 @@ from mm01_jax.data.conversations import IMAGE, check_messages, count_images, tex
 from mm01_jax.data.json_lines import JsonLines, json_object, whole_line
 from mm01_jax.data.text import DataError, Record, Seen, Shard
 from mm01_jax.files import quoted, shown
+from mm01_jax.messages import counted
 
 _MOST_IMAGES = 10_000  # of a conversation
 
@@ -94,7 +95,8 @@ class ConversationShard:
         if len(images) > _MOST_IMAGES:
             raise ValueError(f"it has {len(images):,} images; allowed: at most {_MOST_IMAGES:,}")
         if (marks := count_images(messages)) != len(images):
-            raise ValueError(f"its text has {marks} {IMAGE} marks and it has {len(images)} images")
+            has = counted(marks, f"{IMAGE} mark"), counted(len(images), "image")
+            raise ValueError(f"its text has {has[0]} and it has {has[1]}")
         if files is None:
             pictures = [self._beside(image) for image in images]
         else:

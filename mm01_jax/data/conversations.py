@@ -17,6 +17,7 @@ import numpy as np
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.data.tool_calls import MINIMAX_01, Form
 from mm01_jax.files import quoted
+from mm01_jax.messages import counted
 
 BEGIN, END, IMAGE = "<beginning_of_sentence>", "<end_of_sentence>", "<image>"
 HEADERS = {
@@ -100,7 +101,8 @@ def render(
     marks = count_images(messages)
     if marks != len(image_tokens):
         raise ValueError(
-            f"{marks} {IMAGE} marks in the text and {len(image_tokens)} images; allowed is one mark an image"
+            f"{counted(marks, f'{IMAGE} mark')} in the text and {counted(len(image_tokens), 'image')}; allowed is one "
+            "mark an image"
         )
     begin, end = (np.array([tokenizer.special(name)], np.int32) for name in (BEGIN, END))
     newline, waiting = tokenizer.encode("\n"), list(image_tokens)

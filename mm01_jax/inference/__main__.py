@@ -16,7 +16,6 @@ Exit codes: 0 done, 2 what was typed is wrong, 3 bad checkpoint or data, 74 a fu
 130 interrupted.
 """
 
-import functools
 import sys
 import types
 from collections.abc import Sequence
@@ -158,8 +157,10 @@ def _check_uses(given: types.SimpleNamespace) -> None:
 
 def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
     """Prints the prompt, then the new text as it comes."""
+    from mm01_jax.inference import marks
     from mm01_jax.inference.text import stream
 
+    marks.check_text("--prompt", given.prompt, loaded.config.vision, "--image=a.png")
     print(given.prompt, end="", flush=True)
     for piece in stream(loaded.model, loaded.tokenizer, loaded.tokenizer.encode(given.prompt), settings):
         print(piece, end="", flush=True)
@@ -167,14 +168,19 @@ def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
 
 
 def _chat(given: types.SimpleNamespace, loaded, settings) -> None:
-    from mm01_jax.inference import prompt_answers
+    from mm01_jax.inference import marks, prompt_answers
     from mm01_jax.inference.chat import Chat
     from mm01_jax.inference.text import Speaker
 
-    template = prompt_answers.template(given, loaded)
+    template, vision, nearest = prompt_answers.template(given, loaded), loaded.config.vision, "--prompt with --image"
+    marks.check_text("--system", given.system or "", vision, nearest)
     prompt_answers.check_thoughts(settings, template.thinks)
     speaker = Speaker(loaded.model, loaded.tokenizer, settings, template.stop(loaded.tokenizer), remembers=True)
-    ids = functools.partial(template.ids, tokenizer=loaded.tokenizer)
+
+    def ids(messages: Sequence[dict]):
+        marks.check_text("what was said", messages[-1]["content"], vision, nearest)
+        return template.ids(messages, tokenizer=loaded.tokenizer)
+
     Chat(ids, speaker.say, given.system, thinks=template.thinks).run()
 
 

@@ -1,8 +1,7 @@
 """What is asked of a model, and what it answers."""
 
-import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,17 +10,25 @@ from mm01_jax.data.image_grid import TEXT
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import Stops
+from mm01_jax.messages import counted
+
+if TYPE_CHECKING:
+    from mm01_jax.data.images.opening import Source  # needs pillow, which text alone does not
 
 
 class Asked(NamedTuple):
-    """A prompt and what it shows.
+    """A prompt, what it shows, and what its answer is like.
 
-    ids: (S,) int32. index: (S,) int32, their index table. files: the images; without any there is no table.
+    ids: (S,) int32. index: (S,) int32, their index table. files: the images; without any there is no table. stop: the
+    id that ends its answer besides the end of a document: the end of a turn, of a conversation. thinks: whether the
+    model thinks before it answers.
     """
 
     ids: np.ndarray
     index: np.ndarray | None = None
-    files: tuple[str | os.PathLike | bytes, ...] = ()
+    files: "tuple[Source, ...]" = ()
+    stop: int | None = None
+    thinks: bool = False
 
 
 class Shown(NamedTuple):
@@ -52,7 +59,7 @@ class Settings(NamedTuple):
 class Job(NamedTuple):
     """A prompt, how it is answered, how many times.
 
-    shows: makes what its image tokens show, when its turn comes; tiles: how many those are.
+    shows: makes what its image tokens show, when its turn comes; tiles: how many those are. stop: as in `Asked`.
     """
 
     prompt: np.ndarray
@@ -60,6 +67,7 @@ class Job(NamedTuple):
     samples: int = 1
     shows: Callable[[], Shown] | None = None
     tiles: int = 0
+    stop: int | None = None
 
 
 class Answer(NamedTuple):
@@ -72,10 +80,11 @@ class Answer(NamedTuple):
     error: str | None = None
 
 
-def ends(tokenizer: Tokenizer, settings: Settings, stop: int | None) -> Stops:
-    """What ends a text: the end of a document, the end of a turn (`stop`), what was asked for."""
-    own = {tokenizer.end_of_document} if stop is None else {tokenizer.end_of_document, stop}
-    return settings.stop._replace(ids=settings.stop.ids | own)
+def ends(tokenizer: Tokenizer, job: Job) -> Stops:
+    """What ends an answer: the end of a document, that of a turn, what was asked for."""
+    own = {tokenizer.end_of_document} if job.stop is None else {tokenizer.end_of_document, job.stop}
+    asked = job.settings.stop
+    return asked._replace(ids=asked.ids | own)
 
 
 def check_shown(prompt: np.ndarray, shows: Shown | None, vision: VisionConfig | None, tiles: int) -> None:
@@ -84,8 +93,8 @@ def check_shown(prompt: np.ndarray, shows: Shown | None, vision: VisionConfig | 
     if shows is None:
         if vision is not None and (marked := prompt == image_token).any():
             raise ValueError(
-                f"prompt: got {marked.sum()} tokens of images (id {image_token}) and no images; allowed: as many as "
-                "the images take; nearest: Request(shows=Shown(tiles, index)) (`pictures.show`)"
+                f"prompt: got {counted(marked.sum(), 'token')} of images (id {image_token}) and no images; allowed: as "
+                "many as the images take; nearest: Request(shows=Shown(tiles, index)) (`pictures.show`)"
             )
         return
     if vision is None or not tiles:

@@ -14,7 +14,7 @@ import numpy as np
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.asked import Answer, Job, Settings
-from mm01_jax.inference.engine_request import MOST_SAMPLES, Result, check_count
+from mm01_jax.inference.engine_request import MOST_SAMPLES, Result, check_biases, check_count, whole_numbers
 from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
@@ -56,6 +56,12 @@ def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> J
     return Job(prompt, Settings(max_tokens, sampling, seed, stop, settings.thinks, thinking_tokens), samples)
 
 
+def check_ids(job: Job, vocab_size: int) -> None:
+    """ValueError where an id that ends an answer, or whose logit is moved, is none of the vocabulary."""
+    check_biases(job.settings.sampling, vocab_size)
+    whole_numbers("stop", sorted(job.settings.stop.ids), vocab_size)
+
+
 def _token_id(text: str) -> int:
     """An id as JSON has it for a key."""
     if not (isinstance(text, str) and text.isdecimal()):
@@ -69,7 +75,6 @@ def answers(
     jobs: Sequence[Job],
     *,
     slots: int,
-    stop: int | None = None,
     told: Callable[[dict], object] = lambda _: None,
 ) -> Iterator[list[Answer]]:
     """The answers to each job, in order, as soon as it and those before it are done.
@@ -77,10 +82,9 @@ def answers(
     Every process of the model's mesh calls it alike.
 
     Args:
-      slots: how many answers run at a time, at least. stop: the id that ends an answer besides the end of a document.
-      told: gets the engine's statistics in the end.
+      slots: how many answers run at a time, at least. told: gets the engine's statistics in the end.
     """
-    requests = [request_of(job, tokenizer, stop) for job in jobs]
+    requests = [request_of(job, tokenizer) for job in jobs]
     slots = min(slots, sum(job.samples for job in jobs))
     engine = engine_for(model, tokenizer, requests, slots, tiles=max(job.tiles for job in jobs))
     todo, submitted, under_way = collections.deque(zip(jobs, requests, strict=True)), collections.deque(), set()

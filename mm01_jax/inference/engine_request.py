@@ -11,6 +11,7 @@ from mm01_jax.inference import masks
 from mm01_jax.inference.asked import Shown, check_shown
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
+from mm01_jax.messages import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,7 +131,7 @@ def check(request: Request, limits: Limits) -> np.ndarray:
         raise ValueError(f"request: got a {type(request).__name__}; allowed: a Request")
     if isinstance(request.prompt, str | bytes):
         raise ValueError(f"prompt: got text; allowed: token ids of it, 0 to {limits.vocab_size - 1}")
-    prompt = _whole_numbers("prompt", request.prompt, limits.vocab_size)
+    prompt = whole_numbers("prompt", request.prompt, limits.vocab_size)
     if not len(prompt):
         raise ValueError("prompt: got no token; allowed: at least one")
     check_shown(prompt, request.shows, limits.vision, limits.tiles)
@@ -140,24 +141,23 @@ def check(request: Request, limits: Limits) -> np.ndarray:
     if length > limits.max_length:
         needs, has = (limits.state_bytes + limits.position_bytes * count for count in (length, limits.max_length))
         raise ValueError(
-            f"{f'place={request.place}, ' if request.place else ''}prompt of {len(prompt)} tokens and max_tokens="
-            f"{request.max_tokens} need {length} positions, {needs:,} bytes; a slot has {limits.max_length}, {has:,} "
-            f"bytes; nearest: max_tokens={max(1, limits.max_length - request.place - len(prompt))} and a prompt of at "
-            f"most {limits.max_length - 1}"
+            f"{f'place={request.place}, ' if request.place else ''}prompt of {counted(len(prompt), 'token')} and "
+            f"max_tokens={request.max_tokens} need {length} positions, {needs:,} bytes; a slot has "
+            f"{limits.max_length}, {has:,} bytes; nearest: max_tokens="
+            f"{max(1, limits.max_length - request.place - len(prompt))} and a prompt of at most {limits.max_length - 1}"
         )
     if not isinstance(request.sampling, Sampling):
         raise ValueError(f"sampling: got {request.sampling!r}; allowed: a Sampling")
     check_seed(request.seed)
-    if bad := [token for token in request.sampling.logit_bias if token >= limits.vocab_size]:
-        raise ValueError(f"logit_bias: got the id {bad[0]}; allowed: 0 to {limits.vocab_size - 1}")
-    stop_ids = _whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
+    check_biases(request.sampling, limits.vocab_size)
+    stop_ids = whole_numbers("stop_ids", request.stop_ids, limits.vocab_size)
     if len(stop_ids) > limits.stop_ids:
-        raise ValueError(f"stop_ids: got {len(stop_ids)} ids; allowed: at most {limits.stop_ids}")
+        raise ValueError(f"stop_ids: got {counted(len(stop_ids), 'id')}; allowed: at most {limits.stop_ids}")
     if (found := stops(request.stop)).ids:
         raise ValueError(f"stop: got the id {min(found.ids)}; allowed: texts; nearest: stop_ids=({min(found.ids)},)")
     if found.strings and not limits.reads_text:
         raise ValueError(f"stop: got {found.strings[0]!r}; allowed: ids in stop_ids, or an Engine(tokenizer=...)")
-    _whole_numbers("expected", request.expected, limits.vocab_size)
+    whole_numbers("expected", request.expected, limits.vocab_size)
     _check_wanted(request, limits)
     check_count("priority", request.priority, None, None)
     if not (request.mask is None or callable(request.mask)):
@@ -177,7 +177,14 @@ def _check_wanted(request: Request, limits: Limits) -> None:
         raise ValueError("routed_experts: got True; allowed: False, or True of an Engine(routed_experts=True)")
 
 
-def _whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:
+def check_biases(sampling: Sampling, vocab_size: int) -> None:
+    """ValueError where an id whose logit is moved is none of the vocabulary."""
+    if bad := [token for token in sampling.logit_bias if token >= vocab_size]:
+        raise ValueError(f"logit_bias: got the id {bad[0]}; allowed: 0 to {vocab_size - 1}")
+
+
+def whole_numbers(name: str, values, vocab_size: int) -> np.ndarray:
+    """int32 ids; ValueError where they are none of the vocabulary."""
     if not isinstance(values, np.ndarray | list | tuple):  # what has no order, or can be read once alone, is none
         raise ValueError(f"{name}: got a {type(values).__name__}; allowed: a list, tuple or array of token ids")
     try:

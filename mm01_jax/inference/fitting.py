@@ -27,9 +27,9 @@ MOST_TILES = 8  # in a call of the tower
 SNAPSHOTS = 16  # pieces between two states of a conversation's prompt that are kept
 
 
-def request_of(job: Job, tokenizer: Tokenizer, stop: int | None) -> Request:
-    """What an engine is asked for a job; stop: the id that ends an answer besides the end of a document."""
-    settings, ending = job.settings, ends(tokenizer, job.settings, stop)
+def request_of(job: Job, tokenizer: Tokenizer) -> Request:
+    """What an engine is asked for a job."""
+    settings, ending = job.settings, ends(tokenizer, job)
     budget = settings.thinking_tokens
     return Request(
         prompt=job.prompt,

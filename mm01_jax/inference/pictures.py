@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 
 from mm01_jax.config import VisionConfig
-from mm01_jax.data.conversations import render
+from mm01_jax.data.conversations import END, render
 from mm01_jax.data.image_grid import text_table
-from mm01_jax.data.images.opening import ImageError, decode, open_image
+from mm01_jax.data.images.opening import ImageError, Source, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import shown
 from mm01_jax.inference.asked import Asked, Shown
+from mm01_jax.inference.given_pictures import check_form
 
-File = str | os.PathLike | bytes
 
-
-def check_sound(files: Sequence[File], root: pathlib.Path | None = None) -> None:
+def check_sound(files: Sequence[Source], root: pathlib.Path | None = None) -> None:
     """Refuses what is no sound image, and with `root` what does not lie in that folder.
 
     Raises:
@@ -32,16 +31,17 @@ def check_sound(files: Sequence[File], root: pathlib.Path | None = None) -> None
 
 def ask(
     conversation: Sequence[dict[str, Any]],
-    files: Sequence[File],
+    files: Sequence[Source],
     tokenizer: Tokenizer,
     vision: VisionConfig,
     context: int | None = None,
+    tools: Sequence[Any] = (),
 ) -> Asked:
     """A prompt that the assistant is to answer. Of the images nothing but their headers is read.
 
     Args:
       files: the images, in the order of the `<image>` marks.
-      context: the most tokens that prompt and answer may have together; None: any number.
+      context: the most tokens that prompt and answer may have together; None: any number. tools: that it may call.
 
     Raises:
       ImageError: an image that is none, or ends beyond the context. ValueError: more or fewer marks than images.
@@ -50,7 +50,7 @@ def ask(
     sizes = [open_image(file, name).size for file, name in zip(files, names, strict=True)]
     layouts = [layout_of(size, vision, name) for size, name in zip(sizes, names, strict=True)]
     tokens = [layout.num_tokens for layout in layouts]
-    ids = render(conversation, tokenizer, tokens, generate=True).ids
+    ids = render(conversation, tokenizer, tokens, tools=tools, generate=True).ids
     places = np.flatnonzero(ids == vision.image_token)
     for end, taken, name in zip(np.cumsum(tokens), tokens, names, strict=True):
         if context is not None and places[end - 1] + 1 >= context:
@@ -58,11 +58,14 @@ def ask(
                 f"{name}: takes {taken:,} tokens and ends at token {places[end - 1] + 1:,} of its prompt; allowed: "
                 f"before {context:,}, the context (train.sequence_length of the checkpoint's config)"
             )
-    return Asked(ids, text_table(ids == vision.image_token, layouts), tuple(files))
+    stop = tokenizer.special(END)
+    if not files:
+        return Asked(ids, stop=stop)
+    return Asked(ids, text_table(ids == vision.image_token, layouts), tuple(files), stop)
 
 
-def show(asked: Asked, vision: VisionConfig) -> Shown:
-    """The pixels of all images of a prompt.
+def show(asked: Asked, vision: VisionConfig) -> Shown | None:
+    """The pixels of all images of a prompt; None of one without.
 
     Raises:
       ImageError: names the image that is none.
@@ -71,7 +74,7 @@ def show(asked: Asked, vision: VisionConfig) -> Shown:
     for number, file in enumerate(asked.files, start=1):
         name = _name(file, number)
         tiles.append(normalise(make_tiles(decode(open_image(file, name), name), vision, name)))
-    return Shown(np.concatenate(tiles), asked.index)
+    return Shown(np.concatenate(tiles), asked.index) if tiles else None
 
 
 def num_tiles(asked: Asked, vision: VisionConfig) -> int:
@@ -81,14 +84,27 @@ def num_tiles(asked: Asked, vision: VisionConfig) -> int:
 
 def prompts(
     conversations: Sequence[Sequence[dict[str, Any]]],
-    files: Sequence[Sequence[File]],
+    files: Sequence[Sequence[Source]],
     tokenizer: Tokenizer,
     vision: VisionConfig,
-) -> tuple[list[np.ndarray], list[Shown]]:
-    """Prompts that the assistant is to answer, and what they show; files and errors are those of `ask`."""
-    asked = [ask(said, some, tokenizer, vision) for said, some in zip(conversations, files, strict=True)]
+) -> tuple[list[np.ndarray], list[Shown | None]]:
+    """Prompts that the assistant is to answer, and what each shows; none of its images is read where one is wrong.
+
+    Args:
+      files: of each prompt, in the order of its marks; none of a prompt without.
+
+    Raises:
+      ImageError, ValueError: as of `ask`, with the number of the prompt; files of another form.
+    """
+    check_form(files, len(conversations))
+    asked = []
+    for number, (said, some) in enumerate(zip(conversations, files, strict=True)):
+        try:
+            asked.append(ask(said, some, tokenizer, vision))
+        except (ValueError, ImageError) as error:
+            raise type(error)(f"prompts[{number}]: {error}") from None
     return [one.ids for one in asked], [show(one, vision) for one in asked]
 
 
-def _name(file: File, number: int) -> str:
-    return f"image {number}" if isinstance(file, bytes) else shown(os.fspath(file))
+def _name(file: Source, number: int) -> str:
+    return shown(os.fspath(file)) if isinstance(file, str | os.PathLike) else f"image {number}"

@@ -15,26 +15,24 @@ import numpy as np
 from mm01_jax import arguments, cluster
 from mm01_jax.checkpoint import processes
 from mm01_jax.data import templates
-from mm01_jax.data.conversations import END, check_messages
-from mm01_jax.data.text import DataError
+from mm01_jax.data.conversations import check_messages
 from mm01_jax.files import quoted
-from mm01_jax.inference import answer_file, batch, prompt_file
+from mm01_jax.inference import answer_file, batch, marks, prompt_file
 from mm01_jax.inference.answer_file import Begun
 from mm01_jax.inference.asked import Answer, Asked, Job, Settings
+from mm01_jax.messages import counted
 from mm01_jax.progress import Progress
 
 _ASKED = ("checkpoint", "tokenizer", "dtype", "quantize", "template", "seed", "max_tokens", "thinking_tokens")
 _SETTINGS = (*_ASKED, "temperature", "top_k", "top_p")
+_WITH_IMAGE = '"images": ["a.png"]'
 
 
 class Prompts(NamedTuple):
-    """The lines of a file as the model takes them in. stop: the token that ends an answer. thinks: whether the model
-    thinks before it answers a conversation. template_text: a digest of what makes text of conversations."""
+    """The lines of a file as the model takes them in. template_text: a digest of what makes text of conversations."""
 
     lines: Sequence[dict]
     asked: Sequence[Asked]
-    stop: int | None
-    thinks: bool
     template_text: str | None = None
 
 
@@ -44,10 +42,10 @@ def answer_all(
     """Answers every line, --batch at a time; says how far it is on stderr. weights: their digest, if they have one."""
     prompts = _prompts(given, loaded, lines)
     with_images = next((n for n, asked in enumerate(prompts.asked, start=1) if asked.files), None)
-    check_thoughts(settings, prompts.thinks, with_images)
+    check_thoughts(settings, any(asked.thinks for asked in prompts.asked), with_images)
     jobs = _jobs(given, loaded, settings, prompts)
-    begun = begun_by_all(given.out, _follows_from(given, prompts, weights), [job.samples for job in jobs])
-    found = _answered(given, loaded, prompts, jobs[begun.prompts :])
+    begun = begun_by_all(given.out, _follows_from(given, loaded, prompts, weights), [job.samples for job in jobs])
+    found = _answered(given, loaded, jobs[begun.prompts :])
     progress = Progress(begun.prompts, len(lines), sys.stderr)
 
     def answered() -> Iterator:
@@ -61,7 +59,7 @@ def answer_all(
         collections.deque(answered(), maxlen=0)  # every process computes, one writes
         return
     answer_file.finish(given.out, begun, answered())
-    print(f"{given.out}: {len(lines)} answers")
+    print(f"{given.out}: {counted(len(lines), 'answer')}")
 
 
 def template(given: types.SimpleNamespace, loaded):
@@ -73,23 +71,27 @@ def template(given: types.SimpleNamespace, loaded):
 
 
 def _prompts(given: types.SimpleNamespace, loaded, lines: Sequence[dict]) -> Prompts:
-    with_images = any(fields.get("images") for fields in lines)
+    """What one line asks follows from that line alone; the template is the same for all that need one."""
+    tokenizer, vision = loaded.tokenizer, loaded.config.vision
     in_conversation = any("messages" in fields and not fields.get("images") for fields in lines)
     chosen = template(given, loaded) if in_conversation else None
-    stop = chosen.stop(loaded.tokenizer) if in_conversation else None
+    stop = chosen.stop(tokenizer) if in_conversation else None
 
     def asked(fields: dict) -> Asked:
         if fields.get("images"):
             return _about_images(given, loaded, fields)
         if "messages" in fields:
-            return Asked(chosen.ids(fields["messages"], loaded.tokenizer, fields.get("tools")))
-        return Asked(loaded.tokenizer.encode(fields["prompt"]))
+            marks.check_conversation(fields["messages"], vision, _WITH_IMAGE)
+            ids = chosen.ids(fields["messages"], tokenizer, fields.get("tools"))
+            return Asked(ids, stop=stop, thinks=chosen.thinks)
+        marks.check_text("prompt", fields["prompt"], vision, _WITH_IMAGE)
+        return Asked(tokenizer.encode(fields["prompt"]))
 
     found = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
-    stop = loaded.tokenizer.special(END) if with_images and stop is None else stop
-    source = None if chosen is None else getattr(chosen, "source", chosen.name)
-    text = source and hashlib.sha256(source.encode()).hexdigest()
-    return Prompts(lines, found, stop, thinks=chosen is not None and chosen.thinks, template_text=text)
+    if chosen is None:
+        return Prompts(lines, found)
+    source = json.dumps([getattr(chosen, "source", chosen.name), dict(getattr(chosen, "tokens", {}))], sort_keys=True)
+    return Prompts(lines, found, hashlib.sha256(source.encode()).hexdigest())
 
 
 def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
@@ -102,11 +104,8 @@ def _about_images(given: types.SimpleNamespace, loaded, fields: dict) -> Asked:
         raise ValueError(f"images: got {got}; allowed: a checkpoint with vision, which this one has not")
     said = fields.get("messages") or [{"role": "user", "content": fields["prompt"]}]
     check_messages(said)
-    files = [folder / image for image in fields["images"]]
-    try:
-        return pictures.ask(said, files, loaded.tokenizer, config.vision, config.train.sequence_length)
-    except DataError as error:
-        raise ValueError(str(error)) from None
+    files, context = [folder / image for image in fields["images"]], config.train.sequence_length
+    return pictures.ask(said, files, loaded.tokenizer, config.vision, context, fields.get("tools") or ())
 
 
 def check_thoughts(settings: Settings, thinks: bool, with_images: int | None = None) -> None:
@@ -124,10 +123,10 @@ def _jobs(given: types.SimpleNamespace, loaded, settings: Settings, prompts: Pro
 
     def job(number: int) -> Job:
         fields, asked = prompts.lines[number], prompts.asked[number]
-        thinks = prompts.thinks and "messages" in fields and not asked.files
-        budget = settings.thinking_tokens if thinks else None
-        seeded = settings._replace(seed=settings.seed + number, thinks=thinks, thinking_tokens=budget)
-        found = batch.job(asked.ids, seeded, fields.get("options", {}))
+        budget = settings.thinking_tokens if asked.thinks else None
+        seeded = settings._replace(seed=settings.seed + number, thinks=asked.thinks, thinking_tokens=budget)
+        found = batch.job(asked.ids, seeded, fields.get("options", {}))._replace(stop=asked.stop)
+        batch.check_ids(found, loaded.tokenizer.vocab_size)
         if not asked.files:
             return found
         from mm01_jax.inference import pictures  # needs pillow, which text alone does not
@@ -139,13 +138,13 @@ def _jobs(given: types.SimpleNamespace, loaded, settings: Settings, prompts: Pro
     return [prompt_file.at_line(given.prompts, n + 1, job, n) for n in range(len(prompts.lines))]
 
 
-def _follows_from(given: types.SimpleNamespace, prompts: Prompts, weights: str | None) -> dict:
+def _follows_from(given: types.SimpleNamespace, loaded, prompts: Prompts, weights: str | None) -> dict:
     """What the answers follow from; how they are computed (mesh, batch) aside."""
     said = hashlib.sha256(json.dumps(prompts.lines).encode()).hexdigest()
     files = list(dict.fromkeys(file for asked in prompts.asked for file in asked.files))
     asked = {name: getattr(given, name) for name in _SETTINGS}
-    images = {"images": _digest(files) if files else None, "template_text": prompts.template_text}
-    return {"weights": weights, "prompts": said} | images | asked
+    read = {"images": _digest(files) if files else None, "template_text": prompts.template_text}
+    return {"weights": weights, "prompts": said, "tokenizer_file": loaded.tokenizer.fingerprint} | read | asked
 
 
 def _digest(files: Sequence[pathlib.Path]) -> str:
@@ -169,12 +168,11 @@ def begun_by_all(path: str, follows_from: dict, samples: Sequence[int]) -> Begun
     return Begun(int(count[0]), begun.size)
 
 
-def _answered(given, loaded, prompts: Prompts, jobs: Sequence[Job]) -> Iterator[list[Answer]]:
+def _answered(given, loaded, jobs: Sequence[Job]) -> Iterator[list[Answer]]:
     """The answers to each job."""
     if not jobs:
         return iter(())
-    options = {"slots": given.batch, "stop": prompts.stop, "told": _tell}
-    return batch.answers(loaded.model, loaded.tokenizer, jobs, **options)
+    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, told=_tell)
 
 
 def _tell(statistics: dict) -> None:

@@ -21,7 +21,7 @@ def read(path: str) -> list[dict[str, Any]]:
     """Every line of a file.
 
     Raises:
-      ValueError: names the first line that is wrong.
+      ValueError: names the first line that is wrong. DataError: names the first whose picture is.
     """
     found = []
     with Door(ValueError).open(path) as file:
@@ -35,11 +35,11 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: Any) -> T:
-    """What the function makes of the line; what is wrong with it says where it stands."""
+    """What the function makes of the line; what is wrong with it, or with its pictures, says where it stands."""
     try:
         return function(*arguments)
-    except ValueError as error:
-        raise ValueError(f"{path} line {number}: {error}") from None
+    except (ValueError, DataError) as error:
+        raise (DataError if isinstance(error, DataError) else ValueError)(f"{path} line {number}: {error}") from None
 
 
 def _read_line(line: bytes) -> dict[str, Any]:
@@ -58,6 +58,9 @@ def _read_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"prompt: got {quoted(fields['prompt'])}; allowed: a text that is not empty")
     if "messages" in fields:
         _check_messages(fields["messages"])
+    tools = fields.get("tools") if "messages" in fields else None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(f"tools: got {quoted(tools)}; allowed: a list of functions, each an object of JSON")
     images = fields.get("images", [])
     if not (isinstance(images, list) and all(isinstance(image, str) and image for image in images)):
         raise ValueError(f'images: got {quoted(images)}; allowed: a list of paths; nearest: "images": ["a.png"]')
@@ -67,10 +70,7 @@ def _read_line(line: bytes) -> dict[str, Any]:
 def _check_images(images: Sequence[str], folder: pathlib.Path) -> None:
     from mm01_jax.inference import pictures  # needs pillow, which text alone does not
 
-    try:
-        pictures.check_sound([folder / image for image in images], folder)
-    except DataError as error:
-        raise ValueError(str(error)) from None
+    pictures.check_sound([folder / image for image in images], folder)
 
 
 def _check_messages(messages: Any) -> None:

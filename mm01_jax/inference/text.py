@@ -1,21 +1,29 @@
 """From prompts to text, on the engine: `generate` at once, `Speaker` and `stream` as it comes."""
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
+from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.conversations import END
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference import batch
+from mm01_jax.files import quoted
+from mm01_jax.inference import batch, marks
 from mm01_jax.inference.asked import Answer, Job, Settings, Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, check_count
+from mm01_jax.inference.engine_sizes import check_kind
 from mm01_jax.inference.fitting import engine_for, request_of
-from mm01_jax.inference.sampling import Sampling
+from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+
+if TYPE_CHECKING:
+    from mm01_jax.data.images.opening import Source  # needs pillow, which text alone does not
+
+_ARGUMENTS = ("max_tokens", "sampling", "seed", "images")
 
 
 def generate(
@@ -26,30 +34,66 @@ def generate(
     max_tokens: int = 256,
     sampling: Sampling | None = None,
     seed: int = 0,
-    images: Sequence[Sequence[str | os.PathLike | bytes]] | None = None,
+    images: "Sequence[Sequence[Source]] | None" = None,
+    **unknown: Never,
 ) -> list[str]:
     """The text after each prompt, all of them in one engine, on the mesh that the model is on.
 
     Args:
-      images: of a VLModel, the files of each prompt in the order of its `<image>` marks; a prompt is then what a user
-        says, in the official template.
-      sampling: None is `Sampling()`. seed: of the first prompt, one more for each next; a
-        prompt's text follows from it and its seed.
+      images: of a VLModel, for each prompt a list of its pictures (paths, bytes of files, images of Pillow) in the
+        order of its `<image>` marks, [] where it has none; every prompt is then what a user says, in the official
+        template.
+      sampling: how to choose, `Sampling(temperature=0)`; None is `Sampling()`. seed: of the first prompt, one more for
+        each next; a prompt's text follows from it and its seed.
 
     Raises:
-      ValueError: one string instead of several, no prompt or an empty one, max_tokens below 1.
+      ValueError: one string instead of several, no prompt or an empty one, max_tokens below 1; marks without pictures,
+        pictures without marks, or of another form. ImageError: a file that is no sound picture. TypeError: another
+        argument.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
-    settings = Settings(max_tokens, sampling or Sampling(), seed)
-    if images is not None:
+    if unknown:
+        raise TypeError(_not_taken(*next(iter(unknown.items()))))
+    _check(model, prompts, sampling, seed)
+    settings = Settings(max_tokens, Sampling() if sampling is None else sampling, seed)
+    vision = model.vision.config if isinstance(model, VLModel) else None
+    if images is None:
+        for number, prompt in enumerate(prompts):
+            marks.check_text(f"prompts[{number}]", prompt, vision, 'images=[["a.png"]]')
+        given = answers(model, tokenizer, [tokenizer.encode(prompt) for prompt in prompts], settings)
+    elif vision is None:
+        raise ValueError("images: got pictures; allowed: none of a model of text; nearest: images=None")
+    else:
         from mm01_jax.inference import pictures  # needs pillow, which text alone does not
 
         asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        ids, shown = pictures.prompts(asked, images, tokenizer, model.vision.config)
+        ids, shown = pictures.prompts(asked, images, tokenizer, vision)
         given = answers(model, tokenizer, ids, settings, tokenizer.special(END), shown)
-        return [answer.text for answer in given]
-    return [answer.text for answer in answers(model, tokenizer, [tokenizer.encode(p) for p in prompts], settings)]
+    return [answer.text for answer in given]
+
+
+def _check(model: TextModel | VLModel, prompts: Sequence[str], sampling: Sampling | None, seed: int) -> None:
+    """ValueError where an argument of `generate` is of another form."""
+    check_kind("model", model, TextModel | VLModel)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
+    if not isinstance(prompts, list | tuple):
+        raise ValueError(f'prompts: got a {type(prompts).__name__}; allowed: a list of texts; nearest: ["def "]')
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompts[{number}]: got {quoted(prompt)}; allowed: a text")
+        if not prompt:
+            raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
+    check_kind("sampling", sampling, Sampling | None)
+    check_seed(seed)
+
+
+def _not_taken(name: str, value: object) -> str:
+    """What is wrong with an argument that `generate` does not have."""
+    settings = [field.name for field in dataclasses.fields(Sampling)]
+    near = nearest_name(name, [*_ARGUMENTS, *settings])
+    right = f"sampling=Sampling({near}={quoted(value)})" if near in settings else f"{near}={quoted(value)}"
+    nearest = "" if near is None else f"; nearest: {right}"
+    return f"generate: got {name}={quoted(value)}; allowed: {', '.join(_ARGUMENTS)}{nearest}"
 
 
 def answers(
@@ -58,7 +102,7 @@ def answers(
     prompts: Sequence[np.ndarray],
     settings: Settings,
     stop: int | None = None,
-    images: Sequence[Shown] | None = None,
+    images: Sequence[Shown | None] | None = None,
 ) -> list[Answer]:
     """The text after each of some prompts, all of them in one engine.
 
@@ -70,11 +114,13 @@ def answers(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
-    jobs = [Job(prompt, settings._replace(seed=settings.seed + number)) for number, prompt in enumerate(prompts)]
-    if images is not None:
-        told = zip(jobs, images, strict=True)
-        jobs = [job._replace(shows=lambda shown=shown: shown, tiles=len(shown.tiles)) for job, shown in told]
-    return [answer for (answer,) in batch.answers(model, tokenizer, jobs, slots=len(jobs), stop=stop)]
+    jobs = []
+    for number, (prompt, shown) in enumerate(zip(prompts, images or [None] * len(prompts), strict=True)):
+        job = Job(prompt, settings._replace(seed=settings.seed + number), stop=stop)
+        if shown is not None:
+            job = job._replace(shows=lambda shown=shown: shown, tiles=len(shown.tiles))
+        jobs.append(job)
+    return [answer for (answer,) in batch.answers(model, tokenizer, jobs, slots=len(jobs))]
 
 
 class Speaker:
@@ -105,7 +151,7 @@ class Speaker:
         Returns:
           (of the generator) how it finished, as in `Answer`.
         """
-        request = request_of(Job(prompt, self._settings), self._tokenizer, self._stop)
+        request = request_of(Job(prompt, self._settings, stop=self._stop), self._tokenizer)
         request = dataclasses.replace(request, shows=shown)
         engine = self._taken(request)
         id = engine.submit(request)

@@ -55,7 +55,7 @@ def test_text_and_parts_render_alike():
 
 @pytest.mark.parametrize("images", [[], [1, 1]])
 def test_more_or_fewer_marks_than_images_are_refused(images):
-    with pytest.raises(ValueError, match=f"1 <image> marks in the text and {len(images)} images"):
+    with pytest.raises(ValueError, match=f"1 <image> mark in the text and {len(images)} image"):
         render(CHAT, BYTES, images)
 
 

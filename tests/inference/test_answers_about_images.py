@@ -2,18 +2,21 @@
 
 import json
 import re
+import types
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from mm01_jax.checkpoint import Checkpoints
 from mm01_jax.config import saved
 from mm01_jax.inference import __main__ as inference
-from mm01_jax.inference import fitting, pictures, prompt_answers
+from mm01_jax.inference import engine_devices, fitting, pictures, prompt_answers
+from mm01_jax.inference.asked import Settings
 from mm01_jax.inference.sampling import Sampling
-from mm01_jax.inference.text import generate
+from mm01_jax.inference.text import answers, generate
 from mm01_jax.loading import load
 from mm01_jax.model import multimodal
 from tests import small
@@ -108,6 +111,54 @@ def test_lines_with_pictures_are_answered_as_each_alone_beside_lines_of_text(che
     assert [got[at]["text"] for at in (0, 2, 3)] == alone and len(set(alone)) == 3
 
 
+MIXED = [
+    {"prompt": "def ", "options": {"logit_bias": {"254": 100}}},  # says the byte that ends a turn, again and again
+    {"prompt": "<image>?", "images": ["c.png"], "tools": [{"name": "look"}]},
+    {"messages": [{"role": "user", "content": "why?"}], "tools": [{"name": "look"}], "options": {"stop": ["x", 9]}},
+    {"messages": [{"role": "user", "content": "<image>"}], "images": ["a.png"], "tools": [{"name": "look"}]},
+    {"prompt": "x", "images": []},
+]
+
+
+def jobs(checkpoint, loaded, files, lines):
+    given = types.SimpleNamespace(checkpoint=checkpoint, prompts=files / "mixed.jsonl", template="minimax-01")
+    settings = Settings(TOKENS, GREEDY, 5)
+    return prompt_answers._jobs(given, loaded, settings, prompt_answers._prompts(given, loaded, lines))
+
+
+def test_what_a_line_asks_follows_from_that_line_alone_but_for_its_seed(checkpoint, loaded, files):
+    beside = jobs(checkpoint, loaded, files, MIXED)
+    assert [job.stop for job in beside] == [None, 254, 254, 254, None]
+    for number, line in enumerate(MIXED):
+        (alone,) = jobs(checkpoint, loaded, files, [line])
+        assert alone.settings._replace(seed=5 + number) == beside[number].settings
+        np.testing.assert_array_equal(alone.prompt, beside[number].prompt)
+        assert (alone.stop, alone.tiles, alone.samples) == beside[number][-1:] + beside[number][4:1:-2]
+
+
+def test_a_plain_line_has_the_same_answer_alone_and_beside_conversations_and_pictures(
+    checkpoint, files, capsys, monkeypatch
+):
+    monkeypatch.setattr(engine_devices, "jit", small.unoptimised)
+    asked, first = files / "mixed.jsonl", []
+    for lines in (MIXED[:1], MIXED[:4]):
+        out = files / f"mixed.{len(lines)}"
+        asked.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        flags = f"--prompts={asked}", f"--out={out}", "--template=minimax-01"
+        code, said, err = command(capsys, f"--checkpoint={checkpoint}", *flags)
+        assert code == 0 and said == f"{out}: {'1 answer' if len(lines) == 1 else '4 answers'}\n", err
+        first.append(json.loads(out.read_text().splitlines()[0]))
+    assert first[0] == first[1] and (first[0]["text"], first[0]["finish"]) == ("\ufffd" * TOKENS, "length")
+
+
+def test_a_prompt_without_a_picture_is_what_a_user_says_too_beside_others(loaded, files):
+    said = answer(loaded, ["why?", "<image>?", "<image>?"], [[], [files / "a.png"], (Image.open(files / "a.png"),)])
+    assert said[1] == said[2]
+    chat = pictures.ask([{"role": "user", "content": "why?"}], [], loaded.tokenizer, data.VISION)
+    (alone,) = answers(loaded.model, loaded.tokenizer, [chat.ids], Settings(TOKENS, GREEDY, 0), chat.stop)
+    assert said[0] == alone.text and chat.files == ()
+
+
 def test_lines_with_pictures_have_options_like_others(checkpoint, loaded, files, capsys):
     lines = [
         {"prompt": "<image>?", "images": ["c.png"], "options": {"max_tokens": 3}},
@@ -156,6 +207,10 @@ def test_thoughts_of_lines_with_pictures_have_no_budget(checkpoint, files, capsy
 
 
 WRONG = {
+    "a line's image that is cut off": (
+        ("--prompts=cut.jsonl", "--out=out.jsonl"),
+        "cut.jsonl line 1: .*cut.png: .*the file is truncated or damaged",
+    ),
     "an image that is cut off": (
         ("--image=cut.png", "--prompt=<image>?"),
         "cut.png: .*the file is truncated or damaged",
@@ -163,13 +218,45 @@ WRONG = {
     "no such file": (("--image=none.png", "--prompt=<image>?"), "none.png: No such file or directory"),
     "more marks than images": (
         ("--image=a.png", "--prompt=<image><image>?"),
-        "2 <image> marks in the text and 1 images; allowed is one mark an image",
+        "2 <image> marks in the text and 1 image; allowed is one mark an image",
     ),
-    "no mark": (("--image=a.png", "--prompt=?"), "0 <image> marks in the text and 1 images"),
+    "no mark": (("--image=a.png", "--prompt=?"), "0 <image> marks in the text and 1 image;"),
     "images without a prompt": (("--image=a.png", "--chat"), "--image: got 'a.png'; allowed: a flag of --prompt"),
     "an image beyond the context": (
         (*["--image=a.png"] * 12, "--prompt=" + "<image>" * 12),
         "a.png: takes 10 tokens and ends at token 136 of its prompt; allowed: before 128, the context",
+    ),
+    "a mark without a picture": (
+        ("--prompt=<image>?",),
+        "--prompt: got 1 <image> mark and no picture; .*--image=a.png",
+    ),
+    "marks without pictures in a line": (
+        ("--prompts=marks.jsonl", "--out=out.jsonl"),
+        r'marks.jsonl line 1: prompt: got 2 <image> marks and no picture; .*nearest: "images": \["a.png"\]',
+    ),
+    "a mark without a picture in a message": (
+        ("--prompts=said.jsonl", "--out=out.jsonl", "--template=minimax-m1"),
+        r"said.jsonl line 1: messages\[0\]: got 1 <image> mark and no picture",
+    ),
+    "a part of a message that is an image, without one": (
+        ("--prompts=part.jsonl", "--out=out.jsonl", "--template=minimax-m1"),
+        r"part.jsonl line 1: messages\[0\]: got a part that is an image and no picture",
+    ),
+    "a mark where a conversation begins": (
+        ("--chat", "--system=<image>", "--template=minimax-01"),
+        "--system: got 1 <image> mark and no picture",
+    ),
+    "tools that are no list": (
+        ("--prompts=tools.jsonl", "--out=out.jsonl"),
+        "tools.jsonl line 1: tools: got 'look'; allowed: a list of functions",
+    ),
+    "an id that no token has": (
+        ("--prompts=biased.jsonl", "--out=out.jsonl"),
+        "biased.jsonl line 2: logit_bias: got the id 99999; allowed: 0 to 256",
+    ),
+    "a stop id that no token has": (
+        ("--prompts=stopped.jsonl", "--out=out.jsonl"),
+        "stopped.jsonl line 1: stop: got the id 99999; allowed: 0 to 256",
     ),
     "a line with an image beyond the context": (
         ("--prompts=long.jsonl", "--out=out.jsonl"),
@@ -185,7 +272,7 @@ WRONG = {
     ),
     "fewer images than marks in a line": (
         ("--prompts=few.jsonl", "--out=out.jsonl"),
-        "few.jsonl line 1: 1 <image> marks in the text and 2 images",
+        "few.jsonl line 1: 1 <image> mark in the text and 2 images",
     ),
 }
 
@@ -199,9 +286,17 @@ def wrong(files):
         "outside": {"prompt": "<image>", "images": ["../elsewhere.png"]},
         "text": {"prompt": "<image>", "images": "a.png"},
         "few": {"prompt": "<image>", "images": ["a.png", "b.png"]},
+        "cut": {"prompt": "<image>", "images": ["cut.png"]},
+        "marks": {"prompt": "<image><image>", "images": []},
+        "said": {"messages": [{"role": "user", "content": "<image>?"}]},
+        "part": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        "tools": {"messages": [{"role": "user", "content": "?"}], "tools": "look"},
+        "biased": {"prompt": "x", "options": {"logit_bias": {"99999": 1}}},
+        "stopped": {"prompt": "x", "options": {"stop": [99999]}},
     }
     for name, line in lines.items():
-        (files / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+        first = '{"prompt": "x"}\n' if name == "biased" else ""
+        (files / f"{name}.jsonl").write_text(first + json.dumps(line) + "\n")
     return files
 
 
@@ -211,7 +306,8 @@ def test_what_is_wrong_is_refused_in_one_line_before_any_compute(what, checkpoin
     monkeypatch.setattr(fitting, "Engine", lambda *_, **__: pytest.fail("something was computed"))
     arguments, message = WRONG[what]
     code, out, err = command(capsys, f"--checkpoint={checkpoint}", *arguments)
-    assert code in (2, 3) and not out and err.count("\n") == 1, err
+    data_is_wrong = re.search(r"truncated|No such file|ends at token|outside", message) is not None
+    assert code == (3 if data_is_wrong else 2) and not out and err.count("\n") == 1, err
     assert re.search(message, err), err
 
 

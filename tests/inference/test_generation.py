@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -153,11 +154,39 @@ def test_a_bfloat16_model_decodes_what_its_own_prefill_says():
         ([], 4, "prompts: got none; allowed: at least one"),
         (["a", ""], 4, r"prompts\[1\]: got no token; allowed: at least one"),
         (["a"], 0, "max_tokens: got 0; allowed: a whole number at least 1"),
+        (None, 4, "prompts: got a NoneType; allowed: a list of texts"),
+        (["a", b"b"], 4, r"prompts\[1\]: got b'b'; allowed: a text"),
     ],
 )
 def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
     with pytest.raises(ValueError, match=named):
         mm01_jax.generate(model(), BytesTokenizer(), prompts, max_tokens=max_tokens)
+
+
+ALLOWED = "allowed: max_tokens, sampling, seed, images; nearest: "
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"temperature": 0}, TypeError, f"generate: got temperature=0; {ALLOWED}sampling=Sampling(temperature=0)"),
+        ({"temprature": 0}, TypeError, f"generate: got temprature=0; {ALLOWED}sampling=Sampling(temperature=0)"),
+        ({"max_new_tokens": 9}, TypeError, f"generate: got max_new_tokens=9; {ALLOWED}max_tokens=9"),
+        ({"image": "a.png"}, TypeError, f"generate: got image='a.png'; {ALLOWED}images='a.png'"),
+        ({"zzzz": 1}, TypeError, f"generate: got zzzz=1; {ALLOWED[: ALLOWED.index(';')]}"),
+        ({"sampling": 0}, ValueError, "sampling: got a int; allowed: Sampling or None"),
+        ({"seed": -1}, ValueError, "seed=-1 must be a whole number"),
+        ({"images": [["a.png"]]}, ValueError, "images: got pictures; allowed: none of a model of text"),
+    ],
+)
+def test_other_arguments_are_refused_by_name_before_anything_is_computed(given, error, message, monkeypatch):
+    monkeypatch.setattr(fitting, "Engine", lambda *_, **__: pytest.fail("something was computed"))
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        mm01_jax.generate(model(), BytesTokenizer(), ["a"], **given)
+
+
+def test_a_mark_of_a_picture_is_text_to_a_model_of_text():
+    assert len(mm01_jax.generate(model(), BytesTokenizer(), ["<image>"], max_tokens=2)) == 1
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.files import Door
 from mm01_jax.values import nearest_words
 
+Source = str | os.PathLike | bytes | Image.Image  # a path, the bytes of a file, or an image that is open already
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel
@@ -30,21 +31,18 @@ class ImageError(DataError):
     """An image that cannot be used; the message begins with its name."""
 
 
-def open_image(
-    source: str | os.PathLike | bytes, name: str | None = None, root: pathlib.Path | None = None
-) -> Image.Image:
+def open_image(source: Source, name: str | None = None, root: pathlib.Path | None = None) -> Image.Image:
     """The image, its header read and checked, its pixels not decoded.
 
     Args:
-      source: a path, or the bytes of a file.
       name: what messages call it; the path itself where it is one.
       root: a folder that the file must lie in, links followed.
 
     Raises:
       ImageError: what is wrong with it.
     """
-    name = name or ("an image" if isinstance(source, bytes) else os.fspath(source))
-    image = _identify(content_of(source, name, root), name)
+    name = name or ("an image" if isinstance(source, bytes | Image.Image) else os.fspath(source))
+    image = source if isinstance(source, Image.Image) else _identify(content_of(source, name, root), name)
     _check_header(image, name)
     return image
 
