@@ -171,7 +171,7 @@ def _check_wanted(request: Request, limits: Limits) -> None:
     for name in ("logprobs", "prompt_logprobs"):
         if (wants := getattr(request, name)) is not None:
             check_count(name, wants, 0, limits.logprobs)
-    for name in ("routed_experts", "guesses"):
+    for name in ("routed_experts", "guesses", "remember"):
         check_switch(name, getattr(request, name))
     if request.routed_experts and not limits.routed_experts:
         raise ValueError("routed_experts: got True; allowed: False, or True of an Engine(routed_experts=True)")

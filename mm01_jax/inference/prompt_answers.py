@@ -126,7 +126,7 @@ def _jobs(given: types.SimpleNamespace, loaded, settings: Settings, prompts: Pro
         budget = settings.thinking_tokens if asked.thinks else None
         seeded = settings._replace(seed=settings.seed + number, thinks=asked.thinks, thinking_tokens=budget)
         found = batch.job(asked.ids, seeded, fields.get("options", {}))._replace(stop=asked.stop)
-        batch.check_ids(found, loaded.tokenizer.vocab_size)
+        batch.check_ids(found, loaded.config.model.vocab_size)
         if not asked.files:
             return found
         from mm01_jax.inference import pictures  # needs pillow, which text alone does not
