@@ -152,7 +152,7 @@ class App:
         return self.service.encode("prompt", values["prompt"])
 
     async def _detokenize(self, request: Request) -> Response:
-        ids = fields.ids(self.service.vocab_size)
+        ids = fields.ids(self.service.tokenizer.vocab_size)  # a model may have more, which are no text
         known = {"model": Field(fields.text, self.service.name), "tokens": Field(ids, required=True)}
         values = fields.read(await read_json(request), known)
         self.service.check_model(values["model"])

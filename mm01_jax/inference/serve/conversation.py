@@ -39,10 +39,12 @@ def for_template(messages: Sequence[Message], template: Template | Released | M1
 
 
 def tools_for(tools: Sequence[dict[str, Any]], template: Template | Released | M1) -> list[dict[str, Any]] | None:
-    """Definitions as a template writes them: MiniMax's the function alone, others' as OpenAI's API has it."""
+    """Definitions as a template writes them: MiniMax's the function alone, others' as OpenAI's API has it. Whether a
+    tool is strict is no matter of its text."""
     if not tools:
         return None
-    return list(tools) if isinstance(template, Released | M1) else [{"type": "function", "function": t} for t in tools]
+    tools = [{key: value for key, value in tool.items() if key != "strict"} for tool in tools]
+    return tools if isinstance(template, Released | M1) else [{"type": "function", "function": t} for t in tools]
 
 
 def _for_01(message: Message) -> Message:

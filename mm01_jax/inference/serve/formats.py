@@ -90,6 +90,23 @@ def calls_of(tools: Sequence[Mapping[str, Any]], form: Form, is_parallel: bool, 
     return rules | {"calls": r'block ("\n" block)*' if form.holds == 1 and is_parallel else "block"}
 
 
+def text_and_calls_of(
+    tools: Sequence[Mapping[str, Any]], form: Form, is_parallel: bool, specials: Mapping[str, int]
+) -> dict[str, str]:
+    """The rules of an answer that may say something, SAID, and then calls tools or does not."""
+    rules = calls_of(tools, form, is_parallel, specials)
+    more = rules["calls"].removeprefix("block")  # blocks behind the first one
+    if form.open in specials:  # which no text has
+        return rules | {"text_and_calls": f"SAID? block{more}", "SAID": "/(.|\n)*/"}
+    mark = _text(form.open)
+    open_pattern = re.escape(form.open).replace("/", r"\/")
+    return rules | {
+        "text_and_calls": f"before {rules['block'].removeprefix(mark)}{more}",
+        f"before[suffix={mark}]": "/(.|\n)*/",
+        "SAID": f"/(.|\n)*/ & ~/(.|\n)*{open_pattern}(.|\n)*/",
+    }
+
+
 def thoughts_of(begun: bool, specials: Mapping[str, int]) -> dict[str, str]:
     """The rules of what is thought before: from its mark on, or from where the prompt has begun it."""
     inner = f"/(.|\\n)*/ {CLOSE}" if CLOSE in specials else "thought"

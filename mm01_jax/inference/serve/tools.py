@@ -32,7 +32,7 @@ def _definition(name: str, value: Any) -> dict[str, Any]:
 
 
 def function(name: str, value: Any) -> dict[str, Any]:
-    """{"name", "description", "parameters"}, what is not there aside."""
+    """{"name", "description", "parameters", "strict"}, what is not there aside."""
     known = {
         "name": Field(tool_name, required=True),
         "description": Field(fields.text),
@@ -40,7 +40,7 @@ def function(name: str, value: Any) -> dict[str, Any]:
         "strict": Field(fields.switch),
     }
     found = fields.read(value, known, name)
-    return {key: found[key] for key in ("name", "description", "parameters") if found[key] is not None}
+    return {key: found[key] for key in known if found[key] is not None}
 
 
 def flat_definitions(name: str, value: Any) -> list[dict[str, Any]]:
@@ -124,6 +124,11 @@ class Offer(NamedTuple):
     must: bool
     parallel: bool
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether arguments of a call, where there is one, have to follow its tool's schema."""
+        return any(tool.get("strict") for tool in self.tools)
+
 
 def offer(values: Mapping[str, Any], service: Service) -> Offer:
     """What `tools` and `tool_choice` mean; refuses them where the model has no form for calls."""
@@ -162,16 +167,19 @@ def grammar(
     Raises:
       Refused: there is no such grammar.
     """
-    rules, ways = {}, []
+    rules, ways, specials = {}, [], service.tokenizer.specials
     if offer.tools and (offer.must or form):
-        rules |= formats.calls_of(offer.tools, service.form, offer.parallel, service.tokenizer.specials)
+        rules |= formats.calls_of(offer.tools, service.form, offer.parallel, specials)
         ways.append("calls")
+    elif offer.is_strict:
+        rules |= formats.text_and_calls_of(offer.tools, service.form, offer.parallel, specials)
+        ways += ["SAID", "text_and_calls"]
     if form and not offer.must:
         rules |= form
         ways.append("answer")
     if not ways:
         return None
-    thoughts = formats.thoughts_of(reading.begun, service.tokenizer.specials) if reading.thinks else {}
+    thoughts = formats.thoughts_of(reading.begun, specials) if reading.thinks else {}
     text = formats.grammar(" | ".join(ways), rules, thoughts, reading.begun)
     try:
         service.grammars.check(text)

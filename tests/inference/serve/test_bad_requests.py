@@ -236,6 +236,13 @@ def test_paths_methods_types_and_models_that_there_are_none_of_are_refused_in_th
     assert status == 404 and said["error"].keys() == {"message", "type", "param", "code"}
 
 
+def test_ids_that_a_model_has_and_its_tokenizer_has_not_are_no_text():
+    with fronts.running(vocab_size=320) as running:
+        assert running.ask("/detokenize", {"tokens": [65, 256]})[1] == {"prompt": "A"}
+        status, said, _ = running.ask("/detokenize", {"tokens": [65, 257]})
+        assert (status, said["error"]["param"]) == (400, "tokens[1]")
+
+
 def test_what_is_not_http_is_closed_and_harms_nobody(running):
     for sent in (
         b"\x16\x03\x01\x02",

@@ -10,7 +10,9 @@ pytest.importorskip("uvicorn")
 from mm01_jax.data import conversations  # noqa: E402
 from mm01_jax.data.templates import Released, Template  # noqa: E402
 from mm01_jax.data.tokenizer import BytesTokenizer  # noqa: E402
-from mm01_jax.data.tool_calls import MINIMAX_01, MINIMAX_M1, Call  # noqa: E402
+from mm01_jax.data.tool_calls import HERMES, MINIMAX_01, MINIMAX_M1, Call  # noqa: E402
+from mm01_jax.inference.grammars import Grammars  # noqa: E402
+from mm01_jax.inference.serve import formats  # noqa: E402
 from mm01_jax.inference.serve.conversation import for_template, tools_for  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
 
@@ -63,6 +65,51 @@ def test_one_call_at_a_time_and_none_where_that_is_asked_for(running):
         (choice,) = whole["choices"]
         assert choice["message"]["content"] == running.engine.says and choice["finish_reason"] == "stop"
         assert "tool_calls" not in choice["message"]
+    running.engine.says = None
+
+
+SWITCH = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
+STRICT = {"name": "switch", "parameters": SWITCH | {"additionalProperties": False}}
+
+
+def may_be_said(grammar: str, text: str) -> bool:
+    """Whether a whole answer follows a grammar."""
+    hook, said = Grammars(BYTES, fronts.VOCAB, [0xFE]).hook(grammar), [*text.encode()]
+    return all(hook(said[:at])[token // 32] >> (token % 32) & 1 for at, token in enumerate([*said, 0xFE]))
+
+
+@pytest.mark.parametrize("form", [MINIMAX_01, MINIMAX_M1, HERMES], ids=["01", "m1", "hermes"])
+def test_a_strict_tool_is_called_with_arguments_of_its_schema_or_not_at_all(form):
+    pytest.importorskip("llguidance")
+    rules = formats.text_and_calls_of([STRICT], form, True, BYTES.specials)
+    grammar = formats.grammar("SAID | text_and_calls", rules, {}, begun=False)
+    right, wrong = (form.written([Call("switch", text)]) for text in ('{"on": true}', '{"on": 3}'))
+    for text, fits in (
+        ("Hello <fun", True),
+        (right, True),
+        ("Sure.\n" + right, True),
+        (form.written([Call("switch", '{"on": true}'), Call("switch", '{"on": false}')]), True),
+        (wrong, False),
+        ("Sure.\n" + wrong, False),
+        (form.written([Call("other", '{"on": true}')]), False),
+    ):
+        assert may_be_said(grammar, text) == fits, text
+    specials = formats.text_and_calls_of([STRICT], form, True, {form.open: 7})
+    assert specials["text_and_calls"].startswith("SAID? block") and specials["block"].startswith(form.open)
+
+
+def test_the_engine_is_told_of_strict_tools_and_the_prompt_is_not(running):
+    pytest.importorskip("llguidance")
+    running.engine.says = "No."
+    heard = []
+    for more in ({}, {"strict": False}, {"strict": True}):
+        while not running.engine.heard.empty():
+            running.engine.heard.get()
+        tools = [{"type": "function", "function": STRICT | more}]
+        assert running.ask(CHAT, BODY | {"tools": tools})[0] == 200
+        heard.append(running.engine.heard.get(timeout=10))
+    assert [asked.get("grammar") is not None for asked in heard] == [False, False, True]
+    assert heard[0]["prompt"] == heard[1]["prompt"] == heard[2]["prompt"]
     running.engine.says = None
 
 
