@@ -24,13 +24,24 @@ def _to_stderr(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+_untouched = False
+
+
+def keeps_traces() -> bool:
+    """Whether the programs of this process may be kept as they were traced as well (`kept_programs.py`)."""
+    return _untouched
+
+
 def use(log: Callable[[str], None] = _to_stderr) -> None:
     """Lets this process's programs come from the cache and go into it; call it before the first is compiled.
 
     Whoever has set a cache of their own (JAX_COMPILATION_CACHE_DIR), be it read-only, or none
     (JAX_ENABLE_COMPILATION_CACHE=0), keeps that. Where it is no folder that can be read, or ours none that can be
-    written, there is no cache, which is said.
+    written, there is no cache, which is said. Where nothing has imported jax before, nothing has changed what will be
+    traced, either.
     """
+    global _untouched
+    _untouched = "jax" not in sys.modules
     import jax
 
     if not jax.config.jax_enable_compilation_cache:

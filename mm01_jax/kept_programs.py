@@ -1,13 +1,14 @@
-"""The training step's program is kept as it was traced, so that the next start of the same run need not trace it.
+"""Programs are kept as they were traced, so that the next start need not trace them: training's step, the engine's.
 
 jax's compile cache is asked when a program has been traced and lowered, which takes Python 13 of the 15 s of a second
 start on a GPU: two thirds of that are kernels, each through Mosaic's layout inference. What comes out, StableHLO, is
 kept beside that cache (`jax.export`).
 
-It is taken only where nothing differs that tracing reads (`_key`): our sources by content, the libraries by version and
-by sizes and times of their files, jax's settings, the config, the devices, every argument. Code that was changed inside
-a running process cannot be seen so: `mm01-train` alone keeps programs, and not where a config has imported jax. Nothing
-is kept by several processes, which might not have the same, nor on TPUs, where it has not been tried.
+It is taken only where nothing differs that tracing reads (`Kept._name`): our sources by content, the libraries by
+version and by sizes and times of their files, jax's settings, the config, the devices, every argument. Code that was
+changed inside a running process cannot be seen so: only commands keep programs, and not where something has imported
+jax before them (a config). Nothing is kept by several processes, which might not have the same, nor on TPUs, where it
+has not been tried.
 """
 
 import contextlib
@@ -21,9 +22,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import Any
 
 import jax
+from jax.tree_util import PyTreeDef
 
 from mm01_jax import files
 from pallas_kernels import dispatch
@@ -32,9 +33,98 @@ OURS = ("mm01_jax", "pallas_kernels")
 LIBRARIES = ("jax", "jaxlib", "flax", "optax")  # that tracing runs through
 SETTINGS = ("JAX_", "XLA_", "MOSAIC_", "PALLAS_", "FLAX_")  # how variables begin that they may read
 KERNELS = ("mosaic_gpu_v2", "__gpu$xla.gpu.triton")  # whose form jax promises for one version
-MOST_FILES = 16  # of some 2 MB each; then the least recently used go
-_FORMAT = b"1"
+MOST_FILES = 16  # of a name, of some 2 MB each; then the least recently used go
+_FORMAT = b"2"
 _DIGEST = hashlib.sha256().digest_size
+
+
+class Kept:
+    """Programs as this start or an earlier one has traced them, in a folder."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    @classmethod
+    def of_this_start(cls) -> "Kept | None":
+        """None where nothing is kept."""
+        if jax.process_count() > 1 or dispatch.platform() == "tpu" or not (folder := _folder()):
+            return None
+        return cls(folder)
+
+    def traced(self, function: Callable, arguments: tuple, results: PyTreeDef, described: str, *, name: str) -> bytes:
+        """`function` of `arguments` as StableHLO, from the folder or traced into it.
+
+        Args:
+          results: the structure of what it returns; what has none of our classes may be one leaf of it.
+          described: all that `function` closes over, and how it will be compiled, as text.
+          name: of the program.
+        """
+        from jax import export  # late: a start without a cache needs it not
+
+        shaped = jax.tree.map(_shaped, arguments)
+        path = self._folder / self._name(name, shaped, f"{described} {results}")
+        if (kept := _read(path)) is None:
+            flat = jax.jit(functools.partial(_of_leaves, function, jax.tree.structure(arguments), results))
+            checks = [export.DisabledSafetyCheck.custom_call(name) for name in KERNELS]
+            with _for_this_version():
+                exported = export.export(flat, disabled_checks=checks)(*jax.tree.leaves(shaped))
+                kept = bytes(exported.serialize(vjp_order=0))
+            _write(path, kept)
+        return kept
+
+    def _name(self, name: str, arguments: tuple, described: str) -> str:
+        """A name for everything that tracing reads.
+
+        Raises:
+          ValueError: a text names an object by its place in memory, which says nothing of it.
+        """
+        devices = jax.sharding.get_mesh().devices.flat
+        texts = [
+            described,
+            str(jax.tree.structure(arguments)),
+            *(f"{x.shape} {x.dtype} {x.weak_type} {x.sharding}" for x in jax.tree.leaves(arguments)),
+            *(f"{device.id} {device.device_kind}" for device in devices),
+            f"{jax.sharding.get_mesh()} {devices[0].client.platform_version}",
+        ]
+        if unnamed := next((text for text in texts if " at 0x" in text), None):
+            raise ValueError(f"{unnamed[:200]} has an object without a name")
+        return f"{name}-{_digest(texts, self._surroundings).hexdigest()}"
+
+    @functools.cached_property
+    def _surroundings(self) -> bytes:
+        """What every program of a start shares: settings, libraries, our sources."""
+        texts = [
+            sys.version,
+            *sorted(f"{name}={value!r}" for name, value in jax.config.values.items()),
+            *sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(SETTINGS)),
+            *(f"{name} {metadata.version(name)}" for name in LIBRARIES),
+            *(f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in _statuses(LIBRARIES)),
+        ]
+        digest = _digest(texts, _FORMAT)
+        for package in OURS:
+            for path in _sources(package):
+                for part in (f"{package} {path.relative_to(_folder_of(package))}".encode(), path.read_bytes()):
+                    digest.update(hashlib.sha256(part).digest())
+        return digest.digest()
+
+
+def compiled(kept: bytes, arguments: tuple, results: PyTreeDef, *, name: str, jit: Callable):
+    """A program of `Kept.traced`'s bytes. From these in any case, also where it was traced just now: the compile cache
+    then finds one program, whichever start it was.
+
+    Args:
+      jit: as `jax.jit`, with its options.
+    """
+    from jax import export
+
+    dispatch.load_runtime()
+    exported = export.deserialize(bytearray(kept))
+
+    def call(*arguments):
+        return results.unflatten(exported.call(*jax.tree.leaves(arguments)))
+
+    call.__name__ = name
+    return jit(call).lower(*arguments).compile()
 
 
 def kept_step(function: Callable, described: str | None, log: Callable[[str], None], **options) -> Callable:
@@ -46,16 +136,20 @@ def kept_step(function: Callable, described: str | None, log: Callable[[str], No
       described: all that `function` closes over, as text; None: keep nothing.
       options: of `jax.jit`.
     """
-    traced_anew = jax.jit(function, donate_argnums=0, **options)
-    if described is None or jax.process_count() > 1 or dispatch.platform() == "tpu" or not (folder := _folder()):
+    jit = functools.partial(jax.jit, donate_argnums=0, **options)
+    traced_anew, kept = jit(function), None if described is None else Kept.of_this_start()
+    if kept is None:
         return traced_anew
+    described = f"{described} {sorted(options.items(), key=lambda item: item[0])!r}"
     programs: dict[tuple, Callable] = {}
 
     def step(state, batch):
         shapes = tuple(x.shape for x in jax.tree.leaves(batch))
         if shapes not in programs:
+            results = jax.tree.structure((state, 0))
             try:
-                programs[shapes] = _program(function, (state, batch), folder, described, options)
+                traced = kept.traced(function, (state, batch), results, described, name="step")
+                programs[shapes] = compiled(traced, (state, batch), results, name="train_step", jit=jit)
             except Exception as error:  # no start fails for a file; what is wrong with the step itself rises below
                 log(f"the step's program is not kept: {type(error).__name__}: {str(error)[:300]}")
                 programs[shapes] = traced_anew
@@ -84,29 +178,6 @@ def _process_began() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _program(function: Callable, arguments: tuple, folder: pathlib.Path, described: str, options: dict) -> Callable:
-    """The compiled step of such arguments, from the folder or traced into it."""
-    from jax import export  # late: a start without a cache needs it not
-
-    dispatch.load_runtime()
-    shaped = jax.tree.map(_shaped, arguments)
-    path = folder / f"step-{_key(shaped, described, options)}"
-    if (kept := _read(path)) is None:
-        flat = jax.jit(functools.partial(_of_leaves, function, jax.tree.structure(arguments)))
-        checks = [export.DisabledSafetyCheck.custom_call(name) for name in KERNELS]
-        with _for_this_version():
-            kept = bytes(export.export(flat, disabled_checks=checks)(*jax.tree.leaves(shaped)).serialize(vjp_order=0))
-        _write(path, kept)
-    # From its bytes in any case: the compile cache then finds one program, whichever start it was.
-    exported, tree = export.deserialize(bytearray(kept)), jax.tree.structure(arguments[0])
-
-    def train_step(state, batch):
-        leaves, metrics = exported.call(*jax.tree.leaves((state, batch)))
-        return tree.unflatten(leaves), metrics
-
-    return jax.jit(train_step, donate_argnums=0, **options).lower(*arguments).compile()
-
-
 @contextlib.contextmanager
 def _for_this_version() -> Iterator[None]:
     """A context in which kernels are exported as they are lowered, not in a form that older versions can read."""
@@ -119,41 +190,20 @@ def _for_this_version() -> Iterator[None]:
         jax.config.update(name, before)
 
 
-def _of_leaves(step: Callable, tree, *leaves):
-    """The step of arrays alone: what is kept names no class of ours."""
-    arguments = tree.unflatten(leaves)
-    state, metrics = step(*arguments)
-    assert jax.tree.structure(state) == jax.tree.structure(arguments[0])
-    return jax.tree.leaves(state), metrics
+def _of_leaves(function: Callable, tree: PyTreeDef, results: PyTreeDef, *leaves) -> list:
+    """The function of arrays alone: what is kept names no class of ours."""
+    return results.flatten_up_to(function(*tree.unflatten(leaves)))
 
 
 def _shaped(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding, weak_type=x.weak_type)
 
 
-def _key(arguments: tuple, described: str, options: dict[str, Any]) -> str:
-    """A name for everything that tracing reads."""
-    devices = jax.sharding.get_mesh().devices.flat
-    texts = [
-        described,
-        repr(sorted(options.items(), key=lambda item: item[0])),
-        str(jax.tree.structure(arguments)),
-        *(f"{x.shape} {x.dtype} {x.weak_type} {x.sharding}" for x in jax.tree.leaves(arguments)),
-        *(f"{device.id} {device.device_kind}" for device in devices),
-        f"{jax.sharding.get_mesh()} {devices[0].client.platform_version} {sys.version}",
-        *sorted(f"{name}={value!r}" for name, value in jax.config.values.items()),
-        *sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(SETTINGS)),
-        *(f"{name} {metadata.version(name)}" for name in LIBRARIES),
-        *(f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in _statuses(LIBRARIES)),
-    ]
-    digest = hashlib.sha256(_FORMAT)
+def _digest(texts: list[str], first: bytes):
+    digest = hashlib.sha256(first)
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
-    for package in OURS:
-        for path in _sources(package):
-            for part in (f"{package} {path.relative_to(_folder_of(package))}".encode(), path.read_bytes()):
-                digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()
+    return digest
 
 
 def _sources(package: str) -> list[pathlib.Path]:
@@ -190,7 +240,8 @@ def _write(path: pathlib.Path, program: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write(path, hashlib.sha256(program).digest() + program)
-        by_age = sorted(path.parent.glob("step-*"), key=lambda other: other.stat().st_mtime)
+        alike = path.parent.glob(f"{path.name.partition('-')[0]}-*")
+        by_age = sorted(alike, key=lambda other: other.stat().st_mtime)
         for other in by_age[:-MOST_FILES]:
             other.unlink(missing_ok=True)
     except OSError:

@@ -5,34 +5,71 @@ cache, runs passes in that context, and these load dialects into it, which no lo
 lowered and another compiled shared its context with what the first lowered next: the likeliest cause of a segmentation
 fault seen once in three whole test suites. The stack of a thread that reads a program is none: 64 KiB suffice for
 decode of `tiny`, 96 for its training step, and Linux gives 8 MiB.
+
+In a command programs are kept as they were traced (`kept_programs.py`).
 """
 
 import concurrent.futures
+import functools
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
+from mm01_jax import kept_programs
+
 
 class Compiler:
-    """Makes programs of functions on a mesh; count: how many. jit: as `jax.jit`."""
+    """Makes programs of functions on a mesh; count: how many. jit: as `jax.jit`. kept: where traced ones lie."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, jit: Callable):
-        self._mesh, self._jit, self.count = mesh, jit, 0
+    def __init__(self, mesh: jax.sharding.Mesh, jit: Callable, kept: kept_programs.Kept | None = None):
+        self._mesh, self._jit, self._kept, self.count = mesh, jit, kept, 0
 
-    def program(self, function, *arguments, donate: int | None = None) -> Callable:
-        """A program of `function`, a partial whose keywords are static: jax keeps it for whoever asks for it again."""
-        return self._compiled(self._traced(function, *arguments, donate=donate))
+    def program(self, function: functools.partial, *arguments, donate: int | None = None, like: Any = None) -> Callable:
+        """A program of `function`, whose keywords are static: jax keeps it for whoever asks for it again.
 
-    def begin(self, pool: concurrent.futures.Executor, function, *arguments) -> concurrent.futures.Future:
+        Args:
+          like: of a program that is worth keeping, a tree with the structure of what it returns.
+        """
+        return self._compiled(self._begun(function, arguments, donate, like))
+
+    def begin(self, pool: concurrent.futures.Executor, function, *arguments, like: Any) -> concurrent.futures.Future:
         """As `program`, of one that takes the slots second; lowered and compiled by the pool."""
-        return pool.submit(self._compiled, self._traced(function, *arguments, donate=1))
+        return pool.submit(self._compiled, self._begun(function, arguments, 1, like))
 
-    def _traced(self, function, *arguments, donate: int | None):
+    def _begun(self, function: functools.partial, arguments: tuple, donate: int | None, like: Any) -> Callable:
+        """What is left to do for a program, once it is traced."""
         self.count += 1
-        static, donated = tuple(function.keywords), () if donate is None else donate
-        jitted = self._jit(function.func, static_argnames=static, donate_argnums=donated)
-        return jitted.trace(*arguments, **function.keywords)
+        donated = () if donate is None else donate
+        jitted = self._jit(function.func, static_argnames=tuple(function.keywords), donate_argnums=donated)
+        trace = functools.partial(jitted.trace, *arguments, **function.keywords)
+        if self._kept is None or like is None:
+            traced = trace()
+            return lambda: traced.lower().compile()
+        name, results = function.func.__name__, jax.tree.structure(like)
+        described = f"{function.func.__module__} {sorted(function.keywords.items())!r} {donate}"
+        jit = functools.partial(self._jit, donate_argnums=donated)
+        try:
+            kept = self._kept.traced(function, arguments, results, described, name=name)
+        except Exception as error:
+            return functools.partial(_anew, trace, name, error)
 
-    def _compiled(self, traced):
+        def compiled():
+            try:
+                return kept_programs.compiled(kept, arguments, results, name=name, jit=jit)
+            except Exception as error:
+                return _anew(trace, name, error)
+
+        return compiled
+
+    def _compiled(self, begun: Callable):
         with jax.set_mesh(self._mesh):  # which is a thread's own
-            return traced.lower().compile()
+            return begun()
+
+
+def _anew(trace: Callable, name: str, error: Exception):
+    """A program all the same: no start fails for what is kept. What is wrong with the program itself rises here."""
+    program = trace().lower().compile()
+    print(f"the program {name} is not kept: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
+    return program

@@ -49,6 +49,11 @@ class Drawn(NamedTuple):
     routed: jax.Array | None
 
 
+def drawn_like(sizes: Sizes) -> Drawn:
+    """The structure of what such an engine draws: 0 for each array."""
+    return Drawn(0, 0, 0, 0, 0 if sizes.keep_logits else None, 0 if sizes.routed_experts else None)
+
+
 def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots, plain=False):
     """`count` <= sizes.steps steps of every slot whose turn it is: (slots, Drawn).
 

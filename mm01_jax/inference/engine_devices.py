@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mm01_jax import sharding
+from mm01_jax import compile_cache, kept_programs, sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import masks, sampling, views
 from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, to_devices
 from mm01_jax.inference.engine_compile import Compiler
-from mm01_jax.inference.engine_decode import Drawn, Turn, decode
+from mm01_jax.inference.engine_decode import Drawn, Turn, decode, drawn_like
 from mm01_jax.inference.engine_images import Tower
 from mm01_jax.inference.engine_programs import Said, Slots, Told
 from mm01_jax.inference.engine_request import Limits, Request
@@ -47,7 +47,8 @@ class Devices:
         self.sizes, self._vocab_size = sizes, vocab_size
         self.page_like = self.state_like = None  # of an engine that remembers
         self.mesh = sharding.mesh_of(model)
-        self._compiler = Compiler(self.mesh, jit)
+        kept = kept_programs.Kept.of_this_start() if compile_cache.keeps_traces() else None
+        self._compiler = Compiler(self.mesh, jit, kept)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
         sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
@@ -124,9 +125,11 @@ class Devices:
         whole = (False, True) if self.ringed or dispatch.platform() in WHOLE else ()
         with concurrent.futures.ThreadPoolExecutor(2 + len(whole)) as pool:  # the next is traced while these compile
             begin = functools.partial(self._compiler.begin, pool)
-            decoding = begin(going_on, *told, zero)  # takes the longest
-            prefilling = begin(prefill, model, slots, self._allowed, self._told([], (0, 0)))
-            found = [begin(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole]
+            drawn = functools.partial(begin, like=(slots, drawn_like(sizes)))
+            decoding = drawn(going_on, *told, zero)  # takes the longest
+            taking = model, slots, self._allowed, self._told([], (0, 0))
+            prefilling = begin(prefill, *taking, like=(slots, programs.said_like(sizes)))
+            found = [drawn(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole]
             self._compile_rows(one)
             self._decode, self._prefill = decoding.result(), prefilling.result()
             self._decode_whole = {plain: one.result() for plain, one in zip(whole, found, strict=True)}
@@ -134,10 +137,11 @@ class Devices:
 
     def _compile_rows(self, layout) -> None:
         slots, zero = self._slots, self._scalar(0)
-        self._get_row = self._compiler.program(functools.partial(programs.get_row, layout=layout), slots, zero)
+        getting = functools.partial(programs.get_row, layout=layout)
+        self._get_row = self._compiler.program(getting, slots, zero, like=slots)
         self._empty = self._get_row(slots, zero)
         putting = functools.partial(programs.put_row, layout=layout)
-        self._put_row = self._compiler.program(putting, slots, self._empty, zero, donate=0)
+        self._put_row = self._compiler.program(putting, slots, self._empty, zero, donate=0, like=slots)
 
     def compile_memory(self) -> None:
         """The programs that move pages and states, which an engine that remembers nothing has not."""

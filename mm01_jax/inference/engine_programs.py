@@ -124,6 +124,11 @@ class Said(NamedTuple):
     routed: jax.Array | None
 
 
+def said_like(sizes: Sizes) -> Said:
+    """The structure of what prefill of such an engine says: 0 for each array."""
+    return Said(0, 0, 0, 0 if sizes.routed_experts else None)
+
+
 def empty_routed(shape: tuple[int, int], config: ModelConfig) -> jax.Array:
     """int32 (*shape, L, A), an id that no expert has."""
     experts = config.num_layers, config.num_experts_per_token
