@@ -21,6 +21,7 @@ from mm01_jax.convert import int8, parallel, table
 from mm01_jax.convert.progress import Progress
 from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer
+from mm01_jax.files import shown
 from mm01_jax.model.abstract import abstract_model
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
@@ -259,8 +260,8 @@ def _check_tokenizer(opened: _Opened, words: Tokenizer) -> None:
     trained = data.get("tokenizer") if isinstance(data, dict) else None
     if trained is not None and trained != words.fingerprint:
         raise ValueError(
-            f"{opened.path}: trained with the tokenizer {trained}, and {words.name} is {words.fingerprint}: its ids "
-            f"mean other words. Put the right one there, or go on knowingly: --tokenizer={words.name}"
+            f"{opened.path}: trained with the tokenizer {shown(trained)}, and {words.name} is {words.fingerprint}: its "
+            f"ids mean other words. Put the right one there, or go on knowingly: --tokenizer={words.name}"
         )
 
 

@@ -102,6 +102,8 @@ def _convert(opened, writer: ArrayWriter, summed: dict, dtype: str, progress: Pr
     if tensor.leaf not in summed:
         if not writer.done(tensor.leaf, tensor.index):
             cast = opened.fitted(tensor, chunk, dtype) if isinstance(opened, TorchSource) else chunk.astype(dtype)
+            if not np.isfinite(cast).all():
+                raise CheckpointError(f"{opened.where(tensor)}: values that are not finite as {dtype}")
             writer.write(tensor.leaf, tensor.index, cast)
     else:
         values, scale = quantized(chunk, summed[tensor.leaf])
@@ -117,7 +119,11 @@ def _convert(opened, writer: ArrayWriter, summed: dict, dtype: str, progress: Pr
 
 def _relative(chunk, values, scale, summed) -> float:
     wide = chunk.astype(np.float32)
-    off = wide - values.astype(np.float32) * np.expand_dims(scale, summed)
+    unit = np.float32(2.0) ** (
+        np.frexp(np.abs(wide).max())[1] - 1
+    )  # a power of two: squares neither overflow nor vanish
+    wide /= unit
+    off = wide - values.astype(np.float32) * np.expand_dims(scale / unit, summed)
     norm = float(np.linalg.norm(wide))
     return float(np.linalg.norm(off)) / norm if norm else 0.0
 

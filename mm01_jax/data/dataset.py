@@ -163,8 +163,8 @@ def check_unchanged(saved: dict[str, Any], now: dict[str, Any], run: str = "this
     if saved.get("fingerprint") != now["fingerprint"]:
         if saved.get("python") != now["python"]:
             changes.append(f"the corpus is that of Python {shown(saved.get('python'))}, now of {now['python']}")
-        before = saved.get("files", {})
-        named = _changed_files(before, now["files"]) if before and now["files"] else []
+        before = saved.get("files")
+        named = _changed_files(before, now["files"]) if isinstance(before, dict) and before and now["files"] else []
         # Above LISTED files no manifest names them: the fingerprint alone says that something changed.
         changes += named or [f"the fingerprint was {quoted(saved.get('fingerprint'))}, is {now['fingerprint']!r}"]
     if changes:
@@ -175,7 +175,7 @@ def _changed_files(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     kinds = {
         "gone": [name for name in before if name not in now],
         "new": [name for name in now if name not in before],
-        "changed": [name for name in now if name in before and list(before[name]) != list(now[name])],
+        "changed": [name for name in now if name in before and before[name] not in (now[name], list(now[name]))],
     }
     return [
         f"{kind}: {', '.join(map(shown, names[:NAMED]))}"

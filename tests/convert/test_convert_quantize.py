@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import re
 
 import jax
@@ -151,16 +152,47 @@ def test_hostile_scales_are_refused_by_name(int8, tmp_path, kind, change, said):
     assert "\n" not in str(refused.value), kind
 
 
-def test_a_matrix_with_a_number_that_is_none_has_no_int8_and_is_named(run, tmp_path):
+def saved_with(run, folder, change) -> pathlib.Path:
+    """A run of its own, whose model is changed in place."""
     with small.one_device():
         loaded = load(run)
-        gate = loaded.model.stacks[0].experts.gate
-        gate[...] = gate[...].at[0, 0, 1, 2, 3].set(np.nan)
-        with Checkpoints(tmp_path / "run") as checkpoints:
+        change(loaded.model)
+        with Checkpoints(folder) as checkpoints:
             checkpoints.save(1, {"model": loaded.model}, {"config": json.loads(saved.to_json(loaded.config))})
-    with pytest.raises(CheckpointError, match=r"experts/gate.*: values that are not finite have no int8") as refused:
-        quantize.quantize(tmp_path / "run", tmp_path / "made", **QUIET)
-    assert "\n" not in str(refused.value)
+    return folder
+
+
+def put(leaf, index, value) -> None:
+    leaf[...] = leaf[...].at[index].set(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: put(model.stacks[0].experts.gate, (0, 0, 1, 2, 3), np.nan), "experts/gate.* have no int8"),
+        (lambda model: put(model.embed, (5, 3), np.nan), "embed.*: values that are not finite as float32"),
+        (lambda model: put(model.final_norm, 3, -np.inf), "final_norm.*: values that are not finite as float32"),
+    ],
+    ids=["a matrix", "the embedding", "a norm"],
+)
+def test_a_number_that_is_none_is_refused_by_the_leaf_it_stands_in(run, tmp_path, change, said):
+    source = saved_with(run, tmp_path / "run", change)
+    with pytest.raises(CheckpointError, match=said) as refused:
+        quantize.quantize(source, tmp_path / "made", **QUIET)
+    assert "\n" not in str(refused.value) and not (tmp_path / "made").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_errors_of_the_largest_and_smallest_numbers_are_numbers(run, tmp_path):
+    """Squares of a matrix of 3e38 overflow in float32, those of 1e-30 vanish."""
+
+    def change(model):
+        gate = model.stacks[0].experts.gate
+        gate[...] = gate[...].at[0, 0, 0].set(3e38).at[0, 0, 1].multiply(1e-30)
+
+    errors = quantize.quantize(saved_with(run, tmp_path / "run", change), tmp_path / "made", **QUIET)
+    assert all(0 <= error.relative < 0.02 for error in errors)
+    assert sum(error.relative > 0.001 for error in errors) >= len(errors) - 1
 
 
 def test_what_cannot_be_quantised_is_refused_in_a_line(run, int8, tmp_path, capsys):

@@ -209,6 +209,15 @@ def test_a_data_set_that_changed_since_the_run_began_is_refused_by_the_files_tha
         check_unchanged(saved, open_dataset(config, 8, 257).manifest)
 
 
+@pytest.mark.parametrize("files", [{"0.txt": 5}, {"0.txt": {}}, [1, 2], "0.txt", 7, None, {"a\nb": [1]}])
+def test_what_a_forged_manifest_says_of_its_files_is_a_refusal_too(tmp_path, files):
+    config = DataConfig(source=str(write_txt(tmp_path / "data", TEXTS)), held_out=0.0)
+    manifest = open_dataset(config, 8, 257).manifest
+    with pytest.raises(DataError, match="is not what this run began with: ") as refused:
+        check_unchanged(manifest | {"files": files, "fingerprint": "other"}, manifest)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize(("key", "value"), [("seed", 1), ("held_out", 0.5), ("packing", 0), ("tokenizer", "x")])
 def test_a_setting_that_moves_documents_is_refused_on_resume_by_its_name(tmp_path, key, value):
     config = DataConfig(source=str(write_txt(tmp_path / "data", TEXTS)), held_out=0.0)

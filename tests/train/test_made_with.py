@@ -26,6 +26,9 @@ def test_another_tokenizer_than_that_of_the_training_is_refused_unless_it_is_nam
         loading.load(made)
     assert "--tokenizer=bytes" in str(caught.value)
     assert loading.load(made, tokenizer="bytes").tokenizer.name == "bytes"
+    change_fact(made, 2, "data.tokenizer", "a\nmm01-eval: all is well")
+    with pytest.raises(ValueError, match=r"trained with the tokenizer a\\nmm01-eval: all is well, and"):
+        loading.load(made)
 
 
 def test_perplexity_on_held_out_text_that_has_changed_is_refused_by_the_name_of_the_file(made, capsys):
