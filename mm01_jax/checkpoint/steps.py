@@ -1,8 +1,8 @@
 """The checkpoints of a run: saved behind the training, kept N at a time, restored only when they verify.
 
-Orbax makes the step directories: it writes into a temporary directory, waits for all processes, and renames. What is
-in them is ours (`snapshot`, `reader`). Retired steps are renamed out of sight before they are deleted, so no listed
-step is ever half there.
+Orbax makes the step directories (`step_directories`): it writes into a temporary directory, waits for all processes,
+and renames. What is in them is ours (`snapshot`, `reader`). Retired steps are renamed out of sight before they are
+deleted, so no listed step is ever half there.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from mm01_jax import files
 from mm01_jax.checkpoint import manifest, processes
@@ -58,7 +57,9 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self.directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
-        self._keep, self._log = keep, log
+        from mm01_jax.checkpoint import step_directories  # late: who only reads does not wait for Orbax
+
+        self._keep, self._log, self._begin = keep, log, step_directories.begin
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -91,8 +92,7 @@ class Checkpoints:
             return
         processes.agree(self._obstacle(step, state), SaveFailed)
         snapshot = Snapshot(step, state, meta)
-        with _orbax():
-            response = ocp.save_checkpointables_async(self.directory / _name(step), {STATE: snapshot})
+        response = self._begin(self.directory / _name(step), snapshot)
         self._thread = threading.Thread(target=self._finish, args=(step, response), name=f"save {step}", daemon=True)
         self._thread.start()
 
@@ -239,33 +239,3 @@ def _name(step: int) -> str:
 
 def _meta(checkpoint: Checkpoint) -> dict:
     return checkpoint.manifest.meta | {"config": checkpoint.config_object}
-
-
-class _SnapshotHandler:
-    """Orbax's view of a Snapshot: write it into the directory that Orbax is making."""
-
-    async def save(self, directory, checkpointable: Snapshot):
-        return self._write(directory, checkpointable)
-
-    async def _write(self, directory, snapshot: Snapshot):
-        snapshot.write(pathlib.Path(await directory.await_creation()))
-
-    async def load(self, directory, abstract_checkpointable=None):
-        raise NotImplementedError("mm01_jax.checkpoint.open_checkpoint reads this directory")
-
-    async def metadata(self, directory):
-        return None
-
-    def is_handleable(self, checkpointable) -> bool:
-        return isinstance(checkpointable, Snapshot)
-
-    def is_abstract_handleable(self, abstract_checkpointable) -> bool:
-        return False
-
-
-def _orbax() -> ocp.Context:
-    context = ocp.Context()
-    registry = ocp.handlers.local_registry(include_global_registry=False)
-    registry.add(_SnapshotHandler, checkpointable_name=STATE)
-    context.checkpointables.registry = registry
-    return context

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import shardings
+from mm01_jax.model.layers import ShapesAlone, shardings
 from mm01_jax.model.multimodal import VLModel, build
 
 
@@ -22,9 +21,9 @@ def abstract[Tree](make: Callable[[], Tree], place: Callable[[Tree], Any]) -> Tr
 def abstract_model(config: Config, mesh: Mesh | AbstractMesh) -> TextModel | VLModel:
     """The model of `config` on a mesh, with its vision tower where it has one."""
     rules = config.mesh.rules
-    return abstract(lambda: build(config, rngs=nnx.Rngs(params=0)), lambda model: shardings(model, mesh, rules))
+    return abstract(lambda: build(config, rngs=ShapesAlone()), lambda model: shardings(model, mesh, rules))
 
 
 def abstract_weights(config: Config) -> TextModel | VLModel:
     """The same on no mesh: shapes, dtypes and logical axes."""
-    return jax.eval_shape(lambda: build(config, rngs=nnx.Rngs(params=0)))
+    return jax.eval_shape(lambda: build(config, rngs=ShapesAlone()))

@@ -14,6 +14,7 @@ from flax import nnx
 
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.model.layers import ShapesAlone
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.vision import CHANNELS
 
@@ -23,7 +24,7 @@ def active_weights(config: ModelConfig) -> int:
 
     Those are the leaves with the model's width as an axis; of the experts' a token meets as many as it is assigned to.
     """
-    model = jax.eval_shape(lambda: TextModel(config, ComputeConfig(), Rules(), rngs=nnx.Rngs(params=0)))
+    model = jax.eval_shape(lambda: TextModel(config, ComputeConfig(), Rules(), rngs=ShapesAlone()))
     total = 0
     for weight in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         axes = weight.get_metadata()["axes"]

@@ -21,6 +21,16 @@ from pallas_kernels.precision import matmul_precision
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
+class ShapesAlone(nnx.Rngs):
+    """Given to a model whose numbers nobody asks for (`jax.eval_shape`): it draws none, which takes long to trace."""
+
+
+def _drawn(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    if isinstance(rngs, ShapesAlone):
+        return jnp.zeros(shape, dtype)
+    return init(rngs.params(), shape, jnp.dtype(dtype))
+
+
 def param(
     rngs: nnx.Rngs,
     shape: Sequence[int],
@@ -37,7 +47,7 @@ def param(
       axes: logical axis of each dim of `shape` (None: never sharded).
       init: (key, full shape, dtype) -> array.
     """
-    value = init(rngs.params(), (*stack, *shape), jnp.dtype(dtype))
+    value = _drawn(rngs, init, (*stack, *shape), dtype)
     return nnx.Param(value, axes=("period", "layer")[: len(stack)] + tuple(axes))
 
 
@@ -49,7 +59,7 @@ class Int8Weight(nnx.Module):
     """
 
     def __init__(self, rngs: nnx.Rngs, shape, axes, init: Initializer, *, summed: tuple[int, ...], stack=()):
-        drawn = quantized(init(rngs.params(), (*stack, *shape), jnp.dtype("float32")), summed)
+        drawn = quantized(_drawn(rngs, init, (*stack, *shape), "float32"), summed)
         axes = ("period", "layer")[: len(stack)] + tuple(axes)
         kept = [axis for i, axis in enumerate(axes) if i - len(axes) not in summed]
         self.values = nnx.Param(drawn.values, axes=axes, summed=summed)
