@@ -48,6 +48,7 @@ class App:
             *self._routes("/v1/chat/completions", self._answering(chat.parse), "POST"),
             *self._routes("/v1/responses", self._answering(responses.parse), "POST"),
             *self._routes("/metrics", self._metrics, "GET"),
+            *self._routes("/tokenizer_info", self._tokenizer_info, "GET"),
             *self._routes("/tokenize", self._tokenize, "POST"),
             *self._routes("/detokenize", self._detokenize, "POST"),
         ]
@@ -136,13 +137,22 @@ class App:
         metrics.whole.observe(time.monotonic() - began)
         return f" {prompt}+{said} tokens"
 
+    async def _tokenizer_info(self, request: Request) -> Response:
+        """What lm-eval asks for before it has its texts tokenized here. No text is a special token, so none is told."""
+        names = dict.fromkeys(("eos_token", "bos_token", "pad_token"))
+        return JSONResponse(names | {"chat_template": getattr(self.service.template, "source", None)})
+
     async def _tokenize(self, request: Request) -> Response:
         body = await self._read(request)
         tokens = await asyncio.to_thread(self._tokens_of, body)
         return JSONResponse({"count": len(tokens), "max_model_len": self.service.context, "tokens": tokens})
 
     def _tokens_of(self, body: Any) -> list[int]:
-        own = {"prompt": Field(fields.text), "messages": Field(chat.messages(self.service))}
+        own = {
+            "prompt": Field(fields.text),
+            "add_special_tokens": Field(fields.switch),
+            "messages": Field(chat.messages(self.service)),
+        }
         values = fields.read(body, {"model": Field(fields.text, self.service.name)} | own)
         self.service.check_model(values["model"])
         if (values["prompt"] is None) == (values["messages"] is None):
