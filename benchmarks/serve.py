@@ -40,8 +40,8 @@ class Load(NamedTuple):
     vocabulary: int
     streamed: bool
 
-    def prompts(self, seed: int) -> Iterator[list[int]]:
-        draw = random.Random(seed)
+    def prompts(self, seed: int | str) -> Iterator[list[int]]:
+        draw = random.Random(f"{seed} {self.streamed}")
         common = [draw.randrange(self.vocabulary) for _ in range(int(SHARED * self.prompt))]
         while True:
             own = [draw.randrange(self.vocabulary) for _ in range(self.prompt)]
@@ -115,9 +115,11 @@ async def _whole(reader: asyncio.StreamReader) -> tuple[list[float], dict | None
     return [], json.loads(await reader.read()).get("usage")
 
 
-async def at_once(target: Target, load: Load, users: int, requests: int) -> tuple[list[Asked], float]:
-    """All requests by so many users, each with one at a time; the seconds that took."""
-    prompts, said = load.prompts(users), []
+async def at_once(
+    target: Target, load: Load, users: int, requests: int, seed: int | str | None = None
+) -> tuple[list[Asked], float]:
+    """All requests by so many users, each with one at a time; the seconds that took. seed: None is the users."""
+    prompts, said = load.prompts(users if seed is None else seed), []
     waiting = iter([next(prompts) for _ in range(requests)])
 
     async def user() -> None:
@@ -213,7 +215,7 @@ def measure(given, address: str) -> int:
     subject = f"serve {found.model}, {load.workload} prompts of {load.prompt}, answers of {load.answer}"
     subject += ", whole" if given.whole else ", streamed"
     report, levels = Report(given.json, "benchmarks.serve", given.argv), {}
-    asyncio.run(at_once(found, load, 1, 2))  # what is compiled once
+    asyncio.run(at_once(found, load, 1, 2, "first"))  # what is compiled once
     print(
         f"{'users':>6}{'failed':>8}{'tokens/s':>10}{'first ms p50':>14}{'p99':>9}{'token ms p50':>13}{'event p99':>11}"
     )

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference import masks
+from mm01_jax.inference import engine_pieces, masks
 from mm01_jax.inference.engine_answers import end, job_of, note, note_prompt, share_prompt
 from mm01_jax.inference.engine_arrays import to_host
 from mm01_jax.inference.engine_calls import Call, begin
@@ -124,8 +124,7 @@ class Engine(Streams):
 
     def cancel(self, id: int) -> None:
         """Ends a request now; one that has finished stays as it is."""
-        job = self._job(id)
-        if job.result.finish is None:
+        if (job := self._job(id)).result.finish is None:
             self._end(job, "cancelled")
 
     def preempt(self, id: int) -> None:
@@ -170,10 +169,9 @@ class Engine(Streams):
         self._take_in()
         drawn = self._decode()
         self._seconds += time.monotonic() - began
-        events = [Event(job.id, drawn.pop(job.id, []), job.result.finish) for job in self._ended]
-        self._ended = []
-        events += [Event(id, tokens, None) for id, tokens in drawn.items()]
-        return sorted(events)
+        ended, self._ended = self._ended, []
+        events = [Event(job.id, drawn.pop(job.id, []), job.result.finish) for job in ended]
+        return sorted(events + [Event(id, tokens, None) for id, tokens in drawn.items()])
 
     @property
     def idle(self) -> bool:
@@ -207,22 +205,26 @@ class Engine(Streams):
         self._schedule.wait(job)
 
     def _take_in(self) -> None:
-        """Calls of prefill within the budget, and one whatever it is; of the background one alone."""
+        """Calls of prefill within the budget, and one whatever it is; of the background one alone. A prompt that has
+        more left has one turn a step, of one piece where others run: those with shorter ones do not wait for its end.
+        """
         grid, taken = self.sizes.grid, 0
-        while jobs := list(self._schedule.to_take_in()):
+        while ready := list(self._schedule.to_take_in(self.budget if taken else None)):
+            jobs, least = engine_pieces.alike(ready, self.sizes)
             share = min((self.budget - taken) // len(jobs), self.sizes.pieces * grid) // grid * grid
-            if taken and not share:
+            if taken and share < least:
                 return
-            most, background = max(grid, share), all(job.background for job in jobs)
-            if background and any(job.decodes for job in self._schedule.running()):
-                most = grid  # what nobody asked for delays an answer by a piece at most
+            most, background = max(least, share), all(job.background for job in jobs)
+            has_time = not background and all(len(job.prompt) - job.taken <= self.budget for job in jobs)
+            if not has_time and len(self._schedule.running()) > len(jobs):
+                most = least  # an answer is delayed by so much at most
             taken += self._prefill(jobs, most)
             if background:
                 return
 
     def _prefill(self, jobs: list[Job], most: int) -> int:
         """Tokens taken in, `most` of each job at most."""
-        counts = [most if self.memory is None else self.memory.cut(job, most) for job in jobs]
+        counts = [engine_pieces.cut(job, most, self.sizes, self.memory and self.memory.every(job)) for job in jobs]
         work = [work_of(job, count) for job, count in zip(jobs, counts, strict=True)]
         said = self.devices.prefill(work)
         for job, one in zip(jobs, work, strict=True):
@@ -289,8 +291,7 @@ class Engine(Streams):
             other.waits_for = None  # it will not get a prompt from here any more
 
     def _free(self, job: Job) -> None:
-        slot = self._schedule.remove(job)
-        if slot is not None and self._poison:
+        if (slot := self._schedule.remove(job)) is not None and self._poison:
             self.devices.poison(slot)
 
     def _job(self, id: int) -> Job:

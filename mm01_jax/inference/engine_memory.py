@@ -7,6 +7,7 @@ nobody waits: a piece at a time while others decode.
 
 import numpy as np
 
+from mm01_jax.inference import engine_pieces as pieces
 from mm01_jax.inference.engine_arrays import to_devices, to_host
 from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_request import Request
@@ -21,15 +22,16 @@ class Memory:
 
     def __init__(self, devices: Devices, prefix: Prefix, snapshots: int):
         self.prefix = prefix
-        self._devices, self._every = devices, snapshots * devices.sizes.grid
+        self._devices, self._sizes, self._every = devices, devices.sizes, snapshots * devices.sizes.grid
 
     def restore(self, job: Job) -> None:
         """Puts what is known of a prompt into the job's slot, which is empty."""
         if job.request.wants_whole is not None:
             job.result.miss = job.request.wants_whole
             return
-        found = self.prefix.find(job.request.content, job.prompt, _marks(job), counted=not job.background)
-        grid = self._devices.sizes.grid
+        grid = self._sizes.grid
+        asked, rest = (job.request.content, job.prompt, _marks(job)), pieces.rest_of(job, self._sizes)
+        found = self.prefix.find(*asked, rest=rest, counted=not job.background)
         for number, page in enumerate(found.pages):
             self._devices.put_page(job.slot, page, number * grid)
         job.taken = len(found.pages) * grid
@@ -38,25 +40,22 @@ class Memory:
         job.result.cached, job.result.miss = job.taken, found.miss
         job.branch = found.known * grid
 
-    def cut(self, job: Job, most: int) -> int:
-        """How many of the next `most` tokens are taken in before states are kept."""
-        grid, length = self._devices.sizes.grid, len(job.prompt)
-        if not job.request.remember:
-            return min(most, length - job.taken)
-        last = (length if job.background else length - 1) // grid * grid
-        stops = [(job.taken // self._every + 1) * self._every, last, job.branch, job.taken + most, length]
-        return min(stop for stop in stops if stop > job.taken) - job.taken
+    def every(self, job: Job) -> int | None:
+        """After how many tokens of a job states are kept; None: of none."""
+        return self._every if job.request.remember else None
 
     def store(self, job: Job) -> None:
         """Keeps what the job's slot has, where that is at a grid point."""
-        grid = self._devices.sizes.grid
-        if job.taken and job.taken % grid == 0 and job.request.remember and not job.request.place:
-            self.prefix.put(
+        grid = self._sizes.grid
+        if job.request.remember and not job.request.place and pieces.is_kept(job, self._sizes, self._every):
+            job.node = self.prefix.put(
                 job.request.content,
                 job.prompt[: job.taken],
                 lambda number: self._devices.get_page(job.slot, number * grid),
                 lambda: self._devices.get_state(job.slot),
                 _marks(job, job.taken),
+                rest=pieces.rest_of(job, self._sizes),
+                behind=job.node,
             )
 
     def again(self, job: Job) -> Job | None:
@@ -64,8 +63,9 @@ class Memory:
         if not job.request.remember:
             return None
         tokens = np.concatenate([job.prompt, np.array(job.result.tokens, np.int32)])
-        tokens = tokens[: len(tokens) // self._devices.sizes.grid * self._devices.sizes.grid]
-        known = not len(tokens) or self.prefix.has(job.request.content, tokens, _marks(job, len(tokens)))
+        tokens = tokens[: len(tokens) // self._sizes.grid * self._sizes.grid]
+        asked, rest = (job.request.content, tokens, _marks(job, len(tokens))), pieces.rest(len(tokens), self._sizes)
+        known = not len(tokens) or self.prefix.has(*asked, rest=rest)
         if known or job.request.place:
             return None
         return Job(job.id, Request(prompt=tokens, content=job.request.content), tokens, background=True, seen=job.seen)

@@ -22,6 +22,7 @@ from mm01_jax.checkpoint import (
     open_checkpoint,
     processes,
 )
+from mm01_jax.inference import engine_pieces as cuts
 from mm01_jax.inference.asked import Shown, check_shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_images import MARK, Seen
@@ -46,7 +47,8 @@ def save(engine: Engine, tokens, directory, content: bytes = b"", shows: Shown |
     if pathlib.Path(directory).exists() and any(pathlib.Path(directory).iterdir()):
         raise ValueError(f"directory: got {directory}, which holds something; allowed: a new or empty one")
     marks = _marks(engine, tokens, shows)
-    found = memory.prefix.find(content, np.append(tokens, np.int32(0)), marks, counted=False)
+    rest = cuts.rest(len(tokens) // engine.sizes.grid * engine.sizes.grid, engine.sizes)
+    found = memory.prefix.find(content, np.append(tokens, np.int32(0)), marks, rest=rest, counted=False)
     if not found.pages:
         raise ValueError(f"tokens: nothing of these {len(tokens)} is remembered ({found.miss})")
     count = len(found.pages) * engine.sizes.grid
@@ -92,7 +94,8 @@ def load(engine: Engine, directory) -> int:
     check_finite(directory, tree, devices.mesh, what="states")
     pages = [page for _, page in sorted(tree["pages"].items())]
     tokens, marks = (None if tree.get(name) is None else np.asarray(tree[name]) for name in ("tokens", "seen"))
-    memory.prefix.put(content, tokens, pages.__getitem__, lambda: tree["state"], marks)
+    rest = cuts.rest(count, engine.sizes)
+    memory.prefix.put(content, tokens, pages.__getitem__, lambda: tree["state"], marks, rest=rest)
     return count
 
 

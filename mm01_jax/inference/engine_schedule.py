@@ -12,6 +12,7 @@ import numpy as np
 from mm01_jax.inference.engine_images import Seen
 from mm01_jax.inference.engine_programs import Slots
 from mm01_jax.inference.engine_request import Request, Result
+from mm01_jax.inference.prefix_tree import Node
 from mm01_jax.inference.stops import TextStream
 
 MOST_LATER = 4  # jobs of the background for each slot; what is more is never remembered
@@ -25,7 +26,7 @@ class Job:
     preempted (the row is in the hosts' memory), or goes on from another's prompt. text: reads the answer, where the
     engine has a tokenizer. waits_for: the job whose prompt it goes on from. branch: tokens of the prompt after which
     another was known to part. routed: the experts of its tokens so far, arrays (n, L, A) one after another. background:
-    asked by nobody, it takes in what is to be remembered.
+    asked by nobody, it takes in what is to be remembered. node: of what is remembered, the last piece that it left.
     """
 
     id: int
@@ -41,6 +42,7 @@ class Job:
     routed: list[np.ndarray] = dataclasses.field(default_factory=list)
     background: bool = False
     seen: Seen | None = None
+    node: Node | None = None
 
     @property
     def decodes(self) -> bool:
@@ -115,10 +117,11 @@ class Schedule:
             self.jobs[slot] = None
         return slot
 
-    def to_take_in(self) -> Iterator[Job]:
-        """In each group the first whose prompt is not taken in."""
+    def to_take_in(self, most: int | None) -> Iterator[Job]:
+        """In each group the first whose prompt is not taken in; most: of those with so many tokens left at most."""
         for first in range(0, len(self.jobs), self._per_group):
             group = self.jobs[first : first + self._per_group]
-            jobs = [job for job in group if job is not None and job.taken < len(job.prompt)]
+            left = [(len(job.prompt) - job.taken, job) for job in group if job is not None]
+            jobs = [job for count, job in left if count > 0 and (most is None or count <= most)]
             if jobs:
                 yield min(jobs, key=lambda job: (job.background, job.rank))

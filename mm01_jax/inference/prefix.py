@@ -14,39 +14,14 @@ part, the others ever wider apart from the end on.
 """
 
 import collections
-import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
+from mm01_jax.inference.prefix_tree import Found, Node, bytes_of, digest_of, is_cut_else, is_last_here, pieces_of
+
 MOST_GONE = 100_000  # pieces of which is remembered that they were here once
-
-
-@dataclasses.dataclass(eq=False)
-class Node:
-    """A piece behind those before it. digest: of all tokens up to its end, and of what they mean besides."""
-
-    parent: "Node | None"
-    digest: bytes
-    depth: int
-    children: dict[bytes, "Node"] = dataclasses.field(default_factory=dict)
-    page: Any = None
-    state: Any = None
-    on_host: bool = False
-    used: int = 0
-
-
-class Found(NamedTuple):
-    """pages of the pieces to go on from, first to last, and the states after them (None: no piece). miss: why not all
-    pieces of the prompt. known: pieces of the prompt that are here, with states or not."""
-
-    pages: list[Any]
-    state: Any
-    miss: str | None
-    known: int
 
 
 class Prefix:
@@ -78,15 +53,22 @@ class Prefix:
         self.misses = collections.Counter()
 
     def find(
-        self, content: bytes, tokens: np.ndarray, seen: np.ndarray | None = None, *, counted: bool = True
+        self,
+        content: bytes,
+        tokens: np.ndarray,
+        seen: np.ndarray | None = None,
+        *,
+        rest: int | None = None,
+        counted: bool = True,
     ) -> Found:
         """Up to the deepest piece with states that leaves at least one token; on the devices, wherever it was.
 
         Args:
           seen: uint8 (tokens, n), what images show at each token, zeros where they show nothing; None: no images.
+          rest: the token from which on pieces were computed by themselves, those before with others; None: all alike.
         """
         usable = (len(tokens) - 1) // self.grid
-        keys = self._pieces(tokens, seen)[:usable]
+        keys = pieces_of(tokens, seen, self.grid, rest)[:usable]
         path = self._path(content, keys)
         depth = max((node.depth for node in path if node.state is not None), default=0)
         miss = self._why(content, keys, path, depth)
@@ -102,9 +84,9 @@ class Prefix:
         self._shrink()
         return found
 
-    def has(self, content: bytes, tokens: np.ndarray, seen: np.ndarray | None = None) -> bool:
+    def has(self, content: bytes, tokens: np.ndarray, seen: np.ndarray | None = None, rest: int | None = None) -> bool:
         """Whether there are states after these tokens, whole pieces."""
-        path = self._path(content, self._pieces(tokens, seen))
+        path = self._path(content, pieces_of(tokens, seen, self.grid, rest))
         return bool(path) and path[-1].depth * self.grid == len(tokens) and path[-1].state is not None
 
     def put(
@@ -114,33 +96,44 @@ class Prefix:
         take_page: Callable[[int], Any],
         take_state: Callable[[], Any],
         seen: np.ndarray | None = None,
-    ) -> None:
-        """Keeps pages of all `tokens`, whole pieces, and the states after the last of them.
+        *,
+        rest: int | None = None,
+        behind: Node | None = None,
+    ) -> Node:
+        """Keeps pages of all `tokens`, whole pieces, and the states after the last of them, which it returns.
 
         Args:
           take_page: of a piece by its number, called for those that are not here. take_state: called if need be.
+          behind: what the last call with a begin of these tokens returned: pieces up to there are not looked for.
         """
         assert len(tokens) % self.grid == 0, "states are kept at grid points alone"
         self._clock += 1
-        node = self._root(content)
-        for number, key in enumerate(self._pieces(tokens, seen)):
+        node = behind
+        if node is None or node.gone or node.depth * self.grid > len(tokens):
+            node = self._root(content)
+        self._use(node)
+        known = node.depth * self.grid
+        left = pieces_of(tokens[known:], None if seen is None else seen[known:], self.grid, rest, known)
+        for number, key in enumerate(left, node.depth):
             if key not in node.children:
-                child = Node(node, _digest(node.digest, key), number + 1, page=take_page(number))
+                child = Node(node, digest_of(node.digest, key), number + 1, page=take_page(number))
                 node.children[key] = child
-                self._account(child, _size(child.page))
+                self._account(child, bytes_of(child.page))
             node = node.children[key]
             self._promote(node)  # what is in use is on the devices: a node on the host leads to others there alone
             node.used = self._clock
         if node.state is None and node.parent is not None:
             node.state = take_state()
             self._gone.pop(node.digest, None)
-            self._account(node, _size(node.state))
+            self._account(node, bytes_of(node.state))
             self._thin(node)
         self._shrink()
+        return node
 
     def clear(self, why: str) -> None:
         """Forgets everything; whoever would have found it is told why."""
         for node in list(self._nodes()):
+            node.gone = True
             self._remember(node, why)
         self._roots.clear()
         self.bytes = self.host_bytes = 0
@@ -158,18 +151,9 @@ class Prefix:
 
     # The tree.
 
-    def _pieces(self, tokens: np.ndarray, seen: np.ndarray | None) -> list[bytes]:
-        """The keys of the whole pieces: their tokens, then what is seen at them where anything is."""
-        tokens, grid = np.ascontiguousarray(tokens, np.int32), self.grid
-        keys = [tokens[start : start + grid].tobytes() for start in range(0, len(tokens) // grid * grid, grid)]
-        if seen is None:
-            return keys
-        shown = [seen[number * grid : (number + 1) * grid] for number in range(len(keys))]
-        return [key + (part.tobytes() if part.any() else b"") for key, part in zip(keys, shown, strict=True)]
-
     def _root(self, content: bytes) -> Node:
         if content not in self._roots:
-            self._roots[content] = Node(None, _digest(b"", content), 0)
+            self._roots[content] = Node(None, digest_of(b"", content), 0)
         return self._roots[content]
 
     def _path(self, content: bytes, keys: Sequence[bytes]) -> list[Node]:
@@ -181,6 +165,12 @@ class Prefix:
                 break
             path.append(node)
         return path
+
+    def _use(self, last: Node) -> None:
+        """A path is in use: on the devices, and newer than all others."""
+        while last.parent is not None:
+            self._promote(last)
+            last.used, last = self._clock, last.parent
 
     def _nodes(self) -> Iterator[Node]:
         stack = list(self._roots.values())
@@ -196,14 +186,15 @@ class Prefix:
             return None if keys else "shorter than a piece"
         if len(path) > depth:
             return self._gone.get(path[depth].digest, "no states kept there")
-        digest = _digest(b"", content)
+        digest = digest_of(b"", content)
         for key in keys[: depth + 1]:
-            digest = _digest(digest, key)
+            digest = digest_of(digest, key)
         if digest in self._gone:
             return self._gone[digest]
         node, tokens = path[-1] if path else self._roots.get(content), 4 * self.grid  # bytes
-        if node is not None and any(key[:tokens] == keys[depth][:tokens] for key in node.children):
-            return "other pixels"
+        alike = [key for key in (node.children if node is not None else ()) if key[:tokens] == keys[depth][:tokens]]
+        if alike:
+            return "cut elsewhere" if any(is_cut_else(key, keys[depth]) for key in alike) else "other pixels"
         others = [root for name, root in self._roots.items() if name != content]
         if depth == 0 and any(keys[0] in root.children for root in others):
             return "other content"
@@ -219,7 +210,7 @@ class Prefix:
 
     def _promote(self, node: Node) -> None:
         if node.on_host:
-            size = _size(node.page) + _size(node.state)
+            size = bytes_of(node.page) + bytes_of(node.state)
             node.page, node.state = self._to_devices(node.page), self._to_devices(node.state)
             node.on_host = False
             self.host_bytes -= size
@@ -228,8 +219,8 @@ class Prefix:
     def _shrink(self) -> None:
         """Back within both budgets: what was used longest ago goes to the host, and from there for good."""
         while self.bytes > self.budget and (node := self._oldest(on_host=False)) is not None:
-            size = _size(node.page) + _size(node.state)
-            if size <= self.host_budget and _is_last_here(node):
+            size = bytes_of(node.page) + bytes_of(node.state)
+            if size <= self.host_budget and is_last_here(node):
                 node.page, node.state = self._to_host(node.page), self._to_host(node.state)
                 node.on_host = True
                 self.bytes -= size
@@ -246,7 +237,7 @@ class Prefix:
         """The least recently used that can go: it has states, or leads to nothing on the devices. The deepest of
         several."""
         nodes = [node for node in self._nodes() if node.on_host == on_host]
-        nodes = [node for node in nodes if node.state is not None or (not on_host and _is_last_here(node))]
+        nodes = [node for node in nodes if node.state is not None or (not on_host and is_last_here(node))]
         return min(nodes, key=lambda node: (node.used, -node.depth), default=None)
 
     def _thin(self, last: Node) -> None:
@@ -267,17 +258,17 @@ class Prefix:
     def _drop_state(self, node: Node, why: str) -> None:
         """Forgets a node's states, and the pages that lead nowhere then."""
         if node.state is not None:
-            self._account(node, -_size(node.state))
+            self._account(node, -bytes_of(node.state))
             node.state = None
             self._remember(node, why)
             self.counts["evicted_states"] += 1
         while node.parent is not None and node.state is None and not node.children:
-            self._account(node, -_size(node.page))
+            self._account(node, -bytes_of(node.page))
             self._remember(node, why)
             self.counts["evicted_pages"] += 1
             parent = node.parent
             parent.children = {key: child for key, child in parent.children.items() if child is not node}
-            node = parent
+            node.gone, node = True, parent
         if node.parent is None and not node.children:  # of a content that nobody may ask for again
             self._roots = {content: root for content, root in self._roots.items() if root is not node}
 
@@ -285,16 +276,3 @@ class Prefix:
         self._gone[node.digest] = why
         while len(self._gone) > MOST_GONE:
             self._gone.popitem(last=False)
-
-
-def _is_last_here(node: Node) -> bool:
-    """Whether nothing behind it is on the devices."""
-    return all(child.on_host for child in node.children.values())
-
-
-def _digest(before: bytes, key: bytes) -> bytes:
-    return hashlib.sha256(len(before).to_bytes(8, "little") + before + key).digest()
-
-
-def _size(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 # They make pages of rows, pictures, and what a person looks at.
-WITHOUT_ROWS = ("benchmarks.tables", "benchmarks.picture", "benchmarks.train_lengths", "benchmarks.train_vl.answers")
+WITHOUT_ROWS = (
+    *("benchmarks.tables", "benchmarks.picture", "benchmarks.train_lengths", "benchmarks.train_vl.answers"),
+    "benchmarks.serve_random",
+)
 # Programs that a test starts, with arguments of its own, and this file, which has the words in it.
 STARTED_BY_TESTS = (
     "tests.convert.peer",

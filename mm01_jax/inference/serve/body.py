@@ -10,6 +10,7 @@ from mm01_jax.inference.serve.errors import Refused
 
 MOST_BYTES = 8 * 2**20  # of a body: a million tokens of text take about five
 MOST_WITH_IMAGES = 32 * 2**20  # of a server that takes images
+_SHORT_BYTES = 2**16
 _READ_TIMES = 8  # as much is read: a client that sends too much reads why, where it does not send for ever
 SECONDS = 30.0
 
@@ -37,7 +38,8 @@ async def read_json(request: Request, most: int = MOST_BYTES) -> Any:
     except TimeoutError:
         raise Refused(f"the body did not come within {SECONDS:g} s", status=408) from None
     try:
-        return parse_json(raw)
+        # A long text takes seconds: others go on meanwhile.
+        return parse_json(raw) if len(raw) < _SHORT_BYTES else await asyncio.to_thread(parse_json, raw)
     except ValueError as error:
         raise Refused(f"the body is no JSON: {error}") from None
 

@@ -12,6 +12,7 @@ from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
 
 _MOST_SLOTS, _SLOTS_UNTOLD = 64, 8  # at most unasked; where a device does not say what it has left
+_PIECES = 8  # of a prompt in one call
 _SHARE = 0.85  # of what is left: programs need some, too
 
 
@@ -40,6 +41,8 @@ def room_of(model: TextModel | VLModel, context: int, slots: int | None, memory:
     sequence, rows = (math.prod(mesh.shape[axis] for axis in axes) for axes in (rules.seq, rules.batch))
     rows *= sequence
     cuts = fitting.cuts_of(context, sequence)
+    # A piece a product: the bits of an answer then follow from its prompt alone, and others wait for a piece at most.
+    cuts |= {"wide": 1, "pieces": _PIECES}
     context = -(-context // cuts["grid"]) * cuts["grid"]
     slot = fitting.slot_bytes(model, mesh, context)
     left = _left(mesh) if memory is None else int(memory * 2**30)

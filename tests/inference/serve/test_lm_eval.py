@@ -1,7 +1,9 @@
 """lm-evaluation-harness asks the server, and its scores are the engine's own log-probabilities of the same texts."""
 
 import importlib.util
+import inspect
 import json
+import math
 import subprocess
 import sys
 
@@ -10,7 +12,6 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from benchmarks.train_chat import QUESTIONS, facts  # noqa: E402
 from mm01_jax.inference.engine import Engine  # noqa: E402
 from mm01_jax.inference.engine_request import Request  # noqa: E402
 from mm01_jax.loading import load  # noqa: E402
@@ -31,13 +32,13 @@ COUNT, CHOICES = 12, 4
 
 
 def documents() -> list[dict]:
-    """Questions about functions, each with the sentences of some."""
-    known = facts()[: COUNT * CHOICES]
+    """Questions about functions, each with what is said of some."""
+    known = [name for name in sorted(vars(math)) if callable(getattr(math, name)) and not name.startswith("_")]
     found = []
     for number in range(COUNT):
-        some = known[number * CHOICES :][:CHOICES]
-        question, answer = QUESTIONS[0].format(some[number % CHOICES][0]), number % CHOICES
-        found.append({"question": question, "choices": [sentence for _, sentence in some], "answer": answer})
+        some, answer = known[number * CHOICES :][:CHOICES], number % CHOICES
+        choices = [" ".join(inspect.getdoc(getattr(math, name)).split())[:80] for name in some]
+        found.append({"question": f"What does math.{some[answer]} do?", "choices": choices, "answer": answer})
     return found
 
 
