@@ -20,15 +20,17 @@ NAME = "tiny"
 class Server:
     """A context: the command in a process. lines: what it says on stdout, as it comes; said: all of stderr.
 
-    name: of the model; None leaves it to the checkpoint's folder.
+    name: of the model; None leaves it to the checkpoint's folder. quick: programs that are compiled in less time, and
+    give other bits than those of this process.
     """
 
-    def __init__(self, *flags: str, name: str | None = NAME):
+    def __init__(self, *flags: str, name: str | None = NAME, quick: bool = True):
         named = [] if name is None else [f"--name={name}"]
         command = [sys.executable, "-m", "mm01_jax.inference.serve", "--port=0", *named, *flags]
-        fast = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "1"}
+        given = {"JAX_NUM_CPU_DEVICES": "1"}
+        given |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"} if quick else {}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | fast
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | given
         )
         self.lines: queue.SimpleQueue = queue.SimpleQueue()
         self.said: list[str] = []

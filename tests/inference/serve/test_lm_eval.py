@@ -60,7 +60,8 @@ def alone(texts: list[tuple[str, str]]) -> list[float]:
 def test_lm_evals_scores_over_http_are_the_engines_own(tmp_path):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents()))
     (tmp_path / "library.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
-    with Server(f"--checkpoint={CHAT_TINY}", "--template=minimax-01", "--context=896", "--slots=4") as server:
+    flags = f"--checkpoint={CHAT_TINY}", "--template=minimax-01", "--context=896", "--slots=4"
+    with Server(*flags, quick=False) as server:
         url = server.until(r"(http://\S+/v1) serves")[1]
         asked = f"model={NAME},base_url={url}/completions,num_concurrent=4,max_length=895"
         command = [sys.executable, "-m", "lm_eval", "--model=local-completions", f"--model_args={asked}"]
