@@ -129,7 +129,8 @@ def _is_of_another_process(error: Exception) -> bool:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Of jaxlib, whose error is a RuntimeError; it is not imported here."""
-    return type(error).__name__ == "JaxRuntimeError" and str(error).startswith("RESOURCE_EXHAUSTED")
+    is_out = str(error).startswith("RESOURCE_EXHAUSTED") or "Out of memory allocating" in str(error)
+    return type(error).__name__ == "JaxRuntimeError" and is_out
 
 
 def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 
+MOST_TOKENS = 10_240_000  # of an answer: positions that the released model has (max_position_embeddings)
 _FILE = "a file in a folder that exists, new or to be replaced"
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 

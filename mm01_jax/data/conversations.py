@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.data.tool_calls import MINIMAX_01, Form
+from mm01_jax.data.tool_calls import MINIMAX_01, Call, Form
 from mm01_jax.files import quoted
 from mm01_jax.messages import counted
 
@@ -44,7 +44,19 @@ def check_messages(messages: Any) -> None:
         if not isinstance(message, dict) or message.get("role") not in HEADERS:
             role = message.get("role") if isinstance(message, dict) else message
             raise ValueError(f"message {number} has role {quoted(role)}; allowed are {', '.join(HEADERS)}")
+        check_calls(number, message)
         text_of(message)
+
+
+def check_calls(number: int, message: dict[str, Any]) -> None:
+    """ValueError where a message calls tools in a form that our templates do not write: the call would be lost."""
+    calls = message.get("calls") or ()
+    if message.get("tool_calls") or not (isinstance(calls, list | tuple) and all(isinstance(c, Call) for c in calls)):
+        name = "tool_calls" if message.get("tool_calls") else "calls"
+        raise ValueError(
+            f"message {number} has {name} {quoted(message[name])}; allowed are calls as text of its content, as the "
+            "model writes them; nearest: mm01-serve, which takes tool_calls, or a .jinja template"
+        )
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -81,7 +93,7 @@ def count_images(messages: Sequence[dict[str, Any]]) -> int:
 def render(
     messages: Sequence[dict[str, Any]],
     tokenizer: Tokenizer,
-    image_tokens: Sequence[int] = (),
+    image_tokens: Sequence[int] | None = (),
     *,
     tools: Sequence[Any] = (),
     template: str = "official",
@@ -90,7 +102,7 @@ def render(
     """A conversation's tokens.
 
     Args:
-      image_tokens: of each image in order, how many tokens it takes.
+      image_tokens: of each image in order, how many tokens it takes. None: marks are text, as to a model of text.
       tools: functions that the model may call, as JSON has them; they stand after all messages.
       template: "official", or "plain": the texts alone, one after another, END behind an answer.
       generate: end with the header of an answer that is to come.
@@ -98,19 +110,16 @@ def render(
     Raises:
       ValueError: more or fewer `<image>` marks than images; a tokenizer without the template's tokens.
     """
-    marks = count_images(messages)
-    if marks != len(image_tokens):
-        raise ValueError(
-            f"{counted(marks, f'{IMAGE} mark')} in the text and {counted(len(image_tokens), 'image')}; allowed is one "
-            "mark an image"
-        )
+    waiting = None if image_tokens is None else list(image_tokens)
+    if waiting is not None and (marks := count_images(messages)) != len(waiting):
+        got = f"{counted(marks, f'{IMAGE} mark')} in the text and {counted(len(waiting), 'image')}"
+        raise ValueError(f"{got}; allowed is one mark an image")
     begin, end = (np.array([tokenizer.special(name)], np.int32) for name in (BEGIN, END))
-    newline, waiting = tokenizer.encode("\n"), list(image_tokens)
+    newline = tokenizer.encode("\n")
     pieces: list[tuple[np.ndarray, bool]] = []
     for message in messages:
         said = message["role"] == "assistant"
-        body = encode(text_of(message), tokenizer, [waiting.pop(0) for _ in range(text_of(message).count(IMAGE))])
-        body = np.concatenate([body, encode_calls(message, MINIMAX_01, tokenizer)])
+        body = np.concatenate([_body(message, tokenizer, waiting), encode_calls(message, MINIMAX_01, tokenizer)])
         header = tokenizer.encode(HEADERS[message["role"]])
         if template == "plain":
             pieces += [(body, said), (end[: int(said)], said)]
@@ -123,6 +132,14 @@ def render(
         pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
     ids = np.concatenate([ids for ids, _ in pieces])
     return Rendered(ids, np.concatenate([np.full(len(ids), said) for ids, said in pieces]))
+
+
+def _body(message: dict[str, Any], tokenizer: Tokenizer, waiting: list[int] | None) -> np.ndarray:
+    """Ids of a message's text; takes what its marks stand for off the list of images that wait for one."""
+    text = text_of(message)
+    if waiting is None:
+        return tokenizer.encode(text)
+    return encode(text, tokenizer, [waiting.pop(0) for _ in range(text.count(IMAGE))])
 
 
 def encode_calls(message: dict[str, Any], form: Form, tokenizer: Tokenizer) -> np.ndarray:

@@ -65,6 +65,9 @@ class M1:
         return Rendered(np.concatenate([ids for ids, _ in pieces]), np.concatenate(said))
 
     def stop(self, tokenizer: Tokenizer) -> int:
+        """Of a tokenizer that has all that the template needs; ValueError names what it has not."""
+        for name in (DOCUMENT, BEGIN):
+            tokenizer.special(name)
         return tokenizer.special(END)
 
 
@@ -75,6 +78,7 @@ def _check(messages: Sequence[dict]) -> None:
         role = message.get("role") if isinstance(message, dict) else message
         if role not in _HEADERS:
             raise ValueError(f"message {number} has role {role!r}; allowed are {', '.join(_HEADERS)}")
+        conversations.check_calls(number, message)
 
 
 def _message(role: str, message: dict, tokenizer: Tokenizer) -> list[tuple[np.ndarray, bool]]:

@@ -128,20 +128,22 @@ class Template(NamedTuple):
 
 
 class Released:
-    """The template of MiniMax-01 (docs/model.md B.5), with the methods of `Template`."""
+    """The template of MiniMax-01 (docs/model.md B.5), with the methods of `Template`; `<image>` is text."""
 
     name = "minimax-01"
     thinks = False
 
     def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
         conversations.check_messages(list(messages))
-        return conversations.render(messages, tokenizer, tools=tools or (), generate=True).ids
+        return conversations.render(messages, tokenizer, None, tools=tools or (), generate=True).ids
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> Rendered:
         conversations.check_messages(list(messages))
-        return conversations.render(messages, tokenizer, tools=tools or ())
+        return conversations.render(messages, tokenizer, None, tools=tools or ())
 
     def stop(self, tokenizer: Tokenizer) -> int:
+        """Of a tokenizer that has all that the template needs; ValueError names what it has not."""
+        tokenizer.special(conversations.BEGIN)
         return tokenizer.special(conversations.END)
 
 

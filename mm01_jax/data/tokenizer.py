@@ -59,8 +59,10 @@ class BytesTokenizer:
     specials = {"<beginning_of_sentence>": 0xFD, "<end_of_sentence>": 0xFE, "<image>": 0xFF}
 
     def encode(self, text: bytes | str) -> np.ndarray:
-        data = text.encode() if isinstance(text, str) else text
-        return np.frombuffer(data, np.uint8).astype(np.int32)
+        if isinstance(text, str):
+            check_utf8("a text", text)
+            text = text.encode()
+        return np.frombuffer(text, np.uint8).astype(np.int32)
 
     def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
         return [(self.encode(text), 0) for text in texts]
@@ -136,7 +138,10 @@ class FileTokenizer:
             raise ValueError(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
 
     def encode(self, text: bytes | str) -> np.ndarray:
-        text = text.decode() if isinstance(text, bytes) else text
+        if isinstance(text, bytes):
+            text = text.decode()
+        else:
+            check_utf8("a text", text)
         if self._guarded is not None:
             return self._guarded.encode(text)
         with self._errors("cannot encode a text"):
@@ -163,6 +168,14 @@ class FileTokenizer:
             return self._guarded.decode(ids)
         with self._errors("cannot decode ids"):
             return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def check_utf8(name: str, text: str) -> None:
+    """ValueError where a text has no form in UTF-8: half a pair of surrogates, as which Python reads wrong bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: character {error.start} is half a pair of surrogates; allowed: UTF-8") from None
 
 
 def _known(special: str, token: int | None, tokenizer: str) -> int:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
 from mm01_jax.arguments import Flag
+from mm01_jax.values import MOST_TOKENS
 
 COMMAND = arguments.Command(
     name="mm01-generate",
@@ -36,7 +37,7 @@ COMMAND = arguments.Command(
         Flag("chat", "a conversation: lines of a terminal, or of a pipe", bool, default=False),
         Flag("system", "what a conversation begins with, before the first line of --chat"),
         Flag("template", "how a conversation becomes text: minimax-01, minimax-m1, or a .jinja file", example="NAME"),
-        Flag("max_tokens", "at most this many new tokens", int, default=256, least=1),
+        Flag("max_tokens", "at most this many new tokens", int, default=256, least=1, most=MOST_TOKENS),
         Flag(
             "thinking_tokens",
             "of a conversation: a model that thinks before it answers does it for at most so many tokens",
@@ -147,6 +148,12 @@ def _check_uses(given: types.SimpleNamespace) -> None:
     if (given.out is None) == uses["--prompts"]:
         allowed = "a file for the answers to --prompts, and only to them"
         raise arguments.refused("--out", given.out or "nothing", allowed, "--prompts=asked.jsonl --out=answered.jsonl")
+    for name in ("prompt", "system"):
+        try:
+            (getattr(given, name) or "").encode()
+        except UnicodeEncodeError as error:
+            got = f"bytes that are no UTF-8 at character {error.start}"
+            raise arguments.refused(f"--{name}", got, "text in UTF-8", None) from None
     asks = given.chat or uses["--prompts"]
     for name, fits in (("system", given.chat), ("template", asks), ("thinking_tokens", asks)):
         if getattr(given, name) is not None and not fits:
@@ -156,15 +163,16 @@ def _check_uses(given: types.SimpleNamespace) -> None:
 
 
 def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
-    """Prints the prompt, then the new text as it comes."""
+    """Prints the prompt, when nothing can be refused any more, and the new text as it comes."""
     from mm01_jax.inference import marks
     from mm01_jax.inference.text import stream
 
     marks.check_text("--prompt", given.prompt, loaded.config.vision, "--image=a.png")
-    print(given.prompt, end="", flush=True)
+    said = given.prompt
     for piece in stream(loaded.model, loaded.tokenizer, loaded.tokenizer.encode(given.prompt), settings):
-        print(piece, end="", flush=True)
-    print()
+        print(said + piece, end="", flush=True)
+        said = ""
+    print(said)
 
 
 def _chat(given: types.SimpleNamespace, loaded, settings) -> None:

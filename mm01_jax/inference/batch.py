@@ -21,10 +21,10 @@ from mm01_jax.inference.stops import stops
 from mm01_jax.inference.thoughts import split
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+from mm01_jax.values import MOST_TOKENS
 
 _SAMPLING = tuple(field.name for field in dataclasses.fields(Sampling))
 OPTIONS = (*_SAMPLING, "max_tokens", "seed", "stop", "n", "thinking_tokens")
-MOST_TOKENS = 10_240_000  # positions that the released model has (max_position_embeddings)
 
 
 def job(prompt: np.ndarray, settings: Settings, options: Mapping[str, Any]) -> Job:

@@ -111,10 +111,8 @@ def check_engine(model, tiles: int, tokenizer, vocab_size, counts: dict, switche
     check_kind("model", model, TextModel | VLModel)
     if tiles and not isinstance(model, VLModel):
         raise ValueError(f"tiles: got {tiles}; allowed: 0 of a model without a vision tower; nearest: 0")
-    missing = [name for name in ("decode", "encode", "vocab_size") if not hasattr(tokenizer, name)]
-    if tokenizer is not None and missing:
-        got = type(tokenizer).__name__
-        raise ValueError(f"tokenizer: got a {got}, which has no {missing[0]}; allowed: a Tokenizer or None")
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, "a Tokenizer or None")
     if vocab_size is not None:
         check_count("vocab_size", vocab_size, 1, model.config.vocab_size)
     for name, value in counts.items():
@@ -122,6 +120,14 @@ def check_engine(model, tiles: int, tokenizer, vocab_size, counts: dict, switche
             check_count(name, value, 0 if name.endswith("bytes") else 1, None)
     for name, value in switches.items():
         check_switch(name, value)
+
+
+def check_tokenizer(tokenizer, allowed: str) -> None:
+    """ValueError where an object cannot make ids of texts and texts of ids."""
+    missing = [name for name in ("decode", "encode", "vocab_size") if not hasattr(tokenizer, name)]
+    if missing:
+        got = type(tokenizer).__name__
+        raise ValueError(f"tokenizer: got a {got}, which has no {missing[0]}; allowed: {allowed}")
 
 
 def check_kind(name: str, value, kinds) -> None:

@@ -31,11 +31,19 @@ def check_form(files: Any, num_prompts: int) -> None:
         for place, file in enumerate(some):
             if not isinstance(file, Source) or not file:
                 allowed = "the path of a picture, the bytes of its file, or a PIL.Image.Image"
-                nearest = "PIL.Image.fromarray(array)" if isinstance(file, np.ndarray) else '"a.png"'
-                refuse(f"{name}[{place}]", _form(file), allowed, nearest)
+                refuse(f"{name}[{place}]", _form(file), allowed, _picture_of(file))
     if len(files) != num_prompts:
         got, wanted = counted(len(files), "list"), counted(num_prompts, "prompt")
         refuse("images", f"{got} for {wanted}", "a list for each prompt", "[] for a prompt without a picture")
+
+
+def _picture_of(value: Any) -> str:
+    """How a picture is had of what was got."""
+    if isinstance(value, np.ndarray):
+        return "PIL.Image.fromarray(array)"
+    if isinstance(value, bytearray | memoryview):
+        return "bytes(...)"
+    return "file.read()" if hasattr(value, "read") else '"a.png"'
 
 
 def _form(value: Any) -> str:

@@ -181,5 +181,6 @@ def _tell(statistics: dict) -> None:
         taken, decoded, seconds = (statistics[name] for name in ("prefilled_tokens", "decoded_tokens", "seconds"))
         speed = statistics["decoded_per_second"]
         sys.stderr.write(
-            f"{taken:,} tokens of prompts taken in, {decoded:,} drawn in {seconds:,.1f} s ({speed:,.0f} a second)\n"
+            f"{counted(taken, 'token')} of prompts taken in, {decoded:,} drawn in {seconds:,.1f} s "
+            f"({speed:,.0f} a second)\n"
         )

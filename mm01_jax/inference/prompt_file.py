@@ -7,12 +7,14 @@ user says. A line may have `options` (`batch.OPTIONS`). A line of the result is 
 each has a line, with its `sample` (`answer_file.py`).
 """
 
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mm01_jax.data.json_lines import lines, whole_line
 from mm01_jax.data.text import DataError
+from mm01_jax.data.tokenizer import check_utf8
 from mm01_jax.files import Door, parse_json, quoted
 from mm01_jax.inference.answer_file import RESULT
 
@@ -49,6 +51,7 @@ def _read_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"got a JSON {type(fields).__name__}; allowed: an object")
+    check_utf8("its text", json.dumps(fields, ensure_ascii=False))  # the line of its answer would have no form
     asked = [name for name in ("prompt", "messages") if name in fields]
     if len(asked) != 1:
         raise ValueError(f"got {' and '.join(asked) or 'neither'}; allowed: either 'prompt' or 'messages'")

@@ -8,17 +8,18 @@ import numpy as np
 
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.conversations import END
-from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.data.tokenizer import Tokenizer, check_utf8
 from mm01_jax.files import quoted
 from mm01_jax.inference import batch, marks
 from mm01_jax.inference.asked import Answer, Job, Settings, Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, check_count
-from mm01_jax.inference.engine_sizes import check_kind
+from mm01_jax.inference.engine_sizes import check_kind, check_tokenizer
 from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+from mm01_jax.values import MOST_TOKENS
 
 if TYPE_CHECKING:
     from mm01_jax.data.images.opening import Source  # needs pillow, which text alone does not
@@ -53,7 +54,9 @@ def generate(
     """
     if unknown:
         raise TypeError(_not_taken(*next(iter(unknown.items()))))
-    _check(model, prompts, sampling, seed)
+    _check(model, tokenizer, prompts)
+    check_kind("sampling", sampling, Sampling | None)
+    check_seed(seed)
     settings = Settings(max_tokens, Sampling() if sampling is None else sampling, seed)
     vision = model.vision.config if isinstance(model, VLModel) else None
     if images is None:
@@ -71,9 +74,10 @@ def generate(
     return [answer.text for answer in given]
 
 
-def _check(model: TextModel | VLModel, prompts: Sequence[str], sampling: Sampling | None, seed: int) -> None:
-    """ValueError where an argument of `generate` is of another form."""
+def _check(model: TextModel | VLModel, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
+    """ValueError where what `generate` is given is of another form."""
     check_kind("model", model, TextModel | VLModel)
+    check_tokenizer(tokenizer, "a Tokenizer; nearest: model, tokenizer, _ = mm01_jax.load(DIRECTORY)")
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
     if not isinstance(prompts, list | tuple):
@@ -83,8 +87,7 @@ def _check(model: TextModel | VLModel, prompts: Sequence[str], sampling: Samplin
             raise ValueError(f"prompts[{number}]: got {quoted(prompt)}; allowed: a text")
         if not prompt:
             raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
-    check_kind("sampling", sampling, Sampling | None)
-    check_seed(seed)
+        check_utf8(f"prompts[{number}]", prompt)
 
 
 def _not_taken(name: str, value: object) -> str:
@@ -108,7 +111,7 @@ def answers(
 
     stop: the id that ends a text besides the tokenizer's end of a document. images: what each prompt shows.
     """
-    check_count("max_tokens", settings.max_tokens, 1, batch.MOST_TOKENS)
+    check_count("max_tokens", settings.max_tokens, 1, MOST_TOKENS)
     if not len(prompts):
         raise ValueError("prompts: got none; allowed: at least one")
     for number, prompt in enumerate(prompts):

@@ -53,6 +53,11 @@ def test_text_and_parts_render_alike():
     assert np.array_equal(render(parts, BYTES, [3]).ids, render(text, BYTES, [3]).ids)
 
 
+def test_a_mark_is_text_where_no_image_can_be():
+    ids = render([{"role": "user", "content": "an <image> of SVG"}], BYTES, None).ids
+    assert "an <image> of SVG" in BYTES.decode(ids) and BYTES.special(IMAGE) not in ids
+
+
 @pytest.mark.parametrize("images", [[], [1, 1]])
 def test_more_or_fewer_marks_than_images_are_refused(images):
     with pytest.raises(ValueError, match=f"1 <image> mark in the text and {len(images)} image"):

@@ -61,6 +61,12 @@ def test_a_tokenizer_file_decodes_to_the_text_and_never_truncates_or_pads(bpe):
         assert ids.min() >= 0 and ids.max() < tokenizer.vocab_size
 
 
+def test_half_a_pair_of_surrogates_is_no_text_to_any_tokenizer(bpe):
+    for tokenizer in (BytesTokenizer(), open_tokenizer(bpe)):
+        with pytest.raises(ValueError, match="a text: character 1 is half a pair of surrogates; allowed: UTF-8"):
+            tokenizer.encode("a\ud800")
+
+
 def test_the_name_of_the_end_of_document_token_inside_a_text_is_text(bpe):
     tokenizer = open_tokenizer(bpe)
     assert tokenizer.end_of_document == 0

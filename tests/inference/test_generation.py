@@ -156,6 +156,7 @@ def test_a_bfloat16_model_decodes_what_its_own_prefill_says():
         (["a"], 0, "max_tokens: got 0; allowed: a whole number at least 1"),
         (None, 4, "prompts: got a NoneType; allowed: a list of texts"),
         (["a", b"b"], 4, r"prompts\[1\]: got b'b'; allowed: a text"),
+        (["a", "b\ud800"], 4, r"prompts\[1\]: character 1 is half a pair of surrogates; allowed: UTF-8"),
     ],
 )
 def test_bad_prompts_are_refused_by_name(prompts, max_tokens, named):
@@ -183,6 +184,23 @@ def test_other_arguments_are_refused_by_name_before_anything_is_computed(given, 
     monkeypatch.setattr(fitting, "Engine", lambda *_, **__: pytest.fail("something was computed"))
     with pytest.raises(error, match=f"^{re.escape(message)}"):
         mm01_jax.generate(model(), BytesTokenizer(), ["a"], **given)
+
+
+@pytest.mark.parametrize(
+    ("weights", "tokenizer", "message"),
+    [
+        (BytesTokenizer(), None, "model: got a BytesTokenizer; allowed: TextModel or VLModel"),
+        (
+            None,
+            None,
+            "tokenizer: got a NoneType, which has no decode; allowed: a Tokenizer; nearest: model, ",
+        ),
+        (None, "bytes", "tokenizer: got a str, which has no decode; allowed: a Tokenizer; nearest: model, "),
+    ],
+)
+def test_what_is_no_model_or_no_tokenizer_is_refused_by_name(weights, tokenizer, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        mm01_jax.generate(weights or model(), tokenizer, ["a"])
 
 
 def test_a_mark_of_a_picture_is_text_to_a_model_of_text():

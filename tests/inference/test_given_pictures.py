@@ -1,5 +1,6 @@
 """`images=` of `generate`: what is no list of pictures for each prompt is refused by its place, with what is near."""
 
+import io
 import pathlib
 import re
 
@@ -33,6 +34,8 @@ WRONG = {
     "a name that is empty": ([[""]], 1, f"images[0][0]: got ''; {ONE}\"a.png\""),
     "a file's number": ([[7]], 1, f'images[0][0]: got 7; {ONE}"a.png"'),
     "pixels": ([[np.zeros((2, 2, 3))]], 1, f"images[0][0]: got a ndarray; {ONE}PIL.Image.fromarray(array)"),
+    "an open file": ([[io.BytesIO(b"x")]], 1, f"images[0][0]: got a BytesIO; {ONE}file.read()"),
+    "bytes that change": ([[bytearray(b"x")]], 1, f"images[0][0]: got a bytearray; {ONE}bytes(...)"),
     "a list too many": (
         [["a.png"], []],
         1,

@@ -42,11 +42,11 @@ WRONG = {
         r'marks.jsonl line 1: prompt: got 2 <image> marks and no picture; .*nearest: "images": \["a.png"\]',
     ),
     "a mark without a picture in a message": (
-        ("--prompts=said.jsonl", "--out=out.jsonl", "--template=minimax-m1"),
+        ("--prompts=said.jsonl", "--out=out.jsonl", "--template=minimax-01"),
         r"said.jsonl line 1: messages\[0\]: got 1 <image> mark and no picture",
     ),
     "a part of a message that is an image, without one": (
-        ("--prompts=part.jsonl", "--out=out.jsonl", "--template=minimax-m1"),
+        ("--prompts=part.jsonl", "--out=out.jsonl", "--template=minimax-01"),
         r"part.jsonl line 1: messages\[0\]: got a part that is an image and no picture",
     ),
     "a mark where a conversation begins": (
@@ -60,6 +60,14 @@ WRONG = {
     "an id that no token has": (
         ("--prompts=biased.jsonl", "--out=out.jsonl"),
         "biased.jsonl line 2: logit_bias: got the id 99999; allowed: 0 to 319",
+    ),
+    "half a pair of surrogates": (
+        ("--prompts=half.jsonl", "--out=out.jsonl"),
+        "half.jsonl line 1: its text: char",
+    ),
+    "calls that no template of ours writes": (
+        ("--prompts=calls.jsonl", "--out=out.jsonl", "--template=minimax-01"),
+        "calls.jsonl line 1: message 0 has tool_calls .*; allowed are calls as text of its content",
     ),
     "a stop id that no token has": (
         ("--prompts=stopped.jsonl", "--out=out.jsonl"),
@@ -99,6 +107,8 @@ def wrong(picture_files):
         "part": {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         "tools": {"messages": [{"role": "user", "content": "?"}], "tools": "look"},
         "biased": {"prompt": "x", "options": {"logit_bias": {"99999": 1}}},
+        "half": {"prompt": "x", "options": {"stop": "\ud800"}},
+        "calls": {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
         "stopped": {"prompt": "x", "options": {"stop": [99999]}},
     }
     for name, line in lines.items():
