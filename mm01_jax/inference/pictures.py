@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def prompts(
     tokenizer: Tokenizer,
     vision: VisionConfig,
 ) -> tuple[list[np.ndarray], list[Shown | None]]:
-    """Prompts that the assistant is to answer, and what each shows; none of its images is read where one is wrong.
+    """Prompts that the assistant is to answer, and what each shows.
 
     Args:
       files: of each prompt, in the order of its marks; none of a prompt without.
@@ -97,13 +97,17 @@ def prompts(
       ImageError, ValueError: as of `ask`, with the number of the prompt; files of another form.
     """
     check_form(files, len(conversations))
-    asked = []
-    for number, (said, some) in enumerate(zip(conversations, files, strict=True)):
-        try:
-            asked.append(ask(said, some, tokenizer, vision))
-        except (ValueError, ImageError) as error:
-            raise type(error)(f"prompts[{number}]: {error}") from None
-    return [one.ids for one in asked], [show(one, vision) for one in asked]
+    with_files = [*zip(conversations, files, strict=True)]
+    asked = [_of_prompt(n, ask, *one, tokenizer, vision) for n, one in enumerate(with_files)]
+    return [one.ids for one in asked], [_of_prompt(n, show, one, vision) for n, one in enumerate(asked)]
+
+
+def _of_prompt[T](number: int, function: Callable[..., T], *arguments: Any) -> T:
+    """What a function makes of one of several prompts; what is wrong with it says of which."""
+    try:
+        return function(*arguments)
+    except (ValueError, ImageError) as error:
+        raise (ImageError if isinstance(error, ImageError) else ValueError)(f"prompts[{number}]: {error}") from None
 
 
 def _name(file: Source, number: int) -> str:
