@@ -69,6 +69,8 @@ def common(service: Service, most_tokens: int) -> dict[str, Field]:
         "seed": Field(fields.whole(-(2**63), 2**63 - 1)),
         "max_tokens": Field(fields.whole(1, most_tokens)),
         "stop": Field(fields.stop, []),
+        "ignore_eos": Field(fields.switch, False),  # vLLM's name: clients that measure want answers of one length
+        "best_of": Field(fields.one_of(1)),
         "stream": Field(fields.switch, False),
         "stream_options": Field(_stream_options),
         "user": Field(fields.text),
@@ -80,6 +82,12 @@ def check(values: dict[str, Any], service: Service) -> None:
     service.check_model(values["model"])
     if values["stream_options"] is not None and not values["stream"]:
         raise Refused("stream_options: allowed with stream=true alone", "stream_options")
+
+
+def check_end(values: dict[str, Any]) -> None:
+    """Refuses an answer of a form that does not end with it."""
+    if values["ignore_eos"]:
+        raise Refused("ignore_eos: allowed without response_format and calls that are asked for", "ignore_eos")
 
 
 def engine_request(values: dict[str, Any], longest: int, stop_ids: Sequence[int], service: Service) -> dict[str, Any]:

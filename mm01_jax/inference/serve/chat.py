@@ -35,9 +35,11 @@ def parse(body: Any, service: Service) -> Asked:
     prompt = service.conversation(values["messages"], values["tools"] if offer.tools else ())
     prompts = [prompt.ids]
     longest = asked.check_length("messages", prompts, values["max_tokens"], service)
-    request = asked.engine_request(values, longest, service.stop_ids, service)
+    stop_ids = () if values["ignore_eos"] else service.stop_ids
+    request = asked.engine_request(values, longest, stop_ids, service)
     reading = tools.reading(offer, prompts[0], service)
     if grammar := tools.grammar(offer, values["response_format"], reading, service):
+        asked.check_end(values)
         request["grammar"] = grammar
     request["logprobs"] = (values["top_logprobs"] or 0) if values["logprobs"] else None
     return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading), prompt.pictures)

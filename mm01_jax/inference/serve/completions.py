@@ -25,7 +25,6 @@ def parse(body: Any, service: Service) -> Asked:
         "prompt": Field(_prompts(service), required=True),
         "logprobs": Field(fields.whole(0, service.logprobs)),
         "echo": Field(fields.switch, False),
-        "best_of": Field(fields.one_of(1)),
         "suffix": Field(fields.one_of("")),
         "stop_token_ids": Field(fields.ids(service.vocab_size), []),  # vLLM's name, beside those of OpenAI
     }
@@ -36,7 +35,8 @@ def parse(body: Any, service: Service) -> Asked:
         longest = asked.check_length("prompt", prompts, None, service)
         values["max_tokens"] = min(_FEW_TOKENS, service.context - longest)
     longest = asked.check_length("prompt", prompts, values["max_tokens"], service)
-    ends = {service.tokenizer.end_of_document, *values["stop_token_ids"]}
+    own_ends = () if values["ignore_eos"] else (service.tokenizer.end_of_document,)
+    ends = {*own_ends, *values["stop_token_ids"]}
     if len(ends) > _STOP_IDS:
         raise wrong("stop_token_ids", values["stop_token_ids"], f"at most {_STOP_IDS - 1} token ids")
     request = asked.engine_request(values, longest, sorted(ends), service)

@@ -59,6 +59,8 @@ _BOTH = [
     ({"n": 129}, "n"),
     ({"n": "2"}, "n"),
     ({"n": 9}, "n"),  # more than run and wait
+    ({"best_of": 2}, "best_of"),
+    ({"ignore_eos": 1}, "ignore_eos"),
     ({"seed": 0.5}, "seed"),
     ({"seed": 2**70}, "seed"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -114,7 +116,6 @@ CASES = [
             ({"logprobs": 6}, "logprobs"),
             ({"logprobs": True}, "logprobs"),
             ({"echo": "yes"}, "echo"),
-            ({"best_of": 2}, "best_of"),
             ({"suffix": "end"}, "suffix"),
         )
     ],
@@ -144,6 +145,7 @@ CASES = [
             ({"top_logprobs": 2}, "top_logprobs"),
             ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
             ({"response_format": "json"}, "response_format"),
+            ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
             ({"response_format": {"type": "xml"}}, "response_format.type"),
             ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
             (json_schema(name="a b"), "response_format.json_schema.name"),
@@ -234,6 +236,14 @@ def test_paths_methods_types_and_models_that_there_are_none_of_are_refused_in_th
         assert status == 404 and (said["error"]["code"], said["error"]["param"]) == ("model_not_found", "model")
     status, said, _ = running.ask("/v1/models/other")
     assert status == 404 and said["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_an_answer_without_an_end_has_no_ids_that_end_it(running):
+    for path, more, ends in ((COMPLETION, {"stop_token_ids": [7]}, [7]), (CHAT, {}, [])):
+        while not running.engine.heard.empty():
+            running.engine.heard.get()
+        assert running.ask(path, ALONE[path] | more | {"ignore_eos": True, "best_of": 1, "max_tokens": 4})[0] == 200
+        assert running.engine.heard.get(timeout=10)["stop_ids"] == ends
 
 
 def test_ids_that_a_model_has_and_its_tokenizer_has_not_are_no_text():
