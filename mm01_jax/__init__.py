@@ -41,6 +41,10 @@ def __dir__() -> list[str]:
 
 _STARTED = (sys.argv or [""])[0]
 if _STARTED == "-m" or _STARTED.rpartition("/")[2].startswith("mm01-"):  # -m: Python is looking for the module
+    import _signal  # built in: nothing is imported before this is done
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # ends without a word, until there is one
     from mm01_jax import signals
 
     signals.end_at_once()  # first: Ctrl-C may come while the rest is imported

@@ -30,7 +30,7 @@ def may_end_process() -> bool:
 
 def end_at_once() -> None:
     """Lets Ctrl-C end this process in one line while it is still importing, and while it shuts down."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # neither ignored nor another's
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):  # neither ignored nor another's
         signal.signal(signal.SIGINT, _end_now)
 
 

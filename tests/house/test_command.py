@@ -1,6 +1,7 @@
 """Every command ends in one way: the table of exit codes, the words that repeat it, and what each error gives."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -95,6 +96,15 @@ def test_interrupted_while_jax_is_imported_is_interrupted_in_one_line(tmp_path, 
     code = SHELL.format(stand_in=str(tmp_path), argv=["--checkpoint=.", "--prompt=y"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "mm01-generate: interrupted\n")
+
+
+def test_interrupted_before_there_is_a_word_for_it_a_command_ends_without_a_traceback(tmp_path):
+    stop = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    (tmp_path / "select.py").write_text(stop)  # what `signals` imports, and nothing before it
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = '-m'\n"
+    code += f"sys.path[:0] = [{str(tmp_path)!r}]; sys.modules.pop('select', None); import mm01_jax"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_help_to_a_full_disk_or_a_reader_that_has_gone_is_no_success():
