@@ -25,6 +25,7 @@ FILES = Door(ValueError)
 TRIES = 6  # of a request that the server is too busy for, or whose connection ends
 _BUSY = (429, 502, 503, 504)
 _PATIENCE = 3600.0  # seconds for an answer: of a million tokens it takes long
+_GREETING = 30.0  # for its list of models
 _MOST_BYTES = 2**26  # of an answer
 
 
@@ -110,11 +111,14 @@ class Server:
         listed = said.get("data") if isinstance(said, dict) else None
         names = [one.get("id") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         names = [name for name in names if isinstance(name, str)]
+        if not names:
+            raise ServerError(f"{self._name}/models: it lists no model: {_few(said)}")
         if model is None and len(names) != 1:
-            nearest = f"--model={names[0]}" if names else None
-            raise refused("--model", "nothing", f"one of the server's: {shown(', '.join(names))}", nearest)
+            allowed = f"one of the server's: {shown(', '.join(names))}"
+            raise refused("--model", "nothing", allowed, shown(f"--model={names[0]}"))
         if model is not None and model not in names:
-            raise refused("--model", shown(model), f"one of {shown(', '.join(names))}", nearest_name(model, names))
+            near = nearest_name(model, names)
+            raise refused("--model", shown(model), f"one of {shown(', '.join(names))}", near and shown(near))
         return model or names[0]
 
     @property
@@ -129,7 +133,7 @@ class Server:
             try:
                 status, told, said = self._sent(method, self._parts.path.rstrip("/") + path, raw)
             except (OSError, http.client.HTTPException) as error:
-                if last or isinstance(error, ConnectionRefusedError):
+                if last or isinstance(error, ConnectionRefusedError | TimeoutError):
                     raise ServerError(f"{self._name}: no answer: {shown(str(error) or type(error).__name__)}") from None
             else:
                 if status == 200:
@@ -143,7 +147,8 @@ class Server:
     def _sent(self, method: str, path: str, raw: bytes | None) -> tuple[int, str | None, bytes]:
         """(status, how long to wait before the next try, body)."""
         kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname, _port_of(self._parts), timeout=_PATIENCE)
+        patience = _GREETING if raw is None else _PATIENCE
+        connection = kind(self._parts.hostname, _port_of(self._parts), timeout=patience)
         try:
             connection.request(method, path, raw, self._headers)
             answer = connection.getresponse()

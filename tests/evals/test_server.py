@@ -5,7 +5,9 @@ import dataclasses
 import http.server
 import json
 import pathlib
+import socket
 import threading
+import time
 import types
 
 import jax
@@ -153,3 +155,22 @@ def test_our_own_server_answers_as_the_engine_does_in_process(tmp_path, capsys, 
             assert json.loads(out.read_text())["prefilled_tokens"] < json.loads(out.read_text())["prompt_tokens"]
     assert said["server"] == said["in process"] and len(said["server"]) == 8
     assert len({line["text"] for line in said["server"]}) > 4
+
+
+def test_a_server_that_says_nothing_or_names_that_are_none_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr(server, "_GREETING", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        began = time.monotonic()
+        with pytest.raises(server.ServerError, match=f"{url}: no answer: timed out"):
+            server.Server(url, None, None, 1)
+        assert time.monotonic() - began < 5
+    with (
+        oracle({}, models=(7, None)) as (_, url),
+        pytest.raises(server.ServerError, match="/models: it lists no model"),
+    ):
+        server.Server(url, None, None, 1)
+    for model in (None, "b\x1b[2Jx"):
+        with oracle({}, models=("b\x1b[2J\nmm01-eval: done", "c")) as (_, url), pytest.raises(ConfigError) as refused:
+            server.Server(url, model, None, 1)
+        assert str(refused.value).isprintable()
