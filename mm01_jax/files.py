@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
-MEMORY = 160 * 2**20  # that the values of one JSON text may take
-DEPTH = 64  # of JSON: lists and objects inside one another
+MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
-_DIGITS = 40  # of a whole number
-_SHOWN = 200  # characters of a name in a message
+_DIGITS, _SHOWN = 40, 200  # of a whole number; characters of a name in a message
 
 
 class FileError(Exception):
@@ -157,7 +155,9 @@ def why(error: BaseException) -> str:
 
 def shown(name: object) -> str:
     """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in str(name))
+    whole = str(name)
+    ends = whole[:_SHOWN] + whole[max(_SHOWN, len(whole) - _SHOWN) :]  # of a text of megabytes
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in ends)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 

@@ -4,8 +4,10 @@ import functools
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 LINES = 20  # of a message
+_MOVING = {number: ascii(chr(number))[1:-1] for number in (*range(32), *range(127, 160)) if number not in (9, 10)}
 CHARACTERS = 4000  # of all of it: twenty lines of a wide terminal
 LISTED = 12  # of many problems
 _ALIKE = 3  # names alike but for their numbers are one problem from here on
@@ -43,6 +45,11 @@ def screen(message: object) -> str:
         lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1:,} more lines"]
     text = "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
     return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
+
+
+def answer(text: str, out: TextIO) -> str:
+    """What a model says as it is written to `out`: to a terminal, without what moves its cursor or gives it orders."""
+    return text.translate(_MOVING) if out.isatty() else text
 
 
 @functools.cache

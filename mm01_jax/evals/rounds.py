@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data import prose
+from mm01_jax.data.tokenizer import check_utf8
 from mm01_jax.evals.group import Grid, Group, too_short
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.ruler.families import own_words
@@ -23,7 +24,7 @@ FILES = Door(ValueError)
 TOPICS = ("boats", "bridges", "clouds", "gardens", "lamps", "islands", "paths", "rivers", "towers", "winters")
 DEPTHS = (0.25, 0.5, 0.75)
 PARTS = (3, 6)  # of an answer, at least and at most
-MOST_LINE = 64 * 2**20  # bytes of a published sample: one of a million tokens has six million
+MOST_LINE = 2**23  # bytes of a published sample: one of a million tokens has six million, each takes 200 of memory
 _SENTENCES = 3  # of a round between needles
 _SPARE = 16  # tokens more than an answer has
 
@@ -180,7 +181,7 @@ def _records(path: str) -> Iterator[tuple[str, int, dict]]:
         raise ValueError(f"--data={shown(path)}: allowed: a .jsonl file of MR-NIAH, or a folder with such")
     empty = True
     for file in files:
-        with FILES.open(file) as lines:
+        with FILES.open(file, root=place if place.is_dir() else None) as lines:
             for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):  # noqa: B023
                 empty = False
                 yield shown(file), number, FILES.parse(f"--data={shown(file)}, line {number}", line)
@@ -202,6 +203,7 @@ def _checked(where: str, record: dict) -> tuple[tuple[Turn, ...], str, int]:
         role, text = (message.get(name) if isinstance(message, dict) else None for name in ("role", "content"))
         if role not in (USER, ASSISTANT) or not isinstance(text, str):
             raise ValueError(f"{where}: a message is {shown(repr(message))}; allowed: user or assistant, and a text")
+        check_utf8(f"{where}: a message", text)
         turns.append(Turn(role, (text,)))
     if turns[-1].role != USER or label not in [turn.text for turn in turns if turn.role == ASSISTANT]:
         raise ValueError(f"{where}: allowed: a request at the end, and the label among the answers before it")

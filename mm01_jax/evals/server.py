@@ -26,7 +26,7 @@ TRIES = 6  # of a request that the server is too busy for, or whose connection e
 _BUSY = (429, 502, 503, 504)
 _PATIENCE = 3600.0  # seconds for an answer: of a million tokens it takes long
 _GREETING = 30.0  # for its list of models
-_MOST_BYTES = 2**26  # of an answer
+_MOST_BYTES = 2**24  # of an answer
 
 
 class ServerError(Exception):
@@ -152,7 +152,10 @@ class Server:
         try:
             connection.request(method, path, raw, self._headers)
             answer = connection.getresponse()
-            return answer.status, answer.getheader("retry-after"), answer.read(_MOST_BYTES)
+            said = answer.read(_MOST_BYTES + 1)
+            if len(said) > _MOST_BYTES:
+                raise ServerError(f"{self._name}: an answer of more than {_MOST_BYTES:,} bytes")
+            return answer.status, answer.getheader("retry-after"), said
         finally:
             connection.close()
 

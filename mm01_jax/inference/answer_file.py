@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mm01_jax.files import Door, parse_json, update, write
+from mm01_jax.files import Door, parse_json, shown, update, write
 from mm01_jax.inference.asked import Answer
 
 _LINE = 2**26  # bytes of an answer with all that its prompt's line has
@@ -46,7 +46,9 @@ def begin(path: str, follows_from: Mapping[str, Any], samples: Sequence[int]) ->
         known = FILES.json(told, root=told.parent)
         if other := [name for name in {**follows_from, **known} if known.get(name) != follows_from.get(name)]:
             got, want = (json.dumps(one.get(other[0])) for one in (known, follows_from))
-            raise ValueError(f"{partial}: holds answers of {other[0]}={got}, not {want}; remove it to begin anew")
+            raise ValueError(
+                f"{partial}: holds answers of {shown(other[0])}={got}, not {want}; remove it to begin anew"
+            )
         begun = _whole(partial, samples)
     write(told, json.dumps(follows_from, indent=1).encode())
     return begun

@@ -14,6 +14,7 @@ from typing import TextIO
 import numpy as np
 
 from mm01_jax.inference.thoughts import Said, Thoughts
+from mm01_jax.messages import answer, screen
 
 MOST = 2**25  # characters of a line of a pipe
 WORDS = {"/reset": "forgets the conversation", "/exit": "ends, as Ctrl-D does", "/help": "says this"}
@@ -85,7 +86,7 @@ class Chat:
         try:
             prompt = self.ids(asked)
         except ValueError as error:  # the template refuses what was said
-            print(f"({error})", file=out)
+            print(f"({screen(error)})", file=out)
             return
         pieces, note, shown = [], "", Shown(out, self.thinks)
         try:
@@ -149,5 +150,5 @@ class Shown:
 
 
 def _write(text: str, out: TextIO) -> None:
-    out.write(text)
+    out.write(answer(text, out))
     out.flush()

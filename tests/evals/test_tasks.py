@@ -194,6 +194,10 @@ def test_published_files_are_taken_as_they_are(tmp_path):
         ({"messages": []}, "messages is []"),
         ({"messages": [{"role": "user"}]}, "a message is {'role': 'user'}"),
         ({"messages": GOOD["messages"][:2]}, "a request at the end"),
+        (
+            {"messages": [*GOOD["messages"][:2], message("user", "a\ud800")]},
+            "a message: character 1 is half a pair of surrogates",
+        ),
     ],
 )
 def test_published_files_of_another_form_are_refused_by_line(tmp_path, capsys, change, named):

@@ -289,3 +289,18 @@ def test_the_nearest_path_mends_its_first_missing_part(tmp_path):
         assert nearest_path(tmp_path / typed) == str(tmp_path / meant)
     for typed in ("q", "runs", "x" * 5000, "a\0b", "loop/x"):
         assert nearest_path(tmp_path / typed) is None
+
+
+@pytest.mark.parametrize(("name", "task", "flag"), _flags(lambda flag: flag.writes))
+def test_a_file_to_be_written_is_looked_at_before_any_work(name, task, flag, tmp_path):
+    program = Command(name=name, doc="", flags=(flag._replace(required=False),))
+    (tmp_path / "file").write_text("old")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for taken in ("new", "file"):
+        arguments.read(program, [f"{flag.typed}={tmp_path / taken}"])
+    for place in (tmp_path, tmp_path / "pipe", tmp_path / "link", "/dev/null", tmp_path / "no/x", tmp_path / "file/x"):
+        with pytest.raises(ConfigError, match=rf"{flag.typed}: got .*; allowed: a file in a folder that"):
+            arguments.read(program, [f"{flag.typed}={place}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
+    assert (tmp_path / "file").read_text() == "old"

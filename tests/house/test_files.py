@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import tracemalloc
 
 import pytest
 
@@ -75,3 +76,15 @@ def test_a_file_that_a_full_disk_does_not_take_is_named_and_leaves_nothing(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG and not list(tmp_path.iterdir())
+
+
+def test_a_name_of_megabytes_is_shown_by_its_ends_alone():
+    for length in (200, 201, 399, 400, 401, 5000):
+        name = "".join(chr(65 + number % 26) for number in range(length))
+        assert files.shown(name) == (name if length <= 200 else f"{name[:100]}...{name[-100:]}")
+    assert files.shown("\n" * 150) == f"{'\\n' * 50}...{'\\n' * 50}"
+    tracemalloc.start()
+    huge = "\x1b" * 2**24
+    assert len(files.shown(huge)) == 203
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()

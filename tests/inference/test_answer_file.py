@@ -1,6 +1,7 @@
 """Laws of a file of answers: cut off anywhere it goes on to the same bytes, never from answers of something else."""
 
 import json
+import os
 import tracemalloc
 
 import pytest
@@ -83,3 +84,27 @@ def test_answers_of_something_else_are_left_alone_and_said_to_be(tmp_path):
     with pytest.raises(ValueError, match="holds answers to nobody knows what; remove it to begin anew"):
         answer_file.begin(str(out), FROM, SAMPLES)
     assert json.loads(partial.read_text()) == {"text": "x"}
+
+
+@pytest.mark.parametrize("name", ["out.partial", "out.partial.json"])
+@pytest.mark.parametrize("kind", ["link out", "FIFO", "folder", "deep", "another's"])
+def test_what_another_put_in_the_place_of_answers_is_refused_by_name_and_left_alone(tmp_path, name, kind):
+    (tmp_path / "outside").write_text("another's")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    answer_file.begin(str(folder / "out"), FROM, SAMPLES)
+    (folder / "out.partial").write_text("")
+    place = folder / name
+    place.unlink()
+    if kind == "link out":
+        place.symlink_to(tmp_path / "outside")
+    elif kind == "FIFO":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.write_text("[" * 5000 + "\n" if kind == "deep" else json.dumps({"weights\nmm01: done": 1}) + "\n")
+    with pytest.raises(ValueError, match="out.partial") as refused:
+        answer_file.begin(str(folder / "out"), FROM, SAMPLES)
+    assert "\n" not in str(refused.value)
+    assert (tmp_path / "outside").read_text() == "another's" and os.path.lexists(place)

@@ -112,7 +112,8 @@ def read(path: str) -> Strings:
     found = _of_python(place) if place.suffix == ".py" else FILES.json(place)
     if unknown := found.keys() - FIELDS.keys():
         name = min(unknown)
-        raise _refused(path, name, f"families {', '.join(FIELDS)}; nearest: {nearest_name(name, FIELDS)}")
+        near = nearest_name(name, FIELDS)
+        raise _refused(path, name, f"families {', '.join(FIELDS)}{f'; nearest: {near}' if near else ''}")
     if missing := [name for name in PUBLISHED if name not in found]:
         raise _refused(path, "nothing", f"an entry {missing[0]!r} with template and answer_prefix")
     families = {name: _said(path, name, found[name]) for name in found}
@@ -194,4 +195,4 @@ def _assigned(place: pathlib.Path, name: str) -> list[Any]:
 
 
 def _refused(path: str, got: str, allowed: str) -> ValueError:
-    return ValueError(f"--templates={shown(path)}: got {got}; allowed: {allowed}")
+    return ValueError(f"--templates={shown(path)}: got {shown(got)}; allowed: {allowed}")
