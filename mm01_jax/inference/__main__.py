@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command, compile_cache
+from mm01_jax import arguments, command, compile_cache, messages
 from mm01_jax.arguments import Flag
 from mm01_jax.values import MOST_TOKENS
 
@@ -135,7 +135,7 @@ def _print_answer(given: types.SimpleNamespace, loaded, settings, images: Sequen
     asked = pictures.ask(said, images, loaded.tokenizer, config.vision, config.train.sequence_length)
     shown, stop = pictures.show(asked, config.vision), loaded.tokenizer.special(END)
     for piece in stream(loaded.model, loaded.tokenizer, asked.ids, settings, stop, shown):
-        print(piece, end="", flush=True)
+        print(messages.answer(piece, sys.stdout), end="", flush=True)
     print()
 
 
@@ -170,7 +170,7 @@ def _print_text(given: types.SimpleNamespace, loaded, settings) -> None:
     marks.check_text("--prompt", given.prompt, loaded.config.vision, "--image=a.png")
     said = given.prompt
     for piece in stream(loaded.model, loaded.tokenizer, loaded.tokenizer.encode(given.prompt), settings):
-        print(said + piece, end="", flush=True)
+        print(messages.answer(said + piece, sys.stdout), end="", flush=True)
         said = ""
     print(said)
 

@@ -149,6 +149,7 @@ GOOD = json.dumps(STRINGS)
         (GOOD.replace("below.", "{context}"), "niah.template with {context} twice"),
         (GOOD.replace("below.", "{besides}"), "niah.template with {besides}"),
         (GOOD.replace('"variable_tracking"', '"variabletracking"'), "nearest: variable_tracking"),
+        (GOOD.replace('"variable_tracking"', '"a\\nmm01-eval: done"'), "got a\\nmm01-eval: done; allowed: families "),
         ("[]", "JSON of a list, not of an object"),
         ("{}", "allowed: an entry 'niah' with template and answer_prefix"),
     ],

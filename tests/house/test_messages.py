@@ -1,9 +1,12 @@
 """What is said is at most a screen, and nothing in it is obeyed by a terminal."""
 
+import io
+
 import pytest
 
 from mm01_jax import messages
 from mm01_jax.files import quoted, shown
+from mm01_jax.inference import chat
 
 
 def test_a_message_is_a_screen_and_nothing_in_it_moves_a_cursor():
@@ -31,3 +34,17 @@ def test_names_that_differ_in_numbers_alone_are_one_problem():
 def test_a_listing_says_how_much_it_leaves_out():
     said = messages.listing([f"problem {i}" for i in range(8243)])
     assert said.endswith("; and 8,231 more") and said.count(";") == messages.LISTED
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_model_says_gives_a_terminal_no_orders_and_a_pipe_has_it_as_it_is(terminal):
+    class Out(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    said = "\x1b[2J\r\x07\x9b1A\x7f"
+    text = "é 日本\u3000語 👩\u200d💻\xa0!\n\tx"
+    assert messages.answer(text, Out()) == text
+    assert messages.answer(said, Out()) == (r"\x1b[2J\r\x07\x9b1A\x7f" if terminal else said)
+    chat.Shown(out := Out(), thinks=False).take(f"a{said}")
+    assert out.getvalue() == f"a{messages.answer(said, out)}"
