@@ -21,6 +21,7 @@ with an error ends at once; jax ends the others.
 
 import contextlib
 import difflib
+import gc
 import io
 import itertools
 import os
@@ -139,6 +140,24 @@ def _call(function: Callable[[Sequence[str]], int | None], argv: Sequence[str]) 
     except Help as text:
         print(text)
     return 0
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """A context for the imports of a command: Python looks for no rubbish in what will stay, then nor ever again.
+
+    Seen of mm01-generate: 0.1 s of its imports, 0.3 of tracing. A process that has imported jax before has rubbish of
+    its own, which would stay as well.
+    """
+    if "jax" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

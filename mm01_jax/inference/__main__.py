@@ -77,11 +77,12 @@ def _generate(argv: Sequence[str]) -> None:
 
         templates.check(given.template)
     lines = _read_prompts(given) if given.prompts is not None else []
-    if given.compile_cache:
-        compile_cache.use()
-    from mm01_jax import cluster, loading
-    from mm01_jax.inference.asked import Settings
-    from mm01_jax.inference.sampling import Sampling
+    with command.importing():
+        if given.compile_cache:
+            compile_cache.use()
+        from mm01_jax import cluster, loading
+        from mm01_jax.inference.asked import Settings
+        from mm01_jax.inference.sampling import Sampling
 
     sampling = Sampling(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
     settings = Settings(given.max_tokens, sampling, given.seed, thinking_tokens=given.thinking_tokens)

@@ -54,9 +54,9 @@ def _train(argv: Sequence[str]) -> None:
     if not given.workdir:
         raise arguments.refused("--workdir", "nothing", "a folder for this run", f"--workdir=runs/{config.name}")
     folder.check(given.workdir)
-    from mm01_jax import cluster
-    from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
-
+    with command.importing():
+        from mm01_jax import cluster
+        from mm01_jax.train import loop  # only now: importing jax takes longer than refusing a config may
     if given.compile_cache:
         compile_cache.use()
     cluster.join(saves=True)

@@ -158,3 +158,23 @@ def test_a_closed_pipe_ends_a_command_quietly():
         assert process.stderr.read() == b""
         assert process.wait(timeout=60) == 141
     assert 141 in TABLE
+
+
+IMPORTS = """
+import gc, sys
+from mm01_jax import command
+try:
+    with command.importing():
+        print(gc.isenabled(), gc.get_freeze_count())
+        import no_such_module
+except ImportError:
+    print(gc.isenabled(), gc.get_freeze_count() > 1000)
+sys.modules["jax"] = None
+with command.importing():
+    print(gc.isenabled())
+"""
+
+
+def test_nothing_is_looked_for_among_what_a_command_imports_but_where_jax_was_there_before():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False 0", "True True", "True"]

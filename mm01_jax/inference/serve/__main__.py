@@ -78,11 +78,12 @@ def _serve(argv: Sequence[str]) -> None:
     _check_checkpoint(given.checkpoint)
     _check_template(given.template)
     _check_images(given.images)
-    if given.compile_cache:
-        compile_cache.use()
-    from mm01_jax import cluster
-    from mm01_jax.inference.serve.engine_loop import EngineLoop
-    from mm01_jax.inference.serve.front import Front
+    with command.importing():
+        if given.compile_cache:
+            compile_cache.use()
+        from mm01_jax import cluster
+        from mm01_jax.inference.serve.engine_loop import EngineLoop
+        from mm01_jax.inference.serve.front import Front
 
     if cluster.join():
         raise arguments.refused("mm01-serve", "several processes", "one, with all devices of its machine", None)
