@@ -5,6 +5,7 @@ FILE.answers.jsonl has a line for each answer, in order; FILE the scores with wh
 
 import collections
 import json
+import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from mm01_jax import cluster
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.evals import figure, report, run
 from mm01_jax.evals.tasks import Asked
-from mm01_jax.files import Door, parse_json, write, written
+from mm01_jax.files import Door, parse_json, shown, write, written
 from mm01_jax.inference import answer_file
 from mm01_jax.inference.answer_file import Begun
 from mm01_jax.inference.prompt_answers import begun_by_all
@@ -39,9 +40,11 @@ _ELSEWHERE = (
 
 
 def check_files(asked: Asked) -> None:
-    """ValueError where no library draws what is to be written."""
+    """ValueError where no library draws what is to be written, or another file would take the answers."""
     if asked.given.figure is not None:
         figure.check(asked.given.figure)
+    if asked.given.json is not None and os.path.islink(answers := _answers(asked.given.json)):  # that nobody named
+        raise ValueError(f"{shown(answers)}: is a link, and answers are to lie there; remove it")
 
 
 def write_samples(asked: Asked, tokenizer) -> str:

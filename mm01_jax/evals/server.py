@@ -19,7 +19,7 @@ from mm01_jax.evals.group import Group
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.evals.run import Answered
 from mm01_jax.evals.sample import Sample
-from mm01_jax.files import Door, parse_json, shown, utf8
+from mm01_jax.files import Door, parse_json, shown
 
 FILES = Door(ValueError)
 TRIES = 6  # of a request that the server is too busy for, or whose connection ends
@@ -179,8 +179,8 @@ def key_in(path: str | None) -> str | None:
     """The API key in a file, its first line; None without a file."""
     if path is None:
         return None
-    lines = utf8(FILES.read(path, most=2**16)).split()
-    if not lines or not lines[0].isascii():
+    lines = FILES.text(path, most=2**16).split()
+    if not lines or not (lines[0].isascii() and lines[0].isprintable()):
         raise ValueError(f"--api-key-file={path}: no key in it; allowed: a file whose first line is a key")
     return lines[0]
 

@@ -137,3 +137,12 @@ def test_answers_to_go_on_from_that_are_none_are_refused_by_name(tmp_path, chang
     partial.write_text(json.dumps(whole | change) + "\n")
     with pytest.raises(ValueError, match=f"partial: an answer without '{named}'; remove it to begin anew"):
         asking._known(str(tmp_path / "scores.json"), Begun(1))
+
+
+def test_answers_do_not_go_through_a_link_that_nobody_named(tmp_path, capsys):
+    (tmp_path / "another's").write_text("as it was")
+    (tmp_path / "n.json.answers.jsonl").symlink_to("another's")
+    code, said, err = command(capsys, "copy", f"--checkpoint={tmp_path}", f"--json={tmp_path}/n.json")
+    assert (code, said) == (2, "") and err.count("\n") == 1
+    assert f"{tmp_path}/n.json.answers.jsonl: is a link" in err
+    assert (tmp_path / "another's").read_text() == "as it was"

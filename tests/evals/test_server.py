@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import os
 import pathlib
 import socket
 import threading
@@ -174,3 +175,14 @@ def test_a_server_that_says_nothing_or_names_that_are_none_is_refused_in_a_line(
         with oracle({}, models=("b\x1b[2J\nmm01-eval: done", "c")) as (_, url), pytest.raises(ConfigError) as refused:
             server.Server(url, model, None, 1)
         assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b" \n", b"\xff\xfe", "klé".encode(), b"a\x1b[2J", b"a\x01", b"a" * 2**17, None]
+)
+def test_a_file_without_a_key_is_refused_by_name_and_the_key_is_not_said(tmp_path, content):
+    path = tmp_path / "key.txt"
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: ") as refused:
+        server.key_in(str(path))
+    assert str(refused.value).isprintable() and "[2J" not in str(refused.value)

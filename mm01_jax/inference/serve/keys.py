@@ -38,10 +38,9 @@ def parse(text: str) -> list[dict[str, Any]]:
 
 def _limit(number: int, word: str) -> tuple[str, int]:
     name, _, value = word.partition("=")
-    if name not in LIMITS or not (value.isascii() and value.isdecimal()) or int(value) < 1:
-        raise ValueError(
-            f"line {number}: got {ascii(word[:40])} behind a key; allowed: requests=N, tokens=N, whole numbers from 1"
-        )
+    if name not in LIMITS or not (value.isascii() and value.isdecimal() and len(value) <= 15) or int(value) < 1:
+        allowed = "requests=N, tokens=N, whole numbers from 1, of 15 digits at most"
+        raise ValueError(f"line {number}: got {ascii(word[:40])} behind a key; allowed: {allowed}")
     return name, int(value)
 
 

@@ -63,6 +63,7 @@ def test_tokens_that_were_taken_beyond_a_minute_s_are_paid_back_before_more_are_
         ("a requests=0", "line 1: got 'requests=0'"),
         ("a\nsecret tokens=many", "line 2: got 'tokens=many'"),
         ("secret speed=3", "allowed: requests=N, tokens=N"),
+        ("a requests=" + "1" * 400, "of 15 digits at most"),
         ("secret\nb\nsecret", "line 3: got a key that stands above"),
     ],
 )
