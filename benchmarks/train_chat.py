@@ -1,11 +1,12 @@
 """A chat model of CPU size that ends its answers: data, training, and the 2 MB of weights that the tests serve.
 
 Conversations are made from the docstrings of this Python's library: a question about a function, the first sentence of
-its documentation. The answers alone are learnt. The weights are written in bfloat16, in PyTorch's form.
+its documentation; some call tools (`chat_tools.py`). The answers alone are learnt. The weights are written in bfloat16,
+in PyTorch's form.
 
     python -m benchmarks.train_chat [--workdir=runs/chat] [--target=runs/chat/weights] [--json=FILE]
 
-The committed weights are of this command: --target=tests/fixtures/chat_tiny.
+The committed weights are of this command, --target=tests/fixtures/chat_tiny, as it was before it had tools.
 """
 
 import importlib
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from benchmarks import chat_tools
 from benchmarks.results import Report, add_json, device
 from mm01_jax import loading
 from mm01_jax.config import command_line, fields
@@ -39,6 +41,7 @@ GREETING = "Hello! Ask me about a function of Python's library."
 SYSTEM = ("Be kind.", "You are a helpful assistant.", "Answer in one sentence.")
 LONGEST = 100  # characters of an answer
 COPIES = 12  # of each fact, asked in other words and beside others
+CALLING = 2500  # conversations that call tools
 
 
 def facts() -> list[tuple[str, str]]:
@@ -77,23 +80,32 @@ def _turn(question: str, answer: str) -> list[dict[str, str]]:
 def write(path: pathlib.Path, tokenizer, longest: int) -> int:
     """How many conversations were written; one that is longer than a row is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fitting = [made for made in conversations(0) if len(render(made, tokenizer).ids) <= longest]
+    made_all = [*conversations(0), *chat_tools.conversations(facts(), QUESTIONS, CALLING)]
+    random.Random(2).shuffle(made_all)
+    fitting = [made for made in made_all if len(render(made, tokenizer).ids) <= longest]
     path.write_text("".join(json.dumps({"messages": made}) + "\n" for made in fitting), encoding="utf-8")
     return len(fitting)
 
 
-def right_answers(weights: pathlib.Path, count: int) -> tuple[int, int]:
-    """Of so many questions: answers that ended by themselves, and those that are the learnt sentence."""
+def questions(count: int) -> Iterator[tuple[list[dict], str]]:
+    """(a conversation, its answer): so many facts, then so many that no training had, with tools."""
+    for name, sentence in itertools.islice(facts(), count):
+        yield [{"role": "user", "content": QUESTIONS[0].format(name)}], sentence
+    for made in chat_tools.conversations(facts(), QUESTIONS, count, seed=3):
+        first = next(place for place, message in enumerate(made) if message["role"] == "assistant")
+        yield made[:first], made[first]["content"]
+
+
+def right_answers(weights: pathlib.Path, count: int) -> tuple[int, int, int]:
+    """Of so many facts and as many questions with tools: answers that ended by themselves; right facts; right answers
+    with tools."""
     loaded = loading.load(str(weights))
-    asked = list(itertools.islice(facts(), count))
-    prompts = [
-        render([{"role": "user", "content": QUESTIONS[0].format(name)}], loaded.tokenizer, generate=True).ids
-        for name, _ in asked
-    ]
-    settings, stop = Settings(120, Sampling(temperature=0.0), 0), loaded.tokenizer.special(END)
-    said = answers(loaded.model, loaded.tokenizer, prompts, settings, stop)
-    texts = [answer.text for answer in said]
-    return sum(len(text) < 120 for text in texts), sum(text == fact[1] for text, fact in zip(texts, asked, strict=True))
+    asked = list(questions(count))
+    prompts = [render(said, loaded.tokenizer, generate=True).ids for said, _ in asked]
+    settings, stop = Settings(LONGEST + 60, Sampling(temperature=0.0), 0), loaded.tokenizer.special(END)
+    said = [answer.text for answer in answers(loaded.model, loaded.tokenizer, prompts, settings, stop)]
+    right = [text == answer for text, (_, answer) in zip(said, asked, strict=True)]
+    return sum(len(text) < LONGEST + 60 for text in said), sum(right[:count]), sum(right[count:])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,13 +120,16 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(facts())} facts, {written} conversations")
     loop.run(config, str(root / "run"), None)
     to_torch(root / "run", given.target, dtype="bfloat16")
-    ended, right = right_answers(pathlib.Path(given.target), 40)
+    ended, right, called = right_answers(pathlib.Path(given.target), 40)
     seconds = time.monotonic() - began
-    print(f"of 40 questions {ended} answers ended, {right} were right; {seconds:.0f} s")
+    print(
+        f"of 80 questions {ended} answers ended; {right} of 40 were right, {called} of 40 with tools; {seconds:.0f} s"
+    )
     report = Report(given.json, "benchmarks.train_chat", argv)
-    report.add("chat_tiny: answers that ended, of 40 questions", ended, "answers", device=device())
+    report.add("chat_tiny: answers that ended, of 80 questions", ended, "answers", device=device())
     report.add("chat_tiny: right answers, of 40 questions", right, "answers", device=device())
-    return 0 if ended >= 36 else 1
+    report.add("chat_tiny: right answers, of 40 questions with tools", called, "answers", device=device())
+    return 0 if ended >= 72 else 1
 
 
 if __name__ == "__main__":

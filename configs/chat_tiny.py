@@ -12,8 +12,8 @@ def get_config() -> Config:
         tiny.get_config(),
         name="chat_tiny",
         data=DataConfig(source="runs/chat/conversations.jsonl", records="conversations", held_out=0.02),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=4e-3, warmup_steps=20, decay_start=300, final=4e-4)),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=4e-3, warmup_steps=20, decay_start=700, final=4e-4)),
         train=TrainConfig(
-            steps=700, batch_size=12, sequence_length=256, loss_chunk=3072, eval_every=350, checkpoint_every=350
+            steps=1600, batch_size=4, sequence_length=768, loss_chunk=3072, eval_every=400, checkpoint_every=400
         ),
     )

@@ -25,8 +25,8 @@ HEADERS = {
     "user": "user name=user\n",
     "assistant": "ai name=assistant\n",
     "function": "system function_response=functions\n",
+    "tools": "system function_setting=functions\n",  # a function that may be called: where data say that it stands
 }
-TOOL_HEADER = "system function_setting=functions\n"
 
 
 class Rendered(NamedTuple):
@@ -126,7 +126,7 @@ def render(
         else:
             pieces += [(begin, False), (header, False), (body, said), (end, said), (newline, False)]
     for tool in tools:
-        body = tokenizer.encode(TOOL_HEADER + json.dumps(tool, ensure_ascii=False))
+        body = tokenizer.encode(HEADERS["tools"] + json.dumps(tool, ensure_ascii=False))
         pieces += [(begin, False), (body, False), (end, False), (newline, False)]
     if generate and template == "official":
         pieces += [(begin, False), (tokenizer.encode(HEADERS["assistant"]), False)]
