@@ -14,7 +14,6 @@ from benchmarks.inference.bench import Bench, apart, in_float32, plain_path, run
 from mm01_jax import sharding
 from mm01_jax.inference import steps
 from mm01_jax.model.mixers import empty_cache
-from pallas_kernels import dispatch
 
 PARITY, PARITY_CHUNK = 2048, 512  # tokens on which all paths are compared; in chunks, so that a cache is read
 TURN = 100  # tokens of a later turn of a conversation
@@ -29,9 +28,7 @@ class Programs:
 
     def __init__(self, model, call=run):
         self.model, self.mesh, self.call = model, sharding.mesh_of(model), call
-        options = steps.PREFILL_OPTIONS.get(dispatch.platform())
-        self._prefill = _traced_anew(steps.prefill.__wrapped__, options)
-        self._decode = _traced_anew(steps.decode_step)
+        self._prefill, self._decode = (_traced_anew(f) for f in (steps.prefill.__wrapped__, steps.decode_step))
 
     def empty(self, rows: int, length: int):
         with jax.set_mesh(self.mesh):
@@ -62,9 +59,9 @@ class Programs:
             return self.call(self._decode, *given, like=(None, cache))
 
 
-def _traced_anew(function, options: dict | None = None):
+def _traced_anew(function):
     """jit of a function of its own: of one function jax keeps what it traced, for every jit of it."""
-    return jax.jit(lambda *arguments: function(*arguments), donate_argnums=1, compiler_options=options)
+    return jax.jit(lambda *arguments: function(*arguments), donate_argnums=1)
 
 
 def parity(bench: Bench) -> None:

@@ -17,9 +17,6 @@ from mm01_jax.model.mixers import constrain_cache
 from mm01_jax.model.multimodal import VLModel
 from mm01_jax.parallel.experts.layer import RouterStats
 
-# Compiler options of a program that is `prefill` alone, by platform. Its kernels run for longer than a launch takes;
-# as a CUDA graph they wait until the host has rewritten a thousand nodes: a call's buffers are never the last one's.
-PREFILL_OPTIONS = {"gpu": {"xla_gpu_enable_command_buffer": ""}}
 CHUNK = 512  # tokens of a row on one shard of the sequence, in a call that has no reason to take another number
 
 
