@@ -3,10 +3,11 @@
     mm01-tokenize --source=texts --tokenizer=tokenizer.json --out=tokens
     python -m benchmarks.train_data --source=tokens [--json=FILE] [--seconds=50]
 
-The program is that of `benchmarks.train_step` (remat none). It is fed in turns by the bench (eight batches that lie on
-the device, eight steps dispatched one behind the other), by the loop of mm01-train from a folder of tokens, and by the
-same loop with the same rows, and with the bench's batches, made before: what these two differ in from the first loop is
-the loading, and the rows themselves. Nothing is saved. The first rows' digest is to be compared with the text's.
+The program is that of `benchmarks.train_step` (remat none). It is fed in turns by the bench (batches that lie on the
+device, eight steps dispatched one behind the other): its own rows, those of the data, and the data's documents with the
+bench's ids; then by the loop of mm01-train, from a folder of tokens and with the same rows made before. What loading
+costs is seen where the rows are the same: a step's speed depends on how long its documents are. Nothing is saved. The
+first rows' digest is to be compared with the text's.
 """
 
 import concurrent.futures
@@ -43,6 +44,7 @@ from tests.command_line import Parser, whole
 TOGETHER = 8  # steps of the bench that are dispatched one behind the other
 WARM = 5  # steps of a loop before those that count
 DIGEST_ROWS = 64
+BENCH, SAME_ROWS, SAME_DOCUMENTS = "bench", "bench, the data's rows", "bench, its ids in the data's documents"
 
 
 def configured(arguments) -> Config:
@@ -52,7 +54,8 @@ def configured(arguments) -> Config:
     beside = folder / "tokenizer.json"
     tokenizer = str(beside) if beside.is_file() else "bytes"
     model = dataclasses.replace(config.model, lightning_beta=meshes.MIXERS, softmax_beta=meshes.MIXERS)
-    compute = dataclasses.replace(config.compute, remat="none", sequence_layout="contiguous", exchange_groups=1)
+    kept = {"remat": "none", "sequence_layout": "contiguous", "exchange_groups": 1}
+    compute = dataclasses.replace(config.compute, dropless_bound=None, **kept)  # experts of one device take any load
     data = dataclasses.replace(config.data, source=str(folder), tokenizer=tokenizer, held_out=0.0)
     train = dataclasses.replace(
         config.train, batch_ramp=(), num_microbatches=1, log_every=1, max_nonfinite_steps=10**6, tensorboard=False
@@ -105,25 +108,23 @@ class Bench:
     def __init__(self, config: Config, dataset: Dataset, programs: tuple, mesh: jax.sharding.Mesh, report):
         self.config, self.dataset, self.mesh, self.report = config, dataset, mesh, report
         self.step, initial, key = programs
-        self.state, self.row = initial(key), 0
+        self.state, self.placed = initial(key), {}
         train = config.train
         self.tokens = train.batch_size * train.sequence_length
-        self.synthetic = [meshes.rows(config, number) for number in range(TOGETHER)]
-        self.on_device = [meshes.place(batch, config, mesh) for batch in self.synthetic]
         self.speeds: dict[str, list[float]] = {}
         self.subject = f"step {config.name} {train.batch_size}x{train.sequence_length}, remat none"
 
-    def bench(self, steps: int) -> None:
-        """Timed as `benchmarks.train_step` times."""
-        jax.block_until_ready(self.state)
-        times = []
-        for _ in range(max(1, steps // TOGETHER)):
-            began = time.monotonic()
-            for batch in self.on_device:
+    def bench(self, name: str, rows: list[Batch]) -> None:
+        """Timed as `benchmarks.train_step` times, over all of these batches."""
+        if name not in self.placed:
+            self.placed[name] = [meshes.place(batch, self.config, self.mesh) for batch in rows]
+        jax.block_until_ready((self.state, self.placed[name]))
+        began = time.monotonic()
+        for together in itertools.batched(self.placed[name], TOGETHER):
+            for batch in together:
                 self.state, metrics = self.step(self.state, batch)
             jax.block_until_ready((self.state, metrics))
-            times.append((time.monotonic() - began) / TOGETHER)
-        self._add("bench", self.tokens / statistics.median(times))
+        self._add(name, self.tokens * len(rows) / (time.monotonic() - began))
 
     def loop(self, name: str, steps: int, made: list[Batch] | None = None) -> None:
         """mm01-train's loop for so many steps."""
@@ -137,7 +138,7 @@ class Bench:
                 pathlib.Path(folder),
                 checkpoints,
                 self.dataset,
-                Start(self.state, self.row if made is None else 0),
+                Start(self.state, 0),
                 quiet,
                 described=None,
             )
@@ -146,7 +147,6 @@ class Bench:
                 running.train(Preemption())
             records = read_metrics(folder)
         self.state = running.state
-        self.row = running.row if made is None else self.row
         counted = records[WARM:-1]  # the last one waits for nothing dispatched behind it
         self._add(name, self.tokens * len(counted) / sum(record["seconds"] for record in counted))
         refused = sum(record["refused"] for record in records)
@@ -158,14 +158,13 @@ class Bench:
 
     def end(self) -> None:
         """Medians over the turns."""
-        bench = statistics.median(self.speeds["bench"])
-        for name, speeds in self.speeds.items():
-            speed = statistics.median(speeds)
+        found = {name: statistics.median(speeds) for name, speeds in self.speeds.items()}
+        for name, speed in found.items():
             subject = f"{self.subject}, fed by {name}"
             self._row(f"{subject}: speed", round(speed), "tokens/s")
-            self._row(f"{subject}: turns", len(speeds))
-            if name != "bench":
-                self._row(f"{subject}: of the bench's", round(100 * speed / bench, 2), "%")
+            self._row(f"{subject}: turns", len(self.speeds[name]))
+            self._row(f"{subject}: of the bench's", round(100 * speed / found[BENCH], 2), "%")
+            self._row(f"{subject}: of the bench's with the data's rows", round(100 * speed / found[SAME_ROWS], 2), "%")
 
     def _row(self, what: str, value, unit: str = "") -> None:
         print(f"{what} {value:,} {unit}" if unit else f"{what} {value}", flush=True)
@@ -211,15 +210,17 @@ def main(argv: list[str] | None = None) -> int:
         packages = ("tokenizers", "array-record", "grain")
         report = results.Report(arguments.json, "benchmarks.train_data", argv, packages=packages)
         bench = Bench(config, dataset, programs, mesh, report)
-        made = bench.rows(TOGETHER)
-        bench.bench(TOGETHER)  # the first calls make kernels
+        made = bench.rows(arguments.steps)
+        own = [meshes.rows(config, number) for number in range(TOGETHER)]
+        given = [d._replace(tokens=o.tokens, targets=o.targets) for d, o in zip(made, itertools.cycle(own))]
+        bench.bench(BENCH, own)  # the first calls make kernels
         bench.speeds.clear()
         turns = itertools.count()
         while next(turns) == 0 or time.monotonic() - began < arguments.seconds:
-            bench.bench(arguments.steps)
+            for name, rows in ((BENCH, own), (SAME_ROWS, made), (SAME_DOCUMENTS, given)):
+                bench.bench(name, rows)
             bench.loop("the loop, from tokens", arguments.steps)
             bench.loop("the loop, the same rows made before", arguments.steps, made)
-            bench.loop("the loop, the bench's rows made before", arguments.steps, bench.synthetic)
         bench.end()
     return 0
 
