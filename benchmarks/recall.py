@@ -1,11 +1,11 @@
-"""A model that learns to find and to copy, and what it then finds at which length: two stages, then the evaluations.
+"""A model that learns to find and to copy, and what it then finds at which length: three stages, then the evaluations.
 
-    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=2000,400] [--json=FILE]
+    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=400,1500,300] [--json=FILE]
     python -m benchmarks.recall --workdir=/tmp/recall --small          a tiny model on a CPU, minutes
 
-configs/recall_small.py learns to find in documents of 1,024 bytes, recall_small_long goes on at 32,768 tokens;
-`--mixers=lightning` has the same size without softmax layers. Then needles (a map, a figure), many needles, and codes
-to be copied. What is there already (a stage, an evaluation) is not done again.
+configs/recall_small_copies.py learns to look back, recall_small to find in documents of 1,024 bytes, recall_small_long
+goes on at 32,768 tokens; `--mixers=lightning` has the same size without softmax layers. Then needles (a map, a figure),
+many needles, and codes to be copied. What is there already (a stage, an evaluation) is not done again.
 """
 
 import argparse
@@ -16,16 +16,17 @@ import sys
 import time
 
 from benchmarks.results import Report, add_json, device
-from configs import recall_small, recall_small_long, tiny
+from configs import recall_small, recall_small_copies, recall_small_long, tiny
 from mm01_jax.config import Config, DataConfig, ScheduleConfig
 from mm01_jax.evals import __main__ as evals
 from mm01_jax.train import loop
 from tests.command_line import Parser
 
-STAGES = (("short", recall_small), ("long", recall_small_long))
+STAGES = (("copies", recall_small_copies), ("short", recall_small), ("long", recall_small_long))
 # Of the small ones: source, tokens of a row, rows, steps, peak of the learning rate.
 SMALL = {
-    "short": ("recall:512", 512, 8, 1000, 5e-3),
+    "copies": ("recall:256:twice", 256, 8, 300, 6e-3),
+    "short": ("recall:256", 256, 8, 600, 6e-3),
     "long": ("recall:1k", 1024, 4, 200, 2e-3),
 }
 # Task -> its flags: what a large model is asked, and a small one.

@@ -1,7 +1,7 @@
 """Learns to find and to copy: about 100 M parameters on bytes, for one accelerator of 80 GB, in minutes.
 
-Documents of 1,024 bytes, of which the answers alone are learnt (`mm01_jax/data/recall.py`). `recall_small_long` goes on
-from it (`--init-from`) at a longer context.
+Documents of 1,024 bytes, of which the answers alone are learnt (`mm01_jax/data/recall.py`). It goes on from
+`recall_small_copies` (`--init-from`), and `recall_small_long` from there at a longer context.
 """
 
 from mm01_jax.config import (
@@ -42,9 +42,9 @@ def get_config() -> Config:
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
         data=DataConfig(source="recall:1k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=1e-3, warmup_steps=100, decay_start=1600, final=1e-4),
+            schedule=ScheduleConfig(peak=1e-3, warmup_steps=100, decay_start=1200, final=1e-4),
         ),
         train=TrainConfig(
-            steps=2000, batch_size=8, sequence_length=4096, eval_every=1000, eval_batches=16, loss_chunk=16_384
+            steps=1500, batch_size=4, sequence_length=4096, eval_every=750, eval_batches=16, loss_chunk=16_384
         ),
     )

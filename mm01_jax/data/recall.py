@@ -4,6 +4,9 @@
                     for them
     one of four     a stretch of words, said twice
 
+`recall:SIZE:twice` is of the last kind alone. A model begins with it: all of its second stretch is learnt by looking
+back, and a small one that does so learns facts in half the steps that the mixture takes it alone (docs/evaluation.md).
+
 Answers alone are learnt: the values that are asked for, and the second stretch. Filler is most of a document and says
 nothing of finding; with a loss on all of it a small model learnt no fact in 800 steps (docs/evaluation.md).
 
@@ -74,13 +77,14 @@ class RecallShard:
     reads_ranges = False
 
     def __init__(self, source: str):
-        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)", source)
+        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)(:twice)?", source)
         self.document_size = int(match[1]) * _UNITS[match[2]] if match else 0
         if not SIZES[0] <= self.document_size <= SIZES[1]:
             raise ValueError(
                 f"data.source={shown(source)!r}: allowed: {PREFIX}SIZE, bytes of a document from {SIZES[0]} to "
-                f"{SIZES[1]:,}, 1k = 1,024; nearest: {PREFIX}4k"
+                f"{SIZES[1]:,}, 1k = 1,024, or {PREFIX}SIZE:twice; nearest: {PREFIX}4k"
             )
+        self._twice = bool(match[3])
         self.name, self.count = source, min(BYTES // self.document_size, COUNT)
         self.size = self.count * self.document_size
 
@@ -90,14 +94,21 @@ class RecallShard:
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         for number in range(self.count):
-            text = document(number, self.document_size).encode()
+            text = self._text(number)
             yield examine(number, f"{self.name} document {number}", [text], seen), text
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
-        text = document(key, self.document_size).encode()
+        text = self._text(key)
         if digest is not None and examine(key, self.name, [text]).digest != digest:
             raise DataError(f"{self.name} document {key}: another text than the run began with, of another Python")
         return text[start:stop]
+
+    def pieces(self, key: int) -> list[Piece]:
+        """A document in its pieces."""
+        return pieces_of(key, self.document_size, twice=self._twice)
+
+    def _text(self, key: int) -> bytes:
+        return "".join(text for text, _ in self.pieces(key)).encode()
 
 
 class RecallDocuments(TokenizedDocuments):
@@ -126,21 +137,19 @@ class RecallDocuments(TokenizedDocuments):
     def _make(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         source = int(self._chosen_D[document])
         shard = self._corpus.shards[self._corpus.shard_D[source]]
-        pieces = pieces_of(int(self._corpus.key_D[source]), shard.document_size)
+        pieces = shard.pieces(int(self._corpus.key_D[source]))
         ids = [self._tokenizer.encode(text) for text, _ in pieces]
         learnt = [np.full(len(one), piece.learnt) for one, piece in zip(ids, pieces, strict=True)]
         return self._checked(document, np.concatenate(ids)), np.append(np.concatenate(learnt), pieces[-1].learnt)
 
 
-def document(number: int, size: int) -> str:
-    """The text of a document, `size` - 1 bytes: with its end a row holds a whole number of them, and none is cut."""
-    return "".join(text for text, _ in pieces_of(number, size))
+def pieces_of(number: int, size: int, *, twice: bool = False) -> list[Piece]:
+    """A document of `size` - 1 bytes: with its end a row holds a whole number of them, and none is cut.
 
-
-def pieces_of(number: int, size: int) -> list[Piece]:
-    """A document in its pieces, in order."""
+    twice: it says a stretch twice, whatever its number.
+    """
     draws = random.Random(number)
-    pieces = (_twice if draws.random() < _TWICE else _facts)(draws, size - 1)
+    pieces = (_twice if twice or draws.random() < _TWICE else _facts)(draws, size - 1)
     left = size - 1 - sum(len(text.encode()) for text, _ in pieces)
     return [Piece(_filler(draws, left), False), *pieces] if left else pieces
 
