@@ -29,14 +29,14 @@ STAGES = (("copies", recall_small_copies), ("short", recall_small), ("long", rec
 # Of the small ones: source, tokens of a row, rows, steps, peak of the learning rate.
 SMALL = {
     "copies": ("recall:256:twice", 256, 8, 300, 6e-3),
-    "short": ("recall:256", 256, 16, 400, 6e-3),
+    "short": ("recall:256", 256, 16, 500, 6e-3),
     "long": ("recall:512", 512, 8, 250, 4e-3),
 }
 # Task -> its flags: what a large model is asked, and a small one.
 ASKED = {
     "needle": (("--lengths=1k,4k,16k,32k,64k,128k", "--depths=10"), ("--lengths=512,1k", "--depths=24")),
-    "needles": (("--lengths=4k,32k,128k,256k,512k,1m", "--depths=20"), ("--lengths=1k", "--depths=4", "--samples=6")),
     "copy": (("--lengths=8k", "--depths=50"), ("--lengths=512", "--depths=3", "--samples=8")),
+    "needles": (("--lengths=4k,32k,128k,256k,512k,1m", "--depths=20"), ("--lengths=1k", "--depths=4", "--samples=6")),
 }
 
 
@@ -85,9 +85,9 @@ def shrunk(name: str, config: Config) -> Config:
     )
 
 
-def trained(workdir: pathlib.Path, stages: list[tuple[str, Config]]) -> dict[str, float]:
-    """Seconds that each stage has taken; their runs lie in `workdir`."""
-    before, seconds = None, {}
+def trained(workdir: pathlib.Path, stages: list[tuple[str, Config]], before: str | None = None) -> dict[str, float]:
+    """Seconds that each stage has taken; their runs lie in `workdir`. before: what the first one goes on from."""
+    seconds = {}
     for name, config in stages:
         began = time.monotonic()
         loop.run(config, str(workdir / name), before)
@@ -104,6 +104,18 @@ def evaluated(workdir: pathlib.Path, task: str, flags: tuple[str, ...]) -> dict:
         if code:
             raise SystemExit(code)
     return json.loads(out.read_text())
+
+
+def tell(report: Report, subject: str, scores: dict, place: str) -> None:
+    """The rows of a task."""
+    report.add(f"{subject}: time", round(scores["seconds"], 1), "s", device=place)
+    share = scores["prefilled_tokens"] / scores["prompt_tokens"]
+    report.add(f"{subject}: tokens taken in", round(share, 4), "of the prompts'", device=place)
+    for cell in scores["cells"]:
+        what = f"{subject} of {cell['length']:,} tokens"
+        report.add(f"{what}: score", round(cell["mean"], 4), device=place)
+        report.add(f"{what}: interval", f"{cell['low']:.4f} to {cell['high']:.4f}", "95 %", device=place)
+        report.add(f"{what}: samples", cell["count"], device=place)
 
 
 def _last_loss(run: pathlib.Path) -> float:
@@ -139,15 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         report.add(f"{subject}, stage {name}: train", round(seconds, 1), "s", device=place)
         report.add(f"{subject}, stage {name}: held-out loss of answers", _last_loss(given.workdir / name), device=place)
     for task, flags in ASKED.items():
-        scores = evaluated(given.workdir, task, flags[given.small])
-        report.add(f"{subject}, {task}: time", round(scores["seconds"], 1), "s", device=place)
-        share = scores["prefilled_tokens"] / scores["prompt_tokens"]
-        report.add(f"{subject}, {task}: tokens taken in", round(share, 4), "of the prompts'", device=place)
-        for cell in scores["cells"]:
-            what = f"{subject}, {task} of {cell['length']:,} tokens"
-            report.add(f"{what}: score", round(cell["mean"], 4), device=place)
-            report.add(f"{what}: interval", f"{cell['low']:.4f} to {cell['high']:.4f}", "95 %", device=place)
-            report.add(f"{what}: samples", cell["count"], device=place)
+        tell(report, f"{subject}, {task}", evaluated(given.workdir, task, flags[given.small]), place)
     return 0
 
 

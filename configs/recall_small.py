@@ -30,7 +30,7 @@ def get_config() -> Config:
             num_kv_heads=1,
             head_dim=128,
             rotary_dim=64,
-            rope_theta=10_000.0,
+            rope_theta=10_000_000.0,  # of the long context from the beginning
             num_experts=8,
             num_experts_per_token=2,
             expert_dim=384,
@@ -42,7 +42,7 @@ def get_config() -> Config:
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
         data=DataConfig(source="recall:1k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=1e-3, warmup_steps=100, decay_start=1200, final=1e-4),
+            schedule=ScheduleConfig(peak=1e-3, warmup_steps=50),
         ),
         train=TrainConfig(
             steps=1500, batch_size=4, sequence_length=4096, eval_every=750, eval_batches=16, loss_chunk=16_384

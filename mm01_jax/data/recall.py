@@ -1,8 +1,8 @@
 """Documents that teach to find and to copy, as a source of data: `data.source='recall:SIZE'`, SIZE bytes each.
 
-    three of four   facts, a name and a value each, among the library's sentences or one after another; the end asks
+    nine of ten     facts, a name and a value each, among the library's sentences or one after another; the end asks
                     for them
-    one of four     a stretch of words, said twice
+    one of ten      a stretch of words, said twice
 
 `recall:SIZE:twice` is of the last kind alone. A model begins with it: all of its second stretch is learnt by looking
 back, and a small one that does so learns facts in half the steps that the mixture takes it alone (docs/evaluation.md).
@@ -40,8 +40,8 @@ BYTES = 2**27  # of all documents together, at most
 COUNT = 2**15  # of documents, at most
 SIZES = (256, 2**24)  # of a document and its end, at least and at most
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
-_TWICE = 0.25  # of documents
-_CODES = 0.3  # of those with facts: their values are UUIDs
+_TWICE = 0.1  # of documents
+_CODES = 0.25  # of those with facts: their values are UUIDs
 _IN_A_ROW = 0.3  # of those with facts: no sentence is among them
 _SAME_WORDS = 0.7  # ask as they told
 _MOST_FACTS = 512
