@@ -36,8 +36,15 @@ class Progress:
 
     def log(self, text: str) -> None:
         """A message of its own line."""
-        self.out.write(("\n" if self.open else "") + text + "\n")
+        self.end()
+        self.out.write(text + "\n")
         self.out.flush()
+
+    def end(self) -> None:
+        """What comes next on a terminal begins a line."""
+        if self.open:
+            self.out.write("\n")
+            self.out.flush()
         self.open = False
 
 

@@ -23,7 +23,7 @@ from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_memory import remembering
 from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
-from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind
+from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind, check_model
 from mm01_jax.inference.engine_streams import Streams
 from mm01_jax.inference.engine_turns import work_of
 from mm01_jax.inference.nonfinite import report_texts
@@ -95,7 +95,7 @@ class Engine(Streams):
         """
         if not self.idle:
             raise ValueError("use: got new weights, and requests are under way; allowed: after `run`, or `cancel` them")
-        self.devices.use(model)
+        self.devices.use(check_model(model))
         if self.memory is not None:
             self.memory.prefix.clear("other weights")
 

@@ -108,7 +108,7 @@ def check_engine(model, tiles: int, tokenizer, vocab_size, counts: dict, switche
       tiles: of its sizes. counts: bytes (0: none) and other whole numbers by name; `budget` may be None. switches: True
         or False, by name.
     """
-    check_kind("model", model, TextModel | VLModel)
+    check_model(model)
     if tiles and not isinstance(model, VLModel):
         raise ValueError(f"tiles: got {tiles}; allowed: 0 of a model without a vision tower; nearest: 0")
     if tokenizer is not None:
@@ -120,6 +120,12 @@ def check_engine(model, tiles: int, tokenizer, vocab_size, counts: dict, switche
             check_count(name, value, 0 if name.endswith("bytes") else 1, None)
     for name, value in switches.items():
         check_switch(name, value)
+
+
+def check_model(model) -> TextModel | VLModel:
+    """The model; ValueError where it is none."""
+    check_kind("model", model, TextModel | VLModel)
+    return model
 
 
 def check_tokenizer(tokenizer, allowed: str) -> None:

@@ -45,8 +45,8 @@ def answer_all(
     check_thoughts(settings, any(asked.thinks for asked in prompts.asked), with_images)
     jobs = _jobs(given, loaded, settings, prompts)
     begun = begun_by_all(given.out, _follows_from(given, loaded, prompts, weights), [job.samples for job in jobs])
-    found = _answered(given, loaded, jobs[begun.prompts :])
     progress = Progress(begun.prompts, len(lines), sys.stderr)
+    found = _answered(given, loaded, jobs[begun.prompts :], progress)
 
     def answered() -> Iterator:
         for done, (fields, said) in enumerate(zip(lines[begun.prompts :], found, strict=True), start=begun.prompts + 1):
@@ -87,7 +87,7 @@ def _prompts(given: types.SimpleNamespace, loaded, lines: Sequence[dict]) -> Pro
         marks.check_text("prompt", fields["prompt"], vision, _WITH_IMAGE)
         return Asked(tokenizer.encode(fields["prompt"]))
 
-    found = [prompt_file.at_line(given.prompts, n, asked, fields) for n, fields in enumerate(lines, start=1)]
+    found = prompt_file.of_lines(given.prompts, asked, lines, "prompts made")
     if chosen is None:
         return Prompts(lines, found)
     source = json.dumps([getattr(chosen, "source", chosen.name), dict(getattr(chosen, "tokens", {}))], sort_keys=True)
@@ -168,19 +168,14 @@ def begun_by_all(path: str, follows_from: dict, samples: Sequence[int]) -> Begun
     return Begun(int(count[0]), begun.size)
 
 
-def _answered(given, loaded, jobs: Sequence[Job]) -> Iterator[list[Answer]]:
-    """The answers to each job."""
-    if not jobs:
-        return iter(())
-    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, told=_tell)
+def _answered(given, loaded, jobs: Sequence[Job], progress: Progress) -> Iterator[list[Answer]]:
+    """The answers to each job; how fast they were is said in the end."""
 
-
-def _tell(statistics: dict) -> None:
-    """How fast it was, on stderr."""
-    if cluster.is_first():
+    def tell(statistics: dict) -> None:
+        if not cluster.is_first():
+            return
         taken, decoded, seconds = (statistics[name] for name in ("prefilled_tokens", "decoded_tokens", "seconds"))
-        speed = statistics["decoded_per_second"]
-        sys.stderr.write(
-            f"{counted(taken, 'token')} of prompts taken in, {decoded:,} drawn in {seconds:,.1f} s "
-            f"({speed:,.0f} a second)\n"
-        )
+        speed = f"{decoded:,} drawn in {seconds:,.1f} s ({statistics['decoded_per_second']:,.0f} a second)"
+        progress.log(f"{counted(taken, 'token')} of prompts taken in, {speed}")
+
+    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, told=tell) if jobs else iter(())

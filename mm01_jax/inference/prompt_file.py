@@ -7,8 +7,11 @@ user says. A line may have `options` (`batch.OPTIONS`). A line of the result is 
 each has a line, with its `sample` (`answer_file.py`).
 """
 
+import functools
 import json
 import pathlib
+import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import check_utf8
 from mm01_jax.files import Door, parse_json, quoted
 from mm01_jax.inference.answer_file import RESULT
+from mm01_jax.progress import Progress
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -25,14 +29,26 @@ def read(path: str) -> list[dict[str, Any]]:
     Raises:
       ValueError: names the first line that is wrong. DataError: names the first whose picture is.
     """
-    found = []
     with Door(ValueError).open(path) as file:
-        for number, _, line in lines(file):
-            found.append(at_line(path, number, _read_line, line))
-            if images := found[-1].get("images"):
-                at_line(path, number, _check_images, images, pathlib.Path(path).parent)
+        found = [at_line(path, number, _read_line, line) for number, _, line in lines(file)]
     if not found:
         raise ValueError(f"{path}: no line; allowed: one JSON object a line")
+    if any(fields.get("images") for fields in found):
+        of_lines(path, functools.partial(_check_images, folder=pathlib.Path(path).parent), found, "lines looked at")
+    return found
+
+
+def of_lines[T](path: str, function: Callable[[dict[str, Any]], T], lines: Sequence[dict], did: str) -> list[T]:
+    """What the function makes of each line; says on stderr how far it is where that takes long."""
+    found, began, progress = [], time.monotonic(), None
+    for number, fields in enumerate(lines, start=1):
+        found.append(at_line(path, number, function, fields))
+        if progress is not None:
+            progress.show(number, did)
+        elif time.monotonic() - began > Progress.SECONDS:
+            progress = Progress(number, len(lines), sys.stderr)
+    if progress is not None:
+        progress.end()
     return found
 
 
@@ -70,10 +86,10 @@ def _read_line(line: bytes) -> dict[str, Any]:
     return fields
 
 
-def _check_images(images: Sequence[str], folder: pathlib.Path) -> None:
+def _check_images(fields: dict[str, Any], folder: pathlib.Path) -> None:
     from mm01_jax.inference import pictures  # needs pillow, which text alone does not
 
-    pictures.check_sound([folder / image for image in images], folder)
+    pictures.check_sound([folder / image for image in fields.get("images", [])], folder)
 
 
 def _check_messages(messages: Any) -> None:

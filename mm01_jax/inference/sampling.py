@@ -51,7 +51,7 @@ class Sampling:
     def __post_init__(self):
         def check(name: str, allowed: str, fits: bool):
             if not fits:
-                raise ValueError(f"{name}={getattr(self, name)} must be {allowed}")
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}")
 
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             check(name, "a number", _is_number(getattr(self, name)))

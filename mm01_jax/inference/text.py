@@ -14,7 +14,7 @@ from mm01_jax.inference import batch, marks
 from mm01_jax.inference.asked import Answer, Job, Settings, Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request, check_count
-from mm01_jax.inference.engine_sizes import check_kind, check_tokenizer
+from mm01_jax.inference.engine_sizes import check_kind, check_model, check_tokenizer
 from mm01_jax.inference.fitting import engine_for, request_of
 from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.model.decoder import TextModel
@@ -76,7 +76,7 @@ def generate(
 
 def _check(model: TextModel | VLModel, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
     """ValueError where what `generate` is given is of another form."""
-    check_kind("model", model, TextModel | VLModel)
+    check_model(model)
     check_tokenizer(tokenizer, "a Tokenizer; nearest: model, tokenizer, _ = mm01_jax.load(DIRECTORY)")
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
-from mm01_jax.inference import answer_file, batch, engine_devices, fitting, thoughts
+from mm01_jax.inference import answer_file, batch, engine_devices, fitting, prompt_file, thoughts
 from mm01_jax.inference.asked import Answer, Settings
 from mm01_jax.inference.sampling import Sampling, seed_of_sample
 from mm01_jax.inference.stops import Stops
+from mm01_jax.progress import Progress
 from tests import small
 
 TOKENIZER = BytesTokenizer()
@@ -100,6 +101,16 @@ def test_a_model_that_thinks_has_its_thoughts_apart_and_stops_thinking_at_its_bu
         ((answer,),) = batch.answers(model, TOKENIZER, [job], slots=1)
     assert set(answer.thinking) <= {"a", "b"} and len(answer.thinking) == 5
     assert set(answer.text) <= {"a", "b"} and len(answer.text) == 40 - 12 - len(thoughts.CLOSING)
+
+
+def test_what_takes_long_of_many_lines_says_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(Progress, "SECONDS", 0.0)
+    lines = [{"prompt": str(number)} for number in range(4)]
+    assert prompt_file.of_lines("f", lambda fields: fields["prompt"], lines, "lines looked at") == ["0", "1", "2", "3"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "step 2/4  lines looked at" and said[-1].startswith("step 4/4  lines looked at  0:00")
+    with pytest.raises(ValueError, match="f line 2: .*invalid literal"):
+        prompt_file.of_lines("f", lambda fields: int(fields["prompt"]), [{"prompt": "0"}, {"prompt": "x"}], "")
 
 
 def test_an_answer_whose_hook_leaves_nothing_to_say_says_why(model, monkeypatch, tmp_path):

@@ -254,6 +254,8 @@ def test_new_weights_forget_what_the_old_ones_left_and_give_the_answers_of_a_new
     assert [x.tobytes() for x in back.logits] == [x.tobytes() for x in before.logits]
     with pytest.raises(ValueError, match="another config"):
         engine.use(engines.model(engines.VARIANT.replace(softmax_alpha=2.5)))
+    with pytest.raises(ValueError, match="model: got a int; allowed: TextModel or VLModel"):
+        engine.use(3)
 
 
 @pytest.mark.parametrize("kind", ("lightning", "softmax"))
