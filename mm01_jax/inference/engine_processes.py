@@ -34,7 +34,7 @@ class Led(Streams):
     """An engine as the first process asks it: each call is taken note of, and done by everyone at the next step."""
 
     def __init__(self, engine: Engine):
-        self.engine = engine
+        self.engine, self.limits = engine, engine.limits
         self._asked: list[list[Any]] = []
         self._next, self._unsaid = engine.asked, range(0)  # the next id; those that the others have not heard of
         self._forgotten: set[int] = set()  # since the last step
@@ -44,11 +44,11 @@ class Led(Streams):
 
     def submit(self, request: Request) -> int:
         """As the engine's; the id is known before the request is."""
-        check(request, self.engine.limits)
+        check(request, self.limits)
         return self._note("submit", self._plain(request), new=1)[0]
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
-        check(request, self.engine.limits)
+        check(request, self.limits)
         check_count("count", count, 1, MOST_SAMPLES)
         return self._note("submit_samples", self._plain(request), int(count), new=int(count))
 

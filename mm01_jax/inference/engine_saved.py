@@ -27,6 +27,7 @@ from mm01_jax.inference.asked import Shown, check_shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_images import MARK, Seen
 from mm01_jax.inference.engine_memory import Memory
+from mm01_jax.inference.engine_request import whole_numbers
 from mm01_jax.model.decoder import TextModel
 
 _FIELD = "conversation"  # of the manifest's meta
@@ -43,7 +44,7 @@ def save(engine: Engine, tokens, directory, content: bytes = b"", shows: Shown |
         those of the tokens.
       SaveFailed: the disk is full or broken.
     """
-    memory, tokens = _memory(engine), np.asarray(tokens, np.int32)
+    memory, tokens = _memory(engine), whole_numbers("tokens", tokens, engine.limits.vocab_size)
     if pathlib.Path(directory).exists() and any(pathlib.Path(directory).iterdir()):
         raise ValueError(f"directory: got {directory}, which holds something; allowed: a new or empty one")
     marks = _marks(engine, tokens, shows)

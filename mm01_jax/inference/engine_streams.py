@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mm01_jax.inference.engine_request import Event, Result
+from mm01_jax.inference.engine_request import Event, Limits, Result
 
 
 class Streams:
     """Going on until an answer, or everything, has finished."""
 
+    limits: Limits
     idle: bool
     step: Callable[[], list[Event]]
     result: Callable[[int], Result]
@@ -24,8 +25,16 @@ class Streams:
             yield from tokens
 
     def stream_text(self, id: int) -> Iterator[str]:
-        """The same of the text, in pieces that are certain: no half of a character or of a stop."""
-        yield from filter(None, _shown(self.result(id), lambda result: result.text, self.step))
+        """The same of the text, in pieces that are certain: no half of a character or of a stop.
+
+        Raises:
+          ValueError: nobody can read the tokens.
+        """
+        if not self.limits.reads_text:
+            raise ValueError(
+                "stream_text: no tokenizer reads the answer; allowed: stream; nearest: Engine(tokenizer=...)"
+            )
+        return filter(None, _shown(self.result(id), lambda result: result.text, self.step))
 
 
 def _shown(result: Result, what: Callable[[Result], Any], step: Callable[[], object]) -> Iterator:

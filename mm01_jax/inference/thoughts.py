@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.inference.engine_request import check_count
 from mm01_jax.inference.stops import overlap
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -95,6 +96,7 @@ class Budget:
     """A hook (`masks.py`) that ends thoughts of `most` tokens: what may come then is the closing mark alone."""
 
     def __init__(self, tokenizer: Tokenizer, most: int):
+        check_count("most", most, 1, None)
         self._tokenizer, self._most, self._closing = tokenizer, most, _closing(tokenizer)
 
     def __call__(self, tokens: Sequence[int]) -> int | list[int]:

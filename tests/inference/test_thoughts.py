@@ -65,3 +65,9 @@ def test_a_mark_that_is_one_token_is_closed_by_it():
     for want in (ord("\n"), 0xF8, ord("\n"), ord("\n")):
         assert Budget(Special(), 10)(said) == [want]
         said.append(want)
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, "8", None, True])
+def test_a_budget_is_a_number_of_tokens(most):
+    with pytest.raises(ValueError, match=f"most: got {most!r}; allowed: a whole number at least 1"):
+        Budget(TOKENIZER, most)

@@ -220,6 +220,7 @@ REFUSED = (
     ({"sampling": 0.8}, "sampling: got 0.8; allowed: a Sampling"),
     ({"priority": 0.5}, "priority: got 0.5"),
     ({"content": "x"}, "content: got 'x'; allowed: bytes"),
+    ({"remember": None}, "remember: got None; allowed: True or False"),
 )
 
 
@@ -239,6 +240,8 @@ def test_what_is_no_request_no_count_and_no_id_is_refused():
     for id in (10**6, -1, None, [0], "0"):
         with pytest.raises(ValueError, match="the engine knows none of this id"):
             engine().result(id)
+    with pytest.raises(ValueError, match="stream_text: no tokenizer reads the answer; allowed: stream"):
+        engine().stream_text(0)
     assert engine().idle
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/engine.md run as they stand, one after another, and print what they say they do."""
+"""The examples of docs/engine.md and docs/inference.md run as they stand, one after another, and do what they say."""
 
 import contextlib
 import io
@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+import mm01_jax
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.inference import engine_devices
 from tests import small
@@ -26,6 +27,17 @@ def printed(monkeypatch):
                 exec(block, names)  # noqa: S102 - the page's own words
             found.append(out.getvalue())
     return found
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page_of_inference_run(monkeypatch):
+    monkeypatch.setattr(engine_devices, "jit", small.unoptimised)
+    monkeypatch.setattr(mm01_jax, "load", lambda _: (engines.model(), BytesTokenizer(), None), raising=False)
+    text, names = (ROOT / "docs/inference.md").read_text(encoding="utf-8"), {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, names)  # noqa: S102 - the page's own words
+    assert len(names["texts"]) == 1 and names["texts"][0]
+    assert names["logits"].shape == (1, len("def f(x):"), engines.model().config.vocab_size)
 
 
 def test_the_examples_of_the_page_run_one_after_another(printed):

@@ -95,5 +95,7 @@ def test_what_cannot_be_saved_is_refused(saved, other, tmp_path):
         save(other, PROMPT, saved[0])
     with pytest.raises(ValueError, match="nothing of these 12 is remembered"):
         save(other, np.full(12, 250), tmp_path / "new")
+    with pytest.raises(ValueError, match="tokens: got a str; allowed: a list, tuple or array of token ids"):
+        save(other, "hello", tmp_path / "new")
     with pytest.raises(ValueError, match="prefix_bytes=0"):
         save(engines.alone(), PROMPT, tmp_path / "new")
