@@ -75,6 +75,7 @@ def answers(
     jobs: Sequence[Job],
     *,
     slots: int,
+    done: int = 0,
     told: Callable[[dict], object] = lambda _: None,
 ) -> Iterator[list[Answer]]:
     """The answers to each job, in order, as soon as it and those before it are done.
@@ -82,12 +83,15 @@ def answers(
     Every process of the model's mesh calls it alike.
 
     Args:
-      slots: how many answers run at a time, at least. told: gets the engine's statistics in the end.
+      slots: how many answers run at a time, at least. done: of the first so many jobs nothing is asked any more; the
+        engine is as it is for all, so that those that are left have the bits that they have after the others.
+      told: gets the engine's statistics in the end.
     """
     requests = [request_of(job, tokenizer) for job in jobs]
     slots = min(slots, sum(job.samples for job in jobs))
     engine = engine_for(model, tokenizer, requests, slots, tiles=max(job.tiles for job in jobs))
-    todo, submitted, under_way = collections.deque(zip(jobs, requests, strict=True)), collections.deque(), set()
+    todo = collections.deque([*zip(jobs, requests, strict=True)][done:])
+    submitted, under_way = collections.deque(), set()
     while todo or submitted:
         while todo and len(under_way) < 2 * engine.sizes.num_slots:  # pixels of all would be many
             job, request = todo.popleft()

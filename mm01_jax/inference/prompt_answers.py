@@ -46,7 +46,7 @@ def answer_all(
     jobs = _jobs(given, loaded, settings, prompts)
     begun = begun_by_all(given.out, _follows_from(given, loaded, prompts, weights), [job.samples for job in jobs])
     progress = Progress(begun.prompts, len(lines), sys.stderr)
-    found = _answered(given, loaded, jobs[begun.prompts :], progress)
+    found = _answered(given, loaded, jobs, progress)
 
     def answered() -> Iterator:
         for done, (fields, said) in enumerate(zip(lines[begun.prompts :], found, strict=True), start=begun.prompts + 1):
@@ -169,7 +169,7 @@ def begun_by_all(path: str, follows_from: dict, samples: Sequence[int]) -> Begun
 
 
 def _answered(given, loaded, jobs: Sequence[Job], progress: Progress) -> Iterator[list[Answer]]:
-    """The answers to each job; how fast they were is said in the end."""
+    """The answers to each job but those that are there already; how fast they were is said in the end."""
 
     def tell(statistics: dict) -> None:
         if not cluster.is_first():
@@ -178,4 +178,7 @@ def _answered(given, loaded, jobs: Sequence[Job], progress: Progress) -> Iterato
         speed = f"{decoded:,} drawn in {seconds:,.1f} s ({statistics['decoded_per_second']:,.0f} a second)"
         progress.log(f"{counted(taken, 'token')} of prompts taken in, {speed}")
 
-    return batch.answers(loaded.model, loaded.tokenizer, jobs, slots=given.batch, told=tell) if jobs else iter(())
+    if progress.first == len(jobs):
+        return iter(())
+    options = {"slots": given.batch, "done": progress.first, "told": tell}
+    return batch.answers(loaded.model, loaded.tokenizer, jobs, **options)

@@ -49,6 +49,21 @@ def test_answers_come_in_order_each_as_its_options_say(model):
     assert stopped == Answer(text[: text.index(text[2:4])], "stop")
 
 
+def test_what_goes_on_after_a_cut_has_the_engine_of_the_whole(model, monkeypatch):
+    """Its shapes decide the bits, and follow from all jobs."""
+    asked, jobs = [], [batch.job(TOKENIZER.encode(text), SETTINGS, {}) for text in ("def f" * 20, "x", "y")]
+
+    def engine_for(_model, _tokenizer, requests, slots, *, tiles):
+        asked.append(([len(request.prompt) for request in requests], slots, tiles))
+        raise InterruptedError
+
+    monkeypatch.setattr(batch, "engine_for", engine_for)
+    for done in (0, 2):
+        with pytest.raises(InterruptedError):
+            next(batch.answers(model, TOKENIZER, jobs, slots=2, done=done))
+    assert asked == [([100, 1, 1], 2, 0)] * 2
+
+
 def test_options_change_what_they_name_alone():
     assert batch.job(PROMPT, SETTINGS, {}) == batch.Job(PROMPT, SETTINGS)
     said = {"top_k": 3, "logit_bias": {"7": -1}, "max_tokens": 4, "seed": 2**40, "stop": ["x", 7], "n": 3}

@@ -247,7 +247,7 @@ def test_history_counts_the_prompt_once_and_the_answer_every_time():
         ({"top_p": float("nan")}, "top_p=nan"),
         ({"top_k": 1.5}, "top_k=1.5"),
         ({"top_k": True}, "top_k=True"),
-        ({"temperature": "hot"}, "temperature=hot must be a number"),
+        ({"temperature": "hot"}, "temperature='hot' must be a number"),
         ({"min_p": -0.1}, "min_p=-0.1"),
         ({"min_p": float("nan")}, "min_p=nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
