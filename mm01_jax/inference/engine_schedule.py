@@ -118,10 +118,12 @@ class Schedule:
         return slot
 
     def to_take_in(self, most: int | None) -> Iterator[Job]:
-        """In each group the first whose prompt is not taken in; most: of those with so many tokens left at most."""
+        """In each group the first whose prompt is not taken in; most: of those with so many tokens left at most. The
+        background waits until nobody else does."""
         for first in range(0, len(self.jobs), self._per_group):
             group = self.jobs[first : first + self._per_group]
-            left = [(len(job.prompt) - job.taken, job) for job in group if job is not None]
-            jobs = [job for count, job in left if count > 0 and (most is None or count <= most)]
+            begun = [job for job in group if job is not None and job.taken < len(job.prompt)]
+            asked = [job for job in begun if not job.background] or begun
+            jobs = [job for job in asked if most is None or len(job.prompt) - job.taken <= most]
             if jobs:
-                yield min(jobs, key=lambda job: (job.background, job.rank))
+                yield min(jobs, key=lambda job: job.rank)
