@@ -87,7 +87,7 @@ def _prompts(given: types.SimpleNamespace, loaded, lines: Sequence[dict]) -> Pro
         marks.check_text("prompt", fields["prompt"], vision, _WITH_IMAGE)
         return Asked(tokenizer.encode(fields["prompt"]))
 
-    found = prompt_file.of_lines(given.prompts, asked, lines, "prompts made")
+    found = prompt_file.of_lines(given.prompts, asked, lines, "prompts made", says=cluster.is_first())
     if chosen is None:
         return Prompts(lines, found)
     source = json.dumps([getattr(chosen, "source", chosen.name), dict(getattr(chosen, "tokens", {}))], sort_keys=True)

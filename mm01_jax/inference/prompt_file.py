@@ -38,14 +38,16 @@ def read(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def of_lines[T](path: str, function: Callable[[dict[str, Any]], T], lines: Sequence[dict], did: str) -> list[T]:
-    """What the function makes of each line; says on stderr how far it is where that takes long."""
+def of_lines[T](
+    path: str, function: Callable[[dict[str, Any]], T], lines: Sequence[dict], did: str, *, says: bool = True
+) -> list[T]:
+    """What the function makes of each line; `says` on stderr how far it is where that takes long."""
     found, began, progress = [], time.monotonic(), None
     for number, fields in enumerate(lines, start=1):
         found.append(at_line(path, number, function, fields))
         if progress is not None:
             progress.show(number, did)
-        elif time.monotonic() - began > Progress.SECONDS:
+        elif says and time.monotonic() - began > Progress.SECONDS:
             progress = Progress(number, len(lines), sys.stderr)
     if progress is not None:
         progress.end()

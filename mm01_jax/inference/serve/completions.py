@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from mm01_jax.data.conversations import IMAGE
 from mm01_jax.inference.serve import asked, fields
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.errors import Refused, wrong
@@ -50,7 +51,7 @@ def _prompts(service: Service):
 
     def rule(name: str, value: Any) -> list[list[int]]:
         if isinstance(value, str):
-            return [service.encode(name, fields.text(name, value))]
+            return [_encoded(service, name, fields.text(name, value))]
         if not isinstance(value, list) or not value:
             raise wrong(name, value, "a text, token ids, or a list of texts or of token ids")
         if not isinstance(value[0], str | list):
@@ -58,9 +59,16 @@ def _prompts(service: Service):
         if isinstance(value[0], list):
             return fields.list_of(fields.ids(service.vocab_size), 1, _MOST_PROMPTS)(name, value)
         texts = fields.list_of(fields.text, 1, _MOST_PROMPTS)(name, value)
-        return [service.encode(f"{name}[{place}]", text) for place, text in enumerate(texts)]
+        return [_encoded(service, f"{name}[{place}]", text) for place, text in enumerate(texts)]
 
     return rule
+
+
+def _encoded(service: Service, name: str, text: str) -> list[int]:
+    """Ids of a text; one that has a place for an image, to a model that sees, comes without it."""
+    if service.images is not None and IMAGE in text:
+        raise Refused(f"{name}: {IMAGE} in a text stands for an image, and those come in /v1/chat/completions", name)
+    return service.encode(name, text)
 
 
 class Completions:

@@ -136,6 +136,9 @@ def test_whatever_is_no_image_that_may_be_shown_is_refused_by_its_field(running,
         assert (status, body["error"]["param"]) == (400, named), body
     system = {"model": "tiny", "messages": [{"role": "system", "content": [part(good)]}]}
     assert running.ask(CHAT, system)[1]["error"]["param"] == "messages[0].content[0].type"
+    for prompt, named in (("<image>?", "prompt"), (["x", "<image>?"], "prompt[1]")):
+        status, body, _ = running.ask("/v1/completions", {"model": "tiny", "prompt": prompt, "max_tokens": 2})
+        assert (status, body["error"]["param"]) == (400, named), body
     assert running.is_well()
 
 
