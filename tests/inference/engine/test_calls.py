@@ -88,7 +88,7 @@ def test_what_one_thread_lowers_no_other_compiles(monkeypatch):
     monkeypatch.setattr(engine_devices, "jit", noting)
     engines.Engine(engines.model(), vocab_size=engines.VOCAB, **engines.SIZES)
     lowered, compiled = zip(*threads, strict=True)
-    assert lowered == compiled and len({*lowered}) == 3, "two by the pool's threads, the others here"
+    assert lowered == compiled and len({*lowered}) > 1, "some by the pool's threads, the others here"
 
 
 class Noted:

@@ -24,25 +24,26 @@ KEPT = ["decode", "get_row", "prefill", "put_row"]
 class Starts:
     """Starts of one command that keeps its programs in a folder: an engine each, and the programs that it traced."""
 
-    def __init__(self, folder, monkeypatch):
-        self.folder, self._traced, whole = folder, [], kept_programs._of_leaves
-
-        def noting(function, *given):
-            self._traced.append(function.func.__name__)
-            return whole(function, *given)
-
-        monkeypatch.setattr(kept_programs, "_of_leaves", noting)
-        monkeypatch.setattr(compile_cache, "keeps_traces", lambda: True)
-        monkeypatch.setattr(kept_programs.Kept, "of_this_start", lambda: kept_programs.Kept(folder))
+    def __init__(self, folder):
+        self.folder = folder
 
     def engine(self, **options) -> tuple[engines.Engine, list[str]]:
-        self._traced.clear()
-        return engines.engine(fresh=True, **options), sorted(self._traced)
+        traced, whole = [], kept_programs._of_leaves
+
+        def noting(function, *given):
+            traced.append(function.func.__name__)
+            return whole(function, *given)
+
+        with pytest.MonkeyPatch.context() as patch:  # no other engine of this process keeps anything
+            patch.setattr(kept_programs, "_of_leaves", noting)
+            patch.setattr(compile_cache, "keeps_traces", lambda: True)
+            patch.setattr(kept_programs.Kept, "of_this_start", lambda: kept_programs.Kept(self.folder))
+            return engines.engine(fresh=True, **options), sorted(traced)
 
 
 @pytest.fixture
-def starts(tmp_path, monkeypatch):
-    return Starts(tmp_path, monkeypatch)
+def starts(tmp_path):
+    return Starts(tmp_path)
 
 
 def check_bits(engine, cases: Cases) -> None:
