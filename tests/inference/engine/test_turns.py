@@ -50,17 +50,13 @@ def test_a_short_prompt_that_comes_later_is_answered_before_a_long_one(engine):
         assert sum(count for slot, count in step if slot == 0) <= GRID  # of the long one
 
 
-def test_a_long_prompt_takes_a_piece_a_step_beside_answers_and_all_it_may_alone(engine):
+def test_a_long_prompt_takes_a_piece_a_step_beside_answers(engine):
     answering = engine.submit(request(3, 1, new=40))
     engine.step()
     first, long = len(engine.noted), engine.submit(request(7 * GRID, 2))
     until_done(engine, answering, long)
     # As long as it has more left than the budget.
     assert [sum(count for _, count in step) for step in engine.noted[first:][:6]] == [GRID] * 4 + [2 * GRID, GRID]
-    engine.run()
-    alone, first = engine.submit(request(7 * GRID, 3)), len(engine.noted)
-    until_done(engine, alone)
-    assert max(len(step) for step in engine.noted[first:]) == 1  # a call of prefill
 
 
 def test_what_is_to_be_remembered_waits_until_no_prompt_does(engine):
