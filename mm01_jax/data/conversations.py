@@ -90,6 +90,13 @@ def count_images(messages: Sequence[dict[str, Any]]) -> int:
     return sum(text_of(message).count(IMAGE) for message in messages)
 
 
+def check_marks(messages: Sequence[dict[str, Any]], images: int) -> None:
+    """ValueError where a conversation has more or fewer marks than there are images."""
+    if (marks := count_images(messages)) != images:
+        got = f"{counted(marks, f'{IMAGE} mark')} in the text and {counted(images, 'image')}"
+        raise ValueError(f"{got}; allowed is one mark an image")
+
+
 def render(
     messages: Sequence[dict[str, Any]],
     tokenizer: Tokenizer,
@@ -111,9 +118,8 @@ def render(
       ValueError: more or fewer `<image>` marks than images; a tokenizer without the template's tokens.
     """
     waiting = None if image_tokens is None else list(image_tokens)
-    if waiting is not None and (marks := count_images(messages)) != len(waiting):
-        got = f"{counted(marks, f'{IMAGE} mark')} in the text and {counted(len(waiting), 'image')}"
-        raise ValueError(f"{got}; allowed is one mark an image")
+    if waiting is not None:
+        check_marks(messages, len(waiting))
     begin, end = (np.array([tokenizer.special(name)], np.int32) for name in (BEGIN, END))
     newline = tokenizer.encode("\n")
     pieces: list[tuple[np.ndarray, bool]] = []

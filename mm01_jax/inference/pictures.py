@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mm01_jax.config import VisionConfig
-from mm01_jax.data.conversations import END, render
+from mm01_jax.data.conversations import END, check_marks, render
 from mm01_jax.data.image_grid import text_table
 from mm01_jax.data.images.opening import ImageError, Source, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
@@ -46,6 +46,7 @@ def ask(
     Raises:
       ImageError: an image that is none, or ends beyond the context. ValueError: more or fewer marks than images.
     """
+    check_marks(conversation, len(files))  # before files are opened, of which a line may name a million
     names = [_name(file, number) for number, file in enumerate(files, start=1)]
     sizes = [open_image(file, name).size for file, name in zip(files, names, strict=True)]
     layouts = [layout_of(size, vision, name) for size, name in zip(sizes, names, strict=True)]

@@ -91,7 +91,8 @@ def _read_line(line: bytes) -> dict[str, Any]:
 def _check_images(fields: dict[str, Any], folder: pathlib.Path) -> None:
     from mm01_jax.inference import pictures  # needs pillow, which text alone does not
 
-    pictures.check_sound([folder / image for image in fields.get("images", [])], folder)
+    images = dict.fromkeys(fields.get("images", []))  # each once, however often a line names it
+    pictures.check_sound([folder / image for image in images], folder)
 
 
 def _check_messages(messages: Any) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mm01_jax.data.tokenizer import BytesTokenizer
+from mm01_jax.inference import pictures
 from mm01_jax.inference.given_pictures import check_form
 
 EACH = "allowed: a list for each prompt, of its pictures; nearest: "
@@ -58,3 +60,10 @@ def test_pictures_of_another_form_are_refused_by_their_place(what):
 
 def test_paths_bytes_open_images_and_no_picture_are_taken():
     check_form(([], ("a.png", pathlib.Path("b.png")), [b"bytes", Image.new("L", (2, 2))]), 3)
+
+
+def test_marks_are_counted_before_a_file_is_opened(monkeypatch):
+    monkeypatch.setattr(pictures, "open_image", None)
+    said = [{"role": "user", "content": "<image>what?"}]
+    with pytest.raises(ValueError, match="1 <image> mark in the text and 1,000,000 images; "):
+        pictures.ask(said, ["a.png"] * 1_000_000, BytesTokenizer(), None)
