@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from mm01_jax.data.text import DataError
 from mm01_jax.data.token_files import is_token_folder
 from mm01_jax.data.token_folder import TokenFolder
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
-from mm01_jax.files import shown
+from mm01_jax.files import shown, written
 from mm01_jax.messages import listing
 
 _BAR = 40  # characters of the longest bar
@@ -144,4 +145,5 @@ def draw(found: Found, path: str) -> None:
     axes.bar(np.arange(len(least)) + 0.5, counts, width=0.94)
     axes.set_xticks(np.arange(len(least)), [f"{start:,}" for start in least.tolist()], rotation=45, ha="right")
     axes.set(xlabel=f"{found.unit} of a document", ylabel="documents", title=f"{len(found.lengths_D):,} documents")
-    figure.savefig(path)
+    with written(path) as file:
+        figure.savefig(file, format=pathlib.Path(path).suffix[1:])

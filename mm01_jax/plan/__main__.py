@@ -21,7 +21,7 @@ import sys
 import types
 from collections.abc import Sequence
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, files
 from mm01_jax.arguments import Flag
 from mm01_jax.config import Config, ConfigError, Problem, command_line, mesh_sizes
 from mm01_jax.plan import meshes, targets
@@ -92,9 +92,9 @@ def _plan(given: types.SimpleNamespace, config: Config, target: targets.Target) 
     plan = planner.make_plan(given.step, config, target, compile_it=not given.no_compile)
     print(report.text(plan))
     if given.json:
-        pathlib.Path(given.json).write_text(json.dumps(report.as_json(plan), indent=1) + "\n", encoding="utf-8")
+        files.write(given.json, f"{json.dumps(report.as_json(plan), indent=1)}\n".encode())
     if given.hlo and plan.compiled is not None:
-        pathlib.Path(given.hlo).write_text(plan.compiled.text, encoding="utf-8")
+        files.write(given.hlo, plan.compiled.text.encode())
     if given.png:
         report.save_chart(plan, given.png)
     return 0 if plan.fits else 2

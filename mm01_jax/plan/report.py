@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mm01_jax.config import MESH_AXES, Config
+from mm01_jax.files import written
 from mm01_jax.parallel.softmax.choice import choose, costs
 from mm01_jax.plan import memory
 from mm01_jax.plan.planner import Plan
@@ -194,4 +195,5 @@ def save_chart(plan: Plan, path: str) -> None:
     axes.set(xlabel="GiB", yticks=[], xlim=(0, math.ceil(1.05 * max(limit, start))))
     axes.set_title(f"{plan.config.name}, {plan.kind}, {plan.target.name}")
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35), frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120)
+    with written(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -51,6 +51,7 @@ def test_lengths_are_counted_by_powers_of_two():
 def test_a_picture_is_drawn(place, tmp_path, capsys):
     out = said(capsys, f"--source={place / 'tokens'}", f"--picture={tmp_path / 'lengths.svg'}")
     assert "wrote" in out and "tokens of a document" in (tmp_path / "lengths.svg").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["lengths.svg"]
 
 
 def test_verify_names_every_damaged_shard(place, tmp_path, capsys):
