@@ -5,12 +5,14 @@
     python -m benchmarks.first_minute --config=configs/bench_1b.py --device --runs=1     (training alone, on a GPU)
 
 Training of `tiny` until its first step, and generation from its checkpoint until the first new text; cold, with an
-empty cache folder, and the second time. Seconds of tracing, lowering and compiling are jax's own (JAX_LOG_COMPILES).
+empty cache folder, and the second time. Seconds of tracing, lowering and compiling are jax's own (JAX_LOG_COMPILES);
+those of processors, which other programs of the machine change less, are the system's, of all threads until then.
 """
 
 import os
 import pathlib
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -117,7 +119,7 @@ def seconds_of(code: str, env: dict[str, str], cwd: pathlib.Path) -> float:
 
 def timed(command, awaited: str, env: dict[str, str], cwd: pathlib.Path) -> Run:
     """Runs a command until something follows `awaited` on its stdout, then ends it."""
-    began, logged = time.monotonic(), []
+    began, used, logged = time.monotonic(), processor_seconds(), []
     process = subprocess.Popen(
         [sys.executable, *command], env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -136,7 +138,14 @@ def timed(command, awaited: str, env: dict[str, str], cwd: pathlib.Path) -> Run:
     reader.join()
     if not block:
         raise RuntimeError(f"{command} ended before its result: {''.join(line for _, line in logged)[-2000:]}")
-    return Run(seconds, *read_log(logged))
+    stages, compiled = read_log(logged)
+    return Run(seconds, {"of processors": processor_seconds() - used} | stages, compiled)
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_log(logged: list[tuple[float, str]]) -> tuple[dict[str, float], dict[str, int]]:
