@@ -45,6 +45,12 @@ def get_config() -> Config:
             schedule=ScheduleConfig(peak=1e-3, warmup_steps=50),
         ),
         train=TrainConfig(
-            steps=1500, batch_size=4, sequence_length=4096, eval_every=750, eval_batches=16, loss_chunk=16_384
+            steps=1500,
+            batch_size=4,
+            sequence_length=4096,
+            eval_every=750,
+            eval_batches=16,
+            loss_chunk=16_384,
+            checkpoint_every=1000,
         ),
     )

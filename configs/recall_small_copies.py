@@ -14,6 +14,12 @@ def get_config() -> Config:
         data=DataConfig(source="recall:1k:twice", held_out=0.01),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=50)),
         train=TrainConfig(
-            steps=300, batch_size=4, sequence_length=4096, eval_every=300, eval_batches=8, loss_chunk=16_384
+            steps=300,
+            batch_size=4,
+            sequence_length=4096,
+            eval_every=300,
+            eval_batches=8,
+            loss_chunk=16_384,
+            checkpoint_every=1000,
         ),
     )

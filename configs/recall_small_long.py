@@ -16,6 +16,12 @@ def get_config() -> Config:
             schedule=ScheduleConfig(peak=3e-4, warmup_steps=10),
         ),
         train=TrainConfig(
-            steps=300, batch_size=2, sequence_length=32_768, eval_every=150, eval_batches=8, loss_chunk=16_384
+            steps=300,
+            batch_size=2,
+            sequence_length=32_768,
+            eval_every=150,
+            eval_batches=8,
+            loss_chunk=16_384,
+            checkpoint_every=1000,
         ),
     )
