@@ -119,7 +119,7 @@ def answers(
             raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
     jobs = []
     for number, (prompt, shown) in enumerate(zip(prompts, images or [None] * len(prompts), strict=True)):
-        job = Job(prompt, settings._replace(seed=settings.seed + number), stop=stop)
+        job = Job(prompt, settings._replace(seed=(settings.seed + number) % 2**64), stop=stop)
         if shown is not None:
             job = job._replace(shows=lambda shown=shown: shown, tiles=len(shown.tiles))
         jobs.append(job)

@@ -207,6 +207,13 @@ def test_a_mark_of_a_picture_is_text_to_a_model_of_text():
     assert len(mm01_jax.generate(model(), BytesTokenizer(), ["<image>"], max_tokens=2)) == 1
 
 
+def test_the_seed_after_the_largest_is_the_first():
+    asked = {"max_tokens": 4, "sampling": Sampling(temperature=1.0)}
+    _, last = mm01_jax.generate(model(), BytesTokenizer(), ["a", "b"], seed=2**64 - 1, **asked)
+    first, _ = mm01_jax.generate(model(), BytesTokenizer(), ["b", "a"], seed=0, **asked)
+    assert last == first
+
+
 @pytest.fixture(scope="module")
 def compiled_step():
     """steps.decode_step compiled for a cache large beside the weights, and the bytes of the cache by kind."""
