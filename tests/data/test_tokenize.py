@@ -204,3 +204,18 @@ def test_a_text_that_changes_while_it_is_tokenized_is_refused(tmp_path):
         for number in range(len(made.shards)):
             work.settle(made, number)
     assert (tmp_path / "out" / PLAN).exists() and not (tmp_path / "out" / MANIFEST).exists()
+
+
+def test_shards_that_go_while_others_are_made_are_no_success(place, tmp_path, capsys, monkeypatch):
+    real = work.do
+
+    def do(plan, numbers, workers):
+        yield from real(plan, numbers, workers)
+        (tmp_path / "out" / "tokens-00001.json").unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "do", do)
+        assert main(flags(place, tmp_path / "out", workers=1)) == DataError.exit_code
+    assert "1 shard of this work, the first 1, made and gone: " in capsys.readouterr().err
+    assert main(flags(place, tmp_path / "out", workers=1)) == 0
+    assert contents(tmp_path / "out") == contents(place / "tokens")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from mm01_jax import arguments, command, files
 from mm01_jax.arguments import Flag
+from mm01_jax.messages import counted
 from mm01_jax.progress import clock
 
 if TYPE_CHECKING:  # NumPy is imported when the flags are right, not before
@@ -75,7 +76,7 @@ def _run(argv: Sequence[str]) -> None:
             beam.run(plan, given.beam)
         else:
             _work(plan, numbers, workers)
-        _end(plan, parts)
+        _end(plan, parts, numbers)
 
 
 def _check_beam(given: types.SimpleNamespace) -> None:
@@ -130,10 +131,15 @@ def _work(plan: "Plan", numbers: Sequence[int], workers: int) -> None:
         _say(f"{verified:,} shards were there; every byte of them is as it was written")
 
 
-def _end(plan: "Plan", parts: int) -> None:
+def _end(plan: "Plan", parts: int, numbers: Sequence[int]) -> None:
+    from mm01_jax.data.text import DataError
     from mm01_jax.data.tokenize import manifest
 
-    if left := manifest.missing(plan):
+    left = manifest.missing(plan)
+    if gone := sorted({*numbers}.intersection(left)):
+        what = f"{counted(len(gone), 'shard')} of this work, the first {gone[0]}"
+        raise DataError(f"{plan.out}: {what}, made and gone: who deletes here? The same command goes on.")
+    if left:
         _say(f"{len(left):,} of {len(plan.shards):,} shards are left to the other parts of --shard=i/{parts}")
         return
     made = manifest.finish(plan)
