@@ -147,16 +147,17 @@ class Devices:
         """The programs that move pages and states, which an engine that remembers nothing has not."""
         if self.page_like is not None:
             return
-        at = {"config": self._decoder.config, "layout": self._layout}
+        at, make = {"config": self._decoder.config, "layout": self._layout}, self._compiler.program
         with jax.set_mesh(self.mesh):
             slots, zero = self._slots, self._scalar(0)
-            self._get_state = self._compiler.program(functools.partial(programs.get_state, **at), slots, zero)
+            states, pages = (programs.stacks(slots, positions=positions, **at)[0] for positions in (False, True))
+            self._get_state = make(functools.partial(programs.get_state, **at), slots, zero, like=states)
             state, putting = self._get_state(slots, zero), functools.partial(programs.put_state, **at)
-            self._put_state = self._compiler.program(putting, slots, state, zero, zero, donate=0)
+            self._put_state = make(putting, slots, state, zero, zero, donate=0, like=slots)
             at |= {"size": self.sizes.grid}
-            self._get_page = self._compiler.program(functools.partial(programs.get_page, **at), slots, zero, zero)
+            self._get_page = make(functools.partial(programs.get_page, **at), slots, zero, zero, like=pages)
             page, putting = self._get_page(slots, zero, zero), functools.partial(programs.put_page, **at)
-            self._put_page = self._compiler.program(putting, slots, page, zero, zero, donate=0)
+            self._put_page = make(putting, slots, page, zero, zero, donate=0, like=slots)
         self.page_like, self.state_like = (jax.tree.map(like, tree) for tree in (page, state))
 
     def limits(self, *, reads_text: bool) -> Limits:

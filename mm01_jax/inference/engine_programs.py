@@ -234,13 +234,13 @@ def put_row(slots: Slots, row: Slots, index, *, layout: RowLayout) -> Slots:
 
 def get_state(slots: Slots, index, *, config: ModelConfig, layout: RowLayout) -> tuple:
     """What the slot's layers hold of all its tokens together: a pytree a stack, None where they hold positions."""
-    tree, part = _stacks(slots, layout, config, positions=False)
+    tree, part = stacks(slots, layout, config, positions=False)
     return constrain(take_rows(tree, index[None], part), part.part)
 
 
 def put_state(slots: Slots, state: tuple, index, length, *, config: ModelConfig, layout: RowLayout) -> Slots:
     """The slot with such states, after `length` tokens."""
-    tree, part = _stacks(slots, layout, config, positions=False)
+    tree, part = stacks(slots, layout, config, positions=False)
     new = put_rows(tree, state, index[None], part)
     cache = DecodeCache(_merged(slots, new), slots.cache.lengths.at[index].set(length))
     return constrain(slots._replace(cache=cache), layout.whole)
@@ -248,13 +248,13 @@ def put_state(slots: Slots, state: tuple, index, length, *, config: ModelConfig,
 
 def get_page(slots: Slots, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> tuple:
     """What the slot's layers hold of `size` positions from `start` on; None where they hold none."""
-    tree, part = _stacks(slots, layout, config, positions=True)
+    tree, part = stacks(slots, layout, config, positions=True)
     return constrain(take_rows(tree, index[None], part, _window(config, start, size)), part.part)
 
 
 def put_page(slots: Slots, page: tuple, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> Slots:
     """The slot with such a page at `start`."""
-    tree, part = _stacks(slots, layout, config, positions=True)
+    tree, part = stacks(slots, layout, config, positions=True)
     new = put_rows(tree, page, index[None], part, _window(config, start, size))
     return constrain(slots._replace(cache=DecodeCache(_merged(slots, new), slots.cache.lengths)), layout.whole)
 
@@ -264,7 +264,7 @@ def _window(config: ModelConfig, start, size: int) -> Window:
     return Window(start, size, max(axes, default=0))  # one axis, or no layer that holds positions
 
 
-def _stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: bool) -> tuple[tuple, RowLayout]:
+def stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: bool) -> tuple[tuple, RowLayout]:
     """The stacks whose layers hold positions, or those whose do not, None for the others; and their layout."""
 
     def of(tree: Slots) -> tuple:
