@@ -13,10 +13,14 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+
+from mm01_jax.messages import screen
 
 MOST_BYTES = 2 * 2**30  # then the least recently used go
 LEAST_SECONDS = 0.05  # what compiles faster is not worth a file
+_OF_AN_ENTRY = re.compile(r"Error (reading|writing) persistent compilation cache entry for [^:]*: (.*)", re.DOTALL)
 _HALF_WRITTEN_AFTER = 60.0  # seconds
 
 
@@ -62,6 +66,7 @@ def use(log: Callable[[str], None] = _to_stderr) -> None:
         log(f"no compile cache, every start compiles anew: {error}")
         jax.config.update("jax_enable_compilation_cache", False)  # jax would warn of every program
         return
+    _warn_once(log)
     if chosen:
         return
     settings = {"jax_compilation_cache_max_size": MOST_BYTES} if bounded else {}
@@ -73,6 +78,24 @@ def use(log: Callable[[str], None] = _to_stderr) -> None:
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def _warn_once(log: Callable[[str], None]) -> None:
+    """Of all entries that jax cannot read or write (a full disk, a damaged file) one line, not two of each program."""
+    others, said = warnings.showwarning, set()
+    if getattr(others, "__module__", None) == __name__:  # another command of this process has
+        return
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        found = _OF_AN_ENTRY.match(str(message))
+        if found is None:
+            others(message, category, filename, lineno, file, line)
+        elif found[1] not in said:
+            said.add(found[1])
+            done = {"reading": "read", "writing": "written"}[found[1]]
+            log(f"a compiled program cannot be {done}: {screen(found[2])}; what cannot is compiled anew")
+
+    warnings.showwarning = show
 
 
 def default_folder() -> pathlib.Path:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import pytest
@@ -100,6 +101,25 @@ def test_a_folder_that_cannot_be_made_is_said_and_there_is_no_cache(unset, tmp_p
     assert len(said) == 1
     assert said[0].startswith("no compile cache, every start compiles anew: ")
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_entries_that_cannot_be_read_or_written_are_said_once_each_in_a_line(monkeypatch):
+    said, shown = [], []
+    monkeypatch.setattr(warnings, "showwarning", lambda *given: shown.append(str(given[0])))
+    compile_cache._warn_once(said.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for program in ("jit_a", "jit_b"):
+            for what in ("writing", "reading"):
+                warnings.warn(
+                    f"Error {what} persistent compilation cache entry for '{program}': OSError: full", stacklevel=1
+                )
+        warnings.warn("something else", stacklevel=1)
+    assert shown == ["something else"]
+    assert said == [
+        "a compiled program cannot be written: OSError: full; what cannot is compiled anew",
+        "a compiled program cannot be read: OSError: full; what cannot is compiled anew",
+    ]
 
 
 def test_without_xdg_the_folder_lies_in_the_home(tmp_path, monkeypatch):
