@@ -16,7 +16,7 @@ from mm01_jax.checkpoint import FILES, Checkpoint, CheckpointError, check_finite
 from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
-from mm01_jax.config.mesh import weight_problems
+from mm01_jax.config.mesh import of_answers, weight_problems
 from mm01_jax.convert import int8, parallel, table
 from mm01_jax.convert.progress import Progress
 from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
@@ -199,6 +199,7 @@ def _on_mesh(config: Config, mesh: Mesh | MeshConfig | str | None) -> tuple[Conf
     Raises:
       ConfigError: no such mesh of these devices, or a dim of the model does not divide over it.
     """
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, rules=of_answers(config.mesh.rules)))
     sizes = _sizes(config, mesh)
     config = dataclasses.replace(config, mesh=sizes)
     problems = []

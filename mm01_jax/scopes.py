@@ -96,13 +96,10 @@ def read(folder: pathlib.Path | str, name: Callable[[str], str] = scope_of) -> l
       FileNotFoundError: there is no trace.
     """
     folder = pathlib.Path(folder)
-    traces = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
-    if not traces:
-        raise FileNotFoundError(f"{folder}: no trace (plugins/profile/*/*.xplane.pb)")
+    newest = _newest(folder)
     programs = {path.name.removesuffix(".hlo.txt"): path.read_text() for path in folder.glob("*.hlo.txt")}
     names = {module: _names(text, name) for module, text in programs.items()}
     every = {instruction: label for labels in names.values() for instruction, label in labels.items()}
-    newest = [trace for trace in traces if trace.parent == traces[-1].parent]  # one file a process
     seconds, launches = defaultdict(float), Counter()
     for module, instruction, duration in (event for trace in newest for event in _events(trace)):
         label = (names.get(module, {}) if module else every).get(_plain(instruction), OTHER)
@@ -154,8 +151,29 @@ def _resolved(opcode: str, own: str, bodies: dict[str, Counter[str]]) -> str | N
     return label if count else OTHER
 
 
+def timeline(folder: pathlib.Path | str) -> Iterator[tuple[str, str, str, float, float]]:
+    """(device, kernel, instruction, start, seconds) of all that ran on devices in the newest trace of a folder."""
+    for trace in _newest(pathlib.Path(folder)):
+        for device, _, instruction, event in _every_event(trace):
+            yield device, event.name, instruction, event.start_ns * 1e-9, event.duration_ns * 1e-9
+
+
+def _newest(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of the newest trace, one a process."""
+    traces = sorted(folder.glob("plugins/profile/*/*.xplane.pb"))
+    if not traces:
+        raise FileNotFoundError(f"{folder}: no trace (plugins/profile/*/*.xplane.pb)")
+    return [trace for trace in traces if trace.parent == traces[-1].parent]
+
+
 def _events(trace: pathlib.Path) -> Iterator[tuple[str, str, float]]:
     """(program or "", instruction, seconds) of all that ran on devices; on a CPU, in XLA's threads."""
+    for _, module, instruction, event in _every_event(trace):
+        yield module, instruction, event.duration_ns * 1e-9
+
+
+def _every_event(trace: pathlib.Path) -> Iterator[tuple[str, str, str, Any]]:
+    """(device, program or "", instruction, event)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the reader's own types (jax 0.12)
         planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
@@ -166,7 +184,7 @@ def _events(trace: pathlib.Path) -> Iterator[tuple[str, str, float]]:
                     stats: dict[str, Any] = dict(event.stats)
                     if devices or ("hlo_op" in stats and not event.name.startswith("end: ")):
                         instruction = stats.get("hlo_op") or event.name.split(" = ")[0].removeprefix("%")
-                        yield str(stats.get("hlo_module", "")), str(instruction), event.duration_ns * 1e-9
+                        yield plane.name, str(stats.get("hlo_module", "")), str(instruction), event
 
 
 def _lines(plane) -> list:

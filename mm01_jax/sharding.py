@@ -5,6 +5,7 @@ collective of its own is a `shard_map` in `mm01_jax/parallel` (docs/architecture
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,28 @@ def mesh_of(tree: Any) -> Mesh:
 def put(array: np.ndarray, rules: Rules, *logical: str | None) -> jax.Array:
     """An array on the mesh in force, of which every process holds the whole and gives its devices their part."""
     return jax.make_array_from_callback(array.shape, named(jax.sharding.get_mesh(), rules, *logical), array.__getitem__)
+
+
+def of_stream(rules: Rules) -> Rules:
+    """The rules between mixers and in the experts, where more axes may cut positions (`act_seq`)."""
+    return dataclasses.replace(rules, seq=(*rules.seq, *rules.act_seq), act_seq=())
+
+
+def whole_for_mixer(x_BSD: jax.Array, rules: Rules) -> jax.Array:
+    """The stream as a mixer takes it: gathered over `act_seq`, its gradient summed into slices."""
+    return _whole(x_BSD, rules) if rules.act_seq else x_BSD
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(x_BSD: jax.Array, rules: Rules) -> jax.Array:
+    return constrain(x_BSD, rules, "batch", "seq", None)
+
+
+# By hand: the transpose of a constraint is the same constraint, a gradient summed whole and cut afterwards.
+_whole.defvjp(
+    lambda x_BSD, rules: (_whole(x_BSD, rules), None),
+    lambda rules, _, d_BSD: (constrain(d_BSD, of_stream(rules), "batch", "seq", None),),
+)
 
 
 def gathered(rules: Rules) -> Rules:

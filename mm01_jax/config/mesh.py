@@ -10,12 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
-from mm01_jax.config import MESH_AXES, Change, Config, MeshConfig, Problem, fields
+from mm01_jax.config import MESH_AXES, Change, Config, MeshConfig, Problem, Rules, fields
 
 # Logical axis -> the field that is its dimension. `batch` is apart: it also divides into microbatches.
 _DIMS = {
     "seq": "train.sequence_length",
     "act_embed": "model.embed_dim",
+    "act_seq": "train.sequence_length",
     "embed": "model.embed_dim",
     "heads": "model.num_heads",
     "kv_heads": "model.num_kv_heads",
@@ -29,7 +30,9 @@ _NEVER_MEET = (
     # what a matmul makes of the model's width, and that width in an activation
     {"act_embed", "heads", "kv_heads", "ffn", "vocab"},
     # rows and positions of activations, against dims of stored weights
-    *({tokens, stored} for tokens in ("batch", "seq", "act_embed") for stored in ("embed", "expert")),
+    *({tokens, stored} for tokens in ("batch", "seq", "act_seq", "act_embed") for stored in ("embed", "expert")),
+    # a mixer takes whole stretches of a row
+    *({"act_seq", inside} for inside in ("heads", "kv_heads", "vocab")),
 )
 
 
@@ -162,6 +165,28 @@ def _stripes_rule(config: Config) -> Iterator[Problem]:
         yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest, changes=changes)
 
 
+def _slices_rule(config: Config) -> Iterator[Problem]:
+    """Between mixers a sequence shard's positions are cut once more."""
+    length, axes = config.train.sequence_length, [*_axes(config, "seq"), *_axes(config, "act_seq")]
+    parts = config.mesh.shards("seq", "act_seq")
+    if config.mesh.shards("seq") > 1 and config.mesh.shards("act_seq") > 1:
+        if length % parts:
+            allowed, nearest = f"a multiple of {_product(axes)}", str(_multiple(length, parts))
+            changes = (Change(key="train.sequence_length", value=_multiple(length, parts), allowed=""),)
+            yield Problem(key="train.sequence_length", got=length, allowed=allowed, nearest=nearest, changes=changes)
+        if config.compute.sequence_layout == "zigzag" and config.model.routing == "capacity":
+            allowed = "'contiguous' where mesh.rules.act_seq cuts positions and capacity counts them in order"
+            yield Problem(key="compute.sequence_layout", got="zigzag", allowed=allowed, nearest="'contiguous'")
+
+
+def of_answers(rules: Rules) -> Rules:
+    """The rules of a model that answers: a token cannot be cut, so what cuts positions further cuts experts' widths."""
+    if not rules.act_seq:
+        return rules
+    expert = tuple(axis for axis in rules.expert if axis not in rules.act_seq)
+    return dataclasses.replace(rules, act_seq=(), expert=expert, ffn=rules.ffn or rules.act_seq)
+
+
 def _batch_rule(config: Config) -> Iterator[Problem]:
     axes = [*_axes(config, "batch"), ("train.num_microbatches", config.train.num_microbatches)]
     parts = math.prod(size for _, size in axes)
@@ -177,9 +202,10 @@ def _batch_rule(config: Config) -> Iterator[Problem]:
 def _expert_rule(config: Config) -> Iterator[Problem]:
     """Shards of experts exchange tokens, so the axes of the experts have to cut the tokens too."""
     rules = config.mesh.rules
-    strangers = [axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq)]
+    strangers = [axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq, *rules.act_seq)]
     if config.mesh.size(strangers) > 1:
         allowed = f"axes of mesh.rules.batch={rules.batch!r} or mesh.rules.seq={rules.seq!r}, which cut the tokens"
+        allowed += f", or of mesh.rules.act_seq={rules.act_seq!r}" if rules.act_seq else ""
         nearest = repr(tuple(axis for axis in rules.expert if axis not in strangers))
         yield Problem(key="mesh.rules.expert", got=rules.expert, allowed=allowed, nearest=nearest)
 
@@ -231,9 +257,16 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]]
     *(((*_SIZES, f"mesh.rules.{name}", key), _dim_rule(name, key)) for name, key in _DIMS.items()),
     # The experts' result leaves with its width cut as the experts' is.
     ((*_SIZES, "mesh.rules.ffn", "model.embed_dim"), _dim_rule("ffn", "model.embed_dim")),
-    ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.expert"), _expert_rule),
+    ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.act_seq", "mesh.rules.expert"), _expert_rule),
     ((*_SIZES, "mesh.rules.heads", "mesh.rules.kv_heads", "model.num_kv_heads"), _shared_keys_rule),
     ((*_SIZES, "mesh.rules.seq", "train.sequence_length", "compute.sequence_layout"), _stripes_rule),
+    (
+        (
+            *(*_SIZES, "mesh.rules.seq", "mesh.rules.act_seq", "train.sequence_length"),
+            *("compute.sequence_layout", "model.routing"),
+        ),
+        _slices_rule,
+    ),
     (
         (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),
         _batch_rule,

@@ -165,6 +165,10 @@ def _dropless_bound(config: Config) -> Iterator[Problem]:
         bound = config.compute.dropless_bound
         allowed = "None, as model.routing='capacity' is bounded by model.capacity_factor"
         yield Problem(key="compute.dropless_bound", got=bound, allowed=allowed, nearest="None")
+    if config.compute.dropless_bound is None and config.compute.dropless_shard_bound is not None:
+        bound = config.compute.dropless_shard_bound
+        allowed = "None where compute.dropless_bound is None"
+        yield Problem(key="compute.dropless_shard_bound", got=bound, allowed=allowed, nearest="None")
 
 
 def _tokenizer(config: Config) -> Iterator[Problem]:
@@ -270,7 +274,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     ),
     (("train.batch_size", "train.batch_ramp", "train.sequence_length"), _tokens),
     (("vision", "model.vocab_size"), _vision),
-    (("model.routing", "compute.dropless_bound"), _dropless_bound),
+    (("model.routing", "compute.dropless_bound", "compute.dropless_shard_bound"), _dropless_bound),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
     (("data.source", "data.records", "data.mixed_in"), _records),

@@ -68,6 +68,8 @@ _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes whi
 # Fields that a config saved by 0.2.0 does not have: what they say now was so then.
 _ADDED = (
     "compute.quantize",
+    "compute.dropless_shard_bound",
+    "mesh.rules.act_seq",
     "data.records",
     "data.template",
     "data.mixed_in",
@@ -78,9 +80,13 @@ _ADDED = (
 
 
 def _fill_in(plain: Any) -> None:
-    for section, _, name in (key.partition(".") for key in _ADDED):
-        if isinstance(plain, dict) and isinstance(plain.get(section), dict):
-            plain[section].setdefault(name, fields.default(f"{section}.{name}"))
+    for key in _ADDED:
+        *sections, name = key.split(".")
+        place = plain
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.setdefault(name, fields.default(key))
 
 
 def _version_problems(plain: Any) -> list[Problem]:

@@ -71,6 +71,8 @@ class ComputeConfig:
     remat: Literal["auto", "none", "named", "dots", "full"] = "auto"
     # Dropless buffers as a multiple of the balanced load; None is the worst case. Overflow refuses the step.
     dropless_bound: float | None = None
+    # The same of an expert shard's rows, which even each other out; None: as of an expert.
+    dropless_shard_bound: float | None = None
     # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
     exchange_groups: int = 1
     # How rows travel between expert shards: buffers whole, or only the rows in them where a start-up check of the mesh
@@ -113,6 +115,9 @@ class Rules:
     batch: tuple[str, ...] = ("data", "expert")
     seq: tuple[str, ...] = ("sequence",)
     act_embed: tuple[str, ...] = ()
+    # Beyond `seq`: positions between mixers and in the experts, whole again for a mixer. Over `tensor` norms, residuals
+    # and experts work on a slice of the row, and a mixer's result is summed into slices; `ffn` is () then.
+    act_seq: tuple[str, ...] = ()
     embed: tuple[str, ...] = ("data",)
     heads: tuple[str, ...] = ("tensor",)
     kv_heads: tuple[str, ...] = ("tensor",)

@@ -69,7 +69,7 @@ class LayerStack(nnx.Module):
     ) -> tuple[jax.Array, StackCache | None, RouterStats]:
         config, dtype = self.config, h_BSD.dtype
         x = rms_norm(h_BSD, self.input_norm[...].astype(dtype), config.norm_eps)
-        y, cache = self.mixer(x, tokens, cache)
+        y, cache = self.mixer(sharding.whole_for_mixer(x, self.rules), tokens, cache)
         h = keep(self.residual(x, y, *self.mixer.residual(config)), STREAM)
         x = rms_norm(h, self.post_norm[...].astype(dtype), config.norm_eps)
         y, stats = self.experts(x, tokens)
@@ -84,7 +84,7 @@ class LayerStack(nnx.Module):
     @jax.named_scope("norms")
     def residual(self, x: jax.Array, y: jax.Array, alpha: float, beta: float) -> jax.Array:
         """alpha x + beta y, constrained to the layout of activations between sub-layers."""
-        return sharding.constrain(alpha * x + beta * y, self.rules, "batch", "seq", "act_embed")
+        return sharding.constrain(alpha * x + beta * y, sharding.of_stream(self.rules), "batch", "seq", "act_embed")
 
 
 class TextModel(nnx.Module):
@@ -130,7 +130,7 @@ class TextModel(nnx.Module):
         if one_a_row and decode_step.serves(self, x_BSD.shape[0]):
             return self._step(x_BSD, positions_BS, segments_BS, cache)
         layout = self.compute.sequence_layout if cache is None else "contiguous"
-        h = sharding.constrain(x_BSD, self.rules, "batch", "seq", "act_embed")
+        h = sharding.constrain(x_BSD, sharding.of_stream(self.rules), "batch", "seq", "act_embed")
         documents_BS = document_ids(segments_BS, rules=self.rules, layout=layout)
         start_B = None if cache is None else cache.lengths - by_row(positions_BS, len(cache.lengths))[:, 0]
         body = functools.partial(self._period, Tokens(None, positions_BS, documents_BS, layout, start_B))

@@ -6,6 +6,7 @@ p = softmax_fp32(W_r x)     w = top-k(p) / sum(top-k(p))     y = sum_k w_k W_dow
 import jax
 from flax import nnx
 
+from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model.layers import Int8Weight, cast_and_gather, matrix, param, stored_apart, xavier
 from mm01_jax.model.tokens import Tokens
@@ -59,7 +60,7 @@ class Experts(nnx.Module):
             place,
             config=self.config,
             compute=self.compute,
-            rules=self.rules,
-            layout=tokens.layout,
+            rules=sharding.of_stream(self.rules),
+            layout="contiguous" if self.rules.act_seq else tokens.layout,
             tells=self.tells,
         )

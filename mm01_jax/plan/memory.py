@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from mm01_jax import sharding
 from mm01_jax.config import Config
 from mm01_jax.model.remat import named_bytes
 from mm01_jax.parallel.experts.exchange import Buffers
@@ -50,7 +51,8 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
     }
     if kind == "train":
         sizes["gradients"] = parameters
-        sizes["layer inputs"] = model.num_layers * chip_tokens * width * item // config.mesh.shards("act_embed")
+        cut = config.mesh.shards("act_embed", "act_seq")
+        sizes["layer inputs"] = model.num_layers * chip_tokens * width * item // cut
         if compute.remat in ("named", "none"):
             sizes["named values"] = named_bytes(config)
         sizes["loss"] = min(train.loss_chunk, chip_tokens) * model.vocab_size * 4 // config.mesh.shards("vocab")
@@ -60,7 +62,8 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
 def expert_buffers(config: Config, device_tokens: int) -> Buffers:
     """Of the experts' exchange when every chip has so many tokens."""
     axis_size = functools.partial(getattr, config.mesh)
-    return Buffers.of(max(device_tokens, 1), config.model, config.compute, config.mesh.rules, axis_size)
+    own = max(device_tokens // config.mesh.shards("act_seq"), 1)
+    return Buffers.of(own, config.model, config.compute, sharding.of_stream(config.mesh.rules), axis_size)
 
 
 def sequence_keys(config: Config) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from mm01_jax import sharding
 from mm01_jax.config import Config
+from mm01_jax.config.mesh import of_answers
 from mm01_jax.data.batch import Batch
 from mm01_jax.inference.steps import CHUNK, decode_step, prefill
 from mm01_jax.model.abstract import abstract, abstract_model
@@ -89,7 +90,8 @@ def _dealt(tiles: float, config: Config) -> int:
 
 def _infer(kind: str, config: Config, mesh) -> Step:
     compute = dataclasses.replace(config.compute, param_dtype=config.compute.dtype)
-    config = dataclasses.replace(config, compute=compute)
+    mesh_config = dataclasses.replace(config.mesh, rules=of_answers(config.mesh.rules))
+    config = dataclasses.replace(config, compute=compute, mesh=mesh_config)
     rules, rows = config.mesh.rules, config.train.batch_size
     model, cache = abstract_model(config, mesh), _abstract_cache(config, mesh)
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
+from mm01_jax import sharding
 from mm01_jax.config import Config, ConfigError, Problem
 from mm01_jax.parallel.experts.exchange import Buffers
 from mm01_jax.parallel.experts.transports import TRANSPORTS
@@ -68,7 +69,8 @@ def training_shape(config: Config) -> tuple[int, int, float, jnp.dtype]:
     exchange, rows cut to `MOST_BYTES`.
     """
     model, mesh, dtype = config.model, config.mesh, jnp.dtype(config.compute.dtype)
-    buffers = Buffers.of(config.device_tokens, model, config.compute, mesh.rules, functools.partial(getattr, mesh))
+    own, rules = config.device_tokens // mesh.shards("act_seq"), sharding.of_stream(mesh.rules)
+    buffers = Buffers.of(own, model, config.compute, rules, functools.partial(getattr, mesh))
     width = model.embed_dim // mesh.shards("ffn")
     used = min(1.0, buffers.tokens * model.num_experts_per_token / buffers.shards / buffers.send)
     rows = max(1, min(buffers.send, MOST_BYTES // (buffers.shards * width * dtype.itemsize)))

@@ -40,6 +40,7 @@ ODD = {
     "compute.param_dtype": ("bfloat16",),
     "compute.remat": ("auto", "named", "dots", "full"),
     "compute.dropless_bound": (1.0, 1e6),
+    "compute.dropless_shard_bound": (1.0, 1e6),
     "compute.exchange_groups": (2, 3, _MOST),
     "compute.exchange": ("padded", "ragged"),
     "compute.sequence_attention": ("gather", "ring"),

@@ -24,12 +24,15 @@ from tests.small import Variant
 EPS = float(np.finfo(np.float32).eps)
 CAPACITY = VARIANT.replace(routing="capacity", capacity_factor=0.75)
 GROUPS = VARIANT.replace(exchange_groups=2, dropless_bound=3.0)
+SHARES = VARIANT.replace(exchange_groups=2, dropless_bound=4.0, dropless_shard_bound=2.5)
 RING = VARIANT.replace(sequence_attention="ring")
 ZIGZAG = VARIANT.replace(sequence_layout="zigzag")
 ZIGZAG_RING = RING.replace(sequence_layout="zigzag")
 ZIGZAG_CAPACITY = CAPACITY.replace(sequence_layout="zigzag")
 ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
+POSITIONS = Rules(act_seq=("tensor",), expert=("expert", "tensor"), ffn=())
+WEIGHTS_OVER_SEQUENCE = Rules(embed=("data", "sequence"))
 OTHER_AXES = Rules(batch=("data",), expert=("data",), embed=(), ffn=(), vocab=())
 
 CASES = {  # name: (mesh, variant); those above the line run by default: each axis, order, routing and exchange once
@@ -40,7 +43,17 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         MeshConfig(data=2, tensor=2, rules=OTHER_AXES),
         VARIANT,
     ),
+    "expert 2, tensor 2, positions over tensor": (MeshConfig(expert=2, tensor=2, rules=POSITIONS), SHARES),
     # ---
+    "tensor 2, sequence 2, zigzag, positions over tensor": (
+        MeshConfig(tensor=2, sequence=2, rules=POSITIONS),
+        SHARES.replace(sequence_layout="zigzag"),
+    ),
+    "tensor 2, sequence 2, positions over tensor, capacity": (
+        MeshConfig(tensor=2, sequence=2, rules=POSITIONS),
+        CAPACITY,
+    ),
+    "data 2, sequence 2, weights over both": (MeshConfig(data=2, sequence=2, rules=WEIGHTS_OVER_SEQUENCE), VARIANT),
     "expert 2, tensor 2": (MeshConfig(expert=2, tensor=2), VARIANT),
     "sequence 4, ring": (MeshConfig(sequence=4), RING),
     "data 2, expert 2, sequence 2, two groups": (MeshConfig(data=2, expert=2, sequence=2), GROUPS),
@@ -89,13 +102,17 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
-BY_DEFAULT = list(CASES)[:4]
+BY_DEFAULT = list(CASES)[:5]
 
 
 def plain(variant: Variant) -> Variant:
     """The model without what only a mesh makes use of."""
     return variant.replace(
-        exchange_groups=1, dropless_bound=None, sequence_attention="auto", sequence_layout="contiguous"
+        exchange_groups=1,
+        dropless_bound=None,
+        dropless_shard_bound=None,
+        sequence_attention="auto",
+        sequence_layout="contiguous",
     )
 
 

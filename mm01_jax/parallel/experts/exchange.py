@@ -76,7 +76,8 @@ class Buffers:
         send = tokens * min(A, experts_per_shard)
         per_expert = shards * min(tokens, send)
         if (bound := compute.dropless_bound) is not None:
-            send = min(send, math.ceil(bound * tokens * A / shards))
+            shard_bound = bound if compute.dropless_shard_bound is None else compute.dropless_shard_bound
+            send = min(send, math.ceil(shard_bound * tokens * A / shards))
             per_expert = min(shards * min(tokens, send), math.ceil(bound * tokens * A * shards / config.num_experts))
         if config.routing == "capacity":
             capacity = expert_capacity(config, rules, device_tokens, axis_size)
