@@ -3,8 +3,8 @@
     python -m benchmarks.mesh [--json=benchmarks/results/mesh.json]
     JAX_NUM_CPU_DEVICES=2 python -m benchmarks.mesh --shapes=tiny --lengths=     does it work at all
 
-All programs compile at once, then they run one after another from the same state on the same batches. Rows of results
-are written when they are known; a case that fails is said. Cases left when `--minutes` are over are named, not run.
+All programs compile at once, then they run one after another from the same state on the same batches; two steps of each
+are profiled. Rows are written when they are known; a case that fails, or is left when `--minutes` are over, is named.
 
 Routers of random weights are unbalanced by what the tokens of a document have in common, more so the longer it is:
 with mixers at full strength documents of 2048 tokens load an expert with 3 times its share, and the step is refused.
@@ -20,27 +20,29 @@ import sys
 import time
 
 import jax
-import numpy as np
 
+from benchmarks import mesh_messages
+from benchmarks.mesh_rows import first_losses, place, rows
 from benchmarks.results import Report, add_json, device
 from configs import bench_1b, tiny
 from mm01_jax import sharding
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import MESH_AXES, Config
-from mm01_jax.data import pipeline
-from mm01_jax.data.batch import Batch
-from mm01_jax.inference.scoring import score
 from mm01_jax.model.flops import train_flops_per_token
 from mm01_jax.model.remat import with_remat_settled
-from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import step
 from tests.command_line import Parser, list_of_whole, one_of, whole
 
 SHAPES = {"bench_1b": bench_1b.get_config, "tiny": tiny.get_config}
-CASES = ({}, {"expert": 2}, {"sequence": 2}, {"tensor": 2}, {"data": 2})
+CASES = ({}, {"data": 2}, {"expert": 2}, {"sequence": 2}, {"tensor": 2})
+# What a mesh with an axis lays over it, beside what every config does (docs/sharding.md).
+RULES = {
+    "sequence": {"embed": ("data", "sequence")},
+    "tensor": {"act_seq": ("tensor",), "expert": ("expert", "tensor"), "ffn": ()},
+}
+SHARD_BOUND = 1.25  # times the balanced load that rows for one expert shard may come to
 MIXERS = 0.25  # of their output that goes into the residual
-DOCUMENT = 4096  # tokens at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +76,12 @@ class Bench:
         self.tell(f"{subject}: {quantity} {value:,.6g} {unit}".rstrip())
         self.report.add(f"{subject}: {quantity}", value, unit, device=device())
 
-    def start(self, config: Config) -> Job:
+    def start(self, config: Config, *, twice: bool = False) -> Job:
         """Traces here (one thread holds Python anyway), compiles beside."""
         sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES if getattr(config.mesh, axis) > 1}
         name = ", ".join(f"{axis} {size}" for axis, size in sizes.items()) or "one GPU"
         name = name if config.train.batch_size > 1 else f"{name}, one row of {config.train.sequence_length:,}"
+        name = f"{name}, twice the rows" if twice else name
         began = time.monotonic()
         mesh, programs = trace(config)
         self.tell(f"{name}: traced and lowered in {time.monotonic() - began:.0f} s")
@@ -136,6 +139,9 @@ class Bench:
             add("steps refused", refused)
         if alone and len(alone.losses) == len(losses):  # the same rows
             add("difference", apart(losses, alone.losses), "relative")
+        if jax.devices()[0].platform == "gpu" and warm:
+            for quantity, value, unit in mesh_messages.profiled(program, state, batch, job.mesh):
+                add(quantity, value, unit)
         return Result(speed, losses)
 
 
@@ -153,11 +159,6 @@ def trace(config: Config):
         jitted = jax.jit(train, donate_argnums=0, out_shardings=(placed, None))
         initial = jax.jit(functools.partial(step.init_state, config), out_shardings=placed)
         return mesh, (jitted.lower(state, batch), initial.lower(jax.random.key(0)))
-
-
-def place(batch: Batch, config: Config, mesh: jax.sharding.Mesh) -> Batch:
-    order = sequence_layout.order(config.train.sequence_length, config.mesh, config.compute.sequence_layout)
-    return pipeline.whole_to_global(batch, sharding.named(mesh, config.mesh.rules, "batch", "seq"), order)
 
 
 def devices_of(config: Config) -> int:
@@ -178,45 +179,20 @@ def apart(losses: list[float], others: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
 
 
-def rows(config: Config, at: int, length: int | None = None, document: int = DOCUMENT) -> Batch:
-    """Step `at`'s rows: an odd number of documents, so that one lies across the middle; ids even over a quarter of the
-    vocabulary, so that no expert is popular and there is something to learn."""
-    shape = (config.train.batch_size, length or config.train.sequence_length)
-    tokens = np.random.default_rng(at).integers(0, config.model.vocab_size // 4, (shape[0], shape[1] + 1), np.int32)
-    size = -(-shape[1] // (-(-shape[1] // document) | 1))
-    place = np.arange(shape[1], dtype=np.int32)
-    segments, positions = (np.broadcast_to(x, shape) for x in (place // size, place % size))
-    weights = np.ones(shape, np.float32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], positions, segments, weights)
-
-
-def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b") -> Config:
-    """The benchmark's config on a mesh; with a length, of one row."""
+def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", *, times: int = 1) -> Config:
+    """The benchmark's config on a mesh; with a length, of one row; else with so many times its rows."""
     config = SHAPES[shapes]()
     size = {"batch_size": 1, "sequence_length": length} if length else {}
+    size = size or {"batch_size": times * config.train.batch_size}
+    rules = {name: axes for axis in mesh if mesh[axis] > 1 for name, axes in RULES.get(axis, {}).items()}
+    bound = None if config.compute.dropless_bound is None else SHARD_BOUND
     return dataclasses.replace(
         config,
-        mesh=dataclasses.replace(config.mesh, **mesh),
+        mesh=dataclasses.replace(config.mesh, **mesh, rules=dataclasses.replace(config.mesh.rules, **rules)),
         train=dataclasses.replace(config.train, **size),
         model=dataclasses.replace(config.model, lightning_beta=MIXERS, softmax_beta=MIXERS),
-        compute=dataclasses.replace(config.compute, sequence_layout="zigzag"),
+        compute=dataclasses.replace(config.compute, sequence_layout="zigzag", dropless_shard_bound=bound),
     )
-
-
-def first_losses(config: Config, dtype: str, count: int) -> list[float]:
-    """Losses of `count` steps' rows at the first weights, on one GPU in `dtype`."""
-    config = dataclasses.replace(config, compute=dataclasses.replace(config.compute, dtype=dtype))
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-
-    def loss(key, batch):
-        total, weight = score(step.init_state(config, key).model, batch, chunk=config.train.loss_chunk)
-        return total / weight
-
-    with jax.set_mesh(mesh):
-        first = place(rows(config, 0), config, mesh)
-        compiled = jax.jit(loss).lower(jax.random.key(config.train.seed), first).compile()
-        batches = (place(rows(config, i), config, mesh) for i in range(count))
-        return [float(compiled(jax.random.key(config.train.seed), batch)) for batch in batches]
 
 
 def memory_limit() -> int:
@@ -254,16 +230,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--lengths", type=list_of_whole(1), default="360448,425984,475136", help="of one row, rising; or empty"
     )
+    parser.add_argument("--compile-only", action="store_true", help="fills the compile cache, runs nothing")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # the rest is for NCCL
     bench = Bench(Report(arguments.json, "benchmarks.mesh", argv), arguments.minutes)
-    measure(bench, functools.partial(configured, shapes=arguments.shapes), arguments.steps, arguments.lengths)
+    told = functools.partial(configured, shapes=arguments.shapes)
+    measure(bench, told, arguments.steps, arguments.lengths, compile_only=arguments.compile_only)
     return 0
 
 
-def measure(bench: Bench, configured, steps: int, lengths: list[int]) -> None:
+def measure(bench: Bench, configured, steps: int, lengths: list[int], *, compile_only: bool = False) -> None:
     two = jax.device_count() > 1
     jobs = [bench.start(configured(case)) for case in CASES if two or not case]
+    if two:  # as many rows a GPU as one has alone
+        jobs += [bench.start(configured(case, times=2), twice=True) for case in CASES[1:4]]
     reference = [bench.pool.submit(first_losses, jobs[0].config, dtype, steps) for dtype in ("bfloat16", "float32")]
     pairs = [
         (bench.start(configured({}, length)), bench.start(configured({"sequence": 2}, 2 * length)) if two else None)
@@ -277,8 +257,12 @@ def measure(bench: Bench, configured, steps: int, lengths: list[int]) -> None:
     except Exception as error:  # the cases are worth having
         bench.tell(f"the bound of losses was not measured: {type(error).__name__}: {str(error)[:300]!r}")
     alone = None
+    if compile_only:
+        return
     for job in jobs:
-        result = bench.case(job, alone, steps=steps)
+        others = job.config.train.batch_size != jobs[0].config.train.batch_size
+        same = Result(alone.tokens_per_second, []) if alone and others else alone  # other rows, other losses
+        result = bench.case(job, same, steps=steps)
         alone = alone or result
     long_rows(bench, pairs)
 

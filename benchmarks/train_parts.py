@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import mesh as meshes
+from benchmarks import mesh_rows
 from mm01_jax import sharding
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import REMAT, LayerStack, TextModel
@@ -41,7 +42,7 @@ class Part:
     wait: Callable[[Any], Any] = jax.block_until_ready
 
 
-def training_step(config: Config, document: int = meshes.DOCUMENT) -> Part:
+def training_step(config: Config, document: int = mesh_rows.DOCUMENT) -> Part:
     """One optimiser step: rows that differ from call to call, the state of the last one donated.
 
     document: tokens of one at most.

@@ -41,6 +41,7 @@ def get_config() -> Config:
         compute=ComputeConfig(
             remat="full",
             dropless_bound=2.0,  # the worst case would be 16 times the balanced load on every chip
+            dropless_shard_bound=1.5,  # of what a chip sends to one of the 16 shards
             exchange_groups=2,  # half the buffers; the exchange of one runs beside the experts of the other
         ),
         mesh=MeshConfig(data=8, expert=16, tensor=4, sequence=1, rules=Rules(act_embed=("tensor",))),

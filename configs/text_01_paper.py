@@ -34,7 +34,7 @@ def get_config() -> Config:
             base.model, rope_theta=10_000.0, routing="capacity", capacity_factor=1.25, capacity_scope="global"
         ),
         # Eight rows a chip in a microbatch of the last batches: 64 K tokens, eight groups through the experts.
-        compute=dataclasses.replace(base.compute, dropless_bound=None, exchange_groups=8),
+        compute=dataclasses.replace(base.compute, dropless_bound=None, dropless_shard_bound=None, exchange_groups=8),
         mesh=MeshConfig(data=32, expert=16, tensor=4, sequence=1, rules=Rules(act_embed=("tensor",))),
         optimizer=OptimizerConfig(
             schedule=ScheduleConfig(

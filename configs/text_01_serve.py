@@ -17,7 +17,12 @@ def get_config() -> Config:
         base,
         name="text_01_serve",
         compute=dataclasses.replace(
-            base.compute, param_dtype="bfloat16", quantize="int8", exchange_groups=1, dropless_bound=None
+            base.compute,
+            param_dtype="bfloat16",
+            quantize="int8",
+            exchange_groups=1,
+            dropless_bound=None,
+            dropless_shard_bound=None,
         ),
         mesh=MeshConfig(data=1, expert=1, tensor=8, sequence=1),
         optimizer=OptimizerConfig(),

@@ -10,12 +10,15 @@ import re
 import jax
 from jax.experimental import pallas as pl
 
-_SCOPE, _PART = re.compile(r"kernel_flops_(\d+)"), re.compile(r"kernel_percent_(\d+)")
+_SCOPE, _PART = re.compile(r"kernel_flops_(\d+)(?:_of_(\d+)_rows)?"), re.compile(r"kernel_percent_(\d+)")
 
 
-def flops(count: int) -> jax.named_scope:
-    """A scope for the kernel's call, and nothing else in it."""
-    return jax.named_scope(f"kernel_flops_{count}")
+def flops(count: int, rows: int | None = None) -> jax.named_scope:
+    """A scope for the kernel's call, and nothing else in it.
+
+    rows: of a grouped matmul's buffer, of which it passes over those that hold nothing.
+    """
+    return jax.named_scope(f"kernel_flops_{count}" + (f"_of_{rows}_rows" if rows else ""))
 
 
 def cost(flops: int, *arrays: jax.Array | jax.ShapeDtypeStruct) -> pl.CostEstimate:
@@ -29,10 +32,11 @@ def percent(share: int) -> jax.named_scope:
     return jax.named_scope(f"kernel_percent_{share}")
 
 
-def flops_of(eqn) -> float | None:
-    """What an equation declares; None where it declares nothing."""
+def flops_of(eqn, used_rows: int | None = None) -> float | None:
+    """What an equation declares; None where it declares nothing. used_rows: of a grouped matmul's buffer; None: all."""
     stack = str(eqn.source_info.name_stack)
     if not (match := _SCOPE.search(stack)):
         return None
     part = _PART.search(stack)
-    return int(match[1]) * (int(part[1]) / 100 if part else 1)
+    used = min(1.0, used_rows / int(match[2])) if used_rows and match[2] else 1.0
+    return int(match[1]) * used * (int(part[1]) / 100 if part else 1)

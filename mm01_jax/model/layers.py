@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
@@ -140,13 +141,31 @@ def shardings[Tree](tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
         if not isinstance(leaf, nnx.Variable):
             return sharding.named(mesh, rules)
         try:
-            placed = sharding.named(mesh, rules, *leaf.get_metadata()["axes"])
+            placed = _stored(leaf.shape, leaf.get_metadata()["axes"], mesh, rules)
             placed.shard_shape(leaf.shape)
         except ValueError as error:
             raise ValueError(f"weight {jax.tree_util.keystr(path, simple=True, separator='/')}: {error}") from None
         return leaf.replace(placed)
 
     return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _stored(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, rules: Rules) -> NamedSharding:
+    """How a weight lies: what only stores it cuts the first dim of a layer's instead of its width, where that divides.
+
+    Parts of a first dim are gathered, and gradients summed into them, as they lie; parts of a later one are transposed
+    before and after: 8 of 37 ms of a step on two H200s, with the experts' matrices cut in their widths.
+    """
+    placed = sharding.named(mesh, rules, *axes)
+    first = sum(axis in ("period", "layer") for axis in axes)
+    if axes[first] is None or "embed" not in axes[first + 1 :] or math.prod(mesh.shape[a] for a in rules.embed) == 1:
+        return placed
+    together = (*getattr(rules, axes[first]), *rules.embed)
+    if shape[first] % math.prod(mesh.shape[axis] for axis in together):
+        return placed
+    parts = list(sharding.spec(sharding.gathered(rules), *axes))
+    parts[first] = together
+    return NamedSharding(mesh, P(*parts))
 
 
 def einsum(equation: str, x: jax.Array, weight: jax.Array | Int8, out_dtype: jnp.dtype | None = None) -> jax.Array:

@@ -77,7 +77,8 @@ class Plan:
     def times(self) -> roofline.Times | None:
         if self.moved is None:
             return None
-        return roofline.times(self.target, self.mesh, self.counts.flops, self.moved, self.messages)
+        sent = {"collectives": self.messages, "overlapped": self.overlapped}
+        return roofline.times(self.target, self.mesh, self.counts.flops, self.moved, **sent)
 
     def mfu(self, seconds: float) -> float:
         return mfu(self.model_flops / seconds, self.target.chip.flops, self.target.chips)

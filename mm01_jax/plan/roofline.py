@@ -1,7 +1,8 @@
 """Time of a step from three speeds of a chip: its arithmetic, its memory, its links. A bound, not a measurement.
 
-    best    max(arithmetic, memory, messages)      everything beside everything
-    worst   max(arithmetic, memory) + messages     no message beside other work
+    best    max(arithmetic, memory, messages)               everything beside everything
+    shown   max(arithmetic, memory, hidden) + the others    those messages beside work that the program has there
+    worst   max(arithmetic, memory) + messages              no message beside other work
 
 Matrix multiplications at the data sheet's bfloat16 speed, memory at its full bandwidth; a message over a mesh axis as a
 ring along one dimension of the torus (or through NVLink; over the network where the axis leaves a host or a slice).
@@ -19,15 +20,20 @@ GPUS_OF_A_HOST = 8
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of one step."""
+    """Seconds of one step. hidden: of its messages those between whose start and end the program has other work."""
 
     compute: float
     memory: float
     messages: float
+    hidden: float = 0.0
 
     @property
     def best(self) -> float:
         return max(self.compute, self.memory, self.messages)
+
+    @property
+    def shown(self) -> float:
+        return max(self.compute, self.memory, self.hidden) + self.messages - self.hidden
 
     @property
     def worst(self) -> float:
@@ -35,11 +41,21 @@ class Times:
 
 
 def times(
-    target: Target, mesh: Mapping[str, int], flops: float, moved: float, collectives: Mapping[Collective, int]
+    target: Target,
+    mesh: Mapping[str, int],
+    flops: float,
+    moved: float,
+    collectives: Mapping[Collective, int],
+    *,
+    overlapped: Mapping[Collective, int] | None = None,
 ) -> Times:
-    """Seconds of a step that does `flops`, moves `moved` bytes and sends `collectives` (with counts) on every chip."""
+    """Seconds of a step that does `flops`, moves `moved` bytes and sends `collectives` (with counts) on every chip.
+
+    overlapped: of the collectives those that run beside work, with counts.
+    """
     sent = sum(count * seconds(one, target, mesh) for one, count in collectives.items())
-    return Times(flops / target.chip.flops, moved / target.chip.hbm_speed, sent)
+    hidden = sum(count * seconds(one, target, mesh) for one, count in (overlapped or {}).items())
+    return Times(flops / target.chip.flops, moved / target.chip.hbm_speed, sent, hidden)
 
 
 def seconds(one: Collective, target: Target, mesh: Mapping[str, int]) -> float:

@@ -94,7 +94,7 @@ def _walk(jaxpr, times: float, counts: Counts, sizes: Mapping[str, int], assumed
             counts.add(name, times * _dot_flops(eqn))
         elif name in ("ragged_dot", "ragged_dot_general"):
             counts.add(name, times * _ragged_flops(eqn, assumed.balanced_rows))
-        elif (declared := declared_flops(eqn)) is not None:
+        elif (declared := declared_flops(eqn, assumed.balanced_rows)) is not None:
             counts.add("declared", times * declared)
         elif name in _COLLECTIVES:
             _collective(eqn, times, counts, sizes)

@@ -73,7 +73,7 @@ def gated(x_RD, gate_EDF, up_EDF, weight_R, experts, *, keeps: bool):
     out = jax.ShapeDtypeStruct((R, F), x_RD.dtype, manual_axis_type=jax.typeof(x_RD).mat)
     kernel = gpu_tiles.launch(functools.partial(_program, plan), [out] * (3 if keeps else 1), scratch, plan.items)
     inputs = _Inputs(experts=experts, gate=gate_EDF, up=up_EDF, weight=weight_R, x=x_RD)
-    with declared.flops(2 * 2 * R * x_RD.shape[1] * F):
+    with declared.flops(2 * 2 * R * x_RD.shape[1] * F, R):
         outs = kernel(inputs)
     return vary_alike(x_RD, *outs)[1:]
 

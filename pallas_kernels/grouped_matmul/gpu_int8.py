@@ -82,7 +82,7 @@ def _run(inputs: _Inputs, blocks: int):
     )
     out = jax.ShapeDtypeStruct((R, F), inputs.x.dtype, manual_axis_type=jax.typeof(inputs.x).mat)
     kernel = gpu_tiles.launch(functools.partial(_program, plan), [out], scratch, plan.items)
-    with declared.flops(2 * len(inputs.matrices) * R * D * F):
+    with declared.flops(2 * len(inputs.matrices) * R * D * F, R):
         (out,) = kernel(inputs)
     return vary_alike(inputs.x, out)[1]
 

@@ -62,7 +62,7 @@ def multiply_sum(
         items=plan.items,
     )
     inputs = _Inputs(experts, weights=[w for _, w in pairs], x=[x for x, _ in pairs])
-    with declared.flops(2 * R * x_RD.shape[1] * F * len(pairs)):
+    with declared.flops(2 * R * x_RD.shape[1] * F * len(pairs), R):
         (out,) = kernel(inputs)
     return vary_alike(x_RD, out)[1]
 

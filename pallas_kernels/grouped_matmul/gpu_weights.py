@@ -52,7 +52,7 @@ def outer(x_RD: jax.Array, d_RF: jax.Array, group_sizes_E: jax.Array) -> jax.Arr
         items=plan.items,
     )
     inputs = _Inputs(d=d_RF, end=ends, start=ends - group_sizes_E, x=x_RD)
-    with declared.flops(2 * x_RD.shape[0] * D * F):
+    with declared.flops(2 * x_RD.shape[0] * D * F, x_RD.shape[0]):
         (out,) = kernel(inputs)
     return vary_alike(x_RD, out)[1]
 

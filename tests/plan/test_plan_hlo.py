@@ -7,7 +7,7 @@ import pytest
 from mm01_jax.parallel.softmax.ring import ring_attention
 from mm01_jax.plan.hlo import collectives, largest, traffic
 from mm01_jax.plan.hlo.text import parse
-from mm01_jax.plan.traced_work import Collective, count
+from mm01_jax.plan.traced_work import Assumed, Collective, count
 from pallas_kernels.grouped_matmul import grouped_matmul
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.softmax_attention import softmax_attention
@@ -149,6 +149,8 @@ def test_gpu_kernels_count_what_they_declare_forward_and_backward():
     # Scores of 96 of the chunk's 128 tokens, made by each of two halves, and their values; two products with states.
     lightning = 4 * B * S * N * (3 * 2 * 96 * H + 4 * H * H)
     assert count(jaxpr, {"x": 1}).by_name["declared"] == softmax + grouped + lightning
+    half = count(jaxpr, {"x": 1}, Assumed(balanced_rows=R // 2)).by_name["declared"]
+    assert half == softmax + grouped // 2 + lightning
 
 
 def test_stripes_of_a_ring_count_every_pair():
@@ -192,6 +194,41 @@ def test_fusion_that_runs_beside_others_is_work_and_moves_what_it_would_alone(op
     lines = TEXT.replace("GROUPS", "[8,2]<=[16]")
     beside = lines.replace(" fusion(", " fusion-start(")
     assert traffic.bytes_moved(parse(beside)) == traffic.bytes_moved(parse(lines))
+
+
+OFFLOADED = """HloModule jit_f, is_scheduled=true
+
+%work (p: f32[8]) -> f32[8] {
+  ROOT %p = f32[8]{0} parameter(0)
+}
+
+%inner (i: f32[8]) -> f32[16] {
+  %i = f32[8]{0} parameter(0)
+  ROOT %g = f32[16]{0} all-gather(%i), replica_groups=[8,2]<=[16], dimensions={0}
+}
+
+%called (c: f32[8]) -> f32[16] {
+  %c = f32[8]{0} parameter(0)
+  ROOT %k = f32[16]{0} call(%c), to_apply=%inner
+}
+
+ENTRY %main (a: f32[8]) -> f32[16] {
+  %a = f32[8]{0} parameter(0)
+  %s = ((), f32[16]) custom-call-start(), async_execution_thread="sparsecore", called_computations={%called}
+  %before = f32[8]{0} fusion(%a), kind=kLoop, calls=%work
+  %u = ((f32[8]), f32[16]) custom-call-update(%s, %before)
+  %while = f32[8]{0} fusion(%a), kind=kLoop, calls=%work
+  ROOT %d = f32[16]{0} custom-call-done(%u)
+}
+"""
+
+
+def test_message_that_another_core_carries_runs_from_where_it_has_its_operands():
+    found = collectives.find(parse(OFFLOADED), MESH)
+    message = Collective("all-gather", ("tensor",), 64)
+    assert found.counts == {message: 1} and found.overlapped == {message: 1}
+    alone = "\n".join(line for line in OFFLOADED.splitlines() if "%while" not in line)
+    assert collectives.find(parse(alone), MESH).overlapped[message] == 0
 
 
 def test_program_that_xla_compiled_has_the_collectives_that_were_written():

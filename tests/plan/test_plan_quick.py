@@ -95,6 +95,19 @@ def test_message_between_hosts_takes_the_network_and_inside_one_the_links():
     assert across == pytest.approx(0.5e-3)
 
 
+def test_messages_beside_work_take_no_time_of_their_own_until_they_are_the_longest():
+    gpus, mesh = targets.parse("h100-64"), {"data": 2, "expert": 8, "tensor": 4, "sequence": 1}
+    one = Collective("all-gather", ("tensor",), 450_000_000)  # 0.75 ms
+    flops, bytes_moved = 1e-3 * gpus.chip.flops, 0.5e-3 * gpus.chip.hbm_speed
+
+    def shown(count: int, beside: int) -> float:
+        return roofline.times(gpus, mesh, flops, bytes_moved, {one: count}, overlapped={one: beside}).shown
+
+    assert shown(2, 0) == pytest.approx(2.5e-3)
+    assert shown(2, 1) == pytest.approx(1.75e-3)
+    assert shown(2, 2) == pytest.approx(1.5e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -150,15 +150,24 @@ def exchange_and_compute(
     arriving = _arriving(lax.all_to_all(chosen, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
     num_sent = jnp.minimum(chosen.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, later back from it
     num_received = arriving.sum(axis=1, dtype=jnp.int32)
-    received = transport(slots.reshape(buffers.shards, buffers.send, -1), num_sent, num_received, rules.expert)
+    slots_shape = (buffers.shards, buffers.send)
+    received = transport(slots.reshape(*slots_shape, -1), num_sent, num_received, rules.expert)
     if rules.ffn:
         received = lax.all_gather(received, rules.ffn, axis=2, tiled=True)
-    computed, beyond_bound = _compute_received(received, arriving, apply_experts, buffers)
+    weight_S = None
+    if buffers.multiple > 1:
+        # As on one device: with their weights rows come back as they are added up, and a forward pass that is computed
+        # again has no way back.
+        weight_S = move_rows(weight_TA.reshape(-1, 1), assignment_of_slot, slot_of_assignment.reshape(-1, 1))
+        weight_S = lax.all_to_all(weight_S.reshape(*slots_shape, 1), rules.expert, 0, 0, tiled=True)
+    computed, beyond_bound = _compute_received(received, arriving, weight_S, apply_experts, buffers)
     if rules.ffn:
         computed = lax.psum_scatter(computed, rules.ffn, scatter_dimension=2, tiled=True)
     returned = transport(computed, num_received, num_sent, rules.expert).reshape(slots.shape)
-    out_TAD = move_rows(returned, slot_of_assignment.reshape(-1), assignment_of_slot[:, None]).reshape(T, A, -1)
     unsent = jnp.sum(jnp.maximum(chosen.sum(axis=1) - buffers.send, 0))
+    if weight_S is not None:
+        return sum_rows(returned, slot_of_assignment, assignment_of_slot // A), unsent + beyond_bound
+    out_TAD = move_rows(returned, slot_of_assignment.reshape(-1), assignment_of_slot[:, None]).reshape(T, A, -1)
     return _combine(out_TAD, weight_TA), unsent + beyond_bound
 
 
@@ -204,13 +213,19 @@ def _arriving(chosen: jax.Array, buffers: Buffers) -> jax.Array:
     return jnp.diff(ends, axis=1, prepend=0)
 
 
-def _compute_received(received, arriving, apply_experts, buffers: Buffers):
-    """Experts applied to slots (shards, send, D) whose rows are sorted by expert; same layout back, and overflow."""
+def _compute_received(received, arriving, weight_S, apply_experts, buffers: Buffers):
+    """Experts applied to slots (shards, send, D) whose rows are sorted by expert; same layout back, and overflow.
+
+    weight_S: (shards, send, 1) float32, each slot's router weight, or None where they are multiplied by later.
+    """
     per_expert = arriving.sum(axis=0, dtype=jnp.int32)
     filled_sizes, shift = _filled_sizes(per_expert, buffers)
     slot_of_row, row_of_slot = _rows_by_expert(arriving, shift, buffers)
     rows = move_rows(received.reshape(-1, received.shape[-1]), slot_of_row, row_of_slot[:, None])
-    out = move_rows(apply_experts(rows, filled_sizes, buffers, None), row_of_slot, slot_of_row[:, None])
+    weight_R = None
+    if weight_S is not None:
+        weight_R = move_rows(weight_S.reshape(-1, 1), slot_of_row, row_of_slot[:, None])[:, 0]
+    out = move_rows(apply_experts(rows, filled_sizes, buffers, weight_R), row_of_slot, slot_of_row[:, None])
     return out.reshape(received.shape), jnp.sum(jnp.maximum(per_expert - buffers.per_expert, 0))
 
 

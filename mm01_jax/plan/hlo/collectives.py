@@ -48,20 +48,33 @@ def _scatters(name: str, instructions: list[Instruction]) -> bool:
 
 
 def _beside_work(program: Program) -> set[str]:
-    """Starts, and computations that are started, with work scheduled before their end; text is in schedule order."""
+    """Starts, and computations that are started, with work scheduled before their end; text is in schedule order.
+
+    What another core does is started twice, empty and with its operands (`-update`): it runs from there.
+    """
     beside: set[str] = set()
     for instructions in program.computations.values():
+        updated = {i.operands[0] for i in instructions if i.opcode.endswith("-update")}
+        begun: dict[str, Instruction] = {}
         waiting: dict[str, Instruction] = {}
         for instruction in instructions:
             if instruction.opcode in WORK:
                 for start in waiting.values():
-                    beside |= {start.name, *start.calls.get("calls", ())}
+                    beside |= {start.name, *_called(program, start)}
                 waiting = {}
             elif instruction.opcode.endswith("-start"):
-                waiting[instruction.name] = instruction
+                (begun if instruction.name in updated else waiting)[instruction.name] = instruction
+            elif instruction.opcode.endswith("-update") and instruction.operands[0] in begun:
+                waiting[instruction.name] = begun.pop(instruction.operands[0])
             elif instruction.opcode.endswith("-done"):
                 waiting.pop(instruction.operands[0], None)
     return beside
+
+
+def _called(program: Program, instruction: Instruction) -> set[str]:
+    """The computations that an instruction calls, and those that they call."""
+    found = {name for called in instruction.calls.values() for name in called if name in program.computations}
+    return found.union(*(_called(program, inner) for name in found for inner in program.computations[name]))
 
 
 def _bytes(instruction: Instruction) -> int:
