@@ -16,6 +16,13 @@ from mm01_jax.config import (
     TrainConfig,
 )
 
+_COMPUTE = ComputeConfig(
+    remat="full",
+    dropless_bound=2.0,  # the worst case would be 16 times the balanced load on every chip
+    dropless_shard_bound=1.5,  # two experts of a shard even each other out
+    exchange_groups=2,  # half the buffers; the exchange of one runs beside the experts of the other
+)
+
 
 def get_config() -> Config:
     deepnorm_alpha = (2 * 80) ** 0.25  # 3.5565588200778455, (2 x layers)^(1/4)
@@ -38,12 +45,7 @@ def get_config() -> Config:
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
         ),
-        compute=ComputeConfig(
-            remat="full",
-            dropless_bound=2.0,  # the worst case would be 16 times the balanced load on every chip
-            dropless_shard_bound=1.5,  # of what a chip sends to one of the 16 shards
-            exchange_groups=2,  # half the buffers; the exchange of one runs beside the experts of the other
-        ),
+        compute=_COMPUTE,
         mesh=MeshConfig(data=8, expert=16, tensor=4, sequence=1, rules=Rules(act_embed=("tensor",))),
         data=DataConfig(source="data/*.arrayrecord", tokenizer="data/tokenizer.json"),
         optimizer=OptimizerConfig(
