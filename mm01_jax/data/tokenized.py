@@ -100,9 +100,12 @@ class TokenizedDocuments:
     def _load_counts(self, file: pathlib.Path) -> np.ndarray:
         try:
             content = FILES.read(file, most=8 * len(self._chosen_D) + 4096)
+        except DataError as error:
+            raise DataError(f"{error}; delete it, it is made again.") from None
+        try:
             counts_D = np.load(io.BytesIO(content), allow_pickle=False)
-        except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError, DataError) as error:
-            raise DataError(f"{file} cannot be read ({error}); delete it, it is made again.") from error
+        except (ValueError, EOFError, MemoryError, OverflowError, SyntaxError) as error:  # NumPy advises to unpickle it
+            raise DataError(f"{file} is no array of NumPy; delete it, it is made again.") from error
         if counts_D.shape != self._chosen_D.shape or counts_D.dtype != np.int64 or (counts_D < 1).any():
             raise DataError(f"{file} does not hold {len(self._chosen_D)} token counts; delete it, it is made again.")
         return counts_D
