@@ -69,7 +69,7 @@ def shrunk(name: str, config: Config) -> Config:
     small = tiny.get_config()
     changes = {"num_periods": 1, "period": ("lightning", "softmax") * 2}  # and the base of tiny.py throughout
     changes |= {"num_experts": 1, "num_experts_per_token": 1, "expert_dim": 64}
-    changes |= {"head_dim": 32, "rotary_dim": 16}  # with 4 pairs that turn, digits of a number change places
+    changes |= {"head_dim": 32, "rotary_dim": 16}  # with 4 pairs that turn digits changed places
     changes |= dict.fromkeys(("lightning_alpha", "softmax_alpha", "experts_alpha"), (2 * 4) ** 0.25)
     schedule = ScheduleConfig(peak=peak, warmup_steps=min(50, steps // 4))
     if name == "long":
