@@ -1,5 +1,6 @@
 """Lines of JSON as documents: an object a line, its text under one key."""
 
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -125,10 +126,18 @@ def whole_line(line: bytes) -> bytes:
     return line
 
 
+def json_value(line: bytes) -> Any:
+    """What a line says in JSON; ValueError says why that is nothing, and in which column: its file knows the line."""
+    try:
+        return parse_json(line.rstrip())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at column {error.pos + 1}") from error
+
+
 def json_object(text: bytes) -> dict[str, Any]:
     """The JSON object of a line or record; ValueError says why there is none."""
     try:
-        fields = parse_json(text)
+        fields = json_value(text)
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(fields, dict):

@@ -24,7 +24,7 @@ from mm01_jax.inference.engine_memory import remembering
 from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind, check_model
-from mm01_jax.inference.engine_streams import Streams
+from mm01_jax.inference.engine_streams import Streams, between_steps, whole_step
 from mm01_jax.inference.engine_turns import work_of
 from mm01_jax.inference.nonfinite import report_texts
 from mm01_jax.inference.sampling import seed_of_sample
@@ -122,15 +122,16 @@ class Engine(Streams):
             self._jobs[id].waits_for = self._jobs[ids[0]]
         return ids
 
+    @between_steps
     def cancel(self, id: int) -> None:
         """Ends a request now; one that has finished stays as it is."""
         if (job := self._job(id)).result.finish is None:
             self._end(job, "cancelled")
 
+    @between_steps
     def preempt(self, id: int) -> None:
         """Takes the slot of a request away; it goes on from where it was, when its turn comes again."""
-        job = self._job(id)
-        if job.slot is not None:
+        if (job := self._job(id)).slot is not None:
             self._take_away(job)
 
     def result(self, id: int) -> Result:
@@ -158,6 +159,7 @@ class Engine(Streams):
         }
         return now | self._counts | ({} if self.memory is None else {"prefix": self.memory.prefix.statistics()})
 
+    @whole_step
     def step(self) -> list[Event]:
         """Admits who waits, takes in prompts within the budget, draws tokens; what that brought, in order of ids.
 
@@ -176,8 +178,7 @@ class Engine(Streams):
     @property
     def idle(self) -> bool:
         """Whether nothing is asked that has not finished, and nothing is to be remembered that is not."""
-        schedule = self._schedule
-        return not (schedule.waiting or schedule.running() or schedule.later or self._ended or self._calls)
+        return self._schedule.is_empty and not (self._ended or self._calls)
 
     def _admit(self) -> None:
         while (job := self._schedule.next()) is not None:
@@ -255,8 +256,7 @@ class Engine(Streams):
         begun, silent = begin(self._schedule, self._calls, self.devices, self.ask)
         for job in silent:
             self._end(job, "masked")
-        if not asks:
-            new = self._read()
+        new |= self._read()  # nothing where a hook was asked
         self._calls = [call for call in begun if call.is_awaited]
         return new
 

@@ -25,7 +25,7 @@ from mm01_jax.inference import masks
 from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
-from mm01_jax.inference.engine_streams import Streams
+from mm01_jax.inference.engine_streams import Streams, between_steps, whole_step
 from mm01_jax.inference.sampling import Sampling
 from mm01_jax.inference.stops import stops
 
@@ -52,9 +52,11 @@ class Led(Streams):
         check_count("count", count, 1, MOST_SAMPLES)
         return self._note("submit_samples", self._plain(request), int(count), new=int(count))
 
+    @between_steps
     def cancel(self, id: int) -> None:
         self._note("cancel", self._known(id))
 
+    @between_steps
     def preempt(self, id: int) -> None:
         self._note("preempt", self._known(id))
 
@@ -67,6 +69,7 @@ class Led(Streams):
         self._forgotten.add(id)
         return result
 
+    @whole_step
     def step(self) -> list[Event]:
         return self._say()
 

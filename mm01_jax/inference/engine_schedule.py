@@ -72,6 +72,11 @@ class Schedule:
         """In the order of their slots."""
         return [job for job in self.jobs if job is not None]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has a slot or waits for one."""
+        return not (self.waiting or self.later or self.running())
+
     def next(self) -> Job | None:
         """The first of those who wait and could begin; of the background only when nobody waits."""
         ready = [job for job in self.waiting if job.waits_for is None]

@@ -1,15 +1,47 @@
 """What comes of an answer, as it comes, of what takes steps and knows results: an engine, or one that leads others."""
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Concatenate
 
 from mm01_jax.inference.engine_request import Event, Limits, Result
+
+
+def between_steps[**P, T](method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """A method that a hook of the same engine may not call: half of a step is done then.
+
+    Raises (the method):
+      ValueError: the engine steps.
+    """
+
+    @functools.wraps(method)
+    def checked(self: "Streams", *given: P.args, **told: P.kwargs) -> T:
+        if self.steps_now:
+            raise ValueError(f"{method.__name__}: called by a hook of a request; allowed: between two steps")
+        return method(self, *given, **told)
+
+    return checked
+
+
+def whole_step[T](method: Callable[[Any], T]) -> Callable[[Any], T]:
+    """The method that is a step, within which none of `between_steps` may be called, nor itself."""
+
+    @functools.wraps(method)
+    def step(self: "Streams") -> T:
+        self.steps_now = True
+        try:
+            return method(self)
+        finally:
+            self.steps_now = False
+
+    return between_steps(step)
 
 
 class Streams:
     """Going on until an answer, or everything, has finished."""
 
     limits: Limits
+    steps_now: bool = False
     idle: bool
     step: Callable[[], list[Event]]
     result: Callable[[int], Result]

@@ -1,10 +1,10 @@
 """A file of prompts, one JSON object a line, and the file of what the model says to each.
 
-A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept. With
-`images`, paths from the folder of the file, which they may not leave, it asks about them: a `prompt` is then what a
-user says. A line may have `options` (`batch.OPTIONS`). A line of the result is the same with `text` and `finish` (as in
-`asked.Answer`), in the same order, and of a conversation with a model that thinks first `thinking`; of several answers
-each has a line, with its `sample` (`answer_file.py`).
+A line has `prompt`, a text to go on from, or `messages`, a conversation to answer; what else it has is kept, but a key
+that is nearly one of `KEYS` is refused. With `images`, paths from the folder of the file, which they may not leave, it
+asks about them: a `prompt` is then what a user says. A line may have `options` (`batch.OPTIONS`). A line of the result
+is the same with `text` and `finish` (as in `asked.Answer`), in the same order, and of a conversation with a model that
+thinks first `thinking`; of several answers each has a line, with its `sample` (`answer_file.py`).
 """
 
 import functools
@@ -15,12 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mm01_jax.data.json_lines import lines, whole_line
+from mm01_jax.config.fields import nearest_name
+from mm01_jax.data.json_lines import json_value, lines, whole_line
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import check_utf8
-from mm01_jax.files import Door, parse_json, quoted
+from mm01_jax.files import Door, quoted
 from mm01_jax.inference.answer_file import RESULT
 from mm01_jax.progress import Progress
+
+KEYS = ("prompt", "messages", "images", "tools", "options")
+_SLIP = 0.85  # how like one of them a key is that is taken for it: `option` and `promt` are, `prompt_id` is another
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -64,12 +68,15 @@ def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: A
 
 def _read_line(line: bytes) -> dict[str, Any]:
     try:
-        fields = parse_json(whole_line(line))
+        fields = json_value(whole_line(line))
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"got a JSON {type(fields).__name__}; allowed: an object")
     check_utf8("its text", json.dumps(fields, ensure_ascii=False))  # the line of its answer would have no form
+    for name in fields:
+        if name not in KEYS and (meant := nearest_name(name, KEYS, _SLIP)):
+            raise ValueError(f"got the key {quoted(name)}; allowed: {', '.join(KEYS)}, others unlike; nearest: {meant}")
     asked = [name for name in ("prompt", "messages") if name in fields]
     if len(asked) != 1:
         raise ValueError(f"got {' and '.join(asked) or 'neither'}; allowed: either 'prompt' or 'messages'")
@@ -79,10 +86,11 @@ def _read_line(line: bytes) -> dict[str, Any]:
         raise ValueError(f"prompt: got {quoted(fields['prompt'])}; allowed: a text that is not empty")
     if "messages" in fields:
         _check_messages(fields["messages"])
-    tools = fields.get("tools") if "messages" in fields else None
+    tools, images = fields.get("tools"), fields.get("images", [])
+    if tools and "prompt" in fields and not images:
+        raise ValueError("tools: allowed of a conversation, which `messages` has, or with `images`")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError(f"tools: got {quoted(tools)}; allowed: a list of functions, each an object of JSON")
-    images = fields.get("images", [])
     if not (isinstance(images, list) and all(isinstance(image, str) and image for image in images)):
         raise ValueError(f'images: got {quoted(images)}; allowed: a list of paths; nearest: "images": ["a.png"]')
     return fields

@@ -101,12 +101,31 @@ def test_describe_prints_what_the_fixture_has(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"), [([], "not said"), (["--describe"], "not said"), (["--describ", "a"], "nearest: --describe")]
+    ("argv", "says"),
+    [
+        ([], "not said"),
+        (["--describe"], "not said"),
+        (["--describ", "a"], "nearest: --describe"),
+        (["--describe", ""], "--describe: got ''; allowed: paths"),
+    ],
 )
 def test_describe_says_in_a_line_what_was_typed_wrong(argv, says, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "a byte"])
+def test_describe_names_the_picture_that_is_damaged(damage, tmp_path, capsys):
+    sound, damaged = tmp_path / "a.png", tmp_path / "b.png"
+    image_samples.make(RECORDS["synth_101x103"]).save(sound)
+    content = bytearray(sound.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content if damage == "a byte" else content[: len(content) // 2])
+    assert main(["--describe", str(sound), str(damaged)]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"mm01_jax.data.images: {damaged}: ") and error.count("\n") == 1
+    assert error.endswith("the file is truncated or damaged\n")
 
 
 def test_exif_orientation_is_ignored_as_the_released_processor_does_and_said(tmp_path):

@@ -173,7 +173,10 @@ def write(path, *lines) -> str:
 
 
 def test_answers_keep_the_order_and_the_fields_of_their_prompts(tmp_path):
-    lines = [{"id": 7, "prompt": "é"}, {"messages": [{"role": "user", "content": "x"}], "more": [1]}]
+    lines = [
+        {"id": 7, "prompt": "é", "prompt_id": "x", "n": 2},
+        {"messages": [{"role": "user", "content": "x"}], "more": [1]},
+    ]
     path, out = write(tmp_path / "a.jsonl", *lines), tmp_path / "b.jsonl"
     read = prompt_file.read(path)
     assert read == lines
@@ -188,12 +191,18 @@ def test_answers_keep_the_order_and_the_fields_of_their_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"{", "not JSON"),
+        (b"{", "line 2: not JSON (Expecting property name enclosed in double quotes at column 2)"),
         (b"\xff", "not UTF-8 (at byte 0"),
         (b"", "not JSON"),
         (b"[" * 99999, "more than 64 deep"),
         (["a"], "got a JSON list; allowed: an object"),
         ({"id": 1}, "got neither; allowed: either 'prompt' or 'messages'"),
+        ({"prompt": "a", "option": {}}, "got the key 'option'; allowed: prompt, messages, images, tools, options"),
+        ({"prompt": "a", "image": ["a.png"]}, "got the key 'image'; "),
+        ({"Prompt": "a"}, "nearest: prompt"),
+        ({"message": []}, "nearest: messages"),
+        ({"messages": [{"role": "user", "content": "x"}], "tool": []}, "nearest: tools"),
+        ({"prompt": "a", "tools": [{"name": "look"}]}, "tools: allowed of a conversation"),
         ({"prompt": "a", "messages": []}, "got prompt and messages"),
         ({"prompt": ""}, "prompt: got ''"),
         ({"prompt": 3}, "prompt: got 3; allowed: a text"),

@@ -42,6 +42,8 @@ def _run(argv: Sequence[str]) -> None:
     given = arguments.read(COMMAND, [argument for argument in argv if argument.startswith("-")])
     if not given.describe or not files:
         raise ValueError("what is to be described is not said; e.g. --describe a.png b.jpg")
+    if "" in files:
+        raise ValueError("--describe: got ''; allowed: paths of pictures; e.g. --describe a.png b.jpg")
     vision = command_line.load_config(given.config).vision
     if vision is None:
         raise ValueError(f"--config={given.config} has no vision; one that has is vl_01")
@@ -53,8 +55,8 @@ def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
     """Sizes in pixels and tokens, and the SHA-256 of each tile, thumbnail first: as bytes, and as float32 pixels."""
     with open_image(path) as image:
         layout, side = layout_of(image.size, vision, path), vision.image_size
-        orientation = image.getexif().get(EXIF_ORIENTATION)
         tiles = make_tiles(decode(image, path), vision, path)
+        orientation = image.getexif().get(EXIF_ORIENTATION)  # of a PNG it lies behind the pixels: decoded before
         width, height, mode = *image.size, image.mode
     found = {
         "name": path,

@@ -80,3 +80,14 @@ def test_what_hooks_say_comes_as_it_was_sent(monkeypatch):
         assert (one.free, one.error) == (want.free, want.error)
         assert (one.words is None) == (want.words is None) and np.array_equal(one.words, want.words)
     assert [one.error for one in said] == [None] * 3 + ["mask: no id that may be chosen is allowed", None]
+
+
+def test_a_hook_that_calls_the_engine_that_leads_ends_its_own_answer():
+    led = lead(engines.engine())
+    ids = [
+        led.submit(Request(prompt=[5, 6], max_tokens=4, mask=mask)) for mask in (lambda tokens: led.run(), lambda _: 1)
+    ]
+    led.run()
+    wrong, other = map(led.forget, ids)
+    assert (wrong.finish, other.finish) == ("masked", "length")
+    assert wrong.error == "mask: step: called by a hook of a request; allowed: between two steps"

@@ -97,6 +97,33 @@ def test_a_hook_that_leaves_nothing_or_is_wrong_ends_its_own_answer_alone(mask, 
     assert engine().statistics()["free_slots"] == 8
 
 
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: engine().step(), "step"),
+        (lambda: engine().run(), "step"),
+        (lambda: next(engine().stream(engine().submit(request()))), "step"),
+        (lambda: engine().cancel(engine().asked - 1), "cancel"),
+        (lambda: engine().preempt(engine().asked - 1), "preempt"),
+        (lambda: engine().use(engines.model()), "use"),
+    ],
+)
+def test_a_hook_that_calls_its_engine_ends_its_own_answer_alone(call, name):
+    alone, other = answer(request(seed=9)), engine().submit(request(seed=9))
+    found = answer(request(mask=lambda tokens: [65] if len(tokens) < 3 else call()))
+    why = "requests are under way" if name == "use" else "called by a hook of a request; allowed: between two steps"
+    assert (found.tokens, found.finish) == ([65] * 3, "masked") and found.error.startswith(f"mask: {name}: ")
+    assert why in found.error and engine().forget(other).tokens == alone.tokens
+    assert engine().idle and engine().statistics()["free_slots"] == 8
+
+
+def test_a_hook_may_ask_its_engine_for_more():
+    asked = []
+    found = answer(request(max_tokens=2, mask=lambda tokens: asked.append(engine().submit(request(seed=9)))))
+    want = answer(request(seed=9)).tokens
+    assert found.finish == "length" and [engine().forget(id).tokens for id in asked] == [want] * len(asked)
+
+
 def test_what_is_no_hook_is_refused():
     with pytest.raises(ValueError, match="mask: got 'json'; allowed: a function of the tokens so far, or None"):
         engine().submit(request(mask="json"))
