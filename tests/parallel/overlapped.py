@@ -107,3 +107,25 @@ def _multiplies(line: str, computations: dict[str, list[str]]) -> bool:
         return True
     called = re.search(r"calls=(%[\w.-]+)", line)
     return bool(called) and any(_multiplies(inner, computations) for inner in computations[called[1]])
+
+
+def compile_cut_weights(target: str, *, options: bool = True):
+    """Forward and backward of three products whose weights lie in parts on four chips, gathered for each."""
+    mesh = sharding.make_mesh(MeshConfig(data=4), list(chips(target)))
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P("data")))
+
+    def local(x, weights):
+        for weight in weights:
+            whole = jax.lax.all_gather(weight, "data", axis=0, tiled=True)
+            x = jax.nn.relu(x @ whole) @ whole.T
+        return x
+
+    def loss(x, weights):
+        mapped = jax.shard_map(local, in_specs=(jax.P("data"), jax.P("data")), out_specs=jax.P("data"))
+        return jnp.sum(mapped(x, weights).astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh), compiler.no_compilation_cache():
+        lowered = jax.jit(jax.grad(loss, argnums=1)).lower(array(32768, 6144), [array(6144, 8192)] * 3)
+        return lowered.compile(compiler_options(mesh.devices.flat[0].platform) if options else {})

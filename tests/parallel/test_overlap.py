@@ -4,6 +4,8 @@ import importlib.util
 
 import pytest
 
+from mm01_jax.plan.hlo import collectives
+from mm01_jax.plan.hlo.text import parse
 from tests.parallel import overlapped
 
 
@@ -51,3 +53,20 @@ def test_one_group_overlaps_half_at_most(target):
 @pytest.mark.slow
 def test_exchange_is_synchronous_on_tpus_without_the_option_that_we_ship():
     assert compiled("v5p", 2, options=False).asynchronous == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("options", [True, False])
+def test_weights_are_gathered_and_gradients_summed_beside_products(target, options):
+    """All but the first gather and the last sum, beside which nothing is left to do."""
+    if importlib.util.find_spec(COMPILERS[target]) is None:
+        pytest.skip(f"{COMPILERS[target]} compiles for {target}")
+    program = overlapped.compile_cut_weights(target, options=options).as_text()
+    found = collectives.find(parse(program), {"data": 4})
+    beside = {one.kind: found.overlapped[one] for one in found.counts}
+    assert {one.kind: count for one, count in found.counts.items()} == {"all-gather": 3, "reduce-scatter": 3}
+    if options:
+        assert beside["all-gather"] >= 2 and beside["reduce-scatter"] >= 2
+    elif target == "v5p":  # without the SparseCores, which the options ask for
+        assert beside == {"all-gather": 0, "reduce-scatter": 0}
