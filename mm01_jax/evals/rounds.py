@@ -184,6 +184,8 @@ def _records(path: str) -> Iterator[tuple[str, int, dict]]:
         with FILES.open(file, root=place if place.is_dir() else None) as lines:
             for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):  # noqa: B023
                 empty = False
+                if len(line) > MOST_LINE:
+                    raise ValueError(f"--data={shown(file)}, line {number}: more than {MOST_LINE:,} bytes")
                 yield shown(file), number, FILES.parse(f"--data={shown(file)}, line {number}", line)
     if empty:
         raise ValueError(f"--data={shown(path)}: holds no line")

@@ -206,6 +206,12 @@ def test_published_files_of_another_form_are_refused_by_line(tmp_path, capsys, c
     refused(capsys, named, "rounds", f"--data={tmp_path}/a.jsonl")
 
 
+def test_a_published_line_without_end_is_refused_before_it_is_read_whole(tmp_path, capsys):
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.truncate(2**33)  # holes
+    refused(capsys, f"{tmp_path}/a.jsonl, line 1: more than 8,388,608 bytes", "rounds", f"--data={tmp_path}/a.jsonl")
+
+
 def refused(capsys, named: str, *arguments: str) -> None:
     """A command ends before it has looked into its checkpoint, with one line."""
     code = evals.main([*arguments, "--checkpoint=."])
