@@ -38,8 +38,8 @@ class Rendered(NamedTuple):
 
 def check_messages(messages: Any) -> None:
     """ValueError says what is wrong with a conversation: a list of {"role": ..., "content": ...}."""
-    if not isinstance(messages, list) or not messages:
-        raise ValueError("messages is no list of at least one message")
+    if not isinstance(messages, list | tuple) or not messages:
+        raise ValueError(f"messages: got {quoted(messages)}; allowed: a list of at least one message")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in HEADERS:
             role = message.get("role") if isinstance(message, dict) else message

@@ -18,6 +18,7 @@ from mm01_jax.data import conversations
 from mm01_jax.data.conversations import BEGIN, END, Rendered
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.data.tool_calls import MINIMAX_M1
+from mm01_jax.files import quoted
 
 DOCUMENT = "<begin_of_document>"
 _TOOL = "tool"
@@ -73,7 +74,7 @@ class M1:
 
 def _check(messages: Sequence[dict]) -> None:
     if not messages:
-        raise ValueError("messages is no list of at least one message")
+        raise ValueError(f"messages: got {quoted(messages)}; allowed: a list of at least one message")
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, dict) else message
         if role not in _HEADERS:

@@ -13,6 +13,8 @@ from mm01_jax.inference.sampling import Sampling, check_seed
 from mm01_jax.inference.stops import stops
 from mm01_jax.messages import counted
 
+Ids = list[int] | tuple[int, ...] | np.ndarray  # of tokens; not a `range`, which may be larger than any memory
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
@@ -34,7 +36,7 @@ class Request:
     later requests; it finds what others left either way.
     """
 
-    prompt: Sequence[int] | np.ndarray
+    prompt: Ids
     max_tokens: int = 256
     sampling: Sampling = Sampling()
     seed: int = 0
@@ -45,7 +47,7 @@ class Request:
     prompt_logprobs: int | None = None
     routed_experts: bool = False
     guesses: bool = True
-    expected: Sequence[int] | np.ndarray = ()
+    expected: Ids = ()
     priority: int = 0
     content: bytes = b""
     shows: Shown | None = None

@@ -9,6 +9,8 @@ from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.deterministic import CHUNK
 from mm01_jax.model.multimodal import VLModel
 
+_KEPT = ("budget", "prefix_bytes", "host_bytes", "path_states", "snapshots")
+OTHERS = ("tokenizer", "vocab_size", *_KEPT, "poison", "like")  # arguments of an engine besides its sizes
 MOST_SLOTS, MOST_POSITIONS, MOST_GRID = 65_536, 2**30, 256
 _BOUNDS = {  # of whole numbers: the least and the most
     "num_slots": (1, MOST_SLOTS),
@@ -57,10 +59,11 @@ class Sizes:
         Raises:
           ValueError: one of the names is none, or a value may not be; names it and the nearest that may.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in sizes.keys() - set(names):
+        own = [field.name for field in dataclasses.fields(cls)]
+        for name in sizes.keys() - set(own):
+            names = (*own, *OTHERS)
             near = nearest_name(name, names) or "grid"
-            raise ValueError(f"{name}: the engine has no such size; allowed: {', '.join(names)}; nearest: {near}")
+            raise ValueError(f"{name}: the engine has no such argument; allowed: {', '.join(names)}; nearest: {near}")
         found = cls(**sizes)
         found._check()
         return found
@@ -139,6 +142,6 @@ def check_tokenizer(tokenizer, allowed: str) -> None:
 def check_kind(name: str, value, kinds) -> None:
     """ValueError where a value is of none of these classes."""
     if not isinstance(value, kinds):
-        names = [kind.__name__ for kind in typing.get_args(kinds)]
+        names = [kind.__name__ for kind in typing.get_args(kinds) or [kinds]]
         allowed = " or ".join("None" if name == "NoneType" else name for name in names)
         raise ValueError(f"{name}: got a {type(value).__name__}; allowed: {allowed}")

@@ -26,15 +26,27 @@ def check_form(files: Any, num_prompts: int) -> None:
         name = f"images[{number}]"
         if isinstance(some, Source):
             refuse(name, _form(some), each, f"images={_in_lists(files, num_prompts)}")
-        if not isinstance(some, list | tuple):
-            refuse(name, _form(some), "a list of the pictures of a prompt, [] where it has none", '["a.png"]')
-        for place, file in enumerate(some):
-            if not isinstance(file, Source) or not file:
-                allowed = "the path of a picture, the bytes of its file, or a PIL.Image.Image"
-                refuse(f"{name}[{place}]", _form(file), allowed, _picture_of(file))
+        check_list(name, some)
+        check_each(name, some)
     if len(files) != num_prompts:
         got, wanted = counted(len(files), "list"), counted(num_prompts, "prompt")
         refuse("images", f"{got} for {wanted}", "a list for each prompt", "[] for a prompt without a picture")
+
+
+def check_list(name: str, some: Any) -> None:
+    """ValueError where it is no list."""
+    if not isinstance(some, list | tuple):
+        nearest = f"[{_written(some)}]" if isinstance(some, Source) else '["a.png"]'
+        allowed = "a list of the pictures of a prompt, [] where it has none"
+        raise ValueError(f"{name}: got {_form(some)}; allowed: {allowed}; nearest: {nearest}")
+
+
+def check_each(name: str, some: Sequence[Any]) -> None:
+    """ValueError where one of a list is no picture."""
+    for place, file in enumerate(some):
+        if not isinstance(file, Source) or not file:
+            allowed = "the path of a picture, the bytes of its file, or a PIL.Image.Image"
+            raise ValueError(f"{name}[{place}]: got {_form(file)}; allowed: {allowed}; nearest: {_picture_of(file)}")
 
 
 def _picture_of(value: Any) -> str:
@@ -50,6 +62,8 @@ def _form(value: Any) -> str:
     """What was got, in a few words."""
     if value is None or isinstance(value, str | int | float):
         return quoted(value)
+    if isinstance(value, bytes) and not value:
+        return "0 bytes"
     return f"a {type(value).__name__}"
 
 

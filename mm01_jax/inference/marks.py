@@ -24,6 +24,9 @@ def check_conversation(messages: Sequence[dict[str, Any]], vision: VisionConfig 
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"text": content}]
         for part in (part for part in parts if isinstance(part, dict)):
+            if part.get("type") == "image" and vision is None:
+                got = f"messages[{number}]: got a part that is an image"
+                raise ValueError(f'{got}; allowed: text of a model without vision; nearest: {{"type": "text", ...}}')
             if part.get("type") == "image":
                 _refuse(f"messages[{number}]: got a part that is an image and no picture", nearest)
             if isinstance(text := part.get("text"), str):

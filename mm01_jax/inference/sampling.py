@@ -73,7 +73,7 @@ class Sampling:
             if not _is_whole(token) or not 0 <= token < 2**31:
                 raise ValueError(f"logit_bias has the id {token!r}; allowed are whole numbers from 0 on")
             if not _is_number(bias) or not abs(bias) <= 1e6:
-                raise ValueError(f"logit_bias[{token}]={bias} must be a number from -1000000 to 1000000")
+                raise ValueError(f"logit_bias[{token}]={bias!r} must be a number from -1000000 to 1000000")
 
 
 def check_seed(seed: int) -> int:

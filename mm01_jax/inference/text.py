@@ -64,7 +64,7 @@ def generate(
             marks.check_text(f"prompts[{number}]", prompt, vision, 'images=[["a.png"]]')
         given = answers(model, tokenizer, [tokenizer.encode(prompt) for prompt in prompts], settings)
     elif vision is None:
-        raise ValueError("images: got pictures; allowed: none of a model of text; nearest: images=None")
+        raise ValueError(f"images: got {quoted(images)}; allowed: None of a model of text; nearest: images=None")
     else:
         from mm01_jax.inference import pictures  # needs pillow, which text alone does not
 
@@ -94,7 +94,11 @@ def _not_taken(name: str, value: object) -> str:
     """What is wrong with an argument that `generate` does not have."""
     settings = [field.name for field in dataclasses.fields(Sampling)]
     near = nearest_name(name, [*_ARGUMENTS, *settings])
-    right = f"sampling=Sampling({near}={quoted(value)})" if near in settings else f"{near}={quoted(value)}"
+    right = f"{near}={quoted(value)}"
+    if near in settings:
+        right = f"sampling=Sampling({right})"
+    elif near == "images" and not isinstance(value, list | tuple):
+        right = f"images=[[{quoted(value)}]]"
     nearest = "" if near is None else f"; nearest: {right}"
     return f"generate: got {name}={quoted(value)}; allowed: {', '.join(_ARGUMENTS)}{nearest}"
 

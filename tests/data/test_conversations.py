@@ -67,8 +67,8 @@ def test_more_or_fewer_marks_than_images_are_refused(images):
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([], "no list of at least one message"),
-        ("hello", "no list of at least one message"),
+        ([], r"messages: got \[\]; allowed: a list of at least one message"),
+        ("hello", "messages: got 'hello'; allowed: a list"),
         (["hello"], "message 0 has role 'hello'; allowed are system, user"),
         ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'"),
         ([{"role": "user"}], "'user' has content None"),

@@ -69,7 +69,7 @@ def test_a_tokenizer_with_a_document_s_begin_gets_this_template_where_none_lies_
 @pytest.mark.parametrize(
     ("messages", "tokenizer", "named"),
     [
-        ([], TOKENIZER, "messages is no list of at least one message"),
+        ([], TOKENIZER, r"messages: got \[\]; allowed: a list of at least one message"),
         ([{"role": "function", "content": "x"}], TOKENIZER, "message 0 has role 'function'; allowed are system, user"),
         ([{"role": "tool", "content": 4}], TOKENIZER, "content 4; allowed are text or a list of parts"),
         (CHAT, BytesTokenizer(), f"no token {DOCUMENT}"),

@@ -173,11 +173,11 @@ ALLOWED = "allowed: max_tokens, sampling, seed, images; nearest: "
         ({"temperature": 0}, TypeError, f"generate: got temperature=0; {ALLOWED}sampling=Sampling(temperature=0)"),
         ({"temprature": 0}, TypeError, f"generate: got temprature=0; {ALLOWED}sampling=Sampling(temperature=0)"),
         ({"max_new_tokens": 9}, TypeError, f"generate: got max_new_tokens=9; {ALLOWED}max_tokens=9"),
-        ({"image": "a.png"}, TypeError, f"generate: got image='a.png'; {ALLOWED}images='a.png'"),
+        ({"image": "a.png"}, TypeError, f"generate: got image='a.png'; {ALLOWED}images=[['a.png']]"),
         ({"zzzz": 1}, TypeError, f"generate: got zzzz=1; {ALLOWED[: ALLOWED.index(';')]}"),
         ({"sampling": 0}, ValueError, "sampling: got a int; allowed: Sampling or None"),
         ({"seed": -1}, ValueError, "seed=-1 must be a whole number"),
-        ({"images": [["a.png"]]}, ValueError, "images: got pictures; allowed: none of a model of text"),
+        ({"images": [["a.png"]]}, ValueError, "images: got [['a.png']]; allowed: None of a model of text"),
     ],
 )
 def test_other_arguments_are_refused_by_name_before_anything_is_computed(given, error, message, monkeypatch):

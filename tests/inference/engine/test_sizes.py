@@ -1,8 +1,10 @@
 """What an engine cannot be made with is refused by name, with what may be, before anything is compiled."""
 
+import inspect
+
 import pytest
 
-from mm01_jax.inference import engine_devices, engine_room
+from mm01_jax.inference import engine_devices, engine_room, engine_sizes
 from mm01_jax.inference.engine import Engine
 from tests.inference.engine import engines
 
@@ -14,7 +16,8 @@ from tests.inference.engine import engines
         ({"grid": 9}, "max_length: got 64; allowed: a multiple of grid=9; nearest: 72"),
         ({"num_slots": 0}, "num_slots: got 0"),
         ({"pieces": 3, "wide": 2}, "pieces: got 3; allowed: a multiple of wide=2; nearest: 4"),
-        ({"gird": 8}, "gird: the engine has no such size; .* nearest: grid"),
+        ({"gird": 8}, "gird: the engine has no such argument; .* nearest: grid"),
+        ({"prefix_byte": 3}, "prefix_byte: the engine has no such argument; .* nearest: prefix_bytes"),
         ({"num_slots": True}, "num_slots: got True; allowed: a whole number at least 1; nearest: 1"),
         ({"num_slots": 10**6}, "num_slots: got 1000000; allowed: up to 65536; nearest: 65536"),
         ({"max_length": 64.0}, "max_length: got 64.0; allowed: a whole number"),
@@ -66,6 +69,11 @@ def test_counts_that_are_none_are_refused_before_anything_is_compiled(counts, me
         engines.engine(**counts)
     with pytest.raises(ValueError, match="model: got a str; allowed: TextModel or VLModel"):
         Engine("tiny", num_slots=8, max_length=64)
+
+
+def test_every_argument_of_an_engine_may_be_the_nearest():
+    own = set(inspect.signature(Engine).parameters) - {"model", "sizes"}
+    assert own - {"num_slots", "max_length"} == set(engine_sizes.OTHERS)
 
 
 @pytest.mark.parametrize(
