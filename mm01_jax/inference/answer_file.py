@@ -26,10 +26,11 @@ class Begun(NamedTuple):
 
 
 def check_place(path: str, source: str) -> None:
-    """ValueError where the result would replace what it is made of."""
-    place = pathlib.Path(path)
-    if place.exists() and place.samefile(source):
-        raise ValueError(f"--out={path}: allowed: another file than --prompts")
+    """ValueError where the result, or what is written beside it until then, would replace what it is made of."""
+    for place in (pathlib.Path(path), *_places(path)):
+        if place.exists() and place.samefile(source):
+            beside = "" if place == pathlib.Path(path) else f", whose answers lie in {place.name} at first"
+            raise ValueError(f"--out={path}{beside}: allowed: another file than --prompts")
 
 
 def begin(path: str, follows_from: Mapping[str, Any], samples: Sequence[int]) -> Begun:

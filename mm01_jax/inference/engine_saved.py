@@ -7,6 +7,7 @@ is seen at each token is written, not the pixels: they are found again by who sh
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax
@@ -28,6 +29,7 @@ from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_images import MARK, Seen
 from mm01_jax.inference.engine_memory import Memory
 from mm01_jax.inference.engine_request import whole_numbers
+from mm01_jax.inference.engine_sizes import check_kind
 from mm01_jax.model.decoder import TextModel
 
 _FIELD = "conversation"  # of the manifest's meta
@@ -45,8 +47,12 @@ def save(engine: Engine, tokens, directory, content: bytes = b"", shows: Shown |
       SaveFailed: the disk is full or broken.
     """
     memory, tokens = _memory(engine), whole_numbers("tokens", tokens, engine.limits.vocab_size)
-    if pathlib.Path(directory).exists() and any(pathlib.Path(directory).iterdir()):
-        raise ValueError(f"directory: got {directory}, which holds something; allowed: a new or empty one")
+    place = _place(directory)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        what = "holds something" if place.is_dir() else "is a file"
+        raise ValueError(f"directory: got {directory}, which {what}; allowed: a new or empty one")
+    if not isinstance(content, bytes):
+        raise ValueError(f"content: got {content!r}; allowed: bytes")
     marks = _marks(engine, tokens, shows)
     rest = cuts.rest(len(tokens) // engine.sizes.grid * engine.sizes.grid, engine.sizes)
     found = memory.prefix.find(content, np.append(tokens, np.int32(0)), marks, rest=rest, counted=False)
@@ -66,11 +72,11 @@ def load(engine: Engine, directory) -> int:
     """Remembers what `save` wrote; how many tokens that is.
 
     Raises:
-      ValueError: the engine remembers nothing.
+      ValueError: the engine remembers nothing, or an argument is of another kind.
       CheckpointError: it is damaged, no conversation, not finite, or of other weights, another config or another grid.
     """
     memory = _memory(engine)
-    checkpoint = open_checkpoint(directory, prefix="")
+    checkpoint = open_checkpoint(_place(directory), prefix="")
     told = checkpoint.manifest.meta.get(_FIELD)
     if not isinstance(told, dict) or type(told.get("tokens")) is not int or not isinstance(told.get("content"), str):
         raise CheckpointError(f"{directory}: no saved conversation")
@@ -100,7 +106,13 @@ def load(engine: Engine, directory) -> int:
     return count
 
 
+def _place(directory: str | os.PathLike) -> pathlib.Path:
+    check_kind("directory", directory, str | os.PathLike)
+    return pathlib.Path(directory)
+
+
 def _memory(engine: Engine) -> Memory:
+    check_kind("engine", engine, Engine)
     if engine.memory is None:
         raise ValueError("prefix_bytes=0: the engine remembers nothing; nearest: Engine(prefix_bytes=1000000000)")
     return engine.memory
@@ -114,6 +126,7 @@ def _tree(pages: list, state, tokens, seen=None) -> dict:
 def _marks(engine: Engine, tokens: np.ndarray, shows: Shown | None) -> np.ndarray | None:
     """What is seen at each token; None without images."""
     limits = engine.limits
+    check_kind("shows", shows, Shown | None)
     count = len(tokens) if shows is None else len(shows.index)
     check_shown(tokens[:count], shows, limits.vision, limits.tiles)
     return None if shows is None else Seen(shows, limits.vision).marks_of(len(tokens))

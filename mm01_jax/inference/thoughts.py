@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.engine_request import check_count
+from mm01_jax.inference.engine_sizes import check_tokenizer
 from mm01_jax.inference.stops import overlap
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -96,6 +97,7 @@ class Budget:
     """A hook (`masks.py`) that ends thoughts of `most` tokens: what may come then is the closing mark alone."""
 
     def __init__(self, tokenizer: Tokenizer, most: int):
+        check_tokenizer(tokenizer, "a Tokenizer")
         check_count("most", most, 1, None)
         self._tokenizer, self._most, self._closing = tokenizer, most, _closing(tokenizer)
 

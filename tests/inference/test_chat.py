@@ -225,3 +225,7 @@ def test_a_file_without_lines_and_a_place_that_is_the_prompts_own_are_refused(tm
         prompt_file.read(path)
     with pytest.raises(ValueError, match="--out="):
         answer_file.check_place(str(path), path)
+    for beside in ("partial", "partial.json"):
+        prompts = write(tmp_path / f"b.jsonl.{beside}")
+        with pytest.raises(ValueError, match=rf"lie in b\.jsonl\.{beside} at first: allowed: another"):
+            answer_file.check_place(str(tmp_path / "b.jsonl"), prompts)

@@ -71,3 +71,5 @@ def test_a_mark_that_is_one_token_is_closed_by_it():
 def test_a_budget_is_a_number_of_tokens(most):
     with pytest.raises(ValueError, match=f"most: got {most!r}; allowed: a whole number at least 1"):
         Budget(TOKENIZER, most)
+    with pytest.raises(ValueError, match="tokenizer: got a NoneType, which has no decode; allowed: a Tokenizer"):
+        Budget(None, 1)

@@ -99,3 +99,16 @@ def test_what_cannot_be_saved_is_refused(saved, other, tmp_path):
         save(other, "hello", tmp_path / "new")
     with pytest.raises(ValueError, match="prefix_bytes=0"):
         save(engines.alone(), PROMPT, tmp_path / "new")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="directory: got .*file, which is a file; allowed: a new or empty one"):
+        save(other, PROMPT, tmp_path / "file")
+    with pytest.raises(ValueError, match="content: got 'x'; allowed: bytes"):
+        save(other, PROMPT, tmp_path / "new", content="x")
+    with pytest.raises(ValueError, match="shows: got a str; allowed: Shown or None"):
+        save(other, PROMPT, tmp_path / "new", shows="a.png")
+    with pytest.raises(ValueError, match="engine: got a NoneType; allowed: Engine"):
+        save(None, PROMPT, tmp_path / "new")
+    for call in (lambda: save(other, PROMPT, None), lambda: load(other, None)):
+        with pytest.raises(ValueError, match="directory: got a NoneType; allowed: str or PathLike"):
+            call()
+    assert not (tmp_path / "new").exists()
