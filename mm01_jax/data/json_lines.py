@@ -131,7 +131,7 @@ def json_value(line: bytes) -> Any:
     try:
         return parse_json(line.rstrip())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at column {error.pos + 1}") from error
+        raise ValueError(f"{error.msg.removesuffix(' at')} at column {error.pos + 1}") from error
 
 
 def json_object(text: bytes) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _read_line(line: bytes) -> dict[str, Any]:
     check_utf8("its text", json.dumps(fields, ensure_ascii=False))  # the line of its answer would have no form
     for name in fields:
         if name not in KEYS and (meant := nearest_name(name, KEYS, _SLIP)):
-            raise ValueError(f"got the key {quoted(name)}; allowed: {', '.join(KEYS)}, others unlike; nearest: {meant}")
+            allowed = f"{', '.join(KEYS)}, and keys unlike them"
+            raise ValueError(f"got the key {quoted(name)}; allowed: {allowed}; nearest: {meant}")
     asked = [name for name in ("prompt", "messages") if name in fields]
     if len(asked) != 1:
         raise ValueError(f"got {' and '.join(asked) or 'neither'}; allowed: either 'prompt' or 'messages'")

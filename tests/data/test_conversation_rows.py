@@ -146,7 +146,7 @@ BAD = {
     "out of the folder": ({"messages": data.conversation(0, 1), "images": ["../x.png"]}, "side the data's folder"),
     "a link out of it": ({"messages": data.conversation(0, 1), "images": ["link.png"]}, "side the data's folder"),
     "truncated": ({"messages": data.conversation(0, 1), "images": ["cut.png"]}, "cut.png: .* truncated or damaged"),
-    "no messages": ({"text": "hello"}, "messages is no list"),
+    "no messages": ({"text": "hello"}, "messages: got None; allowed: a list"),
     "an unknown role": ({"messages": [{"role": "bot", "content": "x"}]}, "role 'bot'"),
     "images no list": ({"messages": data.conversation(0, 0), "images": "a.png"}, "images is 'a.png', not a list"),
 }
