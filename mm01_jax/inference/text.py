@@ -76,8 +76,6 @@ def generate(
 
 def _check(model: TextModel | VLModel, tokenizer: Tokenizer, prompts: Sequence[str]) -> None:
     """ValueError where what `generate` is given is of another form."""
-    check_model(model)
-    check_tokenizer(tokenizer, "a Tokenizer; nearest: model, tokenizer, _ = mm01_jax.load(DIRECTORY)")
     if isinstance(prompts, str):
         raise ValueError(f"prompts: got the text {prompts!r}; allowed: a list of texts; nearest: [{prompts!r}]")
     if not isinstance(prompts, list | tuple):
@@ -88,6 +86,8 @@ def _check(model: TextModel | VLModel, tokenizer: Tokenizer, prompts: Sequence[s
         if not prompt:
             raise ValueError(f"prompts[{number}]: got no token; allowed: at least one")
         check_utf8(f"prompts[{number}]", prompt)
+    check_model(model)
+    check_tokenizer(tokenizer, "a Tokenizer; nearest: model, tokenizer, _ = mm01_jax.load(DIRECTORY)")
 
 
 def _not_taken(name: str, value: object) -> str:
