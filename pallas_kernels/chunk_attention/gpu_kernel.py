@@ -9,6 +9,9 @@ the same keys at the same time, and a block that one of them has read from memor
 chunk is long beside what was there before it, they are all heads: else programs would not end together. A row's bits
 follow from its query and its keys alone, wherever the chunk was cut: blocks begin at multiples of KEYS of the row's
 places, and what is hidden adds 0.
+
+Where a long cache meets a chunk of few tiles, as a prompt that is taken in between the steps of others' answers, an
+item has a part of a tile's keys, of `splits`, which `gpu_parts.together` adds up. Parts follow from the tile's place.
 """
 
 import functools
@@ -22,11 +25,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import declared
+from pallas_kernels.chunk_attention import gpu_parts
+from pallas_kernels.chunk_attention.gpu_parts import KEYS
 from pallas_kernels.softmax_attention import gpu_blocks as blocks
 from pallas_kernels.softmax_attention.gpu_blocks import DOWN, HALF, LOW, TILE
 from pallas_kernels.varying import vary_alike
 
-KEYS = 128  # of a block
 STAGES = 3  # of the ring of keys and values
 ALIKE = 3  # chunks before this one from which on its tiles see much alike: 4 % more work in one program than in another
 MANY = 12  # items of a program and a key head from which on programs end together in any case
@@ -42,6 +46,7 @@ class _Plan(NamedTuple):
     tiles: int  # of queries, of all rows
     kv_heads: int
     group: int  # query heads of a key head
+    splits: int  # parts of a tile's keys
 
 
 class _Inputs(NamedTuple):
@@ -73,7 +78,7 @@ class _Scratch(NamedTuple):
 
 
 class _Item(NamedTuple):
-    """128 queries of one head, the blocks they see, and where in its program's work that stands."""
+    """128 queries of one head, the blocks they see or a part of them, and where in its program's work that stands."""
 
     b: jax.Array
     n: jax.Array
@@ -81,18 +86,21 @@ class _Item(NamedTuple):
     row: jax.Array  # of the cache
     first: jax.Array  # place of the tile's first query
     count: jax.Array  # queries of the tile, which may be none
+    split: jax.Array | int  # which part of its keys
+    begin: jax.Array | int  # the part's first block; behind the last one that a query sees where it has none
+    stop: jax.Array
     number: jax.Array | int = 0  # of this program's items
     done: jax.Array | int = 0  # blocks of the items before
 
     @property
     def clear(self):
         """Blocks that all queries see."""
-        return lax.min(lax.div(self.first + 1, jnp.int32(KEYS)), self.steps)
+        return jnp.clip(lax.div(self.first + 1, jnp.int32(KEYS)) - self.begin, 0, self.steps)
 
     @property
     def steps(self):
-        """Blocks that some query sees; one for a tile of no query, as a warpgroup waits for the other in each."""
-        return lax.div(self.first + jnp.maximum(self.count, 1) - 1, jnp.int32(KEYS)) + 1
+        """Blocks that some query sees; one where there are none, as a warpgroup waits for the other in each."""
+        return jnp.maximum(self.stop - self.begin, 1)
 
     def queries(self, half):
         return pl.ds(self.t * TILE + half * HALF, HALF)
@@ -103,11 +111,16 @@ def attend(query, keys, values, layer, first_B, count_B):
     (B, S, N, H), K, tiles = query.shape, keys.shape[2], query.shape[1] // TILE
     keys, values = (x.reshape(-1, *x.shape[3:]) for x in (keys, values))
     items = N * B * tiles
+    splits = max(1, min(blocks.MULTIPROCESSORS // items, keys.shape[1] // gpu_parts.LONG))
+    items *= splits
     programs = min(items, blocks.MULTIPROCESSORS)
-    plan = _Plan(items=items, programs=programs, batch=B, tiles=B * tiles, kv_heads=K, group=N // K)
+    plan = _Plan(items=items, programs=programs, batch=B, tiles=B * tiles, kv_heads=K, group=N // K, splits=splits)
+    out_type = [((B, S, N, H), query.dtype)]
+    if splits > 1:
+        out_type = [((splits, B, S, N, H), jnp.float32), ((splits, B, N, S), jnp.float32)]
     kernel = plgpu.kernel(
         functools.partial(_program, plan),
-        out_type=[jax.ShapeDtypeStruct((B, S, N, H), query.dtype, manual_axis_type=jax.typeof(query).mat)],
+        out_type=[jax.ShapeDtypeStruct(*one, manual_axis_type=jax.typeof(query).mat) for one in out_type],
         scratch_types=[_scratch(H)],
         grid=(programs,),
         grid_names=("program",),
@@ -120,8 +133,8 @@ def attend(query, keys, values, layer, first_B, count_B):
     beside = jnp.where(alike, jnp.int32(N // K), jnp.int32(N))
     inputs = _Inputs(beside, count_B, first_B, keys, layer.reshape(1), order, query, values)
     with declared.flops(2 * 2 * B * N * S * keys.shape[1] * H):
-        (out,) = kernel(inputs)
-    return vary_alike(query, out)[1]
+        out, *lse = kernel(inputs)
+    return vary_alike(query, gpu_parts.together(out, *lse).astype(query.dtype) if lse else out)[1]
 
 
 def _longest_first(first_B, count_B, tiles: int) -> jax.Array:
@@ -147,9 +160,12 @@ def _scratch(H: int) -> _Scratch:
     )
 
 
-def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
+def _program(plan: _Plan, inputs: _Inputs, *refs):
+    *outs, smem = refs
+
     def item_of(index) -> _Item:
-        """All tiles of the heads that stand beside each other, then those of the next ones."""
+        """All tiles of the heads that stand beside each other, then those of the next ones; parts of a tile follow."""
+        split, index = lax.rem(index, plan.splits), lax.div(index, plan.splits)
         beside = inputs.beside[0] + jnp.int32(0)
         heads, rest = lax.div(index, plan.tiles * beside), lax.rem(index, plan.tiles * beside)
         place, n = inputs.order[lax.div(rest, beside)] + jnp.int32(0), heads * beside + lax.rem(rest, beside)
@@ -159,7 +175,8 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
         first, count, layer = (x + jnp.int32(0) for x in (inputs.first[b], inputs.counts[b], inputs.layer[0]))
         count = jnp.clip(count - t * TILE, 0, TILE)
         row = (layer * plan.batch + b) * plan.kv_heads + lax.div(n, jnp.int32(plan.group))
-        return _Item(b, n, t, row, jnp.where(count > 0, first + t * TILE, 0), count)
+        first = jnp.where(count > 0, first + t * TILE, 0)
+        return _Item(b, n, t, row, first, count, split, *gpu_parts.part(plan.splits, split, first, count))
 
     def each(body):
         _each_item(plan, item_of, lambda number, item, done: body(item._replace(number=number, done=done)))
@@ -171,7 +188,8 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
             plgpu.copy_gmem_to_smem(source, smem.q.at[half], smem.q_full.at[half])
 
         def fill(step, slot):
-            keys = pl.ds(step * KEYS, KEYS)
+            block = step if plan.splits == 1 else jnp.minimum(item.begin + step, inputs.k.shape[1] // KEYS - 1)
+            keys = pl.ds(block * KEYS, KEYS)
             plgpu.copy_gmem_to_smem(inputs.k.at[item.row, keys], smem.k.at[slot], smem.k_full.at[slot])
             plgpu.copy_gmem_to_smem(inputs.v.at[item.row, keys], smem.v.at[slot], smem.v_full.at[slot])
             # Only now: the second warpgroup ends its item when the first has begun the next one.
@@ -193,7 +211,7 @@ def _program(plan: _Plan, inputs: _Inputs, out_gmem, smem: _Scratch):
     def compute(warpgroup):
         # The second warpgroup is half a step behind the first, over the ends of items too.
         pl.when(warpgroup == 1)(lambda: _pass_on(smem))
-        each(functools.partial(_compute, out_gmem, smem, warpgroup))
+        each(functools.partial(_compute, outs, smem, warpgroup))
         pl.when(warpgroup == 0)(lambda: _pass_on(smem))
 
     blocks.compute_and_load(compute, lambda: each(load_item))
@@ -226,7 +244,7 @@ def _pass_on(smem: _Scratch):
     plgpu.barrier_wait(smem.turn)
 
 
-def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
+def _compute(outs, smem: _Scratch, warpgroup, item: _Item):
     q = smem.q.at[warpgroup]
     plgpu.barrier_wait(smem.q_full.at[warpgroup])
     H = q.shape[1]
@@ -238,7 +256,9 @@ def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
         (logits,) = blocks.products((q, smem.k.at[slot].transpose((1, 0))), then=lambda: _pass_on(smem))
         if masked:
             query, key = (plgpu.broadcasted_iota(jnp.int32, (HALF, KEYS), i, layout=WGMMA) for i in range(2))
-            ahead = item.first + warpgroup * HALF - block * KEYS  # of the block's first key, the first query here
+            ahead = (
+                item.first + warpgroup * HALF - (item.begin + block) * KEYS
+            )  # of the block's first key, the first query here
             logits = jnp.where(key <= query + ahead, logits, jnp.float32(2 * LOW))
         plgpu.barrier_arrive(smem.k_free.at[slot])
         weights, (out, peak, total) = blocks.online_softmax(logits, carry, scale)
@@ -252,9 +272,16 @@ def _compute(out_gmem, smem: _Scratch, warpgroup, item: _Item):
     peak = plgpu.layout_cast(jnp.full((HALF,), LOW, jnp.float32), DOWN)
     carry = blocks.zeros(HALF, H), peak, blocks.zeros(HALF)
     carry = lax.fori_loop(0, item.clear, functools.partial(step, masked=False), carry)
-    out, _, total = lax.fori_loop(item.clear, item.steps, functools.partial(step, masked=True), carry)
+    out, peak, total = lax.fori_loop(item.clear, item.steps, functools.partial(step, masked=True), carry)
+    place = item.b, item.queries(warpgroup), item.n
+    if len(outs) > 1:  # a part may have nothing for a query
+        sees_any = total > 0
+        total = jnp.where(sees_any, total, jnp.float32(1))
+        lse = jnp.where(sees_any, peak * scale + jnp.log2(total), jnp.float32(jnp.finfo(jnp.float32).min))
+        outs[1].at[item.split, item.b, item.n, item.queries(warpgroup)][...] = lse
+        place = (item.split, *place)
     row = plgpu.broadcasted_iota(jnp.int32, (HALF, H), 0, layout=WGMMA)
     out = jnp.where(row + warpgroup * HALF < item.count, out * blocks.down(1 / total, H), jnp.float32(0))
-    blocks.leave(out, out_gmem.at[item.b, item.queries(warpgroup), item.n], q)
+    blocks.leave(out, outs[0].at[place], q)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
     plgpu.barrier_arrive(smem.q_free.at[warpgroup])

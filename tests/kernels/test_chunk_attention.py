@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
-from pallas_kernels.chunk_attention import chunk_attention, gpu_kernel, reference
+from pallas_kernels.chunk_attention import chunk_attention, gpu_kernel, gpu_parts, reference
 from pallas_kernels.softmax_attention import gpu_blocks
 from tests.slow import slow_but
 
@@ -21,14 +21,14 @@ ABSTRACT = functools.partial(AbstractMesh, axis_types=(AxisType.Auto,), abstract
 
 
 @contextlib.contextmanager
-def interpreted(monkeypatch):
+def interpreted(monkeypatch, multiprocessors: int = 3):
     """As on an H200. The interpreter (jax 0.12) knows no product with a left operand in registers."""
     monkeypatch.setattr(
         gpu_blocks,
         "add_product",
         lambda total, left, right, **_: total + jnp.dot(left.astype(jnp.float32), right[...].astype(jnp.float32)),
     )
-    monkeypatch.setattr(gpu_blocks, "MULTIPROCESSORS", 3)  # a program has several items
+    monkeypatch.setattr(gpu_blocks, "MULTIPROCESSORS", multiprocessors)  # few: a program has several items
     monkeypatch.setattr(gpu_kernel, "ALIKE", 1)  # the second case has its items in the other order
     with plgpu.force_gpu_interpret_mode(), use_abstract_mesh(ABSTRACT((1,), ("chip",))):
         yield
@@ -56,6 +56,28 @@ def test_chunk_attention_by_the_kernel_is_no_worse_than_xla(name, monkeypatch):
     exact = reference.attend(query, keys, values, *told)
     allowed = np.abs(np.asarray(chunk_attention(query, keys, values, *told), np.float64) - exact).max()
     with interpreted(monkeypatch):
+        found = np.asarray(chunk_attention(query, keys, values, *told, implementation="gpu"), np.float64)
+    assert np.abs(found - exact).max() <= 2 * allowed
+    for row, real in enumerate(count):
+        assert not found[row, real:].any()
+
+
+# As above: a part has nothing, or begins amid what is hidden; 16 items of 4 parts, and of 3.
+PARTS = {
+    "a long row": ((128, 1024, 2, 1, 64, (640, 893), (128, 77)), 16),
+    "short rows": ((128, 1024, 2, 1, 64, (0, 130), (128, 0)), 12),
+}
+
+
+@pytest.mark.parametrize("name", slow_but({"a long row"}, PARTS))
+def test_parts_of_a_tiles_keys_are_no_worse_than_xla_together(name, monkeypatch):
+    (*sizes, first, count), multiprocessors = PARTS[name]
+    query, keys, values = arrays(sizes)
+    told = jnp.int32(1), jnp.asarray(first, jnp.int32), jnp.asarray(count, jnp.int32)
+    exact = reference.attend(query, keys, values, *told)
+    allowed = np.abs(np.asarray(chunk_attention(query, keys, values, *told), np.float64) - exact).max()
+    monkeypatch.setattr(gpu_parts, "LONG", 128)
+    with interpreted(monkeypatch, multiprocessors):
         found = np.asarray(chunk_attention(query, keys, values, *told, implementation="gpu"), np.float64)
     assert np.abs(found - exact).max() <= 2 * allowed
     for row, real in enumerate(count):
