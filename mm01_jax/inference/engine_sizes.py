@@ -31,7 +31,7 @@ class Sizes:
     """What the shapes of all programs follow from.
 
     max_length: positions of a slot. grid: tokens of a piece. pieces: at most in one call of prefill; `wide` of them
-    make one product where so many are left (faster on an accelerator; the bits then follow from the cuts, too).
+    make one product where so many are left (faster on an accelerator; `engine_pieces.py`).
     steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
     logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
     routed_experts: requests may ask which experts their tokens went to. tiles: of images, in a call of their tower, 0:
