@@ -40,6 +40,16 @@ def right_answers(loaded: loading.Loaded, task: str, count: int, *, held_out: bo
     return right
 
 
+def examples(folder: pathlib.Path, count: int = 10) -> tuple[pathlib.Path, str]:
+    """Writes pictures of digits that no run saw, named by what they show; the first and its digit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = list(questions(101, count, ["digit"], held_out=True))
+    paths = [folder / f"{number}_is_{question.answer}.png" for number, question in enumerate(asked)]
+    for path, question in zip(paths, asked, strict=True):
+        path.write_bytes(question.pictures[0].png)
+    return paths[0], asked[0].answer
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.train_vl", __doc__)
     parser.add_argument("--workdir", default="runs/vl")
@@ -58,8 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         }
         for task in TASKS
     }
+    shown = examples(root / "pictures")
     took |= {"asking": round(time.monotonic() - asking, 1), "all": round(time.monotonic() - start, 1)}
     say(root, Report(given.json, "benchmarks.train_vl", argv), count, scores, took)
+    print(f"ask it yourself, about a picture that no run saw (is {shown[1]}):")
+    print(f"  mm01-generate --checkpoint={root / 'stage2'} --image={shown[0]} --prompt='<image>digit?' --temperature=0")
     return 0 if all(scores[task]["held_out"] >= goal * count for task, goal in GOALS.items()) else 1
 
 

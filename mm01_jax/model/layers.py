@@ -154,7 +154,7 @@ def _stored(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, rules:
     """How a weight lies: what only stores it cuts the first dim of a layer's instead of its width, where that divides.
 
     Parts of a first dim are gathered, and gradients summed into them, as they lie; parts of a later one are transposed
-    before and after: 8 of 37 ms of a step on two H200s, with the experts' matrices cut in their widths.
+    before and after, which by its kernels' times is much of what two GPUs add to a step (benchmarks/mesh.md).
     """
     placed = sharding.named(mesh, rules, *axes)
     first = sum(axis in ("period", "layer") for axis in axes)
