@@ -37,7 +37,7 @@ class Problem:
             got = repr(self.got)
         except ValueError:  # Python prints no whole number of more than 4300 digits
             got = f"an {type(self.got).__name__} too large to print"
-        got = got if len(got) <= 80 else got[:77] + "..."  # a message stays on one screen
+        got = got if len(got) <= 200 else got[:197] + "..."  # a long path whole, and a message on one screen
         nearest = f"; nearest: {self.nearest}" if self.nearest is not None else ""
         return f"{self.key}: got {got}; allowed: {self.allowed}{nearest}"
 

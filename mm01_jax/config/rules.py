@@ -4,6 +4,7 @@
 they divide.
 """
 
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -183,9 +184,10 @@ def _tokenizer(config: Config) -> Iterator[Problem]:
 
 def _source(config: Config) -> Iterator[Problem]:
     source = config.data.source
-    # A bare word is far more often a mistyped 'stdlib' than a folder; whether a path exists is for the data set to say.
+    # A bare word that is no folder is a mistyped 'stdlib'; whether a path exists is for the data set to say.
     marks = ("/", "*", ".txt", ".jsonl", ".parquet", ".arrayrecord")
-    if source != "stdlib" and not source.startswith("recall:") and not any(mark in source for mark in marks):
+    known = source == "stdlib" or source.startswith("recall:") or any(mark in source for mark in marks)
+    if not known and not os.path.isdir(source):
         allowed = f"'stdlib', 'recall:4k', or a path, folder (./{source}) or glob of {', '.join(marks[2:])} files"
         yield Problem(key="data.source", got=source, allowed=allowed, nearest="'stdlib'")
 

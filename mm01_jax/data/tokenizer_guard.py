@@ -48,6 +48,7 @@ KNOWN = frozenset(
 _MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
 _PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
+_MOST_PIECES = 16  # of a template for texts, and ids of a piece
 _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
@@ -122,8 +123,20 @@ def _is_plain_part(part: dict[str, Any]) -> bool:
         return False
     if part["type"] == "WordPiece" and not part.get("max_input_chars_per_word", 0) <= _MOST_CHARACTERS:
         return False
+    if part["type"] == "TemplateProcessing" and not _adds_little(part):
+        return False
     pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}
     return not isinstance(pattern, dict) or pattern.get("Regex", next(iter(KNOWN))) in KNOWN
+
+
+def _adds_little(template: dict[str, Any]) -> bool:
+    """Whether a template says a text once, and a few ids beside it: one that says it N times makes N of its tokens."""
+    ids = [token["ids"] for token in template["special_tokens"].values()]
+    for pieces in (template["single"], template["pair"]):
+        texts = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
+        if len(pieces) > _MOST_PIECES or len(set(texts)) < len(texts):
+            return False
+    return all(len(some) <= _MOST_PIECES for some in ids)
 
 
 class Stopped(ValueError):

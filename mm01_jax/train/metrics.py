@@ -144,8 +144,8 @@ def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda mess
 
 def _records(path: pathlib.Path, log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """One after another, however many there are; of damaged lines the first are named."""
-    if not path.is_file():
-        if path.exists():
+    if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or path.exists():
             log(f"{path}: no regular file; it is left out")
         return
     damaged = 0

@@ -162,7 +162,7 @@ def test_certify_compares_two_directories_with_images(room):
 
 WRONG = {
     "one of the two flags": ({"image-sizes": ""}, "--image-sizes is missing"),
-    "a path": ({"pixels": "none.npy"}, "no such file"),
+    "a path": ({"pixels": "none.npy"}, "allowed: a file that exists"),
     "another dtype": ({"pixels": "float64.npy"}, r"pixels: got float64\[6, 3, 56, 56\]; allowed: float32 \[tiles"),
     "another number of tiles": ({"pixels": "fewer.npy"}, "pixels: 5 tiles; the 2 images of these sizes have 6"),
     "sizes of one image": ({"image-sizes": "flat.npy"}, r"image sizes: got int64\[2\]; allowed: whole numbers"),

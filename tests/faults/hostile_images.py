@@ -124,10 +124,10 @@ def _server() -> Server:
 
 
 def asked_about(path: str) -> int:
-    """`mm01-generate` with the image, before there is a checkpoint."""
+    """`mm01-generate` with the image, before a checkpoint is read: the folder holds none."""
     from mm01_jax.inference.__main__ import main as generate
 
-    return generate([f"--checkpoint={path}-model", f"--image={path}", "--prompt=<image>?"])
+    return generate([f"--checkpoint={pathlib.Path(path).parent}", f"--image={path}", "--prompt=<image>?"])
 
 
 def typed(name: str, room: pathlib.Path) -> Ended:

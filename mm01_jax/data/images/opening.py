@@ -91,7 +91,7 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
         status = path.stat()
         real = path.resolve(strict=True)
         if root is not None and not real.is_relative_to(root.resolve()):
-            raise ImageError(f"{name}: leads to {real}, outside the data's folder {root}")
+            raise ImageError(f"{name}: lies outside the data's folder {root}, at {real}")
         if not stat.S_ISREG(kind := status.st_mode):
             words = "a directory" if stat.S_ISDIR(kind) else "a FIFO" if stat.S_ISFIFO(kind) else "a device or a socket"
             raise ImageError(f"{name}: is {words}, not a file")
