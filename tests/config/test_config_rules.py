@@ -42,6 +42,14 @@ def test_override_is_read_by_the_type_of_its_field(override, value):
     assert type(found) is type(value)
 
 
+def test_a_folder_that_exists_is_a_source_by_its_bare_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="data.source: got 'tokens'"):
+        command_line.load_config(BASE, ["data.source=tokens"])
+    (tmp_path / "tokens").mkdir()
+    assert command_line.load_config(BASE, ["data.source=tokens"]).data.source == "tokens"
+
+
 def test_last_of_two_overrides_of_one_field_wins():
     assert command_line.load_config(BASE, ["train.seed=1", "train.seed=2"]).train.seed == 2
 

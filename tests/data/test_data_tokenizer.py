@@ -213,6 +213,14 @@ def test_a_guarded_tokenizer_answers_each_thread_with_its_own_ids(tmp_path):
     guarded.close()
 
 
+def says(times: int, ids: int = 1) -> dict:
+    """A template that says a text so many times, beside a token of so many ids."""
+    text, token = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[X]", "type_id": 0}}
+    special = {"[X]": {"id": "[X]", "ids": [5] * ids, "tokens": ["x"] * ids}}
+    template = {"type": "TemplateProcessing", "single": [token] + [text] * times, "pair": []}
+    return {"post_processor": template | {"special_tokens": special}}
+
+
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 
 
@@ -222,6 +230,9 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
         (False, {}),
         (False, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}),
         (False, {"post_processor": BYTE_LEVEL}),
+        (False, says(1)),
+        (True, says(2)),
+        (True, says(1, ids=17)),
         (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 2}}),
         (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}] * 9}}),
         (True, {"normalizer": {"prepend": "xxxx"}}),

@@ -104,14 +104,14 @@ def test_a_folder_that_is_gone_or_in_the_place_of_the_file_ends_no_run(tmp_path)
 def test_a_log_that_is_a_link_is_replaced_and_what_it_points_to_left_alone(tmp_path):
     outside, workdir = tmp_path / "outside", tmp_path / "run"
     workdir.mkdir()
-    outside.write_text("mine\n")
+    outside.write_text('{"step": 0, "mine": 1}\n')
     for name in ("metrics.jsonl", "config.json"):
         (workdir / name).symlink_to(outside)
     log = MetricsLog(workdir, 0, tensorboard=False, log=lambda message: None)
     log.write({"step": 1})
     log.close()
     folder.write(workdir / "config.json", "{}")
-    assert outside.read_text() == "mine\n"
+    assert outside.read_text() == '{"step": 0, "mine": 1}\n'
     assert read_metrics(workdir) == [{"step": 1}] and (workdir / "config.json").read_text() == "{}"
 
 
