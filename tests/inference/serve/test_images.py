@@ -5,23 +5,17 @@ import dataclasses
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from mm01_jax.checkpoint import Checkpoints  # noqa: E402
-from mm01_jax.config import saved  # noqa: E402
 from mm01_jax.data.tokenizer import open_tokenizer  # noqa: E402
 from mm01_jax.inference import pictures  # noqa: E402
 from mm01_jax.inference.serve import body, images  # noqa: E402
 from mm01_jax.inference.serve.__main__ import main  # noqa: E402
 from mm01_jax.inference.serve.engine_loop import shown  # noqa: E402
-from mm01_jax.model import multimodal  # noqa: E402
-from tests import small  # noqa: E402
 from tests.data import conversation_data as data  # noqa: E402
 from tests.faults.hostile_images import CASES, png_header  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
@@ -186,16 +180,9 @@ def test_a_model_of_text_takes_no_image_and_a_model_that_sees_no_other_template(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, folder):
+def model(vl_run, folder):
     """A server of a model whose images decide what it says."""
-    place = tmp_path_factory.mktemp("vl")
-    base = small.config(small.write_text(place / "text"), train__sequence_length=data.LENGTH)
-    config = small.replace(base, vision=data.VISION)
-    with small.one_device(), Checkpoints(place / "run") as checkpoints:
-        made = multimodal.build(config, rngs=nnx.Rngs(params=3))
-        made = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, made)
-        checkpoints.save(1, {"model": made}, {"config": json.loads(saved.to_json(config))})
-    flags = f"--checkpoint={place / 'run'}", "--template=minimax-01", "--context=896", "--slots=4", f"--images={folder}"
+    flags = f"--checkpoint={vl_run}", "--template=minimax-01", "--context=896", "--slots=4", f"--images={folder}"
     with Server(*flags) as server:
         server.url = server.until(r"(http://\S+/v1) serves")[1]
         yield server
