@@ -149,8 +149,8 @@ def trace(config: Config):
     """(mesh, (the step, the initial state)), lowered for the first devices, as many as the mesh has."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: devices_of(config)])
     with jax.set_mesh(mesh):
-        state = step.abstract_state(config, mesh)
-        config = with_remat_settled(config, state, lambda _: None)
+        config = with_remat_settled(config, step.abstract_state(config, mesh), lambda _: None)
+        state = step.abstract_state(config, mesh)  # a model carries the settings that it was made with
         placed = jax.tree.map(lambda x: x.sharding, state)
         where = sharding.named(mesh, config.mesh.rules, "batch", "seq")
         shape = (config.train.batch_size, config.train.sequence_length)
