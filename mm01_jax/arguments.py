@@ -5,73 +5,19 @@ A command either takes flags alone or first a task, a word with flags of its own
 """
 
 import re
-import textwrap
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
 from mm01_jax import command
-from mm01_jax.config import ConfigError, Problem, command_line, fields
+from mm01_jax.config import ConfigError, Problem, fields
+from mm01_jax.flag import Command, Flag, flags_of, text
 from mm01_jax.values import allowed_instead, nearest_path
 
 _OVERRIDE = "config."
 _HELP = ("help", "h")
-_WIDTH = 110
-
-
-class Flag(NamedTuple):
-    """One flag.
-
-    kind: str, int, float, bool, or a tuple of the words allowed.
-    example: of a value; with `required`, what a refusal proposes.
-    least, most: of a number. writes: it names a file that is written in the end. reads: what it names, to be read.
-    """
-
-    name: str
-    words: str
-    kind: type | tuple[str, ...] = str
-    default: Any = None
-    example: str = "TEXT"
-    required: bool = False
-    least: float | None = None
-    most: float | None = None
-    writes: bool = False
-    reads: str = ""
-
-    @property
-    def typed(self) -> str:
-        """As a person types it."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def allowed(self) -> str:
-        """What its value may be, in words."""
-        if isinstance(self.kind, tuple):
-            return ", ".join(self.kind)
-        words = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[self.kind]
-        bounds = [f"{sign} {bound}" for sign, bound in ((">=", self.least), ("<=", self.most)) if bound is not None]
-        return " ".join([words, " and ".join(bounds)]).strip()
-
-    @property
-    def proposed(self) -> str:
-        """It with a value that is allowed."""
-        of_its_kind = self.example if self.kind is str or self.example != "TEXT" else str(self.least or 1)
-        first = self.kind[0] if isinstance(self.kind, tuple) else of_its_kind
-        return f"{self.typed}={first if self.default is None else str(self.default).lower()}"
-
-    def define(self, values: flags.FlagValues) -> None:
-        if isinstance(self.kind, tuple):
-            flags.DEFINE_enum(self.name, self.default, self.kind, self.words, flag_values=values)
-        elif self.kind is int or self.kind is float:
-            define = flags.DEFINE_integer if self.kind is int else flags.DEFINE_float
-            bounds = {"lower_bound": self.least, "upper_bound": self.most}
-            define(self.name, self.default, self.words, flag_values=values, **bounds)
-        else:
-            define = flags.DEFINE_bool if self.kind is bool else flags.DEFINE_string
-            define(self.name, self.default, self.words, flag_values=values)
-
 
 CONFIG = Flag(
     "config",
@@ -109,24 +55,6 @@ COMPILE_CACHE = Flag(
 )
 
 
-class Task(NamedTuple):
-    """The first word of a command that takes one: what it does, its flags, the function that does it."""
-
-    words: str
-    flags: tuple[Flag, ...]
-    run: Any
-
-
-class Command(NamedTuple):
-    """doc: its module's docstring; the last paragraph says the exit codes. takes_overrides: --config.KEY=VALUE."""
-
-    name: str
-    doc: str
-    flags: tuple[Flag, ...] = ()
-    tasks: Mapping[str, Task] = {}
-    takes_overrides: bool = False
-
-
 def read(program: Command, argv: Sequence[str]) -> types.SimpleNamespace:
     """The value of every flag by its name; `task`, the word or None; `overrides`, ["train.steps=10"].
 
@@ -134,51 +62,62 @@ def read(program: Command, argv: Sequence[str]) -> types.SimpleNamespace:
       argv: without the program's name.
 
     Raises:
-      ConfigError: a flag that is unknown, wrong, repeated or missing, or a word too many or too few.
+      ConfigError: flags that are unknown, wrong, repeated or missing, each of them, or a word too many or too few.
       command.Help: the help was asked for.
     """
-    given, words = _split(program, argv)
+    given, words, problems = _split(program, argv)
     task = _task(program, words, _asks_help(given))
-    known = {flag.name: flag for flag in flags_of(program, task)}
     if _asks_help(given):
         raise command.Help(text(program, task))
+    known = {flag.name: flag for flag in flags_of(program, task)}
     seen, overrides, accepted = set(), [], []
     for typed, name, value in given:
+        flag = None
         if program.takes_overrides and name.startswith(_OVERRIDE):
             one = name
             overrides.append(name.removeprefix(_OVERRIDE) + (f"={value}" if value is not None else ""))
+        elif (flag := _known_flag(known, name, value)) is None:
+            problems.append(_unknown(program, task, known, typed, name, value))
+            continue
         else:
-            flag = _known_flag(program, task, known, typed, name, value)
             one = flag.name
-            accepted.append((flag, f"--{name}" if value is None else f"--{name}={value}", value))
         if one in seen:
-            raise refused(typed, "no value" if value is None else value, "once on a command line", f"one {typed}")
+            got = "no value" if value is None else value
+            problems.append(_problem(typed, got, "once on a command line", f"one {typed}"))
+        elif flag is not None:
+            accepted.append((flag, f"--{name}" if value is None else f"--{name}={value}", value))
         seen.add(one)
-    found = _values(program, list(known.values()), accepted)
+    found = _values(program, list(known.values()), accepted, problems)
+    if problems:
+        raise ConfigError(problems)
     return types.SimpleNamespace(**found, task=task, overrides=overrides)
 
 
-def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, str | None]], list[str]]:
-    """([(as typed, name with `_`, value or None)], words)."""
+def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, str | None]], list[str], list[Problem]]:
+    """([(as typed, name with `_`, value or None)], words, what is wrong with how flags are written)."""
     every = {flag.name: flag for name in (program.tasks or [None]) for flag in flags_of(program, name)}
-    given, words, rest = [], [], iter(argv)
-    for argument in rest:
+    given, words, problems, left = [], [], [], list(argv)[::-1]
+    while left:
+        argument = left.pop()
         match = re.fullmatch(r"(--?([A-Za-z][^=]*))(?:=(.*))?", argument, re.DOTALL)
         if argument == "--":
-            words += rest
-        elif not match and argument.startswith("-"):  # ---config, --=x
+            words += left[::-1]
+            break
+        if not match and argument.startswith("-"):  # ---config, --=x
             near = fields.nearest_name(argument.strip("-").partition("=")[0].replace("-", "_"), [*every, *_HELP])
-            raise refused(argument, "no flag", "flags, written --name=value", f"--{(near or 'help').replace('_', '-')}")
+            nearest = f"--{(near or 'help').replace('_', '-')}"
+            problems.append(_problem(argument, "no flag", "flags, written --name=value", nearest))
         elif not match:
             words.append(argument)
         else:
             typed, name, value = match[1], match[2].replace("-", "_"), match[3]
             if value is None and name in every and every[name].kind is not bool:
-                value = next(rest, None)
-                if value is None or value.startswith("--"):
-                    raise refused(typed, "no value", every[name].allowed, every[name].proposed)
+                if not left or left[-1].startswith("--"):
+                    problems.append(_problem(typed, "no value", every[name].allowed, every[name].proposed))
+                    continue
+                value = left.pop()
             given.append((typed, name, value))
-    return given, words
+    return given, words, problems
 
 
 def _asks_help(given) -> bool:
@@ -204,97 +143,70 @@ def _task(program: Command, words: list[str], help_asked: bool) -> str | None:
     return task
 
 
-def _known_flag(program: Command, task: str | None, known: Mapping[str, Flag], typed: str, name: str, value) -> Flag:
+def _known_flag(known: Mapping[str, Flag], name: str, value: str | None) -> Flag | None:
     flag = known.get(name) or known.get(name.removeprefix("no"))
-    if flag is None or (flag.name != name and (flag.kind is not bool or value is not None)):
-        keys = [f"{_OVERRIDE}{key}" for key in fields.leaf_types()] if program.takes_overrides else []
-        near = fields.nearest_name(name, [*known, *_HELP, *keys])
-        nearest = known[near].typed if near in known else f"--{near}" if near else "--help"
-        of = f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)"
-        raise refused(typed, "no value" if value is None else value, of, nearest)
-    return flag
+    return None if flag is None or (flag.name != name and (flag.kind is not bool or value is not None)) else flag
 
 
-def _values(program: Command, known: Sequence[Flag], accepted) -> dict[str, Any]:
-    """Name -> value, as absl reads it."""
+def _unknown(program: Command, task: str | None, known: Mapping[str, Flag], typed: str, name: str, value) -> Problem:
+    keys = [f"{_OVERRIDE}{key}" for key in fields.leaf_types()] if program.takes_overrides else []
+    near = fields.nearest_name(name, [*known, *_HELP, *keys])
+    nearest = known[near].typed if near in known else f"--{near}" if near else "--help"
+    of = f"a flag of {' '.join(filter(None, (program.name, task)))} (see --help)"
+    return _problem(typed, "no value" if value is None else value, of, nearest)
+
+
+def _values(program: Command, known: Sequence[Flag], accepted, problems: list[Problem]) -> dict[str, Any]:
+    """Name -> value, as absl reads it; adds what is wrong to `problems`, of a flag once.
+
+    A flag that is missing because it is what an unknown one was meant to be is no second problem.
+    """
     values = flags.FlagValues()
     for flag in known:
-        flag.define(values)
+        _define(flag, values)
+    wrong = {problem.key.replace("_", "-") for problem in problems} | {problem.nearest for problem in problems}
     for flag, argument, value in accepted:
         try:
             values([program.name, argument])
         except flags.Error:
+            if flag.typed in wrong:
+                continue
             near = fields.nearest_name(str(value), flag.kind) if isinstance(flag.kind, tuple) else None
-            raise refused(flag.typed, value, flag.allowed, near or flag.proposed) from None
-    for flag in known:
-        value = values[flag.name].value
-        if value == "" or (flag.required and value is None):  # empty: a shell's variable that is not set
-            raise refused(flag.typed, "nothing", flag.words, flag.proposed)
-        if allowed := allowed_instead(value, writes=flag.writes):
-            raise refused(flag.typed, value, allowed, flag.proposed)
-    for flag in known:  # when all is a value of its kind
-        if flag.reads and (allowed := allowed_instead(value := values[flag.name].value, reads=flag.reads)):
-            near = nearest_path(value)
-            raise refused(flag.typed, value, allowed, f"{flag.typed}={near}" if near else None)
-    return {flag.name: values[flag.name].value for flag in known}
+            problems.append(_problem(flag.typed, value, flag.allowed, near or flag.proposed))
+            wrong.add(flag.typed)
+    found = {flag.name: values[flag.name].value for flag in known}
+    problems += filter(None, (_value_problem(flag, found[flag.name]) for flag in known if flag.typed not in wrong))
+    return found
+
+
+def _value_problem(flag: Flag, value: Any) -> Problem | None:
+    """What is wrong with a value of its flag's kind."""
+    if value == "" or (flag.required and value is None):  # empty: a shell's variable that is not set
+        return _problem(flag.typed, "nothing", flag.words, flag.proposed)
+    if allowed := allowed_instead(value, writes=flag.writes):
+        return _problem(flag.typed, value, allowed, flag.proposed)
+    if flag.reads and (allowed := allowed_instead(value, reads=flag.reads)):
+        near = nearest_path(value)
+        return _problem(flag.typed, value, allowed, f"{flag.typed}={near}" if near else None)
+    return None
+
+
+def _define(flag: Flag, values: flags.FlagValues) -> None:
+    if isinstance(flag.kind, tuple):
+        flags.DEFINE_enum(flag.name, flag.default, flag.kind, flag.words, flag_values=values)
+    elif flag.kind is int or flag.kind is float:
+        define = flags.DEFINE_integer if flag.kind is int else flags.DEFINE_float
+        bounds = {"lower_bound": flag.least, "upper_bound": flag.most}
+        define(flag.name, flag.default, flag.words, flag_values=values, **bounds)
+    else:
+        define = flags.DEFINE_bool if flag.kind is bool else flags.DEFINE_string
+        define(flag.name, flag.default, flag.words, flag_values=values)
+
+
+def _problem(key: str, got: Any, allowed: str, nearest: str | None) -> Problem:
+    return Problem(key=key, got=got, allowed=allowed, nearest=nearest)
 
 
 def refused(key: str, got: Any, allowed: str, nearest: str | None) -> ConfigError:
     """The error of something typed, in the form that all have."""
-    return ConfigError([Problem(key=key, got=got, allowed=allowed, nearest=nearest)])
-
-
-def flags_of(program: Command, task: str | None = None) -> tuple[Flag, ...]:
-    """Its flags, and those of the task."""
-    return (*program.flags, *(program.tasks[task].flags if task is not None else ()))
-
-
-def text(program: Command, task: str | None = None) -> str:
-    """What --help prints: what it does and examples, tasks or flags, exit codes."""
-    *paragraphs, exit_codes = program.doc.strip().split("\n\n")
-    if task is not None:
-        paragraphs = [f"{program.name} {task}: {program.tasks[task].words}"]
-    elif program.tasks:
-        paragraphs.append("\n".join(["Tasks (each has its own flags: TASK --help):", *_tasks(program)]))
-    if shown := list(_lines(program, task)):
-        paragraphs.append("\n".join(["Flags (- and _ are alike, each is given once):", *shown]))
-    if program.takes_overrides:
-        paragraphs.append(textwrap.fill(f"Shipped configs: {', '.join(command_line.shipped())}.", _WIDTH))
-    return "\n\n".join([*paragraphs, exit_codes])
-
-
-def _tasks(program: Command) -> Iterator[str]:
-    width = max(map(len, program.tasks))
-    yield from (f"  {name:{width}}  {task.words}" for name, task in program.tasks.items())
-
-
-def _lines(program: Command, task: str | None) -> Iterator[str]:
-    for flag in flags_of(program, task):
-        yield from _line(usage(flag), explained(flag))
-    if program.takes_overrides:
-        yield from _line("--config.KEY=VALUE", "one value of the config, e.g. --config.train.steps=600")
-
-
-def _line(left: str, right: str) -> Iterator[str]:
-    first, *rest = textwrap.wrap(right, _WIDTH - 28)
-    if len(left) > 24:
-        yield f"  {left}"
-        left = ""
-    yield f"  {left:24}  {first}"
-    yield from (f"{'':28}{line}" for line in rest)
-
-
-def usage(flag: Flag) -> str:
-    """The flag with a place for its value."""
-    if flag.kind is bool:
-        return flag.typed
-    value = "|".join(flag.kind) if isinstance(flag.kind, tuple) else flag.example if flag.kind is str else "N"
-    return f"{flag.typed}={value}"
-
-
-def explained(flag: Flag) -> str:
-    """What it is for and what it is when it is not given."""
-    if flag.required:
-        return f"{flag.words} (required)"
-    has_default = flag.default is not None and flag.kind is not bool
-    return f"{flag.words} (default {flag.default})" if has_default else flag.words
+    return ConfigError([_problem(key, got, allowed, nearest)])

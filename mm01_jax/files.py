@@ -88,9 +88,9 @@ class Door(NamedTuple):
             _check_kind(os.stat(_inside(path, root)), most)
 
     def inside(self, path, root) -> None:
-        """Refuses a directory that is missing or leads out of `root`."""
+        """Refuses a directory that is missing, is none or leads out of `root`."""
         with self.errors(path):
-            _inside(path, root)
+            _check_kind(os.stat(_inside(path, root)), None, "a directory")
 
     def folder(self, path) -> pathlib.Path:
         """A directory to write and delete in, made where there is none; a link is no such directory."""
@@ -135,11 +135,11 @@ def _inside(path, root) -> str:
     return str(real)
 
 
-def _check_kind(status: os.stat_result, most: int | None) -> None:
-    kinds = {stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
-    if not stat.S_ISREG(status.st_mode):
-        what = next((words for is_kind, words in kinds.items() if is_kind(status.st_mode)), "a device")
-        raise ValueError(f"is {what}, not a regular file")
+def _check_kind(status: os.stat_result, most: int | None, wanted: str = "a regular file") -> None:
+    kinds = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a directory"}
+    kinds |= {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    if (what := kinds.get(stat.S_IFMT(status.st_mode), "a device")) != wanted:
+        raise ValueError(f"is {what}, not {wanted}")
     if most is not None and status.st_size > most:
         raise ValueError(f"has {status.st_size:,} bytes; allowed: at most {most:,}")
 

@@ -1,5 +1,6 @@
 """Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
 
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,8 +30,16 @@ class Checkpoint:
         self.directory = pathlib.Path(directory) / STATE
         FILES.inside(self.directory, root or directory)
         self.manifest = manifest.read(self.directory)
+        self._check_step()
         self.prefix = prefix
         self.passed_over: tuple[str, ...] = ()  # what is wrong with each newer step of its run
+
+    def _check_step(self) -> None:
+        """A step of a run is known by the name of its directory, and its manifest says it again."""
+        place, said = self.directory.absolute().parent, self.manifest.step
+        if place.parent.name == CHECKPOINTS and place.name.isdecimal() and said not in (None, int(place.name)):
+            what = f"is of step {said}, and lies where step {int(place.name)} should"
+            raise CheckpointError(f"{self.directory / manifest.NAME}: {what}")
 
     @property
     def notice(self) -> str:
@@ -157,6 +166,9 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     directory = pathlib.Path(directory)
     if (directory / STATE).is_dir():
         return Checkpoint(directory, prefix)
+    for name in (CHECKPOINTS, STATE):
+        if os.path.lexists(directory / name):
+            FILES.inside(directory / name, directory)
     problems = []
     for _, step in newest_steps(directory / CHECKPOINTS):
         try:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
-from mm01_jax.arguments import Flag, Task
+from mm01_jax.flag import Command, Flag, Task
 
 _SOURCE = Flag("source", "a directory with a checkpoint", example="DIR", required=True, reads="a directory")
 _TARGET = Flag("target", "a directory to make; must not exist", example="DIR", required=True)
@@ -163,7 +163,7 @@ def _images(a):
     return images.read(a.pixels, a.image_sizes)
 
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-convert",
     doc=__doc__,
     flags=(arguments.COMPILE_CACHE,),

@@ -6,6 +6,7 @@ Both kinds have `config`, `tensors` (one per logical chunk), `dtype`, and `read(
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -223,9 +224,8 @@ def open_source(directory, *, check_finite: bool = False) -> TorchSource | Check
 
 
 def is_checkpoint(directory) -> bool:
-    """Whether a directory is of our own format: a conversion, a step, or a run."""
-    directory = pathlib.Path(directory)
-    return (directory / "state").is_dir() or (directory / "checkpoints").is_dir()
+    """Whether a directory is meant to be of our own format: a conversion, a step, or a run."""
+    return any(os.path.lexists(pathlib.Path(directory) / name) for name in ("state", "checkpoints"))
 
 
 def with_dtype(config: Config, dtype: str) -> Config:

@@ -14,7 +14,7 @@ import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command
-from mm01_jax.arguments import Flag, Task
+from mm01_jax.flag import Command, Flag, Task
 
 
 def _inspect(given: types.SimpleNamespace) -> None:
@@ -38,7 +38,7 @@ def _check_picture(path: str | None) -> None:
         raise ValueError("--picture needs the `plots` extra: pip install 'mm01_jax[plots]'.")
 
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01_jax.data",
     doc=__doc__,
     tasks={

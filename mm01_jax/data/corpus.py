@@ -11,6 +11,7 @@ import numpy as np
 from mm01_jax.data.conversation_files import Conversation
 from mm01_jax.data.text import PROGRESS_SECONDS, DataError, Record, Seen, Shard, Unreadable
 from mm01_jax.files import shown, why
+from mm01_jax.messages import counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,11 +142,18 @@ def _scan(shard: Shard, seen: Seen) -> Iterator[Record]:
         raise DataError(f"{shown(shard.name)} cannot be read: {why(error)}") from error
 
 
+def too_many_bad(number: int, setting: str, allowed: int) -> str:
+    """The start of the message of who stops at a bad record, whose number is `number`."""
+    if not allowed:
+        return f"a bad record, and {setting}=0 allows none"
+    return f"{counted(number, 'bad record')}, more than {setting}={allowed} allows"
+
+
 def _check_bad(bad: list[str], allowed: int) -> None:
     if len(bad) > allowed:
         raise DataError(
-            f"{len(bad)} bad records, allowed are data.max_bad_records={allowed}: {'; '.join(bad[-5:])}. "
-            "Repair or remove them, or raise data.max_bad_records to skip and count them."
+            f"{too_many_bad(len(bad), 'data.max_bad_records', allowed)}: {'; '.join(bad[-5:])}. "
+            "Repair or remove it and others like it, or raise data.max_bad_records to skip and count them."
         )
 
 

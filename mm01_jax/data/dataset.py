@@ -23,6 +23,7 @@ from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.data.whole_rows import MixedRows, WholeRows
 from mm01_jax.files import quoted, shown
+from mm01_jax.messages import counted
 
 NAMED = 4  # files named in a message before "and n more"
 
@@ -46,7 +47,7 @@ class Dataset:
         """One line for the log."""
         sizes = self.corpus.size_D
         held_out = 0 if self.held_out is None else len(self.held_out.documents.num_tokens_D)
-        bad = f", {len(self.corpus.bad)} bad records skipped" if self.corpus.bad else ""
+        bad = f", {counted(len(self.corpus.bad), 'bad record')} skipped" if self.corpus.bad else ""
         return (
             f"data {self.manifest['source']}: {self.corpus.num_files:,} files, {len(sizes):,} documents, "
             f"{int(sizes.sum(dtype=np.uint64)):,} bytes, {held_out:,} documents held out{bad}, "

@@ -20,8 +20,8 @@ import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
-from mm01_jax.arguments import Flag, Task
 from mm01_jax.evals.flags import FLAGS, HARNESS_FLAGS, OWN_FLAGS, WORDS
+from mm01_jax.flag import Command, Flag, Task
 
 
 def _perplexity(given: types.SimpleNamespace) -> str:
@@ -90,7 +90,7 @@ TASKS = {
     "lm-eval": Task("the tasks of lm-evaluation-harness, in this process (extra: lm-eval)", HARNESS_FLAGS, _harness),
     **{name: Task(words, (*OWN_FLAGS[name], *FLAGS), _long_context) for name, words in WORDS.items()},
 }
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-eval",
     doc=__doc__,
     flags=(

@@ -1,7 +1,7 @@
 """The tasks of long context and their flags, as a command line has them."""
 
-from mm01_jax.arguments import Flag
 from mm01_jax.evals.ruler.names import FAMILIES, SEED
+from mm01_jax.flag import Flag
 
 TEMPLATES = ("base", "chat")
 WORDS = {

@@ -21,10 +21,10 @@ import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache, messages
-from mm01_jax.arguments import Flag
+from mm01_jax.flag import Command, Flag
 from mm01_jax.values import MOST_TOKENS
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-generate",
     doc=__doc__,
     flags=(

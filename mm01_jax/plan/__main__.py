@@ -22,8 +22,8 @@ import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, files
-from mm01_jax.arguments import Flag
 from mm01_jax.config import Config, ConfigError, Problem, command_line, mesh_sizes
+from mm01_jax.flag import Command, Flag
 from mm01_jax.plan import meshes, targets
 
 KINDS = ("train", "prefill", "decode")
@@ -37,7 +37,7 @@ _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-plan",
     doc=__doc__,
     flags=(

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
-from mm01_jax.arguments import Flag
 from mm01_jax.config import command_line, fields, saved
+from mm01_jax.flag import Command, Flag
 from mm01_jax.train import folder
 
 SAVE_ON = ("USR1", "USR2")  # what launchers send to say that time is nearly up
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-train",
     doc=__doc__,
     flags=(

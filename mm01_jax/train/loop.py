@@ -31,13 +31,11 @@ from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.progress import Progress
-from mm01_jax.train import folder, report, step
+from mm01_jax.train import folder, refusal, report, step
 from mm01_jax.train.metrics import MetricsLog
 from mm01_jax.train.preemption import Preempted, Preemption
 from mm01_jax.train.profiling import StepProfile
 from mm01_jax.train.start import Start, begin, check_memory, check_resumable, with_exchange_settled
-
-LOWER = "Try a lower optimizer.schedule.peak, or look at its rows."
 
 
 class NonFinite(Exception):
@@ -91,7 +89,7 @@ def run(
         if (at := int(start.state.step)) >= train.steps:
             left = f"nothing is left to do: train.steps={train.steps}, and {root} is at step {at}"
             if before and before.get("refused"):  # it ended so the first time, too
-                raise NonFinite(f"{left}, which was refused. {LOWER}")
+                raise NonFinite(f"{left}, which was refused. {refusal.advice(None, config.compute)}")
             log(left)
             return
         if jax.process_index() == 0:
@@ -110,7 +108,7 @@ class _Loop:
         self.state, self.row = start
         self.step = int(self.state.step)
         self.saved = self.step or None  # the last step that was
-        self.refused_in_a_row = 0
+        self.refused_in_a_row, self.advice = 0, ""  # what may help against refusals
         self.unsaved = False  # whether a step was accepted since
         self.save_due = False  # whether a step was to be saved and was refused
         self.held_out_loss: float | None = None  # of the last evaluation
@@ -171,7 +169,7 @@ class _Loop:
             else:
                 self._report_failed(self.checkpoints.check)
             if last and self.refused_in_a_row:
-                raise NonFinite(f"the last step, {self.step}, was refused; {self._left()}. {LOWER}")
+                raise NonFinite(f"the last step, {self.step}, was refused; {self._left()}. {self.advice}")
             if stop:
                 raise Preempted(f"{self._left()}; the same command goes on from there")
             if last:
@@ -242,13 +240,13 @@ class _Loop:
             self.refused_in_a_row, self.unsaved = 0, True
             return
         self.refused_in_a_row += 1
-        why = f"loss {values['loss']}, gradient norm {values['grad_norm']}, overflow {values['overflow']:.0f}, "
-        why += f"learning rate {values['learning_rate']:g}"
+        compute = self.config.compute
+        why, self.advice = refusal.reason(values, compute), refusal.advice(values, compute)
         self.progress.log(f"step {at} is refused, weights unchanged: {why}")
         if self.refused_in_a_row >= self.config.train.max_nonfinite_steps:
             raise NonFinite(
                 f"{self.refused_in_a_row} steps in a row were refused, the last is {at}: {why}. Checkpoints before it "
-                f"are untouched. Try a lower optimizer.schedule.peak, or look at the rows before {self.row}."
+                f"are untouched. {refusal.advice(values, compute, f'the rows before {self.row}')}"
             )
 
     def _save(self, *, must: bool) -> None:

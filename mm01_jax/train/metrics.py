@@ -130,7 +130,8 @@ class MetricsLog:
             with contextlib.suppress(OSError, AttributeError):
                 self._board.close()
             self._board = None
-            self._log(f"{self._path.parent / 'tensorboard'}: {error}; nothing more is written there")
+            folder = f"{self._path.parent / 'tensorboard'}: "
+            self._log(f"{folder}{str(error).removeprefix(folder)}; nothing more is written there")
 
 
 def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda message: None) -> list[dict[str, Any]]:

@@ -68,12 +68,12 @@ def opened(path, **kwargs):
 
 def refused_then_counted(path, label, said):
     """Refused by default; with one bad record allowed, the other two documents are all there."""
-    with pytest.raises(DataError, match=f"1 bad records, allowed are data.max_bad_records=0: {label}: .*({said})"):
+    with pytest.raises(DataError, match=f"a bad record, and data.max_bad_records=0 allows none: {label}: .*({said})"):
         opened(path)
     dataset = open_dataset(DataConfig(source=str(path), held_out=0.0, max_bad_records=1), 8, 257)
     assert [dataset.corpus.read(d) for d in range(len(dataset.corpus))] == [b"first", b"last"]
     assert len(dataset.corpus.bad) == 1 and dataset.corpus.bad[0].startswith(label)
-    assert "1 bad records skipped" in dataset.describe()
+    assert "1 bad record skipped" in dataset.describe()
 
 
 @pytest.mark.parametrize("kind", TEXT_FILES)

@@ -190,7 +190,7 @@ def test_bad_records_are_refused_by_name_or_skipped_and_counted(place, tmp_path,
     assert main(flags(place, place / "out", workers=1)) == 3
     assert "c.jsonl line" in capsys.readouterr().err
     assert main(flags(place, place / "skips", workers=1, max_bad_records=1)) == 0
-    assert "1 bad records skipped, the first: c.jsonl line" in capsys.readouterr().out
+    assert "1 bad record skipped, the first: c.jsonl line" in capsys.readouterr().out
     manifest = json.loads((place / "skips" / MANIFEST).read_text())
     assert manifest["bad"] == 1 and manifest["documents"] == 125 and len(manifest["bad_records"]) == 1
 

@@ -8,8 +8,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from mm01_jax import arguments
-from mm01_jax.arguments import Flag
+from mm01_jax.flag import Flag, flags_of
 from mm01_jax.inference.drill import __main__ as drill
 from tests.config import wrong_configs
 from tests.house import commands
@@ -89,7 +88,7 @@ def _of_paths() -> Iterator[tuple[str, list[str]]]:
 
 def _of_flags(name: str, task: str | None) -> Iterator[tuple[str, list[str]]]:
     """What can be wrong with the flags of a command, each beside those that it needs."""
-    flags, words = arguments.flags_of(COMMANDS[name], task), [task] if task else []
+    flags, words = flags_of(COMMANDS[name], task), [task] if task else []
     needed = [f"{flag.typed}={_example(flag)}" for flag in flags if flag.required]
 
     def line(title: str, *typed: str) -> tuple[str, list[str]]:

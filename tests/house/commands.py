@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mm01_jax import command
-from mm01_jax.arguments import Command, Flag, explained, usage
+from mm01_jax.flag import Command, Flag, explained, usage
 from tests.command_line import Parser
 from tests.house.checkout import ROOT
 

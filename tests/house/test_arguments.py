@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from mm01_jax import arguments, command
-from mm01_jax.arguments import Command, Flag, Task
 from mm01_jax.config import ConfigError, command_line
 from mm01_jax.convert import to_torch
 from mm01_jax.convert.torch.dialects import DIALECTS
 from mm01_jax.data import __main__ as inspect_data
+from mm01_jax.flag import Command, Flag, Task, flags_of, text
 from mm01_jax.inference.drill import __main__ as drill
 from tests.house.checkout import ROOT
 from tests.house.commands import COMMANDS, MAINS, MODULES, USES, page
@@ -84,13 +84,24 @@ def test_flags_are_read_by_their_kind_in_every_spelling():
         (["--flagfile=x"], "--flagfile: got 'x'; allowed: a flag"),  # absl's own, which nothing here declares
         (["--hlep"], "--hlep: got 'no value'; allowed: a flag of mm01-made (see --help); nearest: --help"),
         (["---heat=1"], "---heat=1: got 'no flag'; allowed: flags, written --name=value; nearest: --heat"),
-        (["--undefok=heet", "--heet=1"], "--undefok: got 'heet'; allowed: a flag"),
+        (["--undefok=heet"], "--undefok: got 'heet'; allowed: a flag"),
     ],
 )
 def test_a_wrong_command_line_is_refused_by_name_in_one_line(argv, said):
     with pytest.raises(ConfigError) as caught:
         read(*argv)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_each_of_several_mistakes_is_named_and_one_cause_is_one_problem():
+    program = MADE._replace(flags=(*MADE.flags, Flag("target", "where to", required=True, example="DIR")))
+    with pytest.raises(ConfigError) as caught:
+        read("--max-tokens=0", "--sorce=x", "--step", "---heat", "--dry-run", "--dry-run", program=program)
+    said = [problem.key for problem in caught.value.problems]
+    assert said == ["--step", "---heat", "--sorce", "--dry-run", "--max-tokens", "--target"]
+    with pytest.raises(ConfigError) as caught:  # the target is not missing, it is misspelt
+        read("--max-tokens=0", "--taget=x", program=program)
+    assert [problem.key for problem in caught.value.problems] == ["--taget", "--max-tokens"]
 
 
 def test_what_is_written_has_its_place_before_any_work(tmp_path):
@@ -103,7 +114,7 @@ def test_what_is_written_has_its_place_before_any_work(tmp_path):
     assert not (tmp_path / "new").exists()
     written = {"json", "figure", "write", "report", "png", "hlo", "picture"}
     commands = [*COMMANDS.values(), drill.COMMAND, inspect_data.COMMAND]
-    every = [flag for one in commands for task in (one.tasks or [None]) for flag in arguments.flags_of(one, task)]
+    every = [flag for one in commands for task in (one.tasks or [None]) for flag in flags_of(one, task)]
     assert written <= {flag.name for flag in every}
     assert all(flag.writes for flag in every if flag.name in written)
 
@@ -129,7 +140,8 @@ def test_a_task_has_flags_of_its_own():
 @pytest.mark.parametrize(("name", "task"), USES)
 def test_every_command_refuses_a_wrong_line_with_exit_code_2_in_one_line(name, task, capsys):
     words = [task] if task else []
-    first = arguments.flags_of(COMMANDS[name], task or next(iter(COMMANDS[name].tasks), None))[0]
+    first, *others = flags_of(COMMANDS[name], task or next(iter(COMMANDS[name].tasks), None))
+    words += [f"{flag.typed}=." if flag.reads else flag.proposed for flag in others if flag.required]
     for wrong in ([f"{first.typed}x=1"], [f"{first.typed}=a", f"{first.typed}=b"], ["--", "surplus", "surplus"]):
         assert MAINS[name]([*words, *wrong]) == 2
         out, err = capsys.readouterr()
@@ -140,10 +152,10 @@ def test_every_command_refuses_a_wrong_line_with_exit_code_2_in_one_line(name, t
 def test_help_says_what_it_does_every_flag_an_example_and_the_exit_codes(name, task, capsys):
     assert MAINS[name]([*([task] if task else []), "--nonsense", "--help"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and out == arguments.text(COMMANDS[name], task) + "\n"
+    assert err == "" and out == text(COMMANDS[name], task) + "\n"
     lines = out.splitlines()
     assert lines[0].startswith(f"{name} {task}: " if task else f"{name}: ") and max(map(len, lines)) <= 120
-    for flag in arguments.flags_of(COMMANDS[name], task):
+    for flag in flags_of(COMMANDS[name], task):
         assert re.search(rf"^  {flag.typed}(=|  )", out, re.MULTILINE), flag.name
     if not task:
         assert re.search(rf"^  {name} ", out, re.MULTILINE), "no example"
@@ -154,14 +166,14 @@ def test_every_flag_has_one_meaning_in_a_command_and_names_with_underscores():
     for program in COMMANDS.values():
         kinds = {}
         for task in program.tasks or [None]:
-            names = [flag.name for flag in arguments.flags_of(program, task)]
+            names = [flag.name for flag in flags_of(program, task)]
             assert len(names) == len(set(names)) and all(re.fullmatch(r"[a-z_]+", name) for name in names)
-            for flag in arguments.flags_of(program, task):
+            for flag in flags_of(program, task):
                 assert kinds.setdefault(flag.name, flag.kind) == flag.kind
 
 
 def test_what_mm01_convert_says_before_it_imports_anything_is_what_conversion_knows():
-    flags = {flag.name: flag for flag in arguments.flags_of(COMMANDS["mm01-convert"], "to-torch")}
+    flags = {flag.name: flag for flag in flags_of(COMMANDS["mm01-convert"], "to-torch")}
     assert flags["dialect"].kind == tuple(DIALECTS)
     assert flags["shard_gb"].default == to_torch.SHARD_BYTES / 1e9
 
@@ -209,7 +221,7 @@ def test_python_m_of_a_command_or_of_another_s_module_is_not(module):
 def test_every_shipped_config_is_named_by_help_and_loads_by_name_and_by_path_from_anywhere(tmp_path, monkeypatch):
     names = {path.stem for path in ROOT.glob("configs/[a-z]*.py")}
     assert set(command_line.shipped()) == names
-    said = inspect.cleandoc(arguments.text(COMMANDS["mm01-train"]))
+    said = inspect.cleandoc(text(COMMANDS["mm01-train"]))
     monkeypatch.chdir(tmp_path)
     for name in names:
         assert re.search(rf"\b{name}\b", said)

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from mm01_jax import arguments, command
+from mm01_jax import command
 from mm01_jax.checkpoint import CheckpointError, Locked, NoValidCheckpoint, SaveFailed
 from mm01_jax.config import ConfigError, Problem
 from mm01_jax.data.text import DataError
+from mm01_jax.flag import text
 from mm01_jax.train.loop import NonFinite
 from mm01_jax.train.preemption import Preempted
 from tests.house.checkout import ROOT
@@ -32,13 +33,13 @@ ERRORS = {
 
 
 def test_the_help_of_training_repeats_the_table():
-    said = codes_said(arguments.text(COMMANDS["mm01-train"]))
+    said = codes_said(text(COMMANDS["mm01-train"]))
     assert said == {code: TABLE[code] for code in (0, 2, 3, 4, 74, 75, 130)}
 
 
 @pytest.mark.parametrize(("name", "task"), USES)
 def test_every_help_text_says_codes_of_the_table_in_its_words(name, task):
-    said = codes_said(arguments.text(COMMANDS[name], task))
+    said = codes_said(text(COMMANDS[name], task))
     assert {0, 2, 130} <= said.keys()
     for code, words in said.items():
         assert words.startswith(TABLE[code]), f"{code}: {words!r} against {TABLE[code]!r}"

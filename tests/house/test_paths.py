@@ -6,8 +6,8 @@ import re
 import pytest
 
 from mm01_jax import arguments
-from mm01_jax.arguments import Command
 from mm01_jax.config import ConfigError
+from mm01_jax.flag import Command, flags_of
 from mm01_jax.values import nearest_path
 from tests.house.commands import COMMANDS, USES
 
@@ -18,7 +18,7 @@ def _flags(wanted) -> list:
         pytest.param(name, task, flag, id=f"{name} {task or ''} {flag.name}")
         for name, task in USES
         if task or not COMMANDS[name].tasks
-        for flag in arguments.flags_of(COMMANDS[name], task)
+        for flag in flags_of(COMMANDS[name], task)
         if wanted(flag)
     ]
 
@@ -30,7 +30,7 @@ READS = _flags(lambda flag: flag.reads)
 def test_what_is_to_be_read_and_does_not_exist_is_refused_with_what_does(name, task, flag, tmp_path):
     (tmp_path / "tiny").mkdir()
     program = COMMANDS[name]
-    needed = [other for other in arguments.flags_of(program, task) if other.required and other.name != flag.name]
+    needed = [other for other in flags_of(program, task) if other.required and other.name != flag.name]
     argv = [*([task] if task else []), *(f"{f.typed}={tmp_path if f.reads else f.example}" for f in needed)]
     with pytest.raises(ConfigError, match=rf"nearest: {flag.typed}={re.escape(str(tmp_path))}/tiny$"):
         arguments.read(program, [*argv, f"{flag.typed}={tmp_path}/tinny"])

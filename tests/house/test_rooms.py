@@ -16,7 +16,7 @@ LEVELS = (
         "mm01_jax.progress",
         "mm01_jax.cluster",
     ),
-    ("mm01_jax.command",),
+    ("mm01_jax.command", "mm01_jax.flag"),
     ("mm01_jax.sharding", "mm01_jax.arguments", "mm01_jax.compile_cache", "mm01_jax.kept_programs", "mm01_jax.scopes"),
     ("mm01_jax.parallel",),
     ("mm01_jax.model",),

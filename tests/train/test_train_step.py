@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from mm01_jax.config import Config, OptimizerConfig
-from mm01_jax.train import step
+from mm01_jax.train import refusal, step
 from mm01_jax.train.objectives import pretrain
 from mm01_jax.train.optimizer import is_bounded
 from tests import small
@@ -142,6 +142,14 @@ def test_an_overflow_of_the_dropless_bound_refuses_the_step_and_is_counted():
     np.testing.assert_allclose(metrics["overflow"], np.maximum(assigned - capacity, 0).sum(), rtol=1e-5)
     assert metrics["overflow"] > 0
     assert_refused(start(bounded), new, metrics)
+    values = {name: value.tolist() for name, value in metrics.items()}
+    assert f"beyond compute.dropless_bound=1.0 (the busiest expert has {load.max():.2f} times" in refusal.reason(
+        values, bounded.compute
+    )
+    advice = refusal.advice(values, bounded.compute)
+    assert advice.startswith("Set compute.dropless_bound=None, ") and "optimizer.schedule.peak" not in advice
+    assert "compute.dropless_bound=None" in refusal.advice(None, bounded.compute)
+    assert "dropless" not in refusal.advice(values | {"overflow": 0.0}, bounded.compute)
 
 
 def test_a_rate_that_no_weight_can_bear_refuses_the_step_and_changes_nothing():

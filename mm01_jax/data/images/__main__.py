@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from mm01_jax import arguments, command
-from mm01_jax.arguments import Flag
 from mm01_jax.config import VisionConfig, command_line
 from mm01_jax.data.images.opening import EXIF_ORIENTATION, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
+from mm01_jax.flag import Command, Flag
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01_jax.data.images",
     doc=__doc__,
     flags=(

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mm01_jax import arguments, command, files
-from mm01_jax.arguments import Flag
+from mm01_jax.flag import Command, Flag
 from mm01_jax.messages import counted
 from mm01_jax.progress import clock
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # NumPy is imported when the flags are right, not before
 
 SHARD_BYTES = 1 << 27  # of source
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-tokenize",
     doc=__doc__,
     flags=(
@@ -144,7 +144,7 @@ def _end(plan: "Plan", parts: int, numbers: Sequence[int]) -> None:
         return
     made = manifest.finish(plan)
     if made["bad"]:
-        _say(f"{made['bad']:,} bad records skipped, the first: {made['bad_records'][0]}")
+        _say(f"{counted(made['bad'], 'bad record')} skipped, the first: {made['bad_records'][0]}")
     if made["dropped"]:
         _say(
             f"{made['dropped']:,} characters of {made['documents_dropped']:,} documents have no token, and are left out"

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mm01_jax.data import token_files
+from mm01_jax.data.corpus import too_many_bad
 from mm01_jax.data.text import DataError, Record, Seen, Unreadable
 from mm01_jax.data.token_files import COUNT, FILES, LISTED, MOST_MANIFEST, TEXT, ids_digest, index_row
 from mm01_jax.data.tokenize.plan import Piece, Plan
@@ -160,8 +161,8 @@ def check_bad(number: int, last: list[str], allowed: int) -> None:
     """DataError where there are more bad records than are allowed; `last` are some of them."""
     if number > allowed:
         raise DataError(
-            f"{number} bad records, allowed are --max-bad-records={allowed}: {'; '.join(last[-5:])}. "
-            "Repair or remove them, or raise --max-bad-records to skip and count them."
+            f"{too_many_bad(number, '--max-bad-records', allowed)}: {'; '.join(last[-5:])}. "
+            "Repair or remove it and others like it, or raise --max-bad-records to skip and count them."
         )
 
 

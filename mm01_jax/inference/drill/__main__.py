@@ -20,10 +20,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mm01_jax import arguments, command, compile_cache, files
-from mm01_jax.arguments import Flag
+from mm01_jax.flag import Command, Flag
 from mm01_jax.progress import Progress
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01_jax.inference.drill",
     doc=__doc__,
     flags=(

@@ -21,11 +21,11 @@ import types
 from collections.abc import Sequence
 
 from mm01_jax import arguments, command, compile_cache
-from mm01_jax.arguments import Flag
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.files import Door
+from mm01_jax.flag import Command, Flag
 
-COMMAND = arguments.Command(
+COMMAND = Command(
     name="mm01-serve",
     doc=__doc__,
     flags=(

@@ -1,0 +1,51 @@
+"""What lies where a checkpoint's folders should is named, whatever it is; a step lies under its own number."""
+
+import os
+import shutil
+import socket
+
+import jax.numpy as jnp
+import pytest
+
+from mm01_jax.checkpoint import CheckpointError, Checkpoints, open_checkpoint
+from mm01_jax.checkpoint.reader import CHECKPOINTS
+from mm01_jax.convert.sources import is_checkpoint, open_source
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(path))  # at most 107 bytes
+
+
+KINDS = {
+    "a socket": _socket,
+    "a FIFO": os.mkfifo,
+    "a regular file": lambda path: path.write_text("{}"),
+    "a device": lambda path: path.symlink_to("/dev/null"),
+    "a link that leads to itself": lambda path: path.symlink_to(path.name),
+    "No such file": lambda path: path.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", [CHECKPOINTS, "state"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_folder_in_the_place_of_one_is_named(kind, name, tmp_path):
+    KINDS[kind](tmp_path / name)
+    assert is_checkpoint(tmp_path)
+    for opens in (open_checkpoint, open_source):
+        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/{name}: .*{'' if kind == 'a device' else kind}"):
+            opens(tmp_path)
+
+
+def test_a_step_that_lies_under_another_number_is_refused_by_its_manifest(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, {"model": {"w": jnp.ones((2, 2))}}, {"config": {}})
+        checkpoints.wait()
+    steps = tmp_path / CHECKPOINTS
+    shutil.copytree(steps / "00000002", steps / "00000004")
+    with pytest.raises(
+        CheckpointError, match="00000004/state/manifest.json: is of step 2, and lies where step 4 should"
+    ):
+        open_checkpoint(steps / "00000004")
+    found = open_checkpoint(tmp_path)
+    assert found.directory.parent == steps / "00000002" and "is of step 2" in found.notice
