@@ -13,8 +13,9 @@
     141  whoever read the output has gone
     143  terminated
 
-An exception says its own code in a class attribute `exit_code`. A plain ValueError, an OSError (a file that is not
-there) and an error of absl's flags are what was typed; an OSError of a full or broken disk is the disk's. Memory that
+An exception says its own code in an attribute `exit_code`. A plain ValueError, an OSError (a file that is not there)
+and an error of absl's flags are what was typed; a file that is there and may not be read is bad data, an OSError of a
+full or broken disk the disk's. Memory that
 does not suffice is what was typed, too. Anything else is a bug: it shows its traceback. A process of several that ends
 with an error ends at once; jax ends the others.
 """
@@ -36,7 +37,7 @@ from typing import TextIO
 from absl import flags
 
 from mm01_jax import job, messages, signals
-from mm01_jax.files import OF_THE_DISK
+from mm01_jax.files import OF_THE_DISK, FileError, shown
 
 TYPED, DISK, PREEMPTED, CLOSED_PIPE = 2, 74, 75, 141
 _ELSEWHERE = re.compile("Gloo|NCCL|[Hh]eartbeat|[Cc]oordination|Connection (reset|closed|refused)|Socket closed")
@@ -119,6 +120,8 @@ def _message(error: Exception) -> str:
         return job.gone(str(error))
     if _is_out_of_memory(error):
         return f"the memory of the device does not suffice: {str(error).splitlines()[0]}; mm01-plan says what is needed"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{shown(error.filename)}: {error.strerror}"
     return str(error)
 
 
@@ -274,5 +277,7 @@ def exit_code(error: Exception) -> int | None:
         return DISK
     if _is_of_another_process(error):
         return job.Gone.exit_code
+    if isinstance(error, PermissionError):
+        return FileError.exit_code
     typed = isinstance(error, ValueError | OSError | MemoryError | flags.Error) or _is_out_of_memory(error)
     return getattr(error, "exit_code", TYPED if typed else None)

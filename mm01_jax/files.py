@@ -24,6 +24,7 @@ SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B 
 MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
 _DIGITS, _SHOWN = 40, 200  # of a whole number; characters of a name in a message
 
 
@@ -112,12 +113,14 @@ class Door(NamedTuple):
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise self.error(f"{shown(path)}: {why(error)}") from None
+            refused = self.error(f"{shown(path)}: {why(error)}")
+            if isinstance(error, PermissionError):  # it is there: no slip of who typed the name
+                refused.exit_code = FileError.exit_code
+            raise refused from None
 
 
 def owners(root) -> tuple[pathlib.Path, ...]:
-    """The folders that files of a directory may lie in: itself, and of a snapshot in the cache of Hugging Face's
-    libraries, whose files are links, the blobs of the same repository."""
+    """The folders that files of a directory may lie in: itself; for links of a Hugging Face snapshot its blobs, too."""
     real = pathlib.Path(root).resolve()
     blobs = [place.parent.parent / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
     return (real, *(place for place in blobs[:1] if place.is_dir() and not place.is_symlink()))
@@ -136,9 +139,7 @@ def _inside(path, root) -> str:
 
 
 def _check_kind(status: os.stat_result, most: int | None, wanted: str = "a regular file") -> None:
-    kinds = {stat.S_IFREG: "a regular file", stat.S_IFDIR: "a directory"}
-    kinds |= {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    if (what := kinds.get(stat.S_IFMT(status.st_mode), "a device")) != wanted:
+    if (what := _KINDS.get(stat.filemode(status.st_mode)[0], "a device")) != wanted:
         raise ValueError(f"is {what}, not {wanted}")
     if most is not None and status.st_size > most:
         raise ValueError(f"has {status.st_size:,} bytes; allowed: at most {most:,}")
@@ -290,8 +291,7 @@ def remove(path, root) -> None:
     path, root = pathlib.Path(path), pathlib.Path(root)
     if path.parent != root or root.is_symlink():
         raise OSError(errno.EINVAL, f"not deleted: it does not lie in the directory {shown(root)}", os.fspath(path))
-    delete = shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink  # neither follows a link
-    delete(path)
+    (shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink)(path)  # neither follows a link
 
 
 def remove_unfinished(folder) -> None:

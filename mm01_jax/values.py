@@ -8,6 +8,8 @@ import math
 import os
 import pathlib
 
+from mm01_jax import taken
+
 MOST_TOKENS = 10_240_000  # of an answer: positions that the released model has (max_position_embeddings)
 _FILE = "a file in a folder that exists, new or to be replaced"
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
@@ -35,6 +37,8 @@ def allowed_instead(value: object, *, writes: bool = False, reads: str = "") -> 
             return _FILE
     except (OSError, ValueError):  # a name that is too long, or with a NUL
         return _FILE
+    if whole := taken.by_file(value):
+        return f"a file elsewhere, or of another name: {whole}"
     return None if os.access(folder, os.W_OK | os.X_OK) else "a file in a folder that may be written in"
 
 

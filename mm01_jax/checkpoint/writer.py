@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 
-from mm01_jax import files
+from mm01_jax import files, taken
 from mm01_jax.checkpoint import digest, disk_grid, manifest
 from mm01_jax.checkpoint.arrays import Queue, StoredArray
 from mm01_jax.checkpoint.errors import CheckpointError
@@ -39,8 +39,7 @@ class ArrayWriter:
     def __init__(self, target, leaves: dict[str, tuple[tuple[int, ...], str, int]], prefix: str = disk_grid.WEIGHTS):
         self._target = pathlib.Path(target).absolute()
         self._partial = self._target.with_name(self._target.name + ".partial")
-        if self._target.exists():
-            raise ValueError(f"{self._target} exists already; remove it or choose another directory")
+        check_target(self._target)
         self._prefix = prefix
         self._leaves = {prefix + path: _leaf(path, *spec) for path, spec in leaves.items()}
         self._lanes = {
@@ -166,6 +165,14 @@ class ArrayWriter:
         entries = [entry for entry in map(_entry, lines) if entry]  # the last one may be cut
         files.write(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
         return {(entry["path"], tuple(entry["index"])): entry for entry in entries}
+
+
+def check_target(target: pathlib.Path) -> None:
+    """ValueError where a conversion cannot become this directory: it is there, or inside another checkpoint."""
+    if os.path.lexists(target):
+        raise ValueError(f"--target={target}: exists already; remove it or choose another directory")
+    if whole := taken.above(target):
+        raise ValueError(f"--target={target}: {whole}; allowed: a directory outside it")
 
 
 def claim_partial(partial: pathlib.Path, plan: str) -> pathlib.Path:

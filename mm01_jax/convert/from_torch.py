@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mm01_jax.checkpoint import ArrayWriter, CheckpointError
+from mm01_jax.checkpoint.writer import check_target
 from mm01_jax.config import saved
 from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
@@ -50,8 +51,7 @@ def from_torch(
     target = pathlib.Path(target).absolute()
     plan = _plan(torch, target, target_dtype)
     log(str(plan))
-    if target.exists():
-        raise ValueError(f"target={target} exists already; remove it or choose another directory")
+    check_target(target)
     if dry_run:
         return
     plan.check_room()

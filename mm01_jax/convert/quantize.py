@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from mm01_jax.checkpoint import ArrayWriter, CheckpointError, leaf_paths, leaf_stacks, open_checkpoint
+from mm01_jax.checkpoint.writer import check_target
 from mm01_jax.config import Config, saved
 from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.int8 import PARTS, matrices, with_int8
@@ -74,8 +75,7 @@ def quantize(
     leaves = _leaves(config, dtype)
     plan = _plan(opened, target, leaves)
     log(str(plan))
-    if target.exists():
-        raise ValueError(f"target={target} exists already; remove it or choose another directory")
+    check_target(target)
     plan.check_room()
     progress = Progress(plan.bytes_in, "quantize")
     with ArrayWriter(target, leaves) as writer:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 
 from mm01_jax.checkpoint import FILES, CheckpointError, RunLock
-from mm01_jax.checkpoint.writer import TYPED, claim_partial
+from mm01_jax.checkpoint.writer import TYPED, check_target, claim_partial
 from mm01_jax.convert import axes, companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import CheckpointSource, write_json
@@ -70,8 +70,7 @@ def to_torch(
     nbytes = sum(item.nbytes for item in items)
     plan = _plan(checkpoint, items, shards, target, (chosen, target_dtype))
     log(str(plan))
-    if target.exists():
-        raise ValueError(f"target={target} exists already; remove it or choose another directory")
+    check_target(target)
     if dry_run:
         return
     plan.check_room()

@@ -51,8 +51,18 @@ def begin(path: str, follows_from: Mapping[str, Any], samples: Sequence[int]) ->
                 f"{partial}: holds answers of {shown(other[0])}={got}, not {want}; remove it to begin anew"
             )
         begun = _whole(partial, samples)
+    elif os.path.lexists(told) and not _is_ours(told, follows_from):
+        raise ValueError(f"{told}: says not what answers follow from; remove it, or name another --out")
     write(told, json.dumps(follows_from, indent=1).encode())
     return begun
+
+
+def _is_ours(told: pathlib.Path, follows_from: Mapping[str, Any]) -> bool:
+    """Whether a file is one of `begin`'s, of other answers too: those are gone, so it may be replaced."""
+    try:
+        return FILES.json(told, root=told.parent).keys() == follows_from.keys()
+    except ValueError:
+        return False
 
 
 def _whole(partial: pathlib.Path, samples: Sequence[int]) -> Begun:

@@ -5,16 +5,17 @@ import os
 import pathlib
 import tempfile
 
-from mm01_jax import command, files
+from mm01_jax import command, files, taken
 from mm01_jax.config import ConfigError, Problem
 
 
 def check(workdir: str) -> None:
-    """Raises ConfigError where `workdir` cannot be written, or not be made; leaves nothing behind.
+    """Raises ConfigError where `workdir` cannot be written, or not be made, or is no run's; leaves nothing behind.
 
     It imports no jax, so that a mistyped folder is refused in an instant.
     """
     path = pathlib.Path(workdir)
+    _check_free(workdir)
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(path)  # a name that is too long, or below a file
@@ -28,6 +29,7 @@ def check(workdir: str) -> None:
 def make(workdir: str) -> pathlib.Path:
     """The folder, made where it is not there; ConfigError where that fails."""
     path = pathlib.Path(workdir)
+    _check_free(workdir)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,8 +45,15 @@ def write(path: pathlib.Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
+def _check_free(workdir: str) -> None:
+    if whole := taken.at(workdir, but=taken.RUN):
+        allowed = f"a folder of the run's own, new or of the same run: {whole}"
+        raise ConfigError([Problem(key="--workdir", got=workdir, allowed=allowed, nearest=None)])
+
+
 def _refused(workdir: str, error: OSError) -> ConfigError:
     allowed = f"a folder that can be made and written ({error.strerror})"
     refused = ConfigError([Problem(key="--workdir", got=workdir, allowed=allowed, nearest=None)])
-    refused.exit_code = command.exit_code(error)
+    if command.exit_code(error) == command.DISK:
+        refused.exit_code = command.DISK
     return refused

@@ -105,7 +105,7 @@ def test_wrong_chunks_and_occupied_targets_are_refused(tmp_path, model):
     with pytest.raises(ValueError, match="interrupted conversion of other leaves"):
         checkpoint.ArrayWriter(tmp_path / "out", {"embed": ((4, 4), "float32", 0)})
     (tmp_path / "there").mkdir()
-    with pytest.raises(ValueError, match="there exists already"):
+    with pytest.raises(ValueError, match="there: exists already"):
         checkpoint.ArrayWriter(tmp_path / "there", plan(model))
     with pytest.raises(ValueError, match="not the path of a leaf"):
         checkpoint.ArrayWriter(tmp_path / "new", {"../embed": ((4, 4), "float32", 0)})

@@ -14,13 +14,13 @@ NOBODY = 65534
 
 class Rights(NamedTuple):
     """path: below the reader's directory, "" being itself. mode: its own from now on, None as it is. code: those that
-    may come; where it is not 0 the message names the path.
+    may come; where it is not 0 the message names the path. What is there and may not be read is bad data.
     """
 
     reader: str
     path: str
     mode: int | None
-    code: tuple[int, ...] = (2, 3)
+    code: tuple[int, ...] = (3,)
 
 
 MEMBERS = {

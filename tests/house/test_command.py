@@ -1,5 +1,6 @@
 """Every command ends in one way: the table of exit codes, the words that repeat it, and what each error gives."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from mm01_jax import command
+from mm01_jax import command, files
 from mm01_jax.checkpoint import CheckpointError, Locked, NoValidCheckpoint, SaveFailed
 from mm01_jax.config import ConfigError, Problem
 from mm01_jax.data.text import DataError
@@ -112,7 +113,7 @@ def test_help_to_a_full_disk_or_a_reader_that_has_gone_is_no_success():
     code = SHELL.format(stand_in="", argv=["--help"])
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60)
-    assert done.returncode == 74 and done.stderr == b"mm01-generate: [Errno 28] No space left on device: 'stdout'\n"
+    assert done.returncode == 74 and done.stderr == b"mm01-generate: stdout: No space left on device\n"
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=60)
@@ -179,3 +180,16 @@ with command.importing():
 def test_nothing_is_looked_for_among_what_a_command_imports_but_where_jax_was_there_before():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False False", "True True", "True"]
+
+
+def test_what_is_there_and_may_not_be_read_is_bad_data_whoever_reads_it(tmp_path, monkeypatch, capsys):
+    def denied(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "asked").write_text("{}")
+    monkeypatch.setattr(files.os, "open", denied)
+    for read in (files.Door(ValueError).read, files.Door(DataError).read, denied):
+        assert command.run(lambda _, read=read: read(tmp_path / "asked"), [], name="mm01-x") == 3
+        assert capsys.readouterr().err == f"mm01-x: {tmp_path}/asked: Permission denied\n"
+    assert command.run(lambda _: os.stat(tmp_path / "not there"), []) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/not there: No such file or directory\n"

@@ -50,6 +50,17 @@ def test_a_line_that_is_no_answer_is_refused_with_the_file(tmp_path, line):
         answer_file.begin(str(out), FROM, SAMPLES)
 
 
+@pytest.mark.parametrize("said", ['{"mine": 1}', "[1]", "text", '{"weights": "abc", "temperature": 0.5, "more": 1}'])
+def test_what_is_not_ours_is_not_replaced_though_no_answers_lie_beside_it(tmp_path, said):
+    out, told = tmp_path / "out", tmp_path / "out.partial.json"
+    told.write_text(said)
+    with pytest.raises(ValueError, match="out.partial.json: says not what answers follow from; remove it"):
+        answer_file.begin(str(out), FROM, SAMPLES)
+    assert told.read_text() == said
+    told.write_text(json.dumps(FROM | {"weights": "of other answers, which are gone"}))
+    assert answer_file.begin(str(out), FROM, SAMPLES) == Begun()
+
+
 def test_a_line_of_holes_is_refused_in_bounded_memory(tmp_path):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     answer_file.begin(str(out), FROM, SAMPLES)

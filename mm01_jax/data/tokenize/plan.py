@@ -11,6 +11,7 @@ import platform
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from mm01_jax import taken
 from mm01_jax.data import token_files
 from mm01_jax.data.json_lines import JsonLines
 from mm01_jax.data.recall import is_of_python
@@ -119,6 +120,8 @@ def _check_apart(asked: Asked) -> None:
     source, out = pathlib.Path(asked.source), pathlib.Path(asked.out)
     if source.is_dir() and out.resolve() != source.resolve() and out.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--out={asked.out}: lies in --source={asked.source}; allowed: a folder beside it")
+    if whole := taken.at(asked.out, but=taken.TOKENS):
+        raise ValueError(f"--out={asked.out}: {whole}; allowed: a folder of its own")
 
 
 def make_again(asked: Asked, facts: dict[str, Any], harmless: str | None) -> Plan:
