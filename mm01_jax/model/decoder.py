@@ -176,7 +176,7 @@ class TextModel(nnx.Module):
     def _every_layer(self, tokens: Tokens, h: jax.Array) -> tuple[jax.Array, RouterStats]:
         """All layers one after another: (h, router statistics stacked (layers, ...)).
 
-        A stack is taken apart by one split, whose gradient is one concatenation: the optimizer's pass reads its parts.
+        A stack is taken apart by one split, whose gradient is one concatenation.
         """
         config, dtype, stats = self.config, h.dtype, []
         layers = [_taken_apart(stack, dtype) for stack in self.stacks]
@@ -223,12 +223,25 @@ def unrolls(config: ModelConfig) -> bool:
 def _taken_apart(stack: LayerStack, dtype: jnp.dtype) -> Iterator[LayerStack]:
     """The layers of a stack (period, layer), one by one, cast once for forward and backward."""
     weights, tree = jax.tree.flatten(stack)
-    count = weights[0].shape[0] * weights[0].shape[1]
-    columns = []
-    for weight in weights:
-        flat = weight.reshape(count, *weight.shape[2:])
-        columns.append([part[0].astype(dtype) for part in jax.lax.split(flat, (1,) * count)])
+    columns = [_parts(weight.reshape(-1, *weight.shape[2:]), dtype) for weight in weights]
     return iter([jax.tree.unflatten(tree, row) for row in zip(*columns, strict=True)])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _parts(stack_LX: jax.Array, dtype: jnp.dtype) -> list[jax.Array]:
+    return [part[0].astype(dtype) for part in jax.lax.split(stack_LX, (1,) * stack_LX.shape[0])]
+
+
+def _together(dtype: jnp.dtype, wide: jax.Array, gradients: list[jax.Array]) -> tuple[jax.Array]:
+    """The gradient of a stack, put together in the dtype that its layers' have.
+
+    Behind a barrier: XLA (jax 0.11) else makes the concatenation a part of each of the optimizer's passes, which then
+    cannot be one: 68 bytes a weight over two GPUs and 40 on one, where 32 do (benchmarks/mesh.md).
+    """
+    return (jax.lax.optimization_barrier(jnp.stack(gradients)).astype(wide.dtype),)
+
+
+_parts.defvjp(lambda stack_LX, dtype: (_parts(stack_LX, dtype), jnp.zeros((), stack_LX.dtype)), _together)
 
 
 def _one_layer(layout: SequenceLayout, told: tuple[jax.Array, ...], h: jax.Array, layer: LayerStack):
