@@ -4,7 +4,7 @@ Random weights of a config (`benchmarks.serve_random`). First so many users at a
 then the server whole and streamed. With --long so many users stream answers while one sends a prompt of so many tokens:
 what they wait between events, which bring several tokens, and between tokens.
 
-    python -m benchmarks.serve_engine --users=1,8,32,128 --json=FILE        one H200
+    python -m benchmarks.serve_engine --users=128,32,8,1 --json=FILE        one H200
     python -m benchmarks.serve_engine --long=1048576 --others=7 --json=FILE
     python -m benchmarks.serve_engine --config=tiny --slots=4 --users=1,4 --prompt=16 --answer=16      tries it on a CPU
 """
@@ -52,19 +52,20 @@ def server(*flags: str) -> Iterator[Server]:
         raise ValueError(f"the server ended with {process.wait()}")
     finally:
         process.terminate()
-        process.communicate()
+        print(process.communicate()[0], flush=True)
 
 
 def speeds(given, report: Report) -> None:
     flags = [f"--{name}={getattr(given, name)}" for name in ("config", "slots", "prompt", "answer", "requests")]
     flags += [f"--users={','.join(map(str, given.users))}", f"--context={given.prompt + given.answer}"]
     with server(*flags) as made:
-        for streamed in (False, True):
+        first, *others = given.users
+        whole = [(False, users) for users in given.users]
+        for streamed, users in [(True, first), *whole, *((True, users) for users in others)]:
             load = Load("random", given.prompt, given.answer, 256, streamed)
             asyncio.run(at_once(made.target, load, 1, 2, "first"))
-            for users in given.users:
-                said, seconds = asyncio.run(at_once(made.target, load, users, given.requests * users))
-                _report_speed(given, report, made, (load, users), figures(said, seconds))
+            said, seconds = asyncio.run(at_once(made.target, load, users, given.requests * users))
+            _report_speed(given, report, made, (load, users), figures(said, seconds))
 
 
 def _report_speed(given, report: Report, made: Server, asked: tuple[Load, int], found: dict) -> None:

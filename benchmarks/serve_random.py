@@ -7,6 +7,7 @@ SIGTERM. `benchmarks.serve_engine` starts it.
     python -m benchmarks.serve_random --config=benchmarks/peer_shape.py --slots=128 --context=1024 --users=1,8,32,128
 """
 
+import functools
 import sys
 import time
 
@@ -25,6 +26,36 @@ from mm01_jax.inference.serve.engine_loop import EngineLoop
 from mm01_jax.inference.serve.room import room_of
 from tests.command_line import Parser, list_of_whole, whole
 from tests.inference.serve.fronts import TOLD
+
+
+class Clock:
+    """Where an engine's time goes on the host: seconds and calls of what it does with its devices. What `read` takes is
+    waiting for them, what the others take is telling them."""
+
+    NAMES = ("fill", "prefill", "get_piece", "decode", "read")
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self.start()
+        for name in self.NAMES:
+            setattr(engine.devices, name, functools.partial(self._timed, name, getattr(engine.devices, name)))
+
+    def start(self) -> None:
+        self._spent, self._before = dict.fromkeys(self.NAMES, (0.0, 0)), self._engine.statistics()["seconds"]
+
+    def _timed(self, name: str, what, *given, **told):
+        began = time.monotonic()
+        try:
+            return what(*given, **told)
+        finally:
+            seconds, calls = self._spent[name]
+            self._spent[name] = seconds + time.monotonic() - began, calls + 1
+
+    def said(self) -> str:
+        whole = self._engine.statistics()["seconds"] - self._before
+        parts = [f"{name} {seconds:.3f} s in {calls}" for name, (seconds, calls) in self._spent.items()]
+        other = whole - sum(seconds for seconds, _ in self._spent.values())
+        return f"steps {whole:.3f} s: {', '.join(parts)}, the host's own {other:.3f} s"
 
 
 class Endless(BytesTokenizer):
@@ -85,11 +116,15 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{engine.sizes}, {engine.memory.prefix.budget:,} bytes remembered", flush=True)
     if given.compile_only:
         return 0
-    load = Load("random", given.prompt, given.answer, 256, False)
+    load, clock = Load("random", given.prompt, given.answer, 256, False), Clock(engine)
     for users in given.users:
         own(engine, load, users, max(4, users))  # what a first time costs
+        clock.start()
         print(f"own {users} {own(engine, load, users, given.requests * users)}", flush=True)
+        print(f"its {clock.said()}", flush=True)
+    clock.start()
     serve(engine)
+    print(f"served, {clock.said()}", flush=True)
     return 0
 
 

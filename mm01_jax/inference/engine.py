@@ -76,7 +76,7 @@ class Engine(Streams):
         check_kind("like", like, Engine | None)
         told = model, self.sizes, vocab_size or (tokenizer or model.config).vocab_size
         self.devices = Devices(*told, prefix_bytes) if like is None else like.devices.again(*told)
-        self._schedule = Schedule(num_slots, self.devices.groups)
+        self._schedule = Schedule(num_slots, self.devices.groups, self.sizes.lanes)
         self.budget = budget or self.sizes.pieces * self.sizes.grid
         self.memory = remembering(self.devices, **kept)
         self._jobs: dict[int, Job] = {}
@@ -228,8 +228,8 @@ class Engine(Streams):
         counts = [engine_pieces.cut(job, most, self.sizes, self.memory and self.memory.every(job)) for job in jobs]
         work = [work_of(job, count) for job, count in zip(jobs, counts, strict=True)]
         said = self.devices.prefill(work)
-        for job, one in zip(jobs, work, strict=True):
-            note_prompt(job, one, self.devices.group(job.slot), said)
+        for job, one, row in zip(jobs, work, self.devices.rows_of(work), strict=True):
+            note_prompt(job, one, row, said)
             job.taken += len(one.tokens)
             if self.memory is not None:
                 self.memory.store(job)
@@ -274,7 +274,7 @@ class Engine(Streams):
         if not np.isfinite(drawn.logprob[places, slot]).all():
             report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens]])
         self._counts["decoded_tokens"] += len(new)
-        self._counts["guessed_tokens"] += int((places % (1 + self.sizes.drafts) > 0).sum())
+        self._counts["guessed_tokens"] += sum(place % (1 + self.sizes.drafts) > 0 for place in places)
         if finish is not None:
             self._end(job, finish)
         return new

@@ -23,7 +23,7 @@ def job_of(id: int, request: Request, prompt: np.ndarray, tokenizer: Tokenizer |
     return Job(id, request, prompt, text=TextStream(tokenizer, ends, prompt), seen=seen)
 
 
-def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], np.ndarray, str | None]:
+def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], list[int], str | None]:
     """Puts what was drawn of a job, which had such a row then, into its result.
 
     A call draws several tokens: those behind a stop string are as if they had never been.
@@ -31,11 +31,11 @@ def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], np.ndarray, str |
     Returns:
       (the new tokens, their places in `drawn`, how they finish the answer if they do).
     """
-    result, wants = job.result, job.request.logprobs
-    (places,) = np.nonzero(drawn.tokens[:, row] >= 0)
-    count, stopped = _read(job, drawn.tokens[places, row].tolist())
-    places = places[:count]
-    new = drawn.tokens[places, row].tolist()
+    result, wants, tokens = job.result, job.request.logprobs, drawn.tokens[:, row].tolist()
+    places = [place for place, token in enumerate(tokens) if token >= 0]
+    new = [tokens[place] for place in places]
+    count, stopped = _read(job, new)
+    places, new = places[:count], new[:count]
     result.tokens += new
     if wants is not None:
         result.logprobs += drawn.logprob[places, row].tolist()
@@ -47,16 +47,16 @@ def note(job: Job, row: int, drawn: Drawn) -> tuple[list[int], np.ndarray, str |
     return new, places, "stop" if stopped else "length" if job.left == 0 else None
 
 
-def note_prompt(job: Job, work: Work, group: int, said: Said | None) -> None:
-    """Puts what the model says of a prompt's tokens into its result: of those that were taken in, of which the last
-    says something of the one that follows, if one does."""
+def note_prompt(job: Job, work: Work, row: int, said: Said | None) -> None:
+    """Puts what the model says of a prompt's tokens, a row of what it said, into its result: of those that were taken
+    in, of which the last says something of the one that follows, if one does."""
     wants, result = job.request.prompt_logprobs, job.result
     if job.request.routed_experts:
-        job.routed.append(said.routed[group, : len(work.tokens)])
+        job.routed.append(said.routed[row, : len(work.tokens)])
     if wants is None:
         return
     count = min(len(work.tokens), len(job.prompt) - 1 - job.taken)
-    logprobs, *top = (x[group, :count] for x in said[:3])
+    logprobs, *top = (x[row, :count] for x in said[:3])
     result.prompt_logprobs += logprobs.tolist()
     result.prompt_top += _pairs(*(x[:, :wants] for x in top))
 

@@ -1,8 +1,39 @@
 """Arrays of a slot, a page or states, elsewhere or as something else."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mm01_jax import sharding
+from mm01_jax.config import Rules
+
+SMALL = 64  # bytes of what is told again and again: places, counts, switches
+
+
+def put(array: np.ndarray, mesh: jax.sharding.Mesh, rules: Rules, *logical: str | None) -> jax.Array:
+    """As `sharding.put`; of a small one the array that was put before."""
+    to = _named(mesh, rules, logical)
+    if array.nbytes > SMALL:
+        return _placed(array, to)
+    return _small(array.tobytes(), array.dtype.str, array.shape, to)
+
+
+@functools.lru_cache(maxsize=256)
+def _named(mesh: jax.sharding.Mesh, rules: Rules, logical: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+    return sharding.named(mesh, rules, *logical)
+
+
+@functools.lru_cache(maxsize=8192)
+def _small(data: bytes, dtype: str, shape: tuple[int, ...], to: jax.sharding.NamedSharding) -> jax.Array:
+    return _placed(np.frombuffer(data, dtype).reshape(shape), to)
+
+
+def _placed(array: np.ndarray, to: jax.sharding.NamedSharding) -> jax.Array:
+    if to.is_fully_addressable:  # one call, where a callback for each device takes three times as long
+        return jax.device_put(array, to)
+    return jax.make_array_from_callback(array.shape, to, array.__getitem__)
 
 
 def to_host(tree):

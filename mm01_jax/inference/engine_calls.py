@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mm01_jax.inference import masks
-from mm01_jax.inference.engine_decode import Drawn
+from mm01_jax.inference.engine_decode import Drawn, how_all
 from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_schedule import Job, Schedule
 from mm01_jax.inference.engine_turns import turn_of
-from mm01_jax.inference.sampling import are_plain
 
 
 class Call(NamedTuple):
@@ -52,8 +51,8 @@ def begin(schedule: Schedule, before: Sequence[Call], devices: Devices, ask: mas
         count = min(steps, steps if free is None else free, max(left[job] for job, _ in jobs))
         if devices.ringed and turn.mask_BW is None:
             count = devices.sizes.steps
-        plain = turn.mask_BW is None and are_plain([job.request.sampling for job, _ in jobs])
-        calls.append(Call(jobs, count, devices.decode(turn, count=count, plain=plain)))
+        how = how_all(job.request.sampling for job, _ in jobs) if turn.mask_BW is None else None
+        calls.append(Call(jobs, count, devices.decode(turn, count=count, how=how)))
     return calls, silent
 
 

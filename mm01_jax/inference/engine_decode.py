@@ -10,6 +10,7 @@ right; docs/engine.md says where the bits are, too.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -26,6 +27,15 @@ from mm01_jax.model.decode_step import Ringed, begin_rings, end_rings
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.mixers import mixer
+
+PLAIN, DRAWN, CUT = "plain", "drawn", "cut"  # the likeliest as it is; any settings without cuts; any settings
+
+
+def how_all(samplings: Iterable[sampling.Sampling]) -> str:
+    """The least that all of these are chosen by."""
+    if sampling.are_plain(some := [*samplings]):
+        return PLAIN
+    return CUT if any(map(sampling.has_cuts, some)) else DRAWN
 
 
 class Turn(NamedTuple):
@@ -54,13 +64,13 @@ def drawn_like(sizes: Sizes) -> Drawn:
     return Drawn(0, 0, 0, 0, 0 if sizes.keep_logits else None, 0 if sizes.routed_experts else None)
 
 
-def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots, plain=False):
+def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, sizes: Sizes, specs: Slots, how=None):
     """`count` <= sizes.steps steps of every slot whose turn it is: (slots, Drawn).
 
     Args:
       count: an int32 array, or a number: then lightning layers keep their states as they were meanwhile, where that
         pays (`model/decode_step.py`).
-      plain: whether all of those rows take their likeliest token as it is and no hook is asked: the same bits for less.
+      how: tokens of all those rows are chosen, and no hook is asked (`how_all`): the same bits for less. None: anyhow.
     """
     lengths_B = slots.cache.lengths
     if isinstance(count, int) and not sizes.drafts:
@@ -74,7 +84,7 @@ def decode(model: TextModel, slots: Slots, turn: Turn, allowed_V, count, *, size
         jnp.zeros((N, B, config.vocab_size), jnp.float32) if sizes.keep_logits else None,
         empty_routed((N, B), config) if sizes.routed_experts else None,
     )
-    may_come = allowed_V, None if plain else turn.mask_BW
+    may_come = allowed_V, None if how else turn.mask_BW, how
     step = functools.partial(_step, model, may_come, turn, (sizes, specs))
     slots, drawn = lax.fori_loop(0, count, step, (slots, drawn))
     return slots._replace(cache=end_rings(model, slots.cache, lengths_B)), everywhere(drawn)
@@ -122,13 +132,13 @@ def _draw(model: TextModel, may_come, carry: tuple[Slots, Drawn], place, may_B, 
     is as if none had been drawn.
 
     Args:
-      may_come: ids that may, bool (V,), and of these what each row may say, None where all rows are plain.
+      may_come: ids that may, bool (V,), of these what each row may say, None where no hook is asked, and `how`.
     """
-    (slots, drawn), (allowed_V, mask_BW) = carry, may_come
-    plain = mask_BW is None
+    (slots, drawn), (allowed_V, mask_BW, how) = carry, may_come
+    plain, told = how == PLAIN, (slots.history, slots.number_B, allowed_V, mask_BW)
     logits = model.logits(sharding.constrain(slots.hidden_BD[:, None], model.rules, "batch", None, None))[:, 0]
     logits = sharding.constrain(logits, model.rules, "batch", None)
-    token_B = sampling.sample(logits, None if plain else slots.rows, slots.history, slots.number_B, allowed_V, mask_BW)
+    token_B = sampling.sample(logits, None if plain else slots.rows, *told, cut=how in (CUT, None))
     stands_B = may_B if only_B is None else may_B & (token_B == only_B)
     said = sampling.log_probabilities(logits, token_B, allowed_V, drawn.top_ids.shape[2])
     new = jnp.where(stands_B, token_B, -1), *said, None if drawn.logits is None else logits

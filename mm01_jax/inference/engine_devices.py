@@ -13,16 +13,17 @@ import numpy as np
 
 from mm01_jax import compile_cache, kept_programs, sharding
 from mm01_jax.inference import engine_programs as programs
-from mm01_jax.inference import masks, sampling, views
-from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, to_devices
+from mm01_jax.inference import masks, views
+from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, put, to_devices
 from mm01_jax.inference.engine_compile import Compiler
-from mm01_jax.inference.engine_decode import Drawn, Turn, decode, drawn_like
-from mm01_jax.inference.engine_images import Tower
-from mm01_jax.inference.engine_programs import Said, Slots, Told
+from mm01_jax.inference.engine_decode import CUT, DRAWN, PLAIN, Drawn, Turn, decode, drawn_like
+from mm01_jax.inference.engine_prefill import WAITING, Prefill
+from mm01_jax.inference.engine_programs import Said, Slots
 from mm01_jax.inference.engine_request import Limits, Request
 from mm01_jax.inference.engine_room import check_room
+from mm01_jax.inference.engine_settings import row_of
 from mm01_jax.inference.engine_sizes import Sizes
-from mm01_jax.inference.engine_turns import Work, arrays_of, turn_of
+from mm01_jax.inference.engine_turns import Work, turn_of
 from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
@@ -30,9 +31,6 @@ from mm01_jax.model.multimodal import VLModel
 from pallas_kernels import dispatch
 
 jit = jax.jit  # tests put one here that compiles faster
-# Where calls of all steps have programs of their own, and one for rows that take their likeliest token as it is: a loop
-# whose end depends on an argument makes the host of a GPU wait for every step, as a branch does.
-WHOLE = ("gpu",)
 
 
 class Devices:
@@ -51,7 +49,7 @@ class Devices:
         self._compiler = Compiler(self.mesh, jit, kept)
         self._view(model)
         self.groups = self._shards(self.model.rules.batch)
-        sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq))
+        sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq), self.mesh.size)
         check_room(self._decoder, self.mesh, sizes, prefix_bytes)
         with jax.set_mesh(self.mesh):
             self._compile()
@@ -113,26 +111,27 @@ class Devices:
         many = programs.row_layout(self._slots, config, rules, model.rules)
         self._told_before: dict[str, tuple[np.ndarray, jax.Array]] = {}
         self._layout, slots, zero = one, self._slots, self._scalar(0)
-        put = functools.partial(self._put, rules=model.rules)
-        self._tower = Tower(model, sizes, self.groups, self._compiler.program, put) if sizes.tiles else None
+        of_rows, on = functools.partial(self._put, rules=model.rules), (dispatch.platform(), self.mesh.size)
+        self._prefill = Prefill(model, sizes, self.groups, on, self._compiler, of_rows)
         free = np.full((sizes.num_slots, masks.num_words(len(self.allowed))), 0xFFFFFFFF, np.uint32)
         self._unmasked = self._put(free, "batch", None)
-        prefill = functools.partial(programs.prefill, sizes=sizes, layout=many)
         going_on = functools.partial(decode, sizes=sizes, specs=one.whole)
         turn, *_ = turn_of([None] * sizes.num_slots, self.allowed, masks.ask_all)
         told = decoder, slots, self._turn(turn), self._allowed
         self.ringed = not sizes.drafts and decode_step.rings_pay(decoder, sizes.num_slots, sizes.steps)
-        whole = (False, True) if self.ringed or dispatch.platform() in WHOLE else ()
+        # Calls of all steps, where the host waits for a loop that ends by an argument. With rings all are such, and
+        # there are not more programs: likeliest tokens are chosen by the one that draws.
+        whole = (DRAWN, CUT) if self.ringed else (PLAIN, DRAWN) if dispatch.platform() in WAITING else ()
         with concurrent.futures.ThreadPoolExecutor(2 + len(whole)) as pool:  # the next is traced while these compile
             begin = functools.partial(self._compiler.begin, pool)
             drawn = functools.partial(begin, like=(slots, drawn_like(sizes)))
             decoding = drawn(going_on, *told, zero)  # takes the longest
-            taking = model, slots, self._allowed, self._told([], (0, 0))
-            prefilling = begin(prefill, *taking, like=(slots, programs.said_like(sizes)))
-            found = [drawn(functools.partial(going_on, count=sizes.steps, plain=plain), *told) for plain in whole]
+            self._prefill.begin(begin, model, slots, self._allowed, many)
+            found = [drawn(functools.partial(going_on, count=sizes.steps, how=how), *told) for how in whole]
             self._compile_rows(one)
-            self._decode, self._prefill = decoding.result(), prefilling.result()
-            self._decode_whole = {plain: one.result() for plain, one in zip(whole, found, strict=True)}
+            self._decode = decoding.result()
+            self._prefill.end()
+            self._decode_whole = {how: one.result() for how, one in zip(whole, found, strict=True)}
         self.row_bytes = num_bytes(self._empty)
 
     def _compile_rows(self, layout) -> None:
@@ -151,12 +150,11 @@ class Devices:
         with jax.set_mesh(self.mesh):
             slots, zero = self._slots, self._scalar(0)
             states, pages = (programs.stacks(slots, positions=positions, **at)[0] for positions in (False, True))
-            self._get_state = make(functools.partial(programs.get_state, **at), slots, zero, like=states)
-            state, putting = self._get_state(slots, zero), functools.partial(programs.put_state, **at)
+            getting = functools.partial(programs.get_piece, size=self.sizes.grid, **at)
+            self._get_piece = make(getting, slots, zero, zero, like=(pages, states))
+            (page, state), putting = self._get_piece(slots, zero, zero), functools.partial(programs.put_state, **at)
             self._put_state = make(putting, slots, state, zero, zero, donate=0, like=slots)
-            at |= {"size": self.sizes.grid}
-            self._get_page = make(functools.partial(programs.get_page, **at), slots, zero, zero, like=pages)
-            page, putting = self._get_page(slots, zero, zero), functools.partial(programs.put_page, **at)
+            putting = functools.partial(programs.put_page, size=self.sizes.grid, **at)
             self._put_page = make(putting, slots, page, zero, zero, donate=0, like=slots)
         self.page_like, self.state_like = (jax.tree.map(like, tree) for tree in (page, state))
 
@@ -173,18 +171,10 @@ class Devices:
     # What the host knows, as arrays.
 
     def _put(self, array, *logical: str | None, rules=None) -> jax.Array:
-        return sharding.put(np.asarray(array), rules or self._decoder.rules, *logical)
+        return put(np.asarray(array), self.mesh, rules or self._decoder.rules, *logical)
 
     def _scalar(self, value: int) -> jax.Array:
         return self._put(np.int32(value))
-
-    def _told(self, work: Sequence[Work], trips: tuple[int, int]) -> Told:
-        index, tokens, count = arrays_of(work, self.sizes, self.groups)
-        put = functools.partial(self._put, rules=self.model.rules)
-        says = self._put(np.bool_(any(one.says for one in work)))
-        seen = None if self._tower is None else self._tower.look(self.model, work)
-        rows = put(index, "batch"), put(tokens, "batch", None), put(count, "batch")
-        return Told(*rows, put(np.array(trips, np.int32), None), says, seen)
 
     def _turn(self, turn: Turn) -> Turn:
         """On the devices, where the same turn as last time is already."""
@@ -206,9 +196,6 @@ class Devices:
 
     # What is done to the slots.
 
-    def group(self, slot: int) -> int:
-        return slot // (self.sizes.num_slots // self.groups)
-
     def fill(self, slot: int, asked: Request, prompt: np.ndarray) -> None:
         """Zeroes a slot and gives it to a request."""
         with jax.set_mesh(self.mesh):
@@ -218,20 +205,8 @@ class Devices:
 
     def with_settings(self, row: Slots, asked: Request, prompt: np.ndarray) -> Slots:
         """A row that draws its tokens so, with none drawn yet."""
-        seen = np.zeros((1, self._decoder.config.vocab_size), bool)
-        seen[0, prompt] = True
         with jax.set_mesh(self.mesh):
-            settings = jax.tree.map(self.everywhere, sampling.rows([asked.sampling], [asked.seed]))
-            history = sampling.History(*map(self.everywhere, (seen, np.zeros(seen.shape, np.int32))))
-            tokens = np.full(row.tokens_BT.shape, -1, np.int32)
-            known = np.concatenate([prompt, np.asarray(asked.expected, np.int32)])[: tokens.shape[1]]
-            tokens[0, : len(known)] = known
-            counts = {"place_B": asked.place, "number_B": 0, "left_B": asked.max_tokens}
-            counts = {name: self._put(np.full(1, value, np.int32), None) for name, value in counts.items()}
-            stops = np.full(row.stop_BK.shape, -1, np.int32)
-            stops[0, : len(asked.stop_ids)] = asked.stop_ids
-            lists = {"stop_BK": self._put(stops, None, None), "tokens_BT": self._put(tokens, None, None)}
-            return row._replace(rows=settings, history=history, **counts, **lists)
+            return row_of(row, self._empty, asked, prompt, self._put)
 
     def poison(self, slot: int) -> None:
         """A slot whose every number is NaN: what reads it shows it."""
@@ -239,28 +214,30 @@ class Devices:
         self.put_row(slot, self._empty._replace(cache=cache, hidden_BD=hidden))
 
     def prefill(self, work: Sequence[Work]) -> Said | None:
-        """One call: at most one slot a group, each from a multiple of the grid on and not past `pieces` of them.
+        """At most one slot a group, or `lanes`, each from a multiple of the grid on and not past `pieces` of them.
 
         Returns:
-          What the model says of each group's tokens (groups, pieces * grid, ...); None where nobody wants it.
+          What the model says of each row's tokens (rows, tokens, ...), see `rows_of`; None where nobody wants it.
         """
-        pieces = max(-(-len(one.tokens) // self.sizes.grid) for one in work)
-        wide = pieces // self.sizes.wide if self.sizes.wide > 1 else 0
         with jax.set_mesh(self.mesh):
-            told = self._told(work, (wide, pieces - wide * self.sizes.wide))
-            self._slots, said = self._prefill(self.model, self._slots, self._allowed, told)
-            return jax.tree.map(np.asarray, said) if any(one.says or one.routed for one in work) else None
+            self._slots, said = self._prefill(self.model, self._slots, self._allowed, work)
+            return said
 
-    def decode(self, turn: Turn, *, count: int, plain: bool) -> Drawn:
+    def rows_of(self, work: Sequence[Work]) -> list[int]:
+        """Where `prefill` says what of each."""
+        return self._prefill.rows_of(work)
+
+    def decode(self, turn: Turn, *, count: int, how: str | None) -> Drawn:
         """Begins `count` steps of the slots whose turn it is; what they draw is on its way to the host.
 
         Args:
-          plain: as in `engine_decode.decode`.
+          how: as in `engine_decode.decode`.
         """
+        how = DRAWN if how == PLAIN and self.ringed else how
         with jax.set_mesh(self.mesh):
             told = self._decoder, self._slots, self._turn(turn), self._allowed
-            if count == self.sizes.steps and turn.mask_BW is None and plain in self._decode_whole:
-                self._slots, drawn = self._decode_whole[plain](*told)
+            if count == self.sizes.steps and how in self._decode_whole:
+                self._slots, drawn = self._decode_whole[how](*told)
             else:
                 self._slots, drawn = self._decode(*told, self._scalar(count))
             jax.tree.map(lambda x: x.copy_to_host_async(), drawn)
@@ -280,17 +257,14 @@ class Devices:
         with jax.set_mesh(self.mesh):
             self._slots = self._put_row(self._slots, to_devices(row), self._scalar(slot))
 
-    def get_state(self, slot: int) -> tuple:
-        with jax.set_mesh(self.mesh):
-            return self._get_state(self._slots, self._scalar(slot))
-
     def put_state(self, slot: int, state: tuple, length: int) -> None:
         with jax.set_mesh(self.mesh):
             self._slots = self._put_state(self._slots, state, self._scalar(slot), self._scalar(length))
 
-    def get_page(self, slot: int, start: int) -> tuple:
+    def get_piece(self, slot: int, start: int) -> tuple[tuple, tuple]:
+        """(the page of the positions from `start` on, the states after all its tokens)."""
         with jax.set_mesh(self.mesh):
-            return self._get_page(self._slots, self._scalar(slot), self._scalar(start))
+            return self._get_piece(self._slots, self._scalar(slot), self._scalar(start))
 
     def put_page(self, slot: int, page: tuple, start: int) -> None:
         with jax.set_mesh(self.mesh):

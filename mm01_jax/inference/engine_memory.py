@@ -46,13 +46,18 @@ class Memory:
 
     def store(self, job: Job) -> None:
         """Keeps what the job's slot has, where that is at a grid point."""
-        grid = self._sizes.grid
+        grid, states = self._sizes.grid, []
         if job.request.remember and not job.request.place and pieces.is_kept(job, self._sizes, self._every):
+
+            def page(number: int) -> tuple:
+                page, states[:] = self._devices.get_piece(job.slot, number * grid)
+                return page
+
             job.node = self.prefix.put(
                 job.request.content,
                 job.prompt[: job.taken],
-                lambda number: self._devices.get_page(job.slot, number * grid),
-                lambda: self._devices.get_state(job.slot),
+                page,
+                lambda: tuple(states) or self._devices.get_piece(job.slot, 0)[1],
                 _marks(job, job.taken),
                 rest=pieces.rest_of(job, self._sizes),
                 behind=job.node,

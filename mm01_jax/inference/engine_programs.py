@@ -7,8 +7,9 @@ has all slots.
 
     prefill   some pieces of one request on each shard of the rows      decode   up to `steps` tokens of every slot
     get_row, put_row      a slot whole: preempt, clear, poison
-    get_state, put_state  what a slot's layers hold of all tokens together (lightning)
-    get_page, put_page    what they hold of each position, for a piece (keys and values)
+    get_piece             what a slot's layers hold of each position of a piece (keys and values), its page, and what
+                          they hold of all tokens together (lightning), its states
+    put_page, put_state   either into a slot
 """
 
 import functools
@@ -161,19 +162,19 @@ def _piece(model, allowed_V, told: Told, place, trip, carry: tuple[Slots, Said])
     tokens = lax.dynamic_slice_in_dim(told.tokens_RS, start, width, axis=1)
     tokens = sharding.constrain(tokens, model.rules, "batch", "seq")
     count_R = jnp.clip(told.count_R - start, 0, width)
-    hidden_RWD, last, new, stats = take_in(model, cache, _embedded(model, tokens, told.seen, start), count_R, place_R)
+    hidden_RWD, last, new, stats = take_in(model, cache, embedded(model, tokens, told.seen, start), count_R, place_R)
     say = functools.partial(_said, model, allowed_V, told.tokens_RS, (start, grid))
     said = lax.cond(told.says, say, lambda hidden, said: said, hidden_RWD, said)
     if said.routed is not None:
         choice = jnp.transpose(stats.choice, (1, 2, 0, 3))  # of (L, R, W, A)
         said = said._replace(routed=lax.dynamic_update_slice_in_dim(said.routed, choice, start, axis=1))
     if len(count_R) > 1:  # one row alone has something in every body
-        new = _kept_where_empty(model.config, count_R, new, cache)
+        new = kept_where_empty(model.config, count_R, new, cache)
     new = constrain(new, cache_specs(model.config, model.rules))
     return slots._replace(cache=new, hidden_BD=jnp.where((count_R > 0)[:, None], last, hidden_RD)), said
 
 
-def _embedded(model, tokens_RW: jax.Array, seen: SeenAt | None, start: jax.Array) -> jax.Array:
+def embedded(model, tokens_RW: jax.Array, seen: SeenAt | None, start: jax.Array) -> jax.Array:
     """Embeddings of tokens from `start` on, or what images show there."""
     x = model.embed_tokens(tokens_RW)
     if seen is None:
@@ -201,7 +202,7 @@ def _said(model, allowed_V, tokens_RS, place, hidden_RWD, said: Said) -> Said:
     return lax.fori_loop(0, W // grid, one, said)
 
 
-def _kept_where_empty(config: ModelConfig, count_R, new: DecodeCache, old: DecodeCache) -> DecodeCache:
+def kept_where_empty(config: ModelConfig, count_R, new: DecodeCache, old: DecodeCache) -> DecodeCache:
     """States of rows without a token as they were: a state plus zero would lose the sign of its zeros."""
 
     def choose(kind, new, old):
@@ -236,6 +237,12 @@ def get_state(slots: Slots, index, *, config: ModelConfig, layout: RowLayout) ->
     """What the slot's layers hold of all its tokens together: a pytree a stack, None where they hold positions."""
     tree, part = stacks(slots, layout, config, positions=False)
     return constrain(take_rows(tree, index[None], part), part.part)
+
+
+def get_piece(slots: Slots, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> tuple[tuple, tuple]:
+    """(the slot's page from `start` on, its states)."""
+    at = {"config": config, "layout": layout}
+    return get_page(slots, index, start, size=size, **at), get_state(slots, index, **at)
 
 
 def put_state(slots: Slots, state: tuple, index, length, *, config: ModelConfig, layout: RowLayout) -> Slots:

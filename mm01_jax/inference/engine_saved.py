@@ -33,6 +33,7 @@ from mm01_jax.inference.engine_sizes import check_kind
 from mm01_jax.model.decoder import TextModel
 
 _FIELD = "conversation"  # of the manifest's meta
+_BEFORE = {"lanes": 1}  # of what was saved when that had no name
 
 
 def save(engine: Engine, tokens, directory, content: bytes = b"", shows: Shown | None = None) -> int:
@@ -81,7 +82,7 @@ def load(engine: Engine, directory) -> int:
     if not isinstance(told, dict) or type(told.get("tokens")) is not int or not isinstance(told.get("content"), str):
         raise CheckpointError(f"{directory}: no saved conversation")
     for name, here in _identity(engine).items():
-        if told.get(name) != here:
+        if told.get(name, _BEFORE.get(name)) != here:
             raise CheckpointError(f"{directory}: saved with {name} {told.get(name)!r}, here it is {here!r}")
     if checkpoint.config_object != _config(engine):
         raise CheckpointError(f"{directory}: saved with another model config")
@@ -138,7 +139,8 @@ def _config(engine: Engine) -> dict:
 
 
 def _identity(engine: Engine) -> dict:
-    return {"grid": engine.sizes.grid, "wide": engine.sizes.wide, "weights": _digest(engine.devices.model)}
+    sizes = engine.sizes
+    return {"grid": sizes.grid, "wide": sizes.wide, "lanes": sizes.lanes, "weights": _digest(engine.devices.model)}
 
 
 def _digest(model: TextModel) -> str:

@@ -60,13 +60,13 @@ class Job:
 
 
 class Schedule:
-    """Slots and who has them; `groups` of equal size, each of which takes in tokens of one slot at a time."""
+    """Slots and who has them; `groups` of equal size, each of which takes in tokens of `lanes` slots at a time."""
 
-    def __init__(self, num_slots: int, groups: int):
+    def __init__(self, num_slots: int, groups: int, lanes: int = 1):
         self.jobs: list[Job | None] = [None] * num_slots
         self.waiting: list[Job] = []
         self.later: list[Job] = []  # those of the background
-        self._per_group = num_slots // groups
+        self._per_group, self._lanes = num_slots // groups, lanes
 
     def running(self) -> list[Job]:
         """In the order of their slots."""
@@ -123,12 +123,11 @@ class Schedule:
         return slot
 
     def to_take_in(self, most: int | None) -> Iterator[Job]:
-        """In each group the first whose prompt is not taken in; most: of those with so many tokens left at most. The
-        background waits until nobody else does."""
+        """In each group the first ones whose prompt is not taken in; most: of those with so many tokens left at most.
+        The background waits until nobody else does."""
         for first in range(0, len(self.jobs), self._per_group):
             group = self.jobs[first : first + self._per_group]
             begun = [job for job in group if job is not None and job.taken < len(job.prompt)]
             asked = [job for job in begun if not job.background] or begun
             jobs = [job for job in asked if most is None or len(job.prompt) - job.taken <= most]
-            if jobs:
-                yield min(jobs, key=lambda job: job.rank)
+            yield from sorted(jobs, key=lambda job: job.rank)[: self._lanes]

@@ -18,6 +18,7 @@ _BOUNDS = {  # of whole numbers: the least and the most
     "grid": (1, MOST_GRID),
     "pieces": (1, 65_536),
     "wide": (1, 65_536),
+    "lanes": (1, 64),
     "steps": (1, 1024),
     "drafts": (0, 16),
     "stop_ids": (1, 1024),
@@ -31,7 +32,8 @@ class Sizes:
     """What the shapes of all programs follow from.
 
     max_length: positions of a slot. grid: tokens of a piece. pieces: at most in one call of prefill; `wide` of them
-    make one product where so many are left (faster on an accelerator; `engine_pieces.py`).
+    make one product where so many are left (faster on an accelerator; `engine_pieces.py`). lanes: prompts of which a
+    call takes in a piece each, in one product; on one device (`engine_lanes.py`).
     steps: at most in one call of decode. drafts: tokens guessed in each, 0: none. stop_ids: of one request, at most.
     logprobs: most likely tokens whose log-probabilities are given with each new one. keep_logits: give those, too.
     routed_experts: requests may ask which experts their tokens went to. tiles: of images, in a call of their tower, 0:
@@ -44,6 +46,7 @@ class Sizes:
     grid: int = 64
     pieces: int = 8
     wide: int = 1
+    lanes: int = 1
     steps: int = 16
     drafts: int = 0
     stop_ids: int = 8
@@ -83,6 +86,9 @@ class Sizes:
             check_switch(name, getattr(self, name))
         if self.max_length % self.grid:
             self.refuse("max_length", f"a multiple of grid={self.grid}", -(-self.max_length // self.grid) * self.grid)
+        if self.lanes > min(1 if self.wide > 1 or self.tiles else MOST_SLOTS, self.num_slots):
+            allowed = f"1 with wide > 1 or tiles, otherwise up to num_slots={self.num_slots}"
+            self.refuse("lanes", allowed, 1 if self.wide > 1 or self.tiles else self.num_slots)
         if self.pieces % self.wide:
             self.refuse("pieces", f"a multiple of wide={self.wide}", -(-self.pieces // self.wide) * self.wide)
         if self.deterministic and self.grid % CHUNK:
@@ -90,8 +96,10 @@ class Sizes:
         if self.deterministic and self.drafts:
             self.refuse("drafts", "0 with deterministic=True, which computes every token as training does", 0)
 
-    def check_mesh(self, row_shards: int, sequence_shards: int) -> None:
+    def check_mesh(self, row_shards: int, sequence_shards: int, devices: int) -> None:
         """ValueError where a mesh with so many shards of the rows (of decode) and of the sequence cannot cut them."""
+        if self.lanes > 1 and devices > 1:
+            self.refuse("lanes", f"1 on {devices} devices", 1)
         if self.tiles % row_shards:
             allowed = f"0, or a multiple of the {row_shards} shards of the rows"
             self.refuse("tiles", allowed, -(-self.tiles // row_shards) * row_shards)

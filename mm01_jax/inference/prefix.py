@@ -47,6 +47,7 @@ class Prefix:
         self._to_host, self._to_devices = to_host, to_devices
         self._roots: dict[bytes, Node] = {}
         self._gone: collections.OrderedDict[bytes, str] = collections.OrderedDict()
+        self._stated: collections.OrderedDict[Node, None] = collections.OrderedDict()  # in the order of `_age`
         self._clock = 0
         self.bytes = self.host_bytes = 0
         self.counts = collections.Counter()
@@ -73,9 +74,8 @@ class Prefix:
         depth = max((node.depth for node in path if node.state is not None), default=0)
         miss = self._why(content, keys, path, depth)
         self._clock += 1
-        for node in path[:depth]:
-            node.used = self._clock
-            self._promote(node)
+        if depth:
+            self._use(path[depth - 1])
         found = Found([node.page for node in path[:depth]], path[depth - 1].state if depth else None, miss, len(path))
         if counted:
             reused = depth * self.grid
@@ -111,7 +111,6 @@ class Prefix:
         node = behind
         if node is None or node.gone or node.depth * self.grid > len(tokens):
             node = self._root(content)
-        self._use(node)
         known = node.depth * self.grid
         left = pieces_of(tokens[known:], None if seen is None else seen[known:], self.grid, rest, known)
         for number, key in enumerate(left, node.depth):
@@ -120,10 +119,12 @@ class Prefix:
                 node.children[key] = child
                 self._account(child, bytes_of(child.page))
             node = node.children[key]
-            self._promote(node)  # what is in use is on the devices: a node on the host leads to others there alone
-            node.used = self._clock
-        if node.state is None and node.parent is not None:
+        self._promote(node)
+        if is_new := node.state is None and node.parent is not None:
             node.state = take_state()
+            self._stated[node] = None
+        self._use(node)  # a node on the host leads to others there alone
+        if is_new:
             self._gone.pop(node.digest, None)
             self._account(node, bytes_of(node.state))
             self._thin(node)
@@ -136,6 +137,7 @@ class Prefix:
             node.gone = True
             self._remember(node, why)
         self._roots.clear()
+        self._stated.clear()
         self.bytes = self.host_bytes = 0
 
     def statistics(self) -> dict:
@@ -170,6 +172,8 @@ class Prefix:
         """A path is in use: on the devices, and newer than all others."""
         while last.parent is not None:
             self._promote(last)
+            if last.state is not None:
+                self._stated.move_to_end(last)
             last.used, last = self._clock, last.parent
 
     def _nodes(self) -> Iterator[Node]:
@@ -236,9 +240,11 @@ class Prefix:
     def _oldest(self, *, on_host: bool) -> Node | None:
         """The least recently used that can go: it has states, or leads to nothing on the devices. The deepest of
         several."""
+        if not self.host_budget:  # then nothing lies there, and what leads nowhere has states
+            return next(iter(self._stated), None)
         nodes = [node for node in self._nodes() if node.on_host == on_host]
         nodes = [node for node in nodes if node.state is not None or (not on_host and is_last_here(node))]
-        return min(nodes, key=lambda node: (node.used, -node.depth), default=None)
+        return min(nodes, key=_age, default=None)
 
     def _thin(self, last: Node) -> None:
         """Keeps a path's states few: the one goes whose neighbours are closest for their distance from the end."""
@@ -260,6 +266,7 @@ class Prefix:
         if node.state is not None:
             self._account(node, -bytes_of(node.state))
             node.state = None
+            del self._stated[node]
             self._remember(node, why)
             self.counts["evicted_states"] += 1
         while node.parent is not None and node.state is None and not node.children:
@@ -276,3 +283,8 @@ class Prefix:
         self._gone[node.digest] = why
         while len(self._gone) > MOST_GONE:
             self._gone.popitem(last=False)
+
+
+def _age(node: Node) -> tuple[int, int]:
+    """The lower, the sooner it goes."""
+    return node.used, -node.depth

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax.inference import cuts
+from mm01_jax.inference.likeliest import likeliest
 from mm01_jax.model.deterministic import NUMBERS, filled, real
 from pallas_kernels import dispatch
 
@@ -135,6 +136,11 @@ def rows(samplings: Sequence[Sampling], seeds: Sequence[int]) -> Rows:
     )
 
 
+def has_cuts(sampling: Sampling) -> bool:
+    """Whether a row draws among the likeliest alone, by their number or what they hold together."""
+    return sampling.temperature > 0 and (sampling.top_k > 0 or sampling.top_p < 1.0)
+
+
 def are_plain(samplings: Sequence[Sampling]) -> bool:
     """Whether every row takes its likeliest token as it is: then `sample` needs no settings, and nothing is counted."""
     neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "temperature": 0.0}
@@ -177,6 +183,8 @@ def sample(
     number_B: jax.Array,
     allowed_V: jax.Array,
     mask_BW: jax.Array | None = None,
+    *,
+    cut: bool = True,
 ) -> jax.Array:
     """The next token (B,) int32 of each row.
 
@@ -187,6 +195,7 @@ def sample(
         logits can win otherwise, and decode to nothing (model.md A.7).
       mask_BW: uint32 (B, ceil(V / 32)), bit i of word w is id 32 w + i: what a grammar lets a row say now, at least
         one id of `allowed_V`.
+      cut: False where no row `has_cuts`: the same bits without a branch, at which the host of a GPU waits.
     """
     penalised_BV = logits_BV if rows is None else _penalised(logits_BV, rows, history)
     adjusted_BV = jnp.where(allowed_V[None, :], penalised_BV, -jnp.inf)
@@ -196,6 +205,8 @@ def sample(
     if rows is None:
         return greedy_B
     drawing_B = rows.scale_B > 0
+    if not cut:
+        return jnp.where(drawing_B, _drawn(adjusted_BV, rows, number_B, cut=False), greedy_B)
     # Branches, so that a batch without a row that draws or cuts does not pay for it; their results are the same bits.
     drawn_B = jax.lax.cond(jnp.any(drawing_B), _drawn, lambda *_: greedy_B, adjusted_BV, rows, number_B)
     return jnp.where(drawing_B, drawn_B, greedy_B)
@@ -212,7 +223,8 @@ def log_probabilities(
     B, V = logits_BV.shape
     total_B1 = real(jax.nn.logsumexp(filled(logits_BV[None], -(-NUMBERS // V)), axis=-1)[..., None], B)[0]
     told = jnp.where(allowed_V[None, :], logits_BV, -jnp.inf)
-    best_BT, ids_BT = jax.lax.top_k(told, top) if top else (told[:, :0], jnp.zeros((B, 0), jnp.int32))
+    greatest = likeliest if dispatch.platform() in SORTED else jax.lax.top_k
+    best_BT, ids_BT = greatest(told, top) if top else (told[:, :0], jnp.zeros((B, 0), jnp.int32))
     chosen_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=1)
     return (chosen_B1 - total_B1)[:, 0], ids_BT, best_BT - total_B1
 
@@ -235,14 +247,15 @@ def _penalised(logits_BV, rows: Rows, history: History):
     return logits_BV - rows.presence_B[:, None] * (history.count_BV > 0).astype(jnp.float32)
 
 
-def _drawn(logits_BV, rows: Rows, number_B):
+def _drawn(logits_BV, rows: Rows, number_B, *, cut: bool = True):
     # The largest logit being 0, no product with 1 / temperature is +inf.
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) * rows.scale_B[:, None]
-    cuts_B = (rows.scale_B > 0) & ((rows.top_k_B > 0) | (rows.top_p_B < 1.0))
-    least_kept = _least_of_sorted if dispatch.platform() in SORTED else cuts.least_kept
-    all_B = jnp.full(logits_BV.shape[:1], -jnp.inf, logits_BV.dtype)
-    told = logits_BV, rows.top_k_B, rows.top_p_B
-    lowest_B = jax.lax.cond(jnp.any(cuts_B), least_kept, lambda *_: all_B, *told)
+    lowest_B = jnp.full(logits_BV.shape[:1], -jnp.inf, logits_BV.dtype)
+    if cut:
+        cuts_B = (rows.scale_B > 0) & ((rows.top_k_B > 0) | (rows.top_p_B < 1.0))
+        least_kept = _least_of_sorted if dispatch.platform() in SORTED else cuts.least_kept
+        told = logits_BV, rows.top_k_B, rows.top_p_B
+        lowest_B = jax.lax.cond(jnp.any(cuts_B), least_kept, lambda *_: lowest_B, *told)
     lowest_B = jnp.maximum(lowest_B, jnp.log(rows.min_p_B))  # the likeliest has logit 0
     logits_BV = jnp.where(logits_BV >= lowest_B[:, None], logits_BV, -jnp.inf)
 

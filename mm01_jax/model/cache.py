@@ -40,10 +40,46 @@ class StackCache:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class OneRow:
+    """One row of a stack's part of the cache where it lies: what is written goes there, and nothing is copied.
+
+    arrays: leaves (M, n * rows, 1, ...), layers and rows of the whole as one axis. row: int32 scalar.
+    """
+
+    arrays: Any
+    row: jax.Array
+    rows: int = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, arrays: Any, row: jax.Array) -> "OneRow":
+        """arrays: leaves (M, n, rows, ...)."""
+        flat = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, 1, *x.shape[3:]), arrays)
+        return cls(flat, row, jax.tree.leaves(arrays)[0].shape[2])
+
+    def whole(self) -> Any:
+        """The arrays (M, n, rows, ...)."""
+        return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, self.rows, *x.shape[3:]), self.arrays)
+
+
+def in_hand(stack: Any, period: jax.Array, layer: jax.Array) -> StackCache:
+    """A layer of a stack's part of the cache: its mixer's pytree, or one row of it."""
+    if isinstance(stack, OneRow):
+        return StackCache(stack.arrays, period, layer * stack.rows + stack.row)
+    return StackCache(stack, period, layer)
+
+
+def laid_down(stack: Any, cache: StackCache) -> Any:
+    """The stack as it was before `in_hand`, with what the layer has written."""
+    return dataclasses.replace(stack, arrays=cache.arrays) if isinstance(stack, OneRow) else cache.arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecodeCache:
     """The whole cache (made by `mixers.empty_cache`).
 
-    stacks: one entry per stack of the period, its mixer's pytree. lengths: (B,) int32, tokens seen by each row.
+    stacks: one entry per stack of the period, its mixer's pytree or `OneRow` of it. lengths: (B,) int32, tokens seen
+    by each row.
     """
 
     stacks: tuple

@@ -21,7 +21,7 @@ from flax import nnx
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.model import decode_step
-from mm01_jax.model.cache import DecodeCache, StackCache
+from mm01_jax.model.cache import DecodeCache, StackCache, in_hand, laid_down
 from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
 from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
@@ -255,6 +255,6 @@ def _layer(tokens: Tokens, period: jax.Array, stack: LayerStack | None, carry, x
     index, layer, slope_N = xs
     if layer is None:
         layer = stack.at(period, index)
-    cache = None if arrays is None else StackCache(arrays, period, index)
+    cache = None if arrays is None else in_hand(arrays, period, index)
     h, cache, stats = layer(h, tokens._replace(slope_N=slope_N), cache)
-    return (h, None if cache is None else cache.arrays), stats
+    return (h, None if cache is None else laid_down(arrays, cache)), stats

@@ -72,10 +72,11 @@ def unsupported(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told) -> str |
 @jax.jit
 def forward(projected_RF, angle_BA, keys_LBKTH, values_LBKTH, told):
     """Contract in the package's docstring."""
-    position_B, _, layer = told
+    position_B, active_B, layer = told
     stores = keys_LBKTH, values_LBKTH
     query, *stores = gpu_place.place(projected_RF, angle_BA, *stores, told)
-    count_B = jnp.clip(position_B + 1, 1, keys_LBKTH.shape[3])
+    # Of a row that has no turn, which may be a long prompt on its way, no more than a block is read.
+    count_B = jnp.where(active_B, jnp.clip(position_B + 1, 1, keys_LBKTH.shape[3]), 1)
     group = projected_RF.shape[1] // math.prod(query.shape[1::2]) - 2
     return attend(query, group, *stores, count_B, layer), *stores
 

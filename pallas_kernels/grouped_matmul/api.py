@@ -15,18 +15,21 @@ OPERATION = dispatch.Operation(
     {name: f"pallas_kernels.grouped_matmul.{name}" for name in ("tpu", "gpu", "xla")},
 )
 
+FEW = 16  # rows for each expert from which on the Hopper kernel is taken
+
 
 def row_multiple(num_rows: int, x_dtype: jax.typing.DTypeLike, widths_EDF: tuple[int, int, int]) -> int:
     """What every group's size should be a multiple of, for the fastest implementation here: lay rows out so.
 
-    128 where the Hopper kernel can take the widths and `num_rows` fill a tile of every expert, else 1: a few rows
-    (decode) cost what reading the weights costs, and XLA reads a layer's where they stand in a stack of layers.
+    128 where the Hopper kernel can take the widths and there are 16 rows of every expert, else 1: a few rows (decode)
+    cost what reading the weights costs, and XLA reads a layer's where they stand in a stack of layers. XLA multiplies
+    as many rows by every expert as any may have: of 256 tokens and 32 experts all of them, 64 tiles where 36 suffice.
     """
     if dispatch.elsewhere("gpu"):
         return 1
     gpu, (E, D, _) = OPERATION.module("gpu"), widths_EDF
     rows, weights = jax.ShapeDtypeStruct((gpu.MULTIPLE, D), x_dtype), jax.ShapeDtypeStruct(widths_EDF, x_dtype)
-    fits = num_rows >= E * gpu.MULTIPLE and not gpu.unsupported(rows, weights, None, None, gpu.MULTIPLE)
+    fits = num_rows >= E * FEW and not gpu.unsupported(rows, weights, None, None, gpu.MULTIPLE)
     return gpu.MULTIPLE if fits else 1
 
 

@@ -100,6 +100,23 @@ def step(projected_RF, state_LBNHH, rings, slope_LN, weight_LNH, told):
 
 
 def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scratch):
+    """Of a row that has no turn nothing is read; it says 0."""
+    active = inputs.active[lax.axis_index("batch")] > 0
+    pl.when(active)(lambda: _say(inputs, keys, values, (out_gmem, open_gmem), smem))
+    pl.when(jnp.logical_not(active))(lambda: _say_nothing(inputs, (out_gmem, open_gmem), smem))
+
+
+def _say_nothing(inputs: _Inputs, outs, smem: _Scratch) -> None:
+    b, n, part = (lax.axis_index(name) for name in ("batch", "head", "part"))
+    H, width = inputs.weight.shape[2], smem.out.shape[0]
+    smem.out[...] = plgpu.layout_cast(jnp.zeros((width,), smem.out.dtype), _lines(width).reduce(0))
+    plgpu.commit_smem()
+    for target in outs:
+        plgpu.copy_smem_to_gmem(smem.out, target.at[b, pl.ds(n * H + part * width, width)])
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _say(inputs: _Inputs, keys, values, outs, smem: _Scratch) -> None:
     b, n, part = (lax.axis_index(name) for name in ("batch", "head", "part"))
     layer, place, (_, _, N, _, H), width = inputs.layer[0], inputs.place[0], keys.shape, smem.state.shape[1]
     mine, begin, first, row = (layer, b, n), n * (3 * H), part * width, inputs.projected.at[b]
@@ -120,26 +137,21 @@ def _program(inputs: _Inputs, keys, values, out_gmem, open_gmem, *, smem: _Scrat
             plgpu.copy_gmem_to_smem(ring.at[(*mine, lines, across)], target.at[lines], smem.told.at[number])
 
     _each(place, fill)
-    slope, active = inputs.slope[layer, n], inputs.active[b]
+    slope = inputs.slope[layer, n]
     plgpu.barrier_wait(smem.full)
     _each(place, lambda _, number: plgpu.barrier_wait(smem.told.at[number]))
     own = _ask(smem, slope, place)
     across, dtype = _lines(width).reduce(0), smem.out.dtype
     value = silu(smem.v, across)
     result = _read(smem, place) + jnp.broadcast_to(own, (width,)) * value
-    result = jnp.where(jnp.broadcast_to(active, result.shape) > 0, result, jnp.zeros_like(result))
     gate, weight = (plgpu.load(x, layout=across).astype(jnp.float32) for x in (smem.gate, smem.weight))
     smem.out[...], smem.new_value[...] = (x.astype(dtype) for x in (result, value))
     smem.open[...] = (result * weight / (1.0 + jnp.exp(-gate))).astype(dtype)
     plgpu.commit_smem()
-    for source, target in ((smem.out, out_gmem), (smem.open, open_gmem)):
+    for source, target in zip((smem.out, smem.open), outs, strict=True):
         plgpu.copy_smem_to_gmem(source, target.at[b, out_columns])
-
-    @pl.when(active > 0)
-    def _():
-        pl.when(part == 0)(lambda: plgpu.copy_smem_to_gmem(smem.new_key, keys.at[(*mine, place)]))
-        plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place, columns)])
-
+    pl.when(part == 0)(lambda: plgpu.copy_smem_to_gmem(smem.new_key, keys.at[(*mine, place)]))
+    plgpu.copy_smem_to_gmem(smem.new_value, values.at[(*mine, place, columns)])
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
@@ -220,6 +232,13 @@ def fold(state_LBNHH, rings, slope_LN, count_B):
 
 
 def _fold_program(keys, values, slope, count, states, *, smem: _FoldScratch):
+    """A row without a token keeps its state as it lies."""
+    some = count[lax.axis_index("batch")] > 0
+    pl.when(some)(lambda: _fold(keys, values, (slope, count), states, smem))
+
+
+def _fold(keys, values, told, states, smem: _FoldScratch) -> None:
+    slope, count = told
     *mine, part = (lax.axis_index(name) for name in ("layer", "batch", "head", "part"))
     H, width = smem.state.shape
     columns = (*mine, slice(None), pl.ds(part * width, width))

@@ -271,7 +271,8 @@ def test_attention_step_equals_float64_and_idle_rows_write_nothing(splits, B, dt
         for old, new in zip((keys, values), found, strict=True):
             assert np.array_equal(new[0], old[0]) and np.array_equal(new[1, 1:2], old[1, 1:2]), name
     size = np.abs(values).max()
-    judge({name: out[0][:B] for name, out in outs.items()}, exact, 4 * (T + H) * EPS * size)
+    active = np.flatnonzero(told[1])  # the others may get anything
+    judge({name: out[0][active] for name, out in outs.items()}, exact[active], 4 * (T + H) * EPS * size)
     for place, store in enumerate(stores, 1):
         judge({name: out[place][1] for name, out in outs.items()}, store, 8 * EPS * np.abs(store).max())
 

@@ -73,8 +73,8 @@ def test_grouped_matmul_gpu_is_chosen_where_it_fits_and_lowers_with_its_gradient
     rows = PartitionSpec("data")
 
     def loss(x, weights, sizes):
-        assert row_multiple(5 * 128, x.dtype, weights.shape) == 128
-        assert row_multiple(5 * 128 - 1, x.dtype, weights.shape) == 1, "decode"
+        assert row_multiple(5 * 16, x.dtype, weights.shape) == 128
+        assert row_multiple(5 * 16 - 1, x.dtype, weights.shape) == 1, "decode"
         assert row_multiple(5 * 128, x.dtype, weights[:, :96].shape) == 1
         out = grouped_matmul(x, weights, sizes, capacity=256, multiple=128)
         return jax.lax.psum(out.astype(jnp.float32).sum(), "data")

@@ -56,11 +56,14 @@ class Piece:
 
 
 class Question:
-    """Several prompts with `count` answers each: answer i of prompt p is `answers[p * count + i]`."""
+    """Several prompts with `count` answers each: answer i of prompt p is `answers[p * count + i]`.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], count: int):
+    streams: whether its reader wants to know of every piece; otherwise of the end alone.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], count: int, streams: bool):
         self.answers = [Answer(prompt) for prompt in prompts for _ in range(count)]
-        self.count, self.failed = count, None
+        self.count, self.streams, self.failed = count, streams, None
         self.began = time.monotonic()
         self.changed = asyncio.Event()
 
@@ -112,8 +115,8 @@ class Link:
         asked = [question.answers[first : first + question.count] for question, first in self._asked.values()]
         return [answer for answers in asked for answer in answers if answer.finish is None]
 
-    def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any]) -> Question:
-        question = Question(prompts, count)
+    def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any], *, streams: bool) -> Question:
+        question = Question(prompts, count, streams)
         for place, prompt in enumerate(prompts):
             number = next(self._numbers)
             self._asked[number] = question, place * count
@@ -171,7 +174,8 @@ class Link:
             self._time(question, answer, len(new["tokens"]))
         if all(answer.finish is not None for answer in question.answers[first : first + question.count]):
             del self._asked[number]
-        question.changed.set()
+        if question.streams or question.finished:
+            question.changed.set()
 
     def _time(self, question: Question, answer: Answer, count: int) -> None:
         """Notes when so many tokens came; those that came together share the time since the last."""

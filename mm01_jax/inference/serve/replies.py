@@ -31,7 +31,7 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = self._asked
-        question = self._link.ask(asked.prompts, asked.count, asked.request)
+        question = self._link.ask(asked.prompts, asked.count, asked.request, streams=asked.streams)
         asked.request.clear()  # pixels are the engine's from here on
         answering = (
             self._streamed(question, scope, receive, send)

@@ -10,9 +10,11 @@ from mm01_jax.inference import fitting
 from mm01_jax.inference.engine_room import free_bytes
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+from pallas_kernels import dispatch
 
 _MOST_SLOTS, _SLOTS_UNTOLD = 64, 8  # at most unasked; where a device does not say what it has left
 _PIECES = 8  # of a prompt in one call
+_LANES, _MOVED = 8, 256 << 20  # prompts of which a call takes a piece, as long as it moves so many bytes at most
 _SHARE = 0.85  # of what is left: programs need some, too
 
 
@@ -50,6 +52,8 @@ def room_of(model: TextModel | VLModel, context: int, slots: int | None, memory:
         slots = slots or _SLOTS_UNTOLD
         left = slots * slot + slots * slot // 2
     slots = max(rows, (slots or min(_MOST_SLOTS, left * 3 // 4 // slot)) // rows * rows)
+    if mesh.size == 1 and dispatch.platform() == "gpu" and not isinstance(model, VLModel):
+        cuts["lanes"] = max(1, min(_LANES, slots, _MOVED // slot))
     if isinstance(model, VLModel):
         cuts["tiles"] = -(-fitting.MOST_TILES // rows) * rows
     if slots * slot > left:

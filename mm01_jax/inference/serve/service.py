@@ -94,7 +94,7 @@ class Service:
         if self.template is None:
             raise Refused(f"{name}: this model has no chat template; start mm01-serve with --template", name)
         renamed = conversation.for_template(messages, self.template)
-        if any(IMAGE in text for message in renamed for text in _texts(message)):
+        if self.images is not None and any(IMAGE in text for message in renamed for text in _texts(message)):
             raise Refused(f"{name}: {IMAGE} in a text stands for an image, and images are parts of their own", name)
         has_images = any(part.get("type") == "image" for message in renamed for part in _parts(message))
         if has_images and not isinstance(self.template, templates.Released):

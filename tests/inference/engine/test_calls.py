@@ -16,15 +16,15 @@ from tests.inference.engine import engines
 
 def test_a_program_of_its_own_for_likeliest_tokens_gives_the_same_bits(monkeypatch):
     """What GPUs have: whether it is taken follows from who else decodes."""
-    monkeypatch.setattr(engine_devices, "WHOLE", ("cpu",))
+    monkeypatch.setattr(engine_devices, "WAITING", ("cpu",))
     found, taken = engines.engine(fresh=True, poison=True), []
     whole = found.devices._decode_whole
-    for plain, program in whole.items():
-        whole[plain] = lambda *told, plain=plain, program=program: taken.append(plain) or program(*told)
+    for how, program in whole.items():
+        whole[how] = lambda *told, how=how, program=program: taken.append(how) or program(*told)
     count, random = Count(), np.random.default_rng(2)
     for _ in range(4):
         run_schedule(found, engines.cases(), 32, random, count)
-    assert (count.equal, count.different) == (128, 0) and {*taken} == {False, True}
+    assert (count.equal, count.different) == (128, 0) and {*taken} == {"drawn", "plain"}
 
 
 def test_the_next_call_of_decode_begins_before_the_last_one_is_read(monkeypatch):

@@ -129,7 +129,7 @@ def test_the_same_pixels_are_found_and_other_pixels_are_not():
 
 def test_pixels_that_were_taken_in_before_are_not_looked_at_again():
     remembers, form = engine(prefix_bytes=10**7), [(20, 20), 20]
-    tower, looked = remembers.devices._tower, []
+    tower, looked = remembers.devices._prefill.tower, []
     look = tower._features
     tower._features = lambda *arguments: looked.append(1) or look(*arguments)
     first = answer(remembers, asking(form))

@@ -19,7 +19,7 @@ from tests.train import cheap_run
 pytest.importorskip("flatbuffers", reason="jax.export writes with it")
 
 KEPT = ["decode", "get_row", "prefill", "put_row"]
-OF_MEMORY = ["get_page", "get_state", "put_page", "put_state"]
+OF_MEMORY = ["get_piece", "put_page", "put_state"]
 
 
 class Starts:

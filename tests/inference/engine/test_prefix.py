@@ -230,6 +230,20 @@ def test_random_use_keeps_the_counts_of_bytes():
     assert prefix.statistics()["to_host"] > 10
 
 
+def test_random_use_without_a_host_drops_what_was_used_longest_ago_the_deepest_of_it_first():
+    random, prefix = np.random.default_rng(1), tree(budget=2_000, path_states=3)
+    for _ in range(400):
+        ids = [int(id) for id in random.integers(3, size=2 * random.integers(1, 7))]
+        if random.integers(2):
+            put(prefix, *ids, page=int(random.integers(1, 30)), state=int(random.integers(1, 300)))
+        else:
+            reach(prefix, *ids, 0)
+        held = [node for node in prefix._nodes() if node.state is not None]
+        assert [*prefix._stated] == sorted(held, key=lambda node: (node.used, -node.depth))
+        assert prefix.bytes <= 2_000
+    assert prefix.counts["evicted_states"] > 10
+
+
 def test_a_content_whose_last_piece_went_leaves_nothing():
     prefix = tree(budget=350)
     for number in range(50):

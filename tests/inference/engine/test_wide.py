@@ -29,13 +29,13 @@ MEMORIES = (
 @pytest.fixture(scope="module")
 def alone():
     """An engine whose blocks and pieces differ."""
-    embedded = engine_programs._embedded
+    embedded = engine_programs.embedded
 
     def told_apart(model, tokens, *more):
         return embedded(model, tokens, *more) * (1.01 if tokens.shape[1] > GRID else 1.0)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_programs, "_embedded", told_apart)
+        patch.setattr(engine_programs, "embedded", told_apart)
         yield engines.engine(wide=WIDE, fresh=True)
 
 

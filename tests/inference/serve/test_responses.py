@@ -111,7 +111,6 @@ WRONG = [
     ({"input": [{"type": "function_call_output", "call_id": "?", "output": "x"}]}, "input[0].call_id"),
     ({"input": [{"type": "function_call", "call_id": "?", "name": "f"}]}, "input[0].arguments"),
     ({"input": "x" * fronts.CONTEXT}, "input"),
-    ({"input": "<image>"}, "input"),
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"max_output_tokens": fronts.CONTEXT}, "max_output_tokens"),
     ({"previous_response_id": "resp_1"}, "previous_response_id"),

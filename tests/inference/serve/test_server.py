@@ -67,6 +67,12 @@ def test_a_conversation_is_answered_and_the_same_seed_says_the_same_whole_and_st
     assert parts[0].choices[0].delta.role == "assistant" and all(part.usage is None for part in parts)
 
 
+def test_to_a_model_without_sight_the_mark_of_an_image_is_text(client):
+    said = [[{"role": "user", "content": text}] for text in ("What is <image>?", "What is ?")]
+    told = [client.chat.completions.create(**CHAT | {"messages": one, "max_tokens": 1}).usage for one in said]
+    assert told[0].prompt_tokens == told[1].prompt_tokens + len("<image>"), "a byte a token"
+
+
 def test_a_long_prompt_asked_again_is_found_and_says_how_much_of_it(client):
     asked = CHAT | {"messages": [{"role": "user", "content": "x" * 150}], "temperature": 0}
     first, again = (client.chat.completions.create(**asked) for _ in range(2))
