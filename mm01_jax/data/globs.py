@@ -16,22 +16,29 @@ from mm01_jax.data.text import PROGRESS_SECONDS, Unreadable
 from mm01_jax.files import quoted
 
 MOST_NAMES = 2_000_000  # looked at by one glob
+MOST_OTHERS = 250_000  # of them that are no data, three seconds' worth, and besides so many for each file of data:
+_OTHERS_EACH = 4
 _MOST_WILD = 32  # parts of a glob that have a wildcard
 _PSEUDO = ("/proc", "/sys")  # what lies there is no data, and is made while one looks
 
 
-def find(pattern: str, log: Callable[[str], None] = lambda line: None) -> list[str]:
-    """What `pattern` names, each name once, folders too. Unreadable: it would look at too much."""
+def find(
+    pattern: str, log: Callable[[str], None] = lambda line: None, is_data: Callable[[str], bool] = lambda name: True
+) -> list[str]:
+    """What `pattern` names, each name once, folders too. Unreadable: it would look at too much, or at too little data.
+
+    is_data: whether a name is one of those that are looked for.
+    """
     parts = [part for part in pattern.split("/") if part] + ["."] * pattern.endswith("/")
     if sum(map(glob.has_magic, parts)) > _MOST_WILD:
         raise Unreadable(f"data.source={quoted(pattern)}: a glob of more than {_MOST_WILD} parts with wildcards")
-    return list(set(_Walk(pattern, log).matches("/" if pattern.startswith("/") else "", parts)))
+    return list(set(_Walk(pattern, log, is_data).matches("/" if pattern.startswith("/") else "", parts)))
 
 
 class _Walk:
-    def __init__(self, pattern: str, log: Callable[[str], None]):
-        self._pattern, self._log = pattern, log
-        self._looked, self._clock = 0, time.monotonic()
+    def __init__(self, pattern: str, log: Callable[[str], None], is_data: Callable[[str], bool]):
+        self._pattern, self._log, self._is_data = pattern, log, is_data
+        self._looked, self._found, self._clock = 0, 0, time.monotonic()
         self._pseudo = {os.stat(place).st_dev for place in _PSEUDO if os.path.ismount(place)}
 
     def matches(self, place: str, parts: list[str], names: list[tuple[str, bool]] | None = None) -> Iterator[str]:
@@ -82,6 +89,7 @@ class _Walk:
                 self._refuse(f"leads into {place}, which is no folder of data")
             with os.scandir(place or ".") as entries:
                 for entry in entries:
+                    self._found += self._is_data(entry.name)
                     self._count()
                     names.append((entry.name, _is_folder(entry)))
         return names
@@ -90,6 +98,9 @@ class _Walk:
         self._looked += 1
         if self._looked > MOST_NAMES:
             self._refuse(f"looks at more than {MOST_NAMES:,} names; name a folder, or fewer by the glob")
+        if self._looked - self._found > MOST_OTHERS + _OTHERS_EACH * self._found:
+            found = f"looked at {self._looked:,} names and found {self._found:,} of data"
+            self._refuse(f"{found}; name a folder, or fewer by the glob")
         if self._looked % 4096 == 0 and time.monotonic() - self._clock > PROGRESS_SECONDS:
             self._clock = time.monotonic()
             self._log(f"data: looked at {self._looked:,} names (at most {MOST_NAMES:,}) for {quoted(self._pattern)}")

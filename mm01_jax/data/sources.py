@@ -72,7 +72,7 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
         FILES.check(source, root=None)
         paths = [source]
     else:
-        paths = [p for p in globs.find(source, log) if not os.path.isdir(p)]
+        paths = [p for p in globs.find(source, log, lambda name: name.endswith(SUFFIXES)) if not os.path.isdir(p)]
     real_folder = functools.cache(os.path.realpath)
     unique, clock = {}, time.monotonic()
     for path in sorted(paths):

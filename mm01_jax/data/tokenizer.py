@@ -96,17 +96,16 @@ class FileTokenizer:
         self.is_harmless = self.fingerprint == harmless or not tokenizer_guard.is_needed(content)
         if not self.is_harmless:
             self._guarded = tokenizer_guard.Guarded(path, content, END_NAMES)
-            facts, ends = self._guarded.facts, self._guarded.facts["ends"]
+            facts = self._guarded.facts
         else:
             self._guarded = None
             with self._errors("is not a tokenizer.json"):
                 self._tokenizer = tokenizers.Tokenizer.from_str(utf8(content))
-                facts = tokenizer_process.facts(self._tokenizer)
+                facts = tokenizer_process.facts(self._tokenizer, END_NAMES)
                 if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram of today's versions
                     self._tokenizer.model._resize_cache(_WORDS_KEPT)
-            ends = facts["vocabulary"]
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
-        self.end_of_document = self._find_end(ends)
+        self.end_of_document = self._find_end(facts["ends"])
         self.can_drop = b'"byte_fallback":true' not in content.replace(b" ", b"") and not self._has_every_byte()
 
     def _find_end(self, ids: Mapping[str, int]) -> int:

@@ -45,7 +45,9 @@ KNOWN = frozenset(
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     }
 )
-_MOST_VALUES = 4_000_000  # of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000
+# Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
+_MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
+MOST_NAMES = 1_000_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 900,000
 _PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
 _MOST_PIECES = 16  # of a template for texts, and ids of a piece
@@ -70,7 +72,7 @@ _SEQUENCES = {"normalizers", "pretokenizers", "processors", "decoders"}  # where
 
 def is_needed(content: bytes) -> bool:
     """Whether something in a tokenizer.json may take more than its text's own time and memory."""
-    if content.count(b",") + content.count(b"[") > _MOST_VALUES:
+    if content.count(b",") + content.count(b"[") > _MOST_VALUES or _names(content) > _MOST_NAMES:
         return True
     try:
         plain = parse_json(content, most=_PARSED)
@@ -78,6 +80,11 @@ def is_needed(content: bytes) -> bool:
         return not (plain_parts and _is_sound(plain["model"]) and _are_few(plain.get("added_tokens", [])))
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return True
+
+
+def _names(content: bytes) -> int:
+    """About how many names the objects of a JSON text have."""
+    return content.count(b'":') + content.count(b'" :')
 
 
 def _is_sound(model: dict[str, Any]) -> bool:
@@ -157,6 +164,8 @@ class Guarded:
         if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
             what = f"has about {count:,} added tokens; allowed: at most {_MOST_LOADED:,}"
             raise ValueError(f"data.tokenizer={name!r}: {what}")
+        if (count := _names(content)) > MOST_NAMES:
+            raise ValueError(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
         if _LONG_PREFIX.search(content):
             raise ValueError(f"data.tokenizer={name!r}: puts more than 1,000 bytes before every text")
         self.facts: dict[str, Any] = self._start()

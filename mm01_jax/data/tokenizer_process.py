@@ -13,10 +13,11 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Iterable
 
 
-def facts(tokenizer) -> dict:
-    """What is asked of a tokenizer before any text: ids and names."""
+def facts(tokenizer, ends: Iterable[str]) -> dict:
+    """What is asked of a tokenizer before any text: ids and names; of `ends` those that are there."""
     tokenizer.no_truncation()  # a file may ask for truncation: documents would silently become shorter
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, never the end of that document
@@ -26,7 +27,7 @@ def facts(tokenizer) -> dict:
     added = tokenizer.get_added_tokens_decoder()
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,
-        "vocabulary": vocabulary,
+        "ends": {name: vocabulary[name] for name in ends if name in vocabulary},
         "specials": {token.content: number for number, token in added.items() if token.special},
     }
 
@@ -74,8 +75,7 @@ def serve(requests, answers) -> None:
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(content)
-        found = facts(tokenizer)
-        return json.dumps(found | {"vocabulary": {}} | {"ends": _ends(found, first["ends"])}).encode()
+        return json.dumps(facts(tokenizer, first["ends"])).encode()
 
     good = _say(answers, load)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -88,10 +88,6 @@ def serve(requests, answers) -> None:
         content = requests.read(request["size"])
         _say(answers, lambda: answer(tokenizer, request, content))  # noqa: B023
         left -= _used() - before
-
-
-def _ends(found: dict, names: list[str]) -> dict[str, int]:
-    return {name: found["vocabulary"][name] for name in names if name in found["vocabulary"]}
 
 
 def _say(answers, work) -> bool:

@@ -38,7 +38,7 @@ class Engine(Streams):
 
     Args:
       model: on its mesh; slots lie over `data` and `expert` (and `sequence`), heads over `tensor`.
-      num_slots: requests that run at a time. max_length: positions of each, prompt and answer. Others: as in `Sizes`.
+      num_slots: requests that run at a time. max_length: positions of each. Both are needed; others: as in `Sizes`.
       tokenizer: gives answers a text, and ends them at texts.
       vocab_size: ids that may be chosen, all below it. None: the tokenizer's, or all of the model's.
       budget: tokens of prompts taken in between two calls of decode. None: as many as a call of prefill takes.
@@ -56,8 +56,8 @@ class Engine(Streams):
         self,
         model: TextModel,
         *,
-        num_slots: int,
-        max_length: int,
+        num_slots: int | None = None,
+        max_length: int | None = None,
         tokenizer: Tokenizer | None = None,
         vocab_size: int | None = None,
         budget: int | None = None,

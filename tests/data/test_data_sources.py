@@ -122,6 +122,19 @@ def test_a_glob_without_end_is_refused_by_name(tmp_path, monkeypatch, pattern, s
     assert "\n" not in str(error.value)
 
 
+def test_a_glob_that_finds_little_among_many_names_is_refused_and_one_that_finds_much_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(globs, "MOST_OTHERS", 100)
+    for number in range(40):
+        (tmp_path / f"{number}.txt").write_text("text")
+        for suffix in ("jpg", "json", "md", "npy"):
+            (tmp_path / f"{number}.{suffix}").write_text("")
+    assert len(find_shards(f"{tmp_path}/**/*.txt", "text")) == 40
+    for path in tmp_path.glob("*.txt"):
+        path.unlink()
+    with pytest.raises(DataError, match="looked at 101 names and found 0 of data; name a folder, or fewer"):
+        find_shards(f"{tmp_path}/**/*.txt", "text")
+
+
 def test_a_glob_a_folder_and_links_to_the_same_files_give_one_corpus(tmp_path):
     folder = write_txt(tmp_path / "data", TEXTS)
     whole = corpus_of(folder)

@@ -252,6 +252,14 @@ def test_a_type_that_is_spelt_with_escapes_is_guarded():
     assert tokenizer_guard.is_needed(content.replace(b"Prepend", b"Pr\\u0065pend"))
 
 
+def test_a_tokenizer_file_of_more_tokens_than_any_is_refused_before_it_is_loaded(bpe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_guard, "_MOST_NAMES", 250)
+    assert tokenizer_guard.is_needed(pathlib.Path(bpe).read_bytes())
+    monkeypatch.setattr(tokenizer_guard, "MOST_NAMES", 250)
+    with pytest.raises(ValueError, match=r"has about [345]\d\d tokens; allowed: at most 250$"):
+        open_tokenizer(str(bpe))
+
+
 def test_a_tokenizer_file_of_very_many_added_tokens_is_refused_before_it_is_loaded(bpe, tmp_path, monkeypatch):
     plain = json.loads(pathlib.Path(bpe).read_text())
     added = plain["added_tokens"][0]

@@ -41,6 +41,12 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest_that_do(sizes, messa
         engines.engine(**sizes)
 
 
+def test_a_size_that_is_needed_and_not_given_is_named():
+    for given, missing in (({}, "num_slots"), ({"num_slots": 2}, "max_length")):
+        with pytest.raises(ValueError, match=f"{missing}: got None; allowed: a whole number at least 1; nearest: 1"):
+            Engine(None, **given)
+
+
 @pytest.mark.parametrize(
     "counts, message",
     (
