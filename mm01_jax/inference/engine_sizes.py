@@ -86,9 +86,10 @@ class Sizes:
             check_switch(name, getattr(self, name))
         if self.max_length % self.grid:
             self.refuse("max_length", f"a multiple of grid={self.grid}", -(-self.max_length // self.grid) * self.grid)
-        if self.lanes > min(1 if self.wide > 1 or self.tiles else MOST_SLOTS, self.num_slots):
-            allowed = f"1 with wide > 1 or tiles, otherwise up to num_slots={self.num_slots}"
-            self.refuse("lanes", allowed, 1 if self.wide > 1 or self.tiles else self.num_slots)
+        most = 1 if self.wide > 1 or self.tiles or self.deterministic else self.num_slots
+        if self.lanes > most:
+            allowed = f"1 with wide > 1, tiles or deterministic=True, otherwise up to num_slots={self.num_slots}"
+            self.refuse("lanes", allowed, most)
         if self.pieces % self.wide:
             self.refuse("pieces", f"a multiple of wide={self.wide}", -(-self.pieces // self.wide) * self.wide)
         if self.deterministic and self.grid % CHUNK:

@@ -57,7 +57,8 @@ def test_several_short_prompts_are_taken_in_by_one_call(alone, monkeypatch):
 
 
 REFUSED = (
-    ({"lanes": 9}, "lanes: got 9; allowed: 1 with wide > 1 or tiles, otherwise up to num_slots=8; nearest: 8"),
+    ({"lanes": 9}, "lanes: got 9; allowed: 1 with wide > 1, tiles or .*, otherwise up to num_slots=8; nearest: 8"),
+    ({"lanes": 2, "grid": 128, "max_length": 128, "deterministic": True}, "lanes: got 2; .*; nearest: 1"),
     ({"lanes": 2, "wide": 2}, "lanes: got 2; allowed: 1 with wide > 1"),
     ({"lanes": 0}, "lanes: got 0"),
 )
