@@ -1,12 +1,13 @@
-"""A model that learns to find and to copy, and what it then finds at which length: three stages, then the evaluations.
+"""A model that learns to find and to copy, and what it then finds at which length: stages, then the evaluations.
 
-    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=400,1500,300] [--scan] [--json=FILE]
+    python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--steps=…] [--scan] [--json=FILE]
     python -m benchmarks.recall --workdir=/tmp/recall --small          a tiny model on a CPU, minutes
 
 configs/recall_small_copies.py learns to look back, recall_small to find in documents of 1,024 bytes, recall_small_long
-goes on at 32,768 tokens; `--mixers=lightning` has the same size without softmax layers. Then needles (a map, a figure),
-many needles, and codes to be copied. `--scan` holds one layer of each kind in the program of a step: on a GPU it is
-compiled a minute sooner, and slower by a tenth. What is there already (a stage, an evaluation) is not done again.
+and recall_small_longest go on at 16,384 and 131,072; `--mixers=lightning` has the same size without softmax layers.
+Then needles (a map, a figure), many needles, and codes to be copied. `--scan` holds one layer of each kind in the
+program of a step: on a GPU it is compiled a minute sooner, and slower by a tenth. What is there already (a stage, an
+evaluation) is not done again.
 """
 
 import argparse
@@ -18,14 +19,19 @@ import sys
 import time
 
 from benchmarks.results import Report, add_json, device
-from configs import recall_small, recall_small_copies, recall_small_long, tiny
+from configs import recall_small, recall_small_copies, recall_small_long, recall_small_longest, tiny
 from mm01_jax.config import Config, DataConfig, ScheduleConfig
 from mm01_jax.evals import __main__ as evals
 from mm01_jax.model import decoder
 from mm01_jax.train import loop
 from tests.command_line import Parser
 
-STAGES = (("copies", recall_small_copies), ("short", recall_small), ("long", recall_small_long))
+STAGES = {
+    "copies": recall_small_copies,
+    "short": recall_small,
+    "long": recall_small_long,
+    "longest": recall_small_longest,
+}
 # Of the small ones: source, tokens of a row, rows, steps, peak of the learning rate.
 SMALL = {
     "copies": ("recall:256:twice", 256, 8, 300, 6e-3),
@@ -43,8 +49,8 @@ ASKED = {
 def configs(given: argparse.Namespace) -> list[tuple[str, Config]]:
     """(name, config) of each stage."""
     found = []
-    for number, (name, module) in enumerate(STAGES):
-        config = module.get_config()
+    for number, name in enumerate(SMALL if given.small else STAGES):
+        config = STAGES[name].get_config()
         if given.small:
             config = shrunk(name, config)
         if given.mixers == "lightning":
@@ -96,12 +102,12 @@ def trained(workdir: pathlib.Path, stages: list[tuple[str, Config]], before: str
     return seconds
 
 
-def evaluated(workdir: pathlib.Path, task: str, flags: tuple[str, ...]) -> dict:
-    """The scores of a task, of the last stage; its table is printed."""
+def evaluated(workdir: pathlib.Path, stage: str, task: str, flags: tuple[str, ...]) -> dict:
+    """The scores of a task, of a stage's model; its table is printed."""
     out = workdir / f"{task}.json"
     if not out.exists():
         figure = [f"--figure={workdir / task}.png"] if importlib.util.find_spec("matplotlib") else []
-        code = evals.main([task, f"--checkpoint={workdir / STAGES[-1][0]}", f"--json={out}", *figure, *flags])
+        code = evals.main([task, f"--checkpoint={workdir / stage}", f"--json={out}", *figure, *flags])
         if code:
             raise SystemExit(code)
     return json.loads(out.read_text())
@@ -126,10 +132,7 @@ def _last_loss(run: pathlib.Path) -> float:
 
 
 def _counts(text: str) -> list[int]:
-    counts = [int(word) for word in text.split(",")]
-    if len(counts) != len(STAGES):
-        raise ValueError(f"{len(counts)} numbers; allowed: {len(STAGES)}")
-    return counts
+    return [int(word) for word in text.split(",")]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,6 +145,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     add_json(parser)
     given = parser.parse_args(argv)
+    stages = SMALL if given.small else STAGES
+    if given.steps is not None and len(given.steps) != len(stages):
+        parser.error(f"--steps: got {len(given.steps)} numbers; allowed: {len(stages)}, of {', '.join(stages)}")
     given.workdir.mkdir(parents=True, exist_ok=True)
     if given.scan:
         decoder.MOST_UNROLLED = 0
@@ -152,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         report.add(f"{subject}, stage {name}: train", round(seconds, 1), "s", device=place)
         report.add(f"{subject}, stage {name}: held-out loss of answers", _last_loss(given.workdir / name), device=place)
     for task, flags in ASKED.items():
-        tell(report, f"{subject}, {task}", evaluated(given.workdir, task, flags[given.small]), place)
+        tell(report, f"{subject}, {task}", evaluated(given.workdir, stages[-1][0], task, flags[given.small]), place)
     return 0
 
 

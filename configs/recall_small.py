@@ -5,7 +5,6 @@ Documents of 1,024 bytes, of which the answers alone are learnt (`mm01_jax/data/
 """
 
 from mm01_jax.config import (
-    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -38,11 +37,10 @@ def get_config() -> Config:
             softmax_alpha=deepnorm_alpha,
             experts_alpha=deepnorm_alpha,
         ),
-        compute=ComputeConfig(dropless_bound=2.0),
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
         data=DataConfig(source="recall:1k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=1e-3, warmup_steps=50),
+            schedule=ScheduleConfig(peak=7e-4, warmup_steps=100),
         ),
         train=TrainConfig(
             steps=1500,

@@ -12,7 +12,7 @@ def get_config() -> Config:
         recall_small.get_config(),
         name="recall_small_copies",
         data=DataConfig(source="recall:1k:twice", held_out=0.01),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=50)),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=7e-4, warmup_steps=100)),
         train=TrainConfig(
             steps=300,
             batch_size=4,

@@ -1,4 +1,4 @@
-"""recall_small at 32,768 tokens (`--init-from`)."""
+"""recall_small at 16,384 tokens a document (`--init-from`)."""
 
 import dataclasses
 
@@ -11,16 +11,16 @@ def get_config() -> Config:
     return dataclasses.replace(
         recall_small.get_config(),
         name="recall_small_long",
-        data=DataConfig(source="recall:32k", held_out=0.01),
+        data=DataConfig(source="recall:16k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=3e-4, warmup_steps=10),
+            schedule=ScheduleConfig(peak=4e-4, warmup_steps=10),
         ),
         train=TrainConfig(
             steps=300,
-            batch_size=2,
-            sequence_length=32_768,
+            batch_size=1,
+            sequence_length=131_072,
             eval_every=150,
-            eval_batches=8,
+            eval_batches=4,
             loss_chunk=16_384,
             checkpoint_every=1000,
         ),

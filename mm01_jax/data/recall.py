@@ -36,7 +36,7 @@ from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.files import shown
 
 PREFIX = "recall:"
-BYTES = 2**27  # of all documents together, at most
+BYTES = 2**25  # of all documents together, at most
 COUNT = 2**15  # of documents, at most
 SIZES = (256, 2**24)  # of a document and its end, at least and at most
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
