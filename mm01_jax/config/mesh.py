@@ -31,6 +31,8 @@ _NEVER_MEET = (
     {"act_embed", "heads", "kv_heads", "ffn", "vocab"},
     # rows and positions of activations, against dims of stored weights
     *({tokens, stored} for tokens in ("batch", "seq", "act_seq", "act_embed") for stored in ("embed", "expert")),
+    # experts' weights have no heads and no vocabulary
+    *({"expert", inside} for inside in ("heads", "kv_heads", "vocab")),
     # a mixer takes whole stretches of a row
     *({"act_seq", inside} for inside in ("heads", "kv_heads", "vocab")),
 )

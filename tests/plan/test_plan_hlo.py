@@ -196,6 +196,20 @@ def test_fusion_that_runs_beside_others_is_work_and_moves_what_it_would_alone(op
     assert traffic.bytes_moved(parse(beside)) == traffic.bytes_moved(parse(lines))
 
 
+@pytest.mark.parametrize(
+    ("opcode", "result", "size"),
+    [
+        ("all-gather", "((f32[8], f32[4]), (f32[16], f32[8]), u32[])", 64 + 32),
+        ("reduce-scatter", "((f32[8], f32[4]), (f32[4], f32[2]))", 32 + 16),
+        ("all-reduce", "(f32[8], f32[4])", 32 + 16),
+    ],
+)
+def test_message_of_several_arrays_is_as_large_as_all_of_them(opcode, result, size):
+    text = GATHER.replace("(f32[8], f32[16]) all-gather-start(%a)", f"{result} {opcode}-start(%a, %b)")
+    text = text.replace("  %s =", "  %b = f32[4]{0} parameter(1)\n  %s =")
+    assert collectives.find(parse(text), MESH).counts == {Collective(opcode, ("tensor",), size): 1}
+
+
 OFFLOADED = """HloModule jit_f, is_scheduled=true
 
 %work (p: f32[8]) -> f32[8] {

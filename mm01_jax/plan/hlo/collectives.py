@@ -78,10 +78,13 @@ def _called(program: Program, instruction: Instruction) -> set[str]:
 
 
 def _bytes(instruction: Instruction) -> int:
-    """The larger side on one chip. A start's result is (operands, results, contexts): its largest array."""
-    array_bytes = sizes(instruction.shape)
-    if instruction.opcode.endswith("-start") and len(array_bytes) > 1:
-        return max(array_bytes)
+    """The larger side on one chip, of all arrays that travel in one message.
+
+    A start's result is (operands, results, contexts), of all-reduce the results alone.
+    """
+    array_bytes, count = sizes(instruction.shape), len(instruction.operands)
+    if instruction.opcode.endswith("-start"):
+        return max(sum(array_bytes[:count]), sum(array_bytes[count : 2 * count]))
     result = sum(array_bytes)
     return result * group(instruction).size if instruction.opcode == "reduce-scatter" else result
 
