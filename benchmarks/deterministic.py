@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-from benchmarks.results import Report, add_json, device
+from benchmarks.results import Report, add_json, device, say_where
 from mm01_jax import sharding
 from mm01_jax.inference import sampling
 from mm01_jax.inference.drill.models import random_model
@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=12, help="in the row")
     add_json(parser)
     given = parser.parse_args(argv)
+    say_where()
     report = Report(given.json, "benchmarks.deterministic", argv)
     model, spans = random_model(given.width, None, given.dtype), places(given.documents)
     found = {}

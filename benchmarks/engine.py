@@ -15,7 +15,7 @@ import pathlib
 
 from benchmarks import engine_rows
 from benchmarks.inference.bench import Bench
-from benchmarks.results import Report, add_json, device, processor
+from benchmarks.results import Report, add_json, device, processor, say_where
 from mm01_jax.config import command_line
 from tests.command_line import Parser, list_of_whole
 from tests.inference import drift
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="the drift's sizes for a CPU")
     add_json(parser)
     arguments = parser.parse_args(argv)
+    say_where()
     report = Report(arguments.json, "benchmarks.engine", argv)
     for (what, on), alike in _by_kind(arguments.drills).items():
         commands = "; ".join(found["command"] for found in alike)

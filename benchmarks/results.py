@@ -176,3 +176,11 @@ def device() -> str:
     if found[0].platform == "cpu":
         return processor()
     return (f"{len(found)} x " if len(found) > 1 else "") + found[0].device_kind
+
+
+def say_where() -> None:
+    """On stderr, where no accelerator is: whoever starts a bench of one there should know before it takes hours."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        print(f"no GPU or TPU here: timed on {processor()}, which takes long", file=sys.stderr, flush=True)

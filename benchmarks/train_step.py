@@ -26,7 +26,7 @@ import jax
 
 from benchmarks import mesh, train_breakdown, train_parts, train_peers
 from benchmarks.kernels.timing import copy_bytes_per_second
-from benchmarks.results import Report, add_json, device
+from benchmarks.results import Report, add_json, device, say_where
 from mm01_jax import scopes
 from mm01_jax.chips import peak_flops
 from mm01_jax.config import Config, MeshConfig, command_line
@@ -248,6 +248,7 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--peer={name} is a peer of --part={train_peers.PEERS[name].part}, not of {arguments.part}")
     if arguments.whole_documents and arguments.part != "step":
         parser.error(f"--whole-documents is of --part=step, not of --part={arguments.part}")
+    say_where()
     bench = Bench(Report(arguments.json, "benchmarks.train_step", argv), profiles=not arguments.no_profile)
     started = cases(bench, arguments)
     compiling = [future for case in started for future in (case.compiled, case.profiled) if future]

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.kernels.timing import median_seconds
-from benchmarks.results import Report, add_json
+from benchmarks.results import Report, add_json, say_where
 from configs import vl_01, vl_tiny
 from mm01_jax import sharding
 from mm01_jax.config import Config, MeshConfig
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     add_json(parser)
     arguments = parser.parse_args(argv)
     config = dataclasses.replace((vl_tiny if arguments.tiny else vl_01).get_config(), mesh=MeshConfig())
+    say_where()
     report = None if arguments.compile_only else Report(arguments.json, "benchmarks.vision", argv)
     with jax.set_mesh(sharding.make_mesh(MeshConfig(), jax.devices()[:1])):
         if arguments.only != "step":

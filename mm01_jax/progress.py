@@ -48,6 +48,24 @@ class Progress:
         self.open = False
 
 
+class Watch:
+    """How far something is that says nothing until it ends: on stderr, from the fifth second on."""
+
+    def __init__(self, what: str, total: int, unit: str = ""):
+        """total: of what `at` is told; unit: what those are, "bytes"."""
+        self._what, self._total, self._unit = what, total, unit and f" {unit}"
+        self._began = self._said = time.monotonic()
+
+    def at(self, done: int) -> None:
+        """Called as often as one likes."""
+        now = time.monotonic()
+        if now - self._said < Progress.SECONDS:
+            return
+        self._said = now
+        left = clock((now - self._began) / done * (self._total - done) if done else float("inf"))
+        print(f"{self._what}: {done:,} of {self._total:,}{self._unit}, {left} left", file=sys.stderr, flush=True)
+
+
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss; infinity as "unknown time"."""
     if seconds == float("inf"):

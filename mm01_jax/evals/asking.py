@@ -20,7 +20,7 @@ from mm01_jax.inference import answer_file
 from mm01_jax.inference.answer_file import Begun
 from mm01_jax.inference.prompt_answers import begun_by_all
 from mm01_jax.inference.text import Answer
-from mm01_jax.progress import Progress
+from mm01_jax.progress import Progress, Watch
 
 FILES = Door(ValueError)
 # Of a record, what tables and sums are made of.
@@ -49,10 +49,12 @@ def check_files(asked: Asked) -> None:
 
 def write_samples(asked: Asked, tokenizer) -> str:
     """The samples as lines for any other server; says how many there are."""
-    prompts, count = asked.prompts(tokenizer), 0
+    groups, count = list(asked.make(asked.prompts(tokenizer))), 0
+    watch = Watch("samples written", sum(group.count for group in groups))
     with written(asked.given.write) as file:
-        for sample in (sample for group in asked.make(prompts) for sample in group.samples):
+        for sample in (sample for group in groups for sample in group.samples):
             count += 1
+            watch.at(count)
             file.write((json.dumps(report.written(sample), ensure_ascii=False) + "\n").encode())
     return f"{asked.given.write}: {count:,} samples"
 

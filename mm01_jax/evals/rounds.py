@@ -6,6 +6,7 @@ last request asks for the first or the second of both, and each part that comes 
 """
 
 import itertools
+import os
 import pathlib
 import random
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from mm01_jax.evals.ruler.families import own_words
 from mm01_jax.evals.sample import ASSISTANT, USER, Sample, Turn
 from mm01_jax.evals.scores import parts_of
 from mm01_jax.files import Door, shown
+from mm01_jax.progress import Watch
 
 FILES = Door(ValueError)
 TOPICS = ("boats", "bridges", "clouds", "gardens", "lamps", "islands", "paths", "rivers", "towers", "winters")
@@ -68,7 +70,10 @@ def groups(grid: Grid, prompts: Prompts) -> Iterator[Group]:
             rounds.append(told)
         if len(rounds) < 3:
             raise too_short("rounds", length, fixed + tokens + (2 - len(rounds)) * tokens)
-        samples = [_sample(prompts, needle, rounds, length, number) for number, needle in enumerate(needles)]
+        samples, watch = [], Watch(f"rounds: samples of {length:,} tokens made", len(needles))
+        for number, needle in enumerate(needles):
+            samples.append(_sample(prompts, needle, rounds, length, number))
+            watch.at(number)
         yield Group(list(itertools.chain(*rounds)), samples, len(samples), length * len(samples), length)
 
 
@@ -179,11 +184,13 @@ def _records(path: str) -> Iterator[tuple[str, int, dict]]:
     files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
     if not files:
         raise ValueError(f"--data={shown(path)}: allowed: a .jsonl file of MR-NIAH, or a folder with such")
-    empty = True
+    empty, done = True, 0
+    watch = Watch(f"--data={shown(path)}: read", sum(os.lstat(file).st_size for file in files), "bytes")
     for file in files:
         with FILES.open(file, root=place if place.is_dir() else None) as lines:
             for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE + 1), b""), 1):  # noqa: B023
-                empty = False
+                empty, done = False, done + len(line)
+                watch.at(done)
                 if len(line) > MOST_LINE:
                     raise ValueError(f"--data={shown(file)}, line {number}: more than {MOST_LINE:,} bytes")
                 yield shown(file), number, FILES.parse(f"--data={shown(file)}, line {number}", line)

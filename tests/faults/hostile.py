@@ -8,6 +8,7 @@ Every way is a function of (directory, random) that returns words which the mess
 
 import pathlib
 import random
+import re
 import shutil
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,6 +31,9 @@ class Member(NamedTuple):
     spoil: Spoil
     seed: int
     refused: bool = False
+
+
+DOUBLED = re.compile(r"(?:^|[: ])(\S{4,}): (?:.*: )?\1: ")  # a name in front of a name: an error inside another
 
 
 def judge(member: Member, room: pathlib.Path) -> str | None:
@@ -70,6 +74,8 @@ def _broken(member: Member, ended, thing: str, changed: bool) -> str | None:
         return f"says {len(message)} lines, {len(ended.complained)} characters: {message[:2]}"
     if not all(line.isprintable() for line in message):
         return f"says what a terminal obeys: {message[:2]!r}"
+    if doubled := next((match[1] for match in map(DOUBLED.search, message) if match), None):
+        return f"says {doubled} twice: {message[:2]}"
     names = [name for name in thing.split("|") if name]
     if not any(name in line for name in names for line in message):
         return f"does not name {thing}: {message[:3]}"

@@ -115,6 +115,17 @@ def test_a_log_that_is_a_link_is_replaced_and_what_it_points_to_left_alone(tmp_p
     assert read_metrics(workdir) == [{"step": 1}] and (workdir / "config.json").read_text() == "{}"
 
 
+def test_a_tensorboard_that_is_a_link_is_left_alone_and_named_once(tmp_path):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tensorboard").symlink_to("elsewhere")
+    said = []
+    MetricsLog(tmp_path, 0, tensorboard=True, log=said.append).close()
+    (message,) = said
+    assert message.startswith(f"{tmp_path}/tensorboard: is a link; ") and message.count("/tensorboard") == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_tensorboard_of_another_version_is_said_once_and_the_lines_are_written(tmp_path, monkeypatch):
     writer = pytest.importorskip("tensorboardX.record_writer")
     monkeypatch.setattr(writer, "RecordWriter", lambda *_, **__: object())

@@ -11,6 +11,7 @@ import numpy as np
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Result
+from mm01_jax.progress import Watch
 
 
 @dataclasses.dataclass
@@ -46,9 +47,10 @@ class Compiled:
 
 
 def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Generator, count: Count) -> None:
-    """One schedule of `size` requests, until all have ended."""
+    """One schedule of `size` requests, until all have ended. Of a long one is said how far it is."""
+    watch = Watch(f"schedule {count.schedules + 1}, requests that have ended", size)
     numbers = [int(number) for number in random.integers(len(cases.requests), size=size)]
-    ids: list[int] = []
+    ids, ended = [], 0
     eagerness = float(random.choice([0.5, 2.0, size]))
     restlessness = float(random.choice([0.0, 0.1, 0.5]))
     while len(ids) < size or not engine.idle:
@@ -62,10 +64,13 @@ def run_schedule(engine: Engine, cases: Cases, size: int, random: np.random.Gene
         if ids and random.random() < restlessness / 4:
             engine.cancel(int(random.choice(ids)))
         engine.budget = engine.sizes.grid * int(random.integers(1, engine.sizes.pieces + 1))
-        engine.step()
+        ended += sum(event.finish is not None for event in engine.step())
+        watch.at(ended)
     count.schedules += 1
-    for id, number in zip(ids, numbers, strict=True):
+    watch = Watch(f"schedule {count.schedules}, answers compared", size)
+    for done, (id, number) in enumerate(zip(ids, numbers, strict=True)):
         _compare(engine.forget(id), cases.cold(number), count)
+        watch.at(done)
 
 
 def _half_right(tokens: list[int], random: np.random.Generator) -> list[int]:
