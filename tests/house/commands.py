@@ -26,8 +26,9 @@ What an installed package has. Each is also `python -m mm01_jax.ROOM`, the rooms
 `mm01-generate`), inference.serve, evals (of `mm01-eval`), convert, plan and data.tokenize; `train_main.py` is
 `mm01-train`.
 `-` and `_` are alike in a flag, a flag is given once, nothing is abbreviated, a bool is `--dry-run` or `--nodry-run`.
-What is typed wrong is refused in one line on stderr before any work, with the nearest right word. `--help` says what
-stands here, and examples. This page is made: `python -m tests.house.commands > docs/commands.md`."""
+What is typed wrong is refused on stderr before any work, each mistake in one line with the nearest right word. A file
+that is not there was typed wrong (2); one that is there and may not be read is bad data (3), but for a config (2).
+`--help` says what stands here, and examples. This page is made: `python -m tests.house.commands > docs/commands.md`."""
 
 
 def page() -> Iterator[str]:
