@@ -122,14 +122,32 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
     seen_BS = documents_BS == open_B[:, None]
     decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
     query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
-    extra = jnp.einsum(
-        "bsnk,bnkv->bsnv",
-        query,
-        entering.astype(q.dtype),
-        precision=matmul_precision(q.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    extra = _read_state(query, entering.astype(q.dtype))
     return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final
+
+
+@jax.custom_vjp
+def _read_state(query_BSNH: jax.Array, state_BNHH: jax.Array) -> jax.Array:
+    """What states add to their queries' output (B, S, N, H), float32."""
+    return _product("bsnk,bnkv->bsnv", query_BSNH, state_BNHH)
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    precision = matmul_precision(left.dtype)
+    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _read_state_backward(residuals, d_out_BSNH):
+    # The output's gradient has the model's dtype before it is made wide for the sum: JAX's own rule would multiply it,
+    # and queries and states, as float32.
+    query_BSNH, state_BNHH = residuals
+    d_out_BSNH = d_out_BSNH.astype(query_BSNH.dtype)
+    d_query = _product("bsnv,bnkv->bsnk", d_out_BSNH, state_BNHH)
+    d_state = _product("bsnk,bsnv->bnkv", query_BSNH, d_out_BSNH)
+    return d_query.astype(query_BSNH.dtype), d_state.astype(state_BNHH.dtype)
+
+
+_read_state.defvjp(lambda query, state: (_read_state(query, state), (query, state)), _read_state_backward)
 
 
 def gated_norm(

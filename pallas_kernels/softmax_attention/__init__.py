@@ -7,8 +7,22 @@ An implementation is a module with three functions; `api.py` says what they comp
     attend_gradient(query, key, value, query_tags, key_tags, whole, dtype) -> gradients in `dtype`; `whole.py`
 """
 
-from pallas_kernels.softmax_attention.api import attend, attend_gradient, merge, softmax_attention
+from pallas_kernels.softmax_attention.api import (
+    attend,
+    attend_gradient,
+    merge,
+    passes_over_what_is_hidden,
+    softmax_attention,
+)
 from pallas_kernels.softmax_attention.masking import tied
 from pallas_kernels.softmax_attention.whole import delta
 
-__all__ = ["attend", "attend_gradient", "delta", "merge", "softmax_attention", "tied"]
+__all__ = [
+    "attend",
+    "attend_gradient",
+    "delta",
+    "merge",
+    "passes_over_what_is_hidden",
+    "softmax_attention",
+    "tied",
+]

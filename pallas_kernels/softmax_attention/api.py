@@ -131,6 +131,13 @@ def attend_gradient(
     return OPERATION.module(name).attend_gradient(*arrays, _wide(query_BSNH))
 
 
+def passes_over_what_is_hidden(query_BSNH: jax.Array, key_BTKH: jax.Array, value_BTKH: jax.Array) -> bool:
+    """Whether these get an implementation that reads no block which its tags hide from a block of queries, wherever in
+    the arrays it stands. TPUs' kernel is one as well, and has not been timed so.
+    """
+    return dispatch.choose(OPERATION, None, query_BSNH, key_BTKH, value_BTKH) == "gpu"
+
+
 def _choose(arrays, implementation: str | None):
     """(an implementation's name, the arrays, which inside `shard_map` vary over the same axes)."""
     _check(*arrays[:5])
