@@ -1,4 +1,4 @@
-"""Softmax attention over `sequence` with keys and values gathered: stripe by stripe as in the ring, or all at once where
+"""Softmax attention over `sequence` with keys and values gathered: stripe by stripe as in the ring, or in one call where
 the kernel itself passes over what its tags hide.
 
 The gradient sends each shard the sum of what all of them have for its keys and values (a reduce-scatter).
