@@ -1,5 +1,5 @@
-"""Softmax attention over `sequence` with keys and values gathered: stripe by stripe as in the ring, or in one call where
-the kernel itself passes over what its tags hide.
+"""Softmax attention over `sequence` with keys and values gathered: stripe by stripe as in the ring, or in one call
+where the kernel itself passes over what its tags hide.
 
 The gradient sends each shard the sum of what all of them have for its keys and values (a reduce-scatter).
 """
