@@ -130,6 +130,8 @@ def _is_plain_part(part: dict[str, Any]) -> bool:
         return False
     if part["type"] == "WordPiece" and not part.get("max_input_chars_per_word", 0) <= _MOST_CHARACTERS:
         return False
+    if part["type"] == "Strip" and max(part.get("start", 0), part.get("stop", 0)) > _MOST_CHARACTERS:
+        return False  # the library panics where a number is too large
     if part["type"] == "TemplateProcessing" and not _adds_little(part):
         return False
     pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}

@@ -16,6 +16,8 @@ from mm01_jax.checkpoint import CheckpointError, digest, read_manifest
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.to_torch import to_torch
+from mm01_jax.convert.torch.files import TensorFiles
+from mm01_jax.convert.torch.header import MAX_HEADER_BYTES
 from tests.convert import samples
 
 QUIET = {"log": lambda line: None}
@@ -214,6 +216,13 @@ def test_number_beyond_float64_in_a_config_is_refused_and_not_read_as_infinity(t
     path.write_text(path.read_text().replace('"model_type"', '"initializer_range": 1e400, "model_type"'))
     code, said = run("from-torch", f"--source={tmp_path / 'in'}", f"--target={tmp_path / 'x'}")
     assert code == 3 and f"{path}: not valid JSON: 1e400 is beyond float64" in said
+
+
+def test_an_index_is_bounded_as_the_headers_are(tmp_path):
+    with open(tmp_path / "model.safetensors.index.json", "wb") as file:
+        file.truncate(MAX_HEADER_BYTES + 1)
+    with pytest.raises(CheckpointError, match="index.json: has 16,000,001 bytes; allowed: at most 16,000,000"):
+        TensorFiles(tmp_path)
 
 
 def test_headers_of_many_shards_are_bounded_together(tmp_path):

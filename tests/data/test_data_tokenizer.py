@@ -239,6 +239,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
         (True, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}),
         (True, {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}}),
         (True, {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}}}),
+        (False, {"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 0}}),
+        (True, {"decoder": {"type": "Strip", "content": "a", "start": 10**12, "stop": 0}}),
         (True, {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1_000_000}}),
         (True, {"model": []}),
     ],

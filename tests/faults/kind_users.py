@@ -29,7 +29,7 @@ MEMBERS = {
     "another user's PyTorch directory": Rights("torch", "", None, (0,)),
     "another user's data": Rights("data", "", None, (0,)),
     "another user's tokenizer": Rights("tokenizer", "", None, (0,)),
-    "another user's run, gone on with": Rights("run", "run", None),
+    "another user's run, gone on with": Rights("run", "run", None, (2,)),  # it is to be written
     "a step that may not be entered": Rights("step", "step", 0),
     "a state that may not be entered": Rights("step", "step/state", 0),
     "a manifest that may not be read": Rights("step", "step/state/manifest.json", 0),

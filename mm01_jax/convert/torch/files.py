@@ -71,7 +71,7 @@ class TensorFiles:
         path = self.directory / INDEX
         if not os.path.lexists(path):
             return None
-        weight_map = self.json(INDEX).get("weight_map")
+        weight_map = FILES.json(path, root=self.directory, most=header.MAX_HEADER_BYTES).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{path}: no weight_map from tensor names to shards")
         for name, shard in weight_map.items():
