@@ -55,6 +55,8 @@ _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its t
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
 _MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
+# Ids of a text: what may stand before it (`_LONG_PREFIX`), and of each byte; three bytes become 33 in NFKD.
+_TOKENS, _TOKENS_A_BYTE = 1_100, 16
 _OBJECT = re.compile(rb'\{\s*"')  # how an added token begins
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
@@ -174,7 +176,7 @@ class Guarded:
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids."""
-        return np.frombuffer(self._ask("encode", text.encode()), np.int32)
+        return self._checked(np.frombuffer(self._ask("encode", text.encode()), np.int32), text)
 
     def decode(self, ids: np.ndarray) -> str:
         return self._ask("decode", np.asarray(ids, np.int32).tobytes()).decode(errors="replace")
@@ -182,7 +184,14 @@ class Guarded:
     def counted(self, text: str) -> tuple[np.ndarray, int]:
         """int32 ids, and characters as `tokenizer_process.dropped` counts them."""
         found = np.frombuffer(self._ask("count", text.encode()), np.int32)
-        return found[1:], int(found[0])
+        return self._checked(found[1:], text), int(found[0])
+
+    def _checked(self, ids: np.ndarray, text: str) -> np.ndarray:
+        """The ids of a text; ValueError where they are many more than it has bytes: a prompt would never end."""
+        if len(ids) > (most := _TOKENS + _TOKENS_A_BYTE * len(text.encode())):
+            what = f"makes {len(ids):,} tokens of a text of {len(text.encode()):,} bytes; allowed: at most {most:,}"
+            raise ValueError(f"data.tokenizer={self._name!r}: {what}")
+        return ids
 
     def _start(self) -> dict[str, Any]:
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("tokenizer_process.py"))]

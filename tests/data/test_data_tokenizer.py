@@ -199,6 +199,16 @@ def test_a_pattern_that_backtracks_is_stopped_and_named(tmp_path):
     assert words.encode("far").tolist() == [1]
 
 
+def test_a_tokenizer_that_says_a_text_a_thousand_times_is_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bytes_json() | says(2000)))
+    words = open_tokenizer(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="makes 30,000 tokens of a text of 15 bytes; allowed: at most 1,340$"):
+        words.encode("the quick brown")
+    with pytest.raises(ValueError, match="makes 30,000 tokens of a text of 15 bytes"):
+        words.encode_many([b"the quick brown"])
+
+
 def test_a_guarded_tokenizer_answers_each_thread_with_its_own_ids(tmp_path):
     pytest.importorskip("tokenizers")
     words = {"</s>": 0} | {f"w{number}": number for number in range(1, 5)}
