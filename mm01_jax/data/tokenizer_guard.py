@@ -56,9 +56,9 @@ _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in ev
 _MOST_IN_ADDED = 200_000  # characters of them
 _MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
 # Ids of a text: what may stand before it (`_LONG_PREFIX`), and of each byte; three bytes become 33 in NFKD.
-_TOKENS, _TOKENS_A_BYTE = 1_100, 16
+_TOKENS, _TOKENS_A_BYTE = 200, 16
 _OBJECT = re.compile(rb'\{\s*"')  # how an added token begins
-_LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{1001}')  # before every text, however short
+_LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{101}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
 # Precompiled panics when it is damaged, Unigram and CTC take a damaged file's own time.
 _TYPES = {
@@ -171,7 +171,7 @@ class Guarded:
         if (count := _names(content)) > MOST_NAMES:
             raise ValueError(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
         if _LONG_PREFIX.search(content):
-            raise ValueError(f"data.tokenizer={name!r}: puts more than 1,000 bytes before every text")
+            raise ValueError(f"data.tokenizer={name!r}: puts more than 100 bytes before every text")
         self.facts: dict[str, Any] = self._start()
 
     def encode(self, text: str) -> np.ndarray:
