@@ -61,6 +61,16 @@ class Result:
     losses: list[float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """Steps: seconds of one, and what each reported."""
+
+    second: float
+    losses: list[float]
+    loads: list[float]
+    refused: float
+
+
 class Bench:
     """One report, one time limit, one pool of compilers."""
 
@@ -107,8 +117,39 @@ class Bench:
 
     def _measure(self, job: Job, compiled, alone: Result | None, steps: int, warm: bool) -> Result:
         program, initial, seconds_to_compile = compiled
+        config = job.config
+        state, batch, ran = self._run(job, program, initial(jax.random.key(config.train.seed)), steps, warm)
+        speed = config.train.batch_size * config.train.sequence_length / ran.second
+        add = functools.partial(self.add, job.name)
+        add("rows", config.train.batch_size)
+        add("length", config.train.sequence_length, "tokens")
+        add("speed", speed, "tokens/s")
+        if alone:
+            add("against one", speed / alone.tokens_per_second, "ratio")
+        if peak_flops(jax.devices()[0].device_kind):
+            add("MFU", 100 * mfu(config, speed), "%")
+        add("step", ran.second, "s")
+        add("memory", gib(program), "GiB/GPU")
+        add("compile", seconds_to_compile, "s")
+        add("load", max(ran.loads), "of an expert's share")
+        add("first loss", ran.losses[0], "nats a token")
+        add("last loss", ran.losses[-1], "nats a token")
+        if ran.refused:
+            add("steps refused", ran.refused)
+        if alone and len(alone.losses) == len(ran.losses):  # the same rows
+            add("difference", apart(ran.losses, alone.losses), "relative")
+        if jax.devices()[0].platform == "gpu" and warm:
+            for quantity, value, unit in mesh_messages.profiled(program, state, batch, job.mesh):
+                add(quantity, value, unit)
+        return Result(speed, ran.losses)
+
+    def _run(self, job: Job, program, state, steps: int, warm: bool):
+        """(the state, the last rows, `Ran`): steps on rows of their own, each waited for; where the first is to be left
+        out, as many again, one dispatched behind the other, and timed together.
+
+        So they come in a run, which fetches a step's metrics beside the next one.
+        """
         config, losses, loads, seconds, refused = job.config, [], [], [], 0.0
-        state = initial(jax.random.key(config.train.seed))
         for number in range(steps + warm):
             batch = place(rows(config, number), config, job.mesh)
             jax.block_until_ready((state, batch))
@@ -119,37 +160,15 @@ class Bench:
             loads.append(float(metrics["expert_load"].max()))
             refused += float(metrics["refused"])
             self.tell(f"{job.name}: step {number} {seconds[-1]:.3f} s, loss {losses[-1]:.5f}, load {loads[-1]:.2f}")
-        second = statistics.median(seconds[warm:])
-        if warm:  # one behind the other, as a run has them: it fetches a step's metrics beside the next one
+        second = statistics.median(seconds)
+        if warm:
             start = time.monotonic()
             for _ in range(steps):
                 state, metrics = program(state, batch)
             jax.block_until_ready(state)
             second = (time.monotonic() - start) / steps
             refused += float(metrics["refused"])
-        speed = config.train.batch_size * config.train.sequence_length / second
-        add = functools.partial(self.add, job.name)
-        add("rows", config.train.batch_size)
-        add("length", config.train.sequence_length, "tokens")
-        add("speed", speed, "tokens/s")
-        if alone:
-            add("against one", speed / alone.tokens_per_second, "ratio")
-        if peak_flops(jax.devices()[0].device_kind):
-            add("MFU", 100 * mfu(config, speed), "%")
-        add("step", second, "s")
-        add("memory", gib(program), "GiB/GPU")
-        add("compile", seconds_to_compile, "s")
-        add("load", max(loads), "of an expert's share")
-        add("first loss", losses[0], "nats a token")
-        add("last loss", losses[-1], "nats a token")
-        if refused:
-            add("steps refused", refused)
-        if alone and len(alone.losses) == len(losses):  # the same rows
-            add("difference", apart(losses, alone.losses), "relative")
-        if jax.devices()[0].platform == "gpu" and warm:
-            for quantity, value, unit in mesh_messages.profiled(program, state, batch, job.mesh):
-                add(quantity, value, unit)
-        return Result(speed, losses)
+        return state, batch, Ran(second, losses, loads, refused)
 
 
 def trace(config: Config):
