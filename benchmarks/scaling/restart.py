@@ -28,7 +28,7 @@ from mm01_jax.config import Config, saved
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = ("argparse", "ast", "calendar", "copy", "csv", "enum", "heapq", "inspect")
 LENGTH = 1024  # tokens of a row at most: buffers for any routing fit beside the weights
-EVERY, PAST = 20, 3  # steps between saves; steps after the newest that is on disk, when the process is killed
+EVERY, PAST = 5, 3  # steps between saves; steps after the newest that is on disk, when the process is killed
 MOST_SECONDS = 240.0  # of one start, and for the others to end, of which 60 are the goal
 PORTS = 4000  # jax makes the coordinator's of a job number's upper bits
 RESTORE = "import sys; from benchmarks.scaling.restart import restored; restored(*sys.argv[1:])"
@@ -217,8 +217,8 @@ def restored(source: str, target: str, config: str, *overrides: str) -> None:
     from mm01_jax.train import step
 
     made = command_line.load_config(config, overrides)
-    mesh = sharding.make_mesh(made.mesh)
-    with jax.set_mesh(mesh), checkpoint.Checkpoints(source) as before, checkpoint.Checkpoints(target) as after:
-        found = before.restore_latest(step.abstract_state(made, mesh))
-        after.save(found.step, found.state, found.meta)
+    mesh, found = sharding.make_mesh(made.mesh), checkpoint.open_checkpoint(source, "")
+    meta = found.manifest.meta | {"config": json.loads(saved.to_json(made))}
+    with jax.set_mesh(mesh), checkpoint.Checkpoints(target) as after:
+        after.save(found.manifest.step, found.restore(step.abstract_state(made, mesh)), meta)
         after.wait()

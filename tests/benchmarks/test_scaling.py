@@ -40,7 +40,7 @@ def test_a_period_of_the_released_model_has_its_widths_and_an_expert_for_each_sh
     assert config.mesh.expert == 8
 
 
-@pytest.mark.parametrize("shape", ["bench_1b", "text_01_period"])
+@pytest.mark.parametrize("shape", ["bench_1b", "text_01_period", "tiny"])
 def test_every_mesh_of_a_host_divides_its_shape(shape):
     from mm01_jax.config.mesh import sharding_problems
 
