@@ -71,12 +71,17 @@ class Target(NamedTuple):
     device: str
 
 
-async def ask(target: Target, load: Load, prompt: list[int]) -> Asked:
-    """Asks on a connection of its own, as a new client does."""
-    body = {"model": target.model, "prompt": prompt, "max_tokens": load.answer, "temperature": 1.0}
+def body(target: Target, load: Load, prompt: list[int]) -> bytes:
+    """Of a request."""
+    asked = {"model": target.model, "prompt": prompt, "max_tokens": load.answer, "temperature": 1.0}
     if load.streamed:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    raw, began = json.dumps(body).encode(), time.monotonic()
+        asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(asked).encode()
+
+
+async def ask(target: Target, load: Load, raw: bytes) -> Asked:
+    """Asks on a connection of its own, as a new client does."""
+    began = time.monotonic()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {target.host}\r\ncontent-type: application/json\r\n"
     try:
         reader, writer = await asyncio.open_connection(target.host, target.port)
@@ -120,11 +125,11 @@ async def at_once(
 ) -> tuple[list[Asked], float]:
     """All requests by so many users, each with one at a time; the seconds that took. seed: None is the users."""
     prompts, said = load.prompts(users if seed is None else seed), []
-    waiting = iter([next(prompts) for _ in range(requests)])
+    waiting = iter([body(target, load, next(prompts)) for _ in range(requests)])
 
     async def user() -> None:
-        for prompt in waiting:
-            said.append(await ask(target, load, prompt))
+        for raw in waiting:
+            said.append(await ask(target, load, raw))
 
     began = time.monotonic()
     await asyncio.gather(*(user() for _ in range(users)))

@@ -59,13 +59,18 @@ def speeds(given, report: Report) -> None:
     flags = [f"--{name}={getattr(given, name)}" for name in ("config", "slots", "prompt", "answer", "requests")]
     flags += [f"--users={','.join(map(str, given.users))}", f"--context={given.prompt + given.answer}"]
     with server(*flags) as made:
-        first, *others = given.users
-        whole = [(False, users) for users in given.users]
-        for streamed, users in [(True, first), *whole, *((True, users) for users in others)]:
+        for streamed, users in _asked(given):
             load = Load("random", given.prompt, given.answer, 256, streamed)
             asyncio.run(at_once(made.target, load, 1, 2, "first"))
             said, seconds = asyncio.run(at_once(made.target, load, users, given.requests * users))
             _report_speed(given, report, made, (load, users), figures(said, seconds))
+
+
+def _asked(given) -> list[tuple[bool, int]]:
+    """(whether answers are streamed, users), one after another: the first number streamed, all whole, the others."""
+    whole = [(False, users) for users in given.users if given.answers != "streamed"]
+    first, *others = [(True, users) for users in given.users] if given.answers != "whole" else [None]
+    return [one for one in (first, *whole, *others) if one is not None]
 
 
 def _report_speed(given, report: Report, made: Server, asked: tuple[Load, int], found: dict) -> None:
@@ -158,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("benchmarks.serve_engine", __doc__)
     parser.add_argument("--config", default="benchmarks/peer_shape.py")
     parser.add_argument("--users", type=list_of_whole(1), default=[], help="at a time, one number after another")
+    parser.add_argument("--answers", choices=("both", "whole", "streamed"), default="both")
     parser.add_argument("--requests", type=whole(1), default=8, help="of each user")
     parser.add_argument("--slots", type=whole(1), default=128)
     parser.add_argument("--prompt", type=whole(1), default=512, help="tokens")

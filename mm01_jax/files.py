@@ -25,7 +25,7 @@ MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; li
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
-_DIGITS, _SHOWN = 40, 200  # of a whole number; characters of a name in a message
+_DIGITS, _LONG, _SHOWN = 40, re.compile(rb"[0-9]{40}"), 200  # of a whole number; characters of a name in a message
 
 
 class FileError(Exception):
@@ -193,7 +193,7 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
         if (needed := fixed + 250 * lists + 110 * commas) > most:
             found = f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB"
             raise ValueError(f"{found}, more than any file here has")
-    hooks = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole}
+    hooks = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole if _LONG.search(raw) else None}
     try:
         plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
     except RecursionError:

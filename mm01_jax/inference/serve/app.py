@@ -24,6 +24,7 @@ from mm01_jax.inference.serve.metrics import CONTENT_TYPE
 from mm01_jax.inference.serve.replies import Reply, refusal
 from mm01_jax.inference.serve.service import Service
 
+_QUICK_BYTES = 2**14
 _DECODERS = 2  # images at a time: each may take half a gigabyte and a second
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -44,7 +45,7 @@ class App:
             *self._routes("/state", self._state, "GET"),
             *self._routes("/v1/models", self._models, "GET"),
             *self._routes("/v1/models/{name:path}", self._model, "GET"),
-            *self._routes("/v1/completions", self._answering(completions.parse), "POST"),
+            *self._routes("/v1/completions", self._answering(completions.parse, _QUICK_BYTES), "POST"),
             *self._routes("/v1/chat/completions", self._answering(chat.parse), "POST"),
             *self._routes("/v1/responses", self._answering(responses.parse), "POST"),
             *self._routes("/metrics", self._metrics, "GET"),
@@ -102,13 +103,18 @@ class App:
         head = {"id": service.name, "object": "model", "created": service.created, "owned_by": "mm01_jax"}
         return head | {"max_model_len": service.context}
 
-    def _answering(self, parse: Callable[[Any, Service], Asked]) -> Handler:
+    def _answering(self, parse: Callable[[Any, Service], Asked], quick: int = -1) -> Handler:
+        """quick: bytes of a body up to which it is read where it comes: another thread takes longer to begin."""
+
         async def handler(request: Request) -> Response:
             key = request.state.key
             key.check()
             began, body = time.monotonic(), await self._read(request)
-            # A template is another process's, and a long text takes seconds: others go on meanwhile.
-            asked = await asyncio.to_thread(parse, body, self.service)
+            length = request.headers.get("content-length", "")
+            if length.isdigit() and int(length) <= quick:
+                asked = parse(body, self.service)
+            else:  # a template is another process's, and a long text takes seconds: others go on meanwhile
+                asked = await asyncio.to_thread(parse, body, self.service)
             self.service.check_room(len(asked.prompts) * asked.count)
 
             if asked.pictures is not None:

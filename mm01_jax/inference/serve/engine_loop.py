@@ -13,6 +13,7 @@ and says    {"news": [[number, which of the n, what is new], ...]}
 
 import base64
 import contextlib
+import gc
 import signal
 import time
 from collections.abc import Iterator
@@ -56,6 +57,8 @@ class EngineLoop:
         self._counted = 0.0
 
     def run(self) -> None:
+        gc.collect()
+        gc.freeze()  # what is here stays: no step shall wait for a look through it
         with self._draining():
             while self._hear():
                 if not self._engine.idle:

@@ -6,6 +6,7 @@ until the engine's process says "ready", finishes what is open when that says "d
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -87,6 +88,7 @@ async def serve(listening: socket.socket, end: socket.socket) -> None:
     await asyncio.wait({told, link.ready, serving}, return_when=asyncio.FIRST_COMPLETED)
     if link.ready.done():
         app.service = await asyncio.to_thread(Service, link.ready.result(), link)
+        gc.freeze()  # as in `engine_loop.py`
         link.serving()
         draining = asyncio.ensure_future(_drained(link))
         await asyncio.wait({told, draining, serving}, return_when=asyncio.FIRST_COMPLETED)
