@@ -17,7 +17,7 @@ from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference import engine_pieces, masks
 from mm01_jax.inference.engine_answers import end, job_of, note, note_prompt, share_prompt
 from mm01_jax.inference.engine_arrays import to_host
-from mm01_jax.inference.engine_calls import Call, begin
+from mm01_jax.inference.engine_calls import Call, begin, read
 from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_memory import remembering
@@ -147,10 +147,9 @@ class Engine(Streams):
 
     def statistics(self) -> dict:
         """Counts since the start, the seconds that steps have taken, and what there is now."""
-        running = [job for job in self._schedule.running() if not job.background]
         now = {
             "waiting": len(self._schedule.waiting),
-            "running": len(running),
+            "running": sum(not job.background for job in self._schedule.running()),
             "free_slots": self.sizes.num_slots - len(self._schedule.running()),
             "programs": self.devices.num_programs,
             "slot_bytes": self.devices.row_bytes,
@@ -252,32 +251,33 @@ class Engine(Streams):
     def _decode(self) -> dict[int, list[int]]:
         """Begins calls of decode, then reads those before: new tokens by id. A hook is asked when all is read."""
         asks = any(job.decodes and job.request.mask is not None for job in self._schedule.running())
-        new = self._read() if asks else {}
+        new = self._read(len(self._calls)) if asks else {}
         begun, silent = begin(self._schedule, self._calls, self.devices, self.ask)
+        self._calls += begun
         for job in silent:
             self._end(job, "masked")
-        new |= self._read()  # nothing where a hook was asked
-        self._calls = [call for call in begun if call.is_awaited]
+        new |= self._read(len(self._calls) - len(begun))  # none where a hook was asked
+        self._calls = [call for call in self._calls if call.is_awaited]
         return new
 
-    def _read(self) -> dict[int, list[int]]:
-        """New tokens by id of the calls that have begun."""
-        calls, self._calls, new = self._calls, [], {}
-        for call in calls:
-            drawn = self.devices.read(call.drawn, call.count)
-            new |= {job.id: self._note(job, slot, drawn) for job, slot in call.jobs if job.result.finish is None}
+    def _read(self, count: int) -> dict[int, list[int]]:
+        """New tokens by id of the first `count` calls."""
+        new, broken = {}, []
+        for job, slot, drawn in read(self._calls, count, self.devices):
+            new[job.id], places = self._note(job, slot, drawn)
+            broken += [] if np.isfinite(drawn.logprob[places, slot]).all() else [job]
+        if broken:  # the others have what is theirs
+            report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens] for job in broken])
         return new
 
-    def _note(self, job: Job, slot: int, drawn: Drawn) -> list[int]:
-        """Puts what was drawn into the result; the new tokens."""
+    def _note(self, job: Job, slot: int, drawn: Drawn) -> tuple[list[int], list[int]]:
+        """Puts what was drawn into the result: (the new tokens, their places)."""
         new, places, finish = note(job, slot, drawn)
-        if not np.isfinite(drawn.logprob[places, slot]).all():
-            report_texts(self.devices.model, [[*job.prompt.tolist(), *job.result.tokens]])
         self._counts["decoded_tokens"] += len(new)
         self._counts["guessed_tokens"] += sum(place % (1 + self.sizes.drafts) > 0 for place in places)
         if finish is not None:
             self._end(job, finish)
-        return new
+        return new, places
 
     def _end(self, job: Job, finish: str) -> None:
         end(job, finish)

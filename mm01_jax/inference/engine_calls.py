@@ -4,7 +4,7 @@ So the devices work while the host reads. They know which rows have ended (`Slot
 that ended by its text, which the host alone knows, is never read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mm01_jax.inference import masks
@@ -54,6 +54,17 @@ def begin(schedule: Schedule, before: Sequence[Call], devices: Devices, ask: mas
         how = how_all(job.request.sampling for job, _ in jobs) if turn.mask_BW is None else None
         calls.append(Call(jobs, count, devices.decode(turn, count=count, how=how)))
     return calls, silent
+
+
+def read(calls: list[Call], count: int, devices: Devices) -> Iterator[tuple[Job, int, Drawn]]:
+    """(job, its slot, what was drawn) of who goes on, of the first `count` calls. A call leaves the list when the wait
+    for it is over: who interrupts that, as Ctrl-C does, finds it there the next time.
+    """
+    for _ in range(count):
+        drawn = devices.read(calls[0].drawn, calls[0].count)
+        for job, slot in calls.pop(0).jobs:
+            if job.result.finish is None:
+                yield job, slot, drawn
 
 
 def _groups(slots: list[Job | None], devices: Devices) -> list[list[Job | None]]:

@@ -1,5 +1,6 @@
 """Laws of calls of decode: which program takes one, and when the host reads it, change no bit."""
 
+import contextlib
 import threading
 import types
 
@@ -37,6 +38,26 @@ def test_the_next_call_of_decode_begins_before_the_last_one_is_read(monkeypatch)
     assert len(found.forget(id).tokens) == 12
     calls = ["decode", *["decode", "read"] * 3, "read"]
     assert order == calls, "the first token, eleven more in three calls, and none for nothing"
+
+
+def test_who_interrupts_the_wait_for_a_call_finds_its_tokens_the_next_time(monkeypatch):
+    found = engines.engine()
+    request = Request(prompt=[1, 2, 3], max_tokens=12, sampling=Sampling(temperature=0.0))
+    first = found.submit(request)
+    found.run()
+    second, waits = found.submit(request), found.devices.read
+    for number in range(6):
+
+        def interrupted(*_):
+            monkeypatch.setattr(found.devices, "read", waits)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(found.devices, "read", interrupted if number % 2 else waits)
+        with contextlib.suppress(KeyboardInterrupt):
+            found.step()
+    monkeypatch.setattr(found.devices, "read", waits)
+    found.run()
+    assert found.forget(second).tokens == found.forget(first).tokens and found.idle
 
 
 def ringed(monkeypatch, **options):
