@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from mm01_jax import command
-from mm01_jax.config import ConfigError, Problem, fields
+from mm01_jax.config import ConfigError, Problem, command_line, fields
 from mm01_jax.flag import Command, Flag, flags_of, text
 from mm01_jax.values import allowed_instead, nearest_path
 
@@ -89,8 +89,21 @@ def read(program: Command, argv: Sequence[str]) -> types.SimpleNamespace:
         seen.add(one)
     found = _values(program, list(known.values()), accepted, problems)
     if problems:
-        raise ConfigError(problems)
+        told = any(problem.key == CONFIG.typed for problem in problems)
+        raise ConfigError(problems if told else [*problems, *_config_problems(program, found, overrides)])
     return types.SimpleNamespace(**found, task=task, overrides=overrides)
+
+
+def _config_problems(program: Command, found: Mapping[str, Any], overrides: Sequence[str]) -> Sequence[Problem]:
+    """What is wrong with the config of a line that is refused, so that all of it is said at once; no file is run."""
+    name = found.get(CONFIG.name)
+    if not program.takes_overrides or not name or name.endswith(".py"):
+        return ()
+    try:
+        command_line.load_config(name, overrides)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def _split(program: Command, argv: Sequence[str]) -> tuple[list[tuple[str, str, str | None]], list[str], list[Problem]]:

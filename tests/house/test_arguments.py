@@ -99,6 +99,9 @@ def test_each_of_several_mistakes_is_named_and_one_cause_is_one_problem():
         read("--max-tokens=0", "--sorce=x", "--step", "---heat", "--dry-run", "--dry-run", program=program)
     said = [problem.key for problem in caught.value.problems]
     assert said == ["--step", "---heat", "--sorce", "--dry-run", "--max-tokens", "--target"]
+    with pytest.raises(ConfigError) as caught:
+        read("--config=tiny", "--wrokdir=x", "--config.mesh.tensr=2", program=COMMANDS["mm01-train"])
+    assert [problem.key for problem in caught.value.problems] == ["--wrokdir", "mesh.tensr"]
     with pytest.raises(ConfigError) as caught:  # the target is not missing, it is misspelt
         read("--max-tokens=0", "--taget=x", program=program)
     assert [problem.key for problem in caught.value.problems] == ["--taget", "--max-tokens"]
