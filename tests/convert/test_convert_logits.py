@@ -97,3 +97,21 @@ def test_every_dialect_and_its_conversion_give_the_logits_of_the_jax_model(diale
             model, IDS.astype(np.int32), positions, np.zeros_like(positions)
         )
     assert relative_error(found[0], np.asarray(want)) < BOUND
+
+
+def test_weights_and_arrays_that_are_not_finite_are_refused_by_name(tmp_path, capsys):
+    source = samples.make(tmp_path / "in")
+    shard = max(source.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\xff" * 4)
+    np.save(tmp_path / "ids.npy", IDS)
+    words = [f"--source={source}", f"--ids={tmp_path / 'ids.npy'}"]
+    assert main(["logits", *words, f"--out={tmp_path / 'out.npz'}"]) == 3
+    assert main(["certify", *words, f"--against={source}"]) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(f"{shard}: tensor " in line and "are not finite, first" in line for line in said)
+    assert not (tmp_path / "out.npz").exists()
+    model = samples.CONFIG
+    np.savez(tmp_path / "it.npz", ids=IDS, logits=np.full((*IDS.shape, model.vocab_size), np.nan, np.float32))
+    sound = samples.make(tmp_path / "sound")
+    assert main(["certify", f"--source={sound}", f"--against={tmp_path / 'it.npz'}"]) == 3
+    assert f"it.npz: logits has {IDS.size * model.vocab_size:,} values that are not finite" in capsys.readouterr().err

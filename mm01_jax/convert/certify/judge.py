@@ -76,7 +76,7 @@ def certify(
       CheckpointError: a damaged file, or arrays that do not fit the model.
       ValueError: no ids, or others than those of the npz.
     """
-    checkpoint = open_source(source)
+    checkpoint = open_source(source, check_finite=True)
     other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
     if other is not None:
         ids = _ids_of(other, ids, str(against))
@@ -123,6 +123,8 @@ def _check_arrays(other: dict, model, ids, where: str) -> None:
             raise CheckpointError(f"{where}: {name} is {dtype}; allowed: float32 (save bfloat16 as that), float64")
         if shape != shapes[name]:
             raise CheckpointError(f"{where}: {name} has shape {list(shape)}, the model gives {list(shapes[name])}")
+        if bad := int(np.count_nonzero(~np.isfinite(other[name]))):
+            raise CheckpointError(f"{where}: {name} has {bad:,} values that are not finite")
 
 
 def judge(

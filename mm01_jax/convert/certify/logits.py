@@ -28,10 +28,10 @@ def compute(source, tokens_BS: np.ndarray, images: Images | None = None) -> dict
         `packed` (their tokens, D), in order, comes beside the others.
 
     Raises:
-      CheckpointError: a damaged source.
+      CheckpointError: a damaged source, or weights that are not finite.
       ValueError: ids outside the vocabulary, images that do not fit them.
     """
-    source = open_source(source) if isinstance(source, str | pathlib.Path) else source
+    source = open_source(source, check_finite=True) if isinstance(source, str | pathlib.Path) else source
     check_ids(tokens_BS, source.config.model.vocab_size)
     arrays, place = {"ids": tokens_BS}, None
     if images is not None:
