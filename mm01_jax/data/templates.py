@@ -28,7 +28,7 @@ from mm01_jax.files import Door
 Message = dict[str, Any]
 FILES = Door(ValueError)
 SECONDS = 2  # of the processor, for all renderings of one conversation
-MEMORY = 1 << 30
+MEMORY, MEMORY_A_BYTE = 224 << 20, 64  # and so many of each byte of the conversation, its copies and its text
 CHARACTERS = 1 << 20  # that any rendering may have; a long conversation's may have four times its own
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
@@ -104,7 +104,8 @@ class Template(NamedTuple):
         if importlib.util.find_spec("jinja2") is None:
             raise ValueError(f"{self.name}: a chat template needs jinja2: pip install 'mm01_jax[chat]'")
         request = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
-        asked = json.dumps(request | {"seconds": SECONDS, "bytes": MEMORY, "limit": CHARACTERS}).encode()
+        memory = MEMORY + MEMORY_A_BYTE * len(json.dumps(request))
+        asked = json.dumps(request | {"seconds": SECONDS, "bytes": memory, "limit": CHARACTERS}).encode()
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("template_process.py"))]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # and nothing of ours beside
         with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:

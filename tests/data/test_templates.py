@@ -113,6 +113,14 @@ def test_a_hostile_or_broken_template_is_refused_in_one_line(source):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
 
 
+def test_a_template_has_memory_for_its_conversation_and_little_beside():
+    grows = "{% set ns = namespace(x='a' * 99) %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+    with pytest.raises(ValueError, match=r"more than 23\d,\d{3},\d{3} bytes of memory"):
+        Template(grows, "x.jinja").ids(CHAT[:1], BYTES)
+    said = "héllo " * 500_000
+    assert len(template("{{ message.content }}").ids([{"role": "user", "content": said}], BYTES)) > 7 * 500_000
+
+
 def test_a_template_that_does_not_end_is_stopped(monkeypatch):
     monkeypatch.setattr(templates, "SECONDS", 1)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
