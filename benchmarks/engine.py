@@ -12,6 +12,7 @@ tokens is that of `tests/inference/drift.py`, with heads of 128 and a width of 1
 import json
 import math
 import pathlib
+import re
 
 from benchmarks import engine_rows
 from benchmarks.inference.bench import Bench
@@ -28,6 +29,8 @@ def subject(found: dict) -> str:
     guesses = "with guesses" if found["engine"]["guessed_tokens"] else "without guesses"
     slots = found["engine"]["free_slots"]
     many = "" if slots == 8 else f", {slots} slots"
+    lanes = re.search(r"--lanes[= ](\d+)", found["command"])
+    many += f", {lanes[1]} lanes" if lanes else ""
     return f"schedules, {place}, width {found['width']:,}, {found['dtype']}, {guesses}{many}"
 
 
