@@ -22,7 +22,7 @@ from mm01_jax.inference.engine_decode import Drawn
 from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_memory import remembering
 from mm01_jax.inference.engine_request import MOST_SAMPLES, Event, Request, Result, check, check_count
-from mm01_jax.inference.engine_schedule import Job, Schedule
+from mm01_jax.inference.engine_schedule import Job, Schedule, begin_at_once
 from mm01_jax.inference.engine_sizes import Sizes, check_engine, check_kind, check_model
 from mm01_jax.inference.engine_streams import Streams, between_steps, whole_step
 from mm01_jax.inference.engine_turns import work_of
@@ -76,9 +76,10 @@ class Engine(Streams):
         check_kind("like", like, Engine | None)
         told = model, self.sizes, vocab_size or (tokenizer or model.config).vocab_size
         self.devices = Devices(*told, prefix_bytes) if like is None else like.devices.again(*told)
-        self._schedule = Schedule(num_slots, self.devices.groups, self.sizes.lanes)
-        self.budget = budget or self.sizes.pieces * self.sizes.grid
         self.memory = remembering(self.devices, **kept)
+        begins = begin_at_once if self.memory is None else self.memory.begins
+        self._schedule = Schedule(num_slots, self.devices.groups, self.sizes.lanes, begins)
+        self.budget = budget or self.sizes.pieces * self.sizes.grid
         self._jobs: dict[int, Job] = {}
         self._poison, self.asked = poison, 0  # the next request's id
         self._ended: list[Job] = []
@@ -105,7 +106,7 @@ class Engine(Streams):
         Raises:
           ValueError: it can never be done (`engine_request.check`).
         """
-        prompt = check(request, self.limits)
+        request, prompt = check(request, self.limits)
         job = job_of(self.asked, request, prompt, self._tokenizer, self.limits.vision)
         self.asked += 1
         self._jobs[job.id] = job
@@ -115,7 +116,7 @@ class Engine(Streams):
     def submit_samples(self, request: Request, count: int) -> list[int]:
         """So many answers to one prompt, which is taken in once; the first has the request's own seed."""
         check_count("count", count, 1, MOST_SAMPLES)
-        check(request, self.limits)
+        request, _ = check(request, self.limits)
         seeds = [seed_of_sample(request.seed, number) for number in range(count)]
         ids = [self.submit(dataclasses.replace(request, seed=seed)) for seed in seeds]
         for id in ids[1:]:
@@ -193,8 +194,6 @@ class Engine(Streams):
                 job.row = None
             else:
                 self.devices.fill(slot, job.request, job.prompt)
-                if self.memory is not None:
-                    self.memory.restore(job)
 
     def _take_away(self, job: Job) -> None:
         """A slot from its job, which waits then."""

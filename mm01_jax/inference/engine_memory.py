@@ -5,6 +5,8 @@ its states than from cold. So a finished request is taken in again, from the las
 nobody waits: a piece at a time while others decode.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mm01_jax.inference import engine_pieces as pieces
@@ -13,6 +15,7 @@ from mm01_jax.inference.engine_devices import Devices
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.engine_schedule import Job
 from mm01_jax.inference.prefix import Prefix
+from mm01_jax.inference.prefix_tree import pieces_of
 
 
 class Memory:
@@ -24,7 +27,38 @@ class Memory:
         self.prefix = prefix
         self._devices, self._sizes, self._every = devices, devices.sizes, snapshots * devices.sizes.grid
 
-    def restore(self, job: Job) -> None:
+    def begins(self, job: Job, before: Sequence[Job]) -> bool:
+        """Whether a job takes in its prompt now: with what is known of it, and not while one of `before` takes in the
+        same. Who comes together with others then finds what the first of them leaves.
+        """
+        if job.looked:
+            return True
+        if any(self._takes_in_for(job, other) for other in before):
+            return False
+        job.looked = True
+        if not job.taken:
+            self._restore(job)
+        return True
+
+    def _takes_in_for(self, job: Job, other: Job) -> bool:
+        """Whether the next piece of the other's prompt is one of the job's, which can begin behind it."""
+        (asked, first), grid = (other.request, other.taken), self._sizes.grid
+        if not asked.remember or asked.place or asked.content != job.request.content or job.request.wants_whole:
+            return False
+        if first + grid >= len(job.prompt) or not np.array_equal(
+            job.prompt[: first + grid], other.prompt[: first + grid]
+        ):
+            return False
+        parts = [
+            (one.prompt[first : first + grid], _marks(one), pieces.rest_of(one, self._sizes)) for one in (job, other)
+        ]
+        mine, its = (
+            pieces_of(part, None if seen is None else seen[first : first + grid], grid, rest, first)
+            for part, seen, rest in parts
+        )
+        return mine == its
+
+    def _restore(self, job: Job) -> None:
         """Puts what is known of a prompt into the job's slot, which is empty."""
         if job.request.wants_whole is not None:
             job.result.miss = job.request.wants_whole

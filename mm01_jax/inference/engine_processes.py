@@ -44,11 +44,11 @@ class Led(Streams):
 
     def submit(self, request: Request) -> int:
         """As the engine's; the id is known before the request is."""
-        check(request, self.limits)
+        request, _ = check(request, self.limits)
         return self._note("submit", self._plain(request), new=1)[0]
 
     def submit_samples(self, request: Request, count: int) -> list[int]:
-        check(request, self.limits)
+        request, _ = check(request, self.limits)
         check_count("count", count, 1, MOST_SAMPLES)
         return self._note("submit_samples", self._plain(request), int(count), new=int(count))
 

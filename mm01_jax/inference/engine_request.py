@@ -1,5 +1,6 @@
 """What is asked of the engine and what it answers; whatever cannot be done is refused before anything is computed."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -123,14 +124,15 @@ class Limits(NamedTuple):
     tiles: int = 0
 
 
-def check(request: Request, limits: Limits) -> np.ndarray:
-    """The prompt as int32.
+def check(request: Request, limits: Limits) -> tuple[Request, np.ndarray]:
+    """(the request as it is now: Python's numbers, copies of arrays that its owner may fill anew; its prompt as int32).
 
     Raises:
       ValueError: names the field, what was got, what is allowed.
     """
     if not isinstance(request, Request):
         raise ValueError(f"request: got a {type(request).__name__}; allowed: a Request")
+    request = dataclasses.replace(request, **{name: _now(value) for name, value in vars(request).items()})
     if isinstance(request.prompt, str | bytes):
         raise ValueError(f"prompt: got text; allowed: token ids of it, 0 to {limits.vocab_size - 1}")
     prompt = whole_numbers("prompt", request.prompt, limits.vocab_size)
@@ -166,7 +168,18 @@ def check(request: Request, limits: Limits) -> np.ndarray:
         raise ValueError(f"mask: got {request.mask!r}; allowed: a function of the tokens so far, or None")
     if not isinstance(request.content, bytes):
         raise ValueError(f"content: got {request.content!r}; allowed: bytes")
-    return prompt
+    return request, prompt
+
+
+def _now(value):
+    """What a field holds now. NumPy's small whole numbers would wrap in a comparison, and in sums."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Shown):
+        return Shown(*(np.array(part) if isinstance(part, np.ndarray) else part for part in value))
+    if isinstance(value, Sampling):
+        return dataclasses.replace(value)  # with a dict of its own
+    return copy.copy(value) if isinstance(value, list | np.ndarray) else value
 
 
 def _check_wanted(request: Request, limits: Limits) -> None:

@@ -5,7 +5,7 @@ same do the same.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Job:
     preempted (the row is in the hosts' memory), or goes on from another's prompt. text: reads the answer, where the
     engine has a tokenizer. waits_for: the job whose prompt it goes on from. branch: tokens of the prompt after which
     another was known to part. routed: the experts of its tokens so far, arrays (n, L, A) one after another. background:
-    asked by nobody, it takes in what is to be remembered. node: of what is remembered, the last piece that it left.
+    asked by nobody, it takes in what is to be remembered. looked: whether what is remembered of its prompt was looked
+    for. node: of what is remembered, the last piece that it left.
     """
 
     id: int
@@ -41,6 +42,7 @@ class Job:
     branch: int = 0
     routed: list[np.ndarray] = dataclasses.field(default_factory=list)
     background: bool = False
+    looked: bool = False
     seen: Seen | None = None
     node: Node | None = None
 
@@ -59,10 +61,21 @@ class Job:
         return -self.request.priority, self.id
 
 
-class Schedule:
-    """Slots and who has them; `groups` of equal size, each of which takes in tokens of `lanes` slots at a time."""
+def begin_at_once(job: Job, before: Sequence[Job]) -> bool:
+    return True
 
-    def __init__(self, num_slots: int, groups: int, lanes: int = 1):
+
+class Schedule:
+    """Slots and who has them; `groups` of equal size, each of which takes in tokens of `lanes` slots at a time.
+
+    begins: whether a job takes in its prompt now, those of its group that go before it still taking in theirs; it may
+    find some of its own there.
+    """
+
+    def __init__(
+        self, num_slots: int, groups: int, lanes: int = 1, begins: Callable[[Job, Sequence[Job]], bool] = begin_at_once
+    ):
+        self._begins = begins
         self.jobs: list[Job | None] = [None] * num_slots
         self.waiting: list[Job] = []
         self.later: list[Job] = []  # those of the background
@@ -108,7 +121,7 @@ class Schedule:
     def wait(self, job: Job) -> None:
         """A job, new or without its slot again, waits; one of the background begins anew."""
         if job.background:
-            job.taken = 0
+            job.taken, job.looked = 0, False
             self.later = [job, *self.later][: MOST_LATER * len(self.jobs)]
         else:
             self.waiting.append(job)
@@ -129,5 +142,11 @@ class Schedule:
             group = self.jobs[first : first + self._per_group]
             begun = [job for job in group if job is not None and job.taken < len(job.prompt)]
             asked = [job for job in begun if not job.background] or begun
-            jobs = [job for job in asked if most is None or len(job.prompt) - job.taken <= most]
-            yield from sorted(jobs, key=lambda job: job.rank)[: self._lanes]
+            before, found = [], []
+            for job in sorted(asked, key=lambda job: job.rank):
+                if len(found) == self._lanes:
+                    break
+                if self._begins(job, before) and (most is None or len(job.prompt) - job.taken <= most):
+                    found.append(job)
+                before.append(job)
+            yield from found

@@ -54,6 +54,9 @@ class Sampling:
             if not fits:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be {allowed}")
 
+        for field in dataclasses.fields(self):  # NumPy's numbers compare in their own few bits
+            if isinstance(value := getattr(self, field.name), np.generic):
+                object.__setattr__(self, field.name, value.item())
         for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
             check(name, "a number", _is_number(getattr(self, name)))
         check("temperature", "0 (greedy) or a positive number up to 1000000", 0.0 <= self.temperature <= 1e6)
@@ -73,8 +76,9 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             if not _is_whole(token) or not 0 <= token < 2**31:
                 raise ValueError(f"logit_bias has the id {token!r}; allowed are whole numbers from 0 on")
-            if not _is_number(bias) or not abs(bias) <= 1e6:
+            if not _is_number(bias) or not abs(float(bias)) <= 1e6:
                 raise ValueError(f"logit_bias[{token}]={bias!r} must be a number from -1000000 to 1000000")
+        object.__setattr__(self, "logit_bias", {int(token): float(bias) for token, bias in self.logit_bias.items()})
 
 
 def check_seed(seed: int) -> int:

@@ -252,3 +252,26 @@ def test_a_preempted_request_waits_in_the_memory_of_the_host():
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(engine()._jobs[id].row)} == {"pinned_host"}
     engine().run()
     assert len(engine().forget(id).tokens) == 20
+
+
+def test_numbers_of_numpy_are_the_numbers_that_they_stand_for():
+    engine = engines.engine()
+    asked = [Request(prompt=[1, 2], max_tokens=kind(4), seed=kind(7), sampling=Sampling()) for kind in (int, np.int8)]
+    ids = [engine.submit(request) for request in asked]
+    engine.run()
+    assert engine.forget(ids[0]).tokens == engine.forget(ids[1]).tokens
+    with pytest.raises(ValueError, match="max_tokens=100 need 160 positions"):
+        engine.submit(Request(prompt=[5] * 60, max_tokens=np.int8(100)))
+    for name in ("presence_penalty", "temperature", "repetition_penalty"):
+        with pytest.raises(ValueError, match=name):
+            Sampling(**{name: np.float16("inf")})
+
+
+def test_a_request_is_what_it_was_when_it_was_asked():
+    engine, bias = engines.engine(), {5: 100.0}
+    asked = Request(prompt=[1, 2], max_tokens=3, stop_ids=[9], sampling=Sampling(temperature=0.0, logit_bias=bias))
+    id = engine.submit(asked)
+    bias[5], bias[6] = -100.0, 200.0
+    asked.stop_ids[0] = 5
+    engine.run()
+    assert engine.forget(id).tokens == [5, 5, 5]

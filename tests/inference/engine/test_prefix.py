@@ -62,6 +62,21 @@ def test_of_tokens_that_requests_share_nearly_all_are_reused_from_the_second_on(
     assert found["misses"] == {"new tokens": requests}
 
 
+@pytest.mark.parametrize("lanes", slow_but((3,), (1, 3)))
+def test_those_that_come_together_find_what_the_first_of_them_leaves(lanes):
+    engine = engines.engine(prefix_bytes=10**10, lanes=lanes)
+    head = tokens(35, 0)
+    prompts = [np.concatenate([head, tokens(20, 1 + number)]) for number in range(12)]
+    cold = [answer(engines.alone(), prompt) for prompt in prompts]
+    ids = [engine.submit(Request(prompt=prompt, **NEW)) for prompt in prompts]
+    engine.run()
+    found = [engine.forget(id) for id in ids]
+    assert [one.cached for one in found] == [0] + [32] * 11
+    assert [one.tokens for one in found] == [one.tokens for one in cold]
+    said = engine.statistics()
+    assert said["prefix"]["reused_tokens"] == 32 * 11 and said["prefix"]["lookups"] == 12
+
+
 @pytest.mark.parametrize("grid, turns, said", slow_but(((8, 5, 20),), ((8, 5, 20), (64, 50, 150))))
 def test_a_conversation_is_taken_in_once_answers_included(grid, turns, said):
     answered = said // 2
