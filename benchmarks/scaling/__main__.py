@@ -128,7 +128,10 @@ def _plans(report: Report, arguments: argparse.Namespace) -> int:
 
 def _cases(devices: int, arguments: argparse.Namespace, report: Report) -> list[Case]:
     """Of each shape and scaling one GPU first, then meshes of few axes."""
-    found, known = [], {row.subject for row in report.before if row.quantity == "planned best"}
+    found, last = [], "step"  # what a case that ran to its end has
+    if arguments.table == "plans":
+        last = "planned memory" if arguments.shapes_alone else "planned best"
+    known = {row.subject for row in report.before if row.quantity == last}
     for shape in arguments.shapes:
         for scaling in arguments.scaling:
             rows = max(ROWS, devices) if scaling == "strong" else ROWS
