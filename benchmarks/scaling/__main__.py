@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--axes", type=list_of_whole(1), default=[1, 2, 3], help="meshes of so many axes")
     parser.add_argument("--steps", type=whole(1), default=8, help="timed, after one that warms up")
     parser.add_argument("--at-once", type=whole(1), default=16, help="cases that compile beside each other")
-    parser.add_argument("--lengths", type=list_of_whole(1), default="360448,425984,475136", help="tokens a GPU, rising")
+    parser.add_argument("--lengths", type=list_of_whole(1), default="688128,786432,884736", help="tokens a GPU, rising")
     parser.add_argument("--one-document", action="store_true", help="longest: the row is one document")
     parser.add_argument("--plans", type=pathlib.Path, default=PLANS, metavar="FILE", help="meshes: rows of plans")
     parser.add_argument("--missing", action="store_true", help="meshes, plans: only those that FILE of --json lacks")

@@ -5,6 +5,7 @@ import functools
 import statistics
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,6 +47,8 @@ class Exchange:
     shards: int
     routing: str
     transport: str
+
+    seconds: ClassVar[float] = 40
 
     @property
     def name(self) -> str:
@@ -128,6 +131,8 @@ class Check:
 
     shape: str
     shards: int
+
+    seconds: ClassVar[float] = 90
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 from benchmarks.results import read
 from benchmarks.scaling.cases import Case, config_of
@@ -21,6 +22,8 @@ class Training:
 
     case: Case
     steps: int
+
+    seconds: ClassVar[float] = 240
 
     @property
     def name(self) -> str:

@@ -15,7 +15,6 @@ from typing import NamedTuple, Protocol
 from benchmarks.results import Report
 from benchmarks.scaling.planned import GIB, Rows
 
-TURN_SECONDS = 90  # of one job; what takes longer hangs
 # Jobs share the GPUs; a tenth is left to NCCL and to the contexts of those that wait.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
 
@@ -28,9 +27,10 @@ class Ready(NamedTuple):
 
 
 class Job(Protocol):
-    """Can be sent to a process. name: what its rows are said of."""
+    """Can be sent to a process. name: what its rows are said of. seconds: of a turn; what takes longer hangs."""
 
     name: str
+    seconds: float
 
     def work(self) -> Iterator[Ready | Rows]:
         """First Ready, then, in its turn, rows as they become known."""
@@ -115,7 +115,7 @@ class Turns:
         if self.left < 5:
             return self._not_run(worker.job.name, "no time left")
         worker.pipe.send("go")
-        until, rows = time.monotonic() + min(self.left, TURN_SECONDS), []
+        until, rows = time.monotonic() + min(self.left, worker.job.seconds), []
         while True:
             kind, content = _received(worker.pipe, until - time.monotonic())
             if kind != "rows":
