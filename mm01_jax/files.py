@@ -149,7 +149,7 @@ def why(error: BaseException) -> str:
     """An error in one line, without the name of the file, which the message has already."""
     if isinstance(error, FileNotFoundError):
         return "missing (No such file or directory)"
-    if isinstance(error, RuntimeError):
+    if isinstance(error, RuntimeError) and "loop" in str(error):  # pathlib's
         return "missing (a link that leads to itself)"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 

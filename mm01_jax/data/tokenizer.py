@@ -19,6 +19,8 @@ TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever
 MOST_BYTES = 64 * 2**20  # of it: a vocabulary of 256,000 tokens takes 33 MB
 # Of which the ids are remembered; the library keeps the first 10,000, and with these takes a seventh less for code.
 _WORDS_KEPT = 1 << 16
+# Characters of one byte, and some of two, three and four whose bytes are all that occur.
+_ASCII, _BEYOND = bytes(range(0x20, 0x7F)).decode(), "é\u07ff\u0800\uffee\U0001f600"
 _BYTES_JSON = 2**16  # more than any file of a byte-level model has
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
 END_NAMES = ("<|endoftext|>", "<end_of_document>", "<end_of_sentence>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
@@ -106,7 +108,7 @@ class FileTokenizer:
                     self._tokenizer.model._resize_cache(_WORDS_KEPT)
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
         self.end_of_document = self._find_end(facts["ends"])
-        self.can_drop = b'"byte_fallback":true' not in content.replace(b" ", b"") and not self._has_every_byte()
+        self.can_drop = not (facts["falls_back"] and self._keeps(_ASCII)) and not self._keeps(_ASCII + _BEYOND)
 
     def _find_end(self, ids: Mapping[str, int]) -> int:
         for name in END_NAMES:
@@ -116,9 +118,8 @@ class FileTokenizer:
             f"data.tokenizer={self.name!r} has no token that ends a text; known are {', '.join(END_NAMES)}."
         )
 
-    def _has_every_byte(self) -> bool:
-        """Whether it is byte-level with a token for each byte, so that no character can be lost."""
-        probe = bytes(range(0x20, 0x7F)).decode() + "é\u07ff\u0800\uffee\U0001f600"
+    def _keeps(self, probe: str) -> bool:
+        """Whether a text comes back: of `_ASCII` and `_BEYOND` from one that is byte-level, so none can be lost."""
         try:
             return self.decode(self.encode(probe)).strip() == probe.strip()
         except tokenizer_guard.Stopped:

@@ -15,6 +15,8 @@ import resource
 import sys
 from collections.abc import Iterable
 
+_RARE = "\U0010fffd"  # which Unicode leaves to programs, and no vocabulary has
+
 
 def facts(tokenizer, ends: Iterable[str]) -> dict:
     """What is asked of a tokenizer before any text: ids and names; of `ends` those that are there."""
@@ -28,8 +30,17 @@ def facts(tokenizer, ends: Iterable[str]) -> dict:
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,
         "ends": {name: vocabulary[name] for name in ends if name in vocabulary},
+        "falls_back": _falls_back(tokenizer, vocabulary),
         "specials": {token.content: number for number, token in added.items() if token.special},
     }
+
+
+def _falls_back(tokenizer, vocabulary: dict[str, int]) -> bool:
+    """Whether a character without a token becomes the tokens of its bytes, which are all there."""
+    if any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)):
+        return False
+    tokens = [f"<0x{byte:02X}>" for byte in _RARE.encode()]
+    return tokenizer.encode(_RARE, add_special_tokens=False).tokens[-len(tokens) :] == tokens
 
 
 def dropped(text: str, offsets: list[tuple[int, int]]) -> int:

@@ -1,10 +1,13 @@
 """`logits` computes the released model: the fixture's numbers, and those of the JAX model, from any directory."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
 
 from mm01_jax import sharding
+from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import MeshConfig
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.certify import logits
@@ -115,3 +118,24 @@ def test_weights_and_arrays_that_are_not_finite_are_refused_by_name(tmp_path, ca
     sound = samples.make(tmp_path / "sound")
     assert main(["certify", f"--source={sound}", f"--against={tmp_path / 'it.npz'}"]) == 3
     assert f"it.npz: logits has {IDS.size * model.vocab_size:,} values that are not finite" in capsys.readouterr().err
+
+
+def test_arrays_that_are_none_or_very_much_larger_than_their_file_are_refused(tmp_path):
+    bomb, holes, odd = tmp_path / "bomb.npz", tmp_path / "holes.npy", tmp_path / "odd.npz"
+    np.savez_compressed(bomb, logits=np.zeros(12 << 20))
+    with open(holes, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (1 << 30,)})
+        file.truncate(file.tell() + (8 << 30))
+    np.savez(odd, ids=IDS)
+    raw = odd.read_bytes()
+    for head, at in ((b"PK\x01\x02", 10), (b"PK\x03\x04", 8)):  # where a ZIP says how a member is compressed
+        place = raw.index(head) + at
+        raw = raw[:place] + b"\x63\x00" + raw[place + 2 :]
+    odd.write_bytes(raw)
+    tracemalloc.start()
+    for path, said in ((bomb, "takes 100,663,"), (holes, "takes 8,589,934,"), (odd, "compression method")):
+        with pytest.raises(CheckpointError, match=f"^{path}: .*{said}"):
+            logits.read_arrays(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

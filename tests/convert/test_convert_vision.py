@@ -168,7 +168,7 @@ WRONG = {
     "sizes of one image": ({"image-sizes": "flat.npy"}, r"image sizes: got int64\[2\]; allowed: whole numbers"),
     "too few image tokens": ({"ids": "short.npy"}, r"ids: 77 image tokens; the images take 36 \+ 42 = 78"),
     "two texts": ({"ids": "rows.npy"}, r"ids: 2 rows; with pixels one text is allowed, \(1, time\)"),
-    "no array": ({"pixels": "text.npy"}, "not an .npy of a plain array"),
+    "no array": ({"pixels": "text.npy"}, "not an .npy or .npz of plain arrays"),
 }
 
 

@@ -166,6 +166,20 @@ def test_characters_that_have_no_token_are_counted(tmp_path):
     assert any("2 characters of 1 documents have no token of" in line for line in said), said
 
 
+def test_characters_are_counted_where_bytes_should_stand_in_and_are_not_there(tmp_path):
+    """byte_fallback alone is a promise: it needs the 256 tokens."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = {"</s>": 0} | {letter: number for number, letter in enumerate("abcdef ", start=1)}
+    whole = letters | {f"<0x{byte:02X}>": 8 + byte for byte in range(256)}
+    for vocabulary, lost in ((letters, 2), (whole, 0)):
+        made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+        made.decoder = tokenizers.decoders.Sequence([tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()])
+        made.save(str(tmp_path / "t.json"))
+        words = open_tokenizer(str(tmp_path / "t.json"))
+        assert words.can_drop == bool(lost)
+        assert [gone for _, gone in words.encode_many(["abé é c".encode()])] == [lost]
+
+
 def test_counting_in_batches_is_counting_one_by_one_and_says_when_tokens_would_pay(tmp_path, bpe, monkeypatch):
     texts = [f"a tale of {i} cities " * (1 + i % 5) for i in range(150)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mm01_jax.checkpoint import FILES, CheckpointError
+from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import Config, VisionConfig
+from mm01_jax.convert.certify import arrays as array_files
 from mm01_jax.convert.certify.vision import num_tiles
-from mm01_jax.files import why
 
 SIZES_SHAPE = "[[height, width], ...]"
 
@@ -28,11 +28,7 @@ def read(pixels: str, sizes: str) -> Images:
     """
     arrays = []
     for path in (pixels, sizes):
-        with FILES.open(path) as file:
-            try:
-                arrays.append(np.load(file, allow_pickle=False))
-            except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError) as error:
-                raise CheckpointError(f"{path}: not an .npy of a plain array: {why(error)}") from None
+        arrays.append(array_files.read(path))
         if not isinstance(arrays[-1], np.ndarray):
             raise CheckpointError(f"{path}: several arrays; allowed: the .npy of one")
     return Images(*arrays)

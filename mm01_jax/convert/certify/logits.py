@@ -2,21 +2,17 @@
 VL checkpoint with images, their tokens too."""
 
 import pathlib
-import zipfile
 
 import numpy as np
 
-from mm01_jax.checkpoint import FILES, CheckpointError
+from mm01_jax.convert.certify import arrays as array_files
 from mm01_jax.convert.certify import images as pictures
 from mm01_jax.convert.certify.forward import Forward
 from mm01_jax.convert.certify.images import Images
 from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.sources import open_source
-from mm01_jax.files import why, written
-
-# What NumPy raises for a file that is none: of its header, of its end, of a ZIP, of a shape that no memory holds.
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, MemoryError, OverflowError, zipfile.BadZipFile, SyntaxError)
+from mm01_jax.files import written
 
 
 def compute(source, tokens_BS: np.ndarray, images: Images | None = None) -> dict[str, np.ndarray]:
@@ -65,12 +61,8 @@ def read_arrays(path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: not such a file.
     """
-    with FILES.open(path) as file:
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            return {"ids": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-        except _UNREADABLE as error:
-            raise CheckpointError(f"{path}: not an .npy or .npz of plain arrays: {why(error)}") from None
+    found = array_files.read(path)
+    return {"ids": found} if isinstance(found, np.ndarray) else found
 
 
 def save(path, arrays: dict[str, np.ndarray]) -> None:
