@@ -246,7 +246,10 @@ def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokeniz
             f"{root}: no {TOKENIZER_FILE} beside the weights, and data.tokenizer={name!r} is no file here: put the "
             "tokenizer of the model there"
         )
-    words = open_tokenizer(name)
+    try:
+        words = open_tokenizer(name)
+    except ValueError as error:
+        raise error if asked else CheckpointError(str(error)) from None
     if words.vocab_size > config.model.vocab_size:
         raise ValueError(
             f"tokenizer {words.name!r} has ids up to {words.vocab_size - 1}; allowed: below "

@@ -9,10 +9,14 @@ The template sees what it would in transformers: `messages`, `tools`, `add_gener
 """
 
 import datetime
+import html  # noqa: F401 - filters import these four when they are used, and no file can be opened then
 import json
+import pprint  # noqa: F401
 import sys
+import textwrap  # noqa: F401
 
 import jinja2
+import jinja2.constants
 from jinja2 import nodes, sandbox
 from jinja2.ext import Extension
 

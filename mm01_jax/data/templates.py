@@ -22,6 +22,7 @@ from mm01_jax.config.fields import nearest_name
 from mm01_jax.data import conversations
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
+from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import Door
 
@@ -37,11 +38,15 @@ _PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of 
 
 
 class Template(NamedTuple):
-    """source: jinja. name: of its file. tokens: what tokenizer_config.json calls bos_token, eos_token, ..."""
+    """source: jinja. name: of its file. tokens: what tokenizer_config.json calls bos_token, eos_token, ...
+
+    damaged: what is raised where it cannot even say a word: DataError of one that lies in a checkpoint.
+    """
 
     source: str
     name: str
     tokens: Mapping[str, str] = {}
+    damaged: type[Exception] = ValueError
 
     @property
     def thinks(self) -> bool:
@@ -74,7 +79,10 @@ class Template(NamedTuple):
     def stop(self, tokenizer: Tokenizer) -> int | None:
         """The special token that ends an answer; None where the template has none."""
         user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}
-        (text,), _ = self._texts([([user, answer], False)], tokenizer, None)
+        try:
+            (text,), _ = self._texts([([user, answer], False)], tokenizer, None)
+        except ValueError as error:
+            raise self.damaged(str(error)) from None
         found = _specials(tokenizer).search(text, text.rfind(_PROBE))
         return tokenizer.special(found[0]) if found else None
 
@@ -164,12 +172,15 @@ def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokeni
       asked: a name of OURS or a .jinja file.
 
     Raises:
-      ValueError: there is none, or none in the file.
+      ValueError: there is none, or none in the file. DataError: that of a folder is damaged.
     """
     if asked is not None:
         return OURS[asked]() if asked in OURS else from_file(asked)
-    if found := find(*folders):
-        return found
+    try:
+        if found := find(*folders):
+            return found._replace(damaged=DataError)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     if tokenizer.name != "bytes" and {conversations.BEGIN, conversations.END} <= set(tokenizer.specials):
         return M1() if DOCUMENT in tokenizer.specials else Released()
     places = " or ".join(f"{folder / _JINJA}" for folder in folders)

@@ -71,6 +71,10 @@ class TokenFolder:
                 f"The tokenizer that made them lies beside them, unless it was 'bytes'."
             )
 
+        for name in ("vocab_size", "end_of_document"):
+            if (said := self.manifest[name]) != (value := getattr(tokenizer, name)):
+                raise DataError(f"{self._folder / MANIFEST}: {name} is {said}; that of its own tokenizer is {value}.")
+
     def label(self, document: int) -> str:
         """How a person finds a document."""
         shard = self._shard(document)

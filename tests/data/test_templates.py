@@ -9,6 +9,7 @@ import pytest
 from mm01_jax.data import templates
 from mm01_jax.data.conversations import BEGIN, END
 from mm01_jax.data.templates import Released, Template
+from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import BytesTokenizer
 
 pytest.importorskip("jinja2")
@@ -93,7 +94,7 @@ HOSTILE = {
     "{{ '{0.__class__}'.format(1) }}": "leaves out",
     "{% include '/etc/passwd' %}": "no loader",
     "{% import '/etc/passwd' as x %}": "no loader",
-    "{{ lipsum(n=3) }}": "open files",
+    "{{ lipsum(n=3) }}": "leaves out",
     "{% for i in range(10 ** 9) %}{% endfor %}": "Range too big",
     "{{ 'a' * 10 ** 10 }}": "memory",
     "{{ 'a' * 2000000 }}": "characters of text",
@@ -119,6 +120,22 @@ def test_a_template_has_memory_for_its_conversation_and_little_beside():
         Template(grows, "x.jinja").ids(CHAT[:1], BYTES)
     said = "héllo " * 500_000
     assert len(template("{{ message.content }}").ids([{"role": "user", "content": said}], BYTES)) > 7 * 500_000
+
+
+@pytest.mark.parametrize("filtered", ["wordwrap(80)", "striptags", "pprint", "indent", "urlize"])
+def test_a_filter_of_jinja_that_imports_when_it_is_used_can_be_used(filtered):
+    assert len(template("{{ message.content }}{{ 'a <b> c' | " + filtered + " }}").ids(CHAT[:1], BYTES))
+
+
+def test_a_template_of_a_checkpoint_that_says_nothing_is_bad_data_and_one_that_is_typed_is_not(tmp_path):
+    for name, content in (("chat_template.jinja", "{% for %}"), ("tokenizer_config.json", "[1]")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(DataError, match=name):
+            templates.choose(None, [folder], BYTES).stop(BYTES)
+    with pytest.raises(ValueError, match="line 1"):
+        templates.from_file(str(tmp_path / "chat_template.jinja" / "chat_template.jinja")).stop(BYTES)
 
 
 def test_a_template_that_does_not_end_is_stopped(monkeypatch):
