@@ -5,6 +5,7 @@ byte-level model one that says so (`tokenizer.bytes_json`), which comes back as 
 """
 
 import json
+import os
 import pathlib
 
 from mm01_jax.checkpoint import FILES
@@ -14,13 +15,24 @@ from mm01_jax.files import write
 NAMES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
 
+def check(source: pathlib.Path) -> None:
+    """CheckpointError where one of those that lie in `source` could not be copied: said before the weights are."""
+    for name in _present(source):
+        FILES.check(source / name, root=source, most=MOST_BYTES)
+
+
+def _present(source: pathlib.Path) -> list[str]:
+    """Also what is no file: left out, it would be missed when nobody looks any more."""
+    return [name for name in NAMES if os.path.lexists(source / name)]
+
+
 def copy(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     """Copies those that lie in `source`; their names.
 
     Raises:
-      CheckpointError: one leads out of the directory, or is too large.
+      CheckpointError: one is no file, leads out of the directory, or is too large.
     """
-    present = [name for name in NAMES if (source / name).is_file()]
+    present = _present(source)
     for name in present:
         write(target / name, FILES.read(source / name, root=source, most=MOST_BYTES))
     return present

@@ -52,6 +52,7 @@ def from_torch(
     plan = _plan(torch, target, target_dtype)
     log(str(plan))
     check_target(target)
+    companions.check(torch.directory)
     if dry_run:
         return
     plan.check_room()

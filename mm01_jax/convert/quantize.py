@@ -76,6 +76,7 @@ def quantize(
     plan = _plan(opened, target, leaves)
     log(str(plan))
     check_target(target)
+    companions.check(pathlib.Path(source))
     plan.check_room()
     progress = Progress(plan.bytes_in, "quantize")
     with ArrayWriter(target, leaves) as writer:

@@ -71,6 +71,7 @@ def to_torch(
     plan = _plan(checkpoint, items, shards, target, (chosen, target_dtype))
     log(str(plan))
     check_target(target)
+    companions.check(checkpoint.directory)
     if dry_run:
         return
     plan.check_room()

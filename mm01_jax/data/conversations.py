@@ -19,6 +19,7 @@ from mm01_jax.data.tool_calls import MINIMAX_01, Call, Form
 from mm01_jax.files import quoted
 from mm01_jax.messages import counted
 
+MOST_MESSAGES = 50_000  # of a conversation: each takes a kilobyte while its tokens are made
 BEGIN, END, IMAGE = "<beginning_of_sentence>", "<end_of_sentence>", "<image>"
 HEADERS = {
     "system": "system ai_setting=assistant\n",
@@ -40,6 +41,8 @@ def check_messages(messages: Any) -> None:
     """ValueError says what is wrong with a conversation: a list of {"role": ..., "content": ...}."""
     if not isinstance(messages, list | tuple) or not messages:
         raise ValueError(f"messages: got {quoted(messages)}; allowed: a list of at least one message")
+    if len(messages) > MOST_MESSAGES:
+        raise ValueError(f"messages: got {len(messages):,}; allowed: at most {MOST_MESSAGES:,} of a conversation")
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or message.get("role") not in HEADERS:
             role = message.get("role") if isinstance(message, dict) else message

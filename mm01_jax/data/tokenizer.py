@@ -2,11 +2,13 @@
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
+from unicodedata import normalize
 
 import numpy as np
 
@@ -19,8 +21,7 @@ TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever
 MOST_BYTES = 64 * 2**20  # of it: a vocabulary of 256,000 tokens takes 33 MB
 # Of which the ids are remembered; the library keeps the first 10,000, and with these takes a seventh less for code.
 _WORDS_KEPT = 1 << 16
-# Characters of one byte, and some of two, three and four whose bytes are all that occur.
-_ASCII, _BEYOND = bytes(range(0x20, 0x7F)).decode(), "é\u07ff\u0800\uffee\U0001f600"
+_ASCII = bytes(range(0x20, 0x7F)).decode()
 _BYTES_JSON = 2**16  # more than any file of a byte-level model has
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
 END_NAMES = ("<|endoftext|>", "<end_of_document>", "<end_of_sentence>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
@@ -108,7 +109,7 @@ class FileTokenizer:
                     self._tokenizer.model._resize_cache(_WORDS_KEPT)
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
         self.end_of_document = self._find_end(facts["ends"])
-        self.can_drop = not (facts["falls_back"] and self._keeps(_ASCII)) and not self._keeps(_ASCII + _BEYOND)
+        self.can_drop = not (facts["falls_back"] and self._keeps(_ASCII)) and not self._keeps(_ASCII + _every_byte())
 
     def _find_end(self, ids: Mapping[str, int]) -> int:
         for name in END_NAMES:
@@ -119,7 +120,7 @@ class FileTokenizer:
         )
 
     def _keeps(self, probe: str) -> bool:
-        """Whether a text comes back: of `_ASCII` and `_BEYOND` from one that is byte-level, so none can be lost."""
+        """Whether a text comes back: with `_every_byte` from one that is byte-level alone, which loses none."""
         try:
             return self.decode(self.encode(probe)).strip() == probe.strip()
         except tokenizer_guard.Stopped:
@@ -168,6 +169,16 @@ class FileTokenizer:
             return self._guarded.decode(ids)
         with self._errors("cannot decode ids"):
             return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+@functools.cache
+def _every_byte() -> str:
+    """Characters that have every byte of UTF-8 beyond ASCII, and stay what they are in NFC."""
+    later = [chr(code) for code in range(0x80, 0xC0)]
+    firsts = [code << 6 for code in range(3, 32)] + [0x800, *(code << 12 for code in range(1, 16))]
+    firsts += [0x10000, *(code << 18 for code in range(1, 5))]
+    kept = (next(c for c in map(chr, range(at, at + 64)) if normalize("NFC", f"1{c}") == f"1{c}") for at in firsts)
+    return "1".join([*later, *kept, ""])  # nothing composes with a digit
 
 
 def check_utf8(name: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """PyTorch -> ours -> PyTorch keeps every bit: each dialect, each dtype, one device or eight."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 from mm01_jax import sharding
 from mm01_jax.checkpoint import Checkpoints, leaf_paths
 from mm01_jax.config import MESH_AXES, MeshConfig, saved
+from mm01_jax.convert import companions
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.check import check
 from mm01_jax.convert.from_torch import from_torch
@@ -165,6 +167,25 @@ def test_target_that_exists_is_a_user_error(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     assert main(["from-torch", f"--source={source}", f"--target={tmp_path / 'out'}"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+UNFIT = {
+    "is a FIFO": os.mkfifo,
+    "is a directory": lambda path: path.mkdir(),
+    "missing": lambda path: path.symlink_to("nowhere"),
+    "a link out": lambda path: path.symlink_to("/etc/hostname"),
+}
+
+
+@pytest.mark.parametrize("name", companions.NAMES)
+@pytest.mark.parametrize("unfit", UNFIT)
+def test_what_should_come_along_and_cannot_is_refused_before_anything_is_written(unfit, name, tmp_path, capsys):
+    source = samples.make(tmp_path / "in")
+    UNFIT[unfit](source / name)
+    for task in ("from-torch", "quantize"):
+        assert main([task, f"--source={source}", f"--target={tmp_path / 'out'}"]) == 3
+        assert f"{source / name}: {unfit}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_no_room_on_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):

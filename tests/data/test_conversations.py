@@ -88,3 +88,10 @@ def test_special_tokens_of_bytes_are_bytes_that_utf_8_never_has():
 def test_an_unknown_special_token_is_refused_by_name():
     with pytest.raises(ValueError, match="'bytes' has no token <audio>"):
         BYTES.special("<audio>")
+
+
+def test_a_conversation_of_very_many_messages_is_refused_before_its_tokens_are_made():
+    said = {"role": "user", "content": "a"}
+    check_messages([said] * 50_000)
+    with pytest.raises(ValueError, match="messages: got 50,001; allowed: at most 50,000 of a conversation"):
+        check_messages([said] * 50_001)

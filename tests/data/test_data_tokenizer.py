@@ -180,6 +180,19 @@ def test_characters_are_counted_where_bytes_should_stand_in_and_are_not_there(tm
         assert [gone for _, gone in words.encode_many(["abé é c".encode()])] == [lost]
 
 
+@pytest.mark.parametrize("byte", [0xC5, 0x9F, 0xE1, 0xF3, 0x41, None])
+def test_characters_are_counted_where_a_byte_level_tokenizer_has_not_every_byte(byte, bpe, tmp_path):
+    plain = json.loads(pathlib.Path(bpe).read_text())
+    printable = {number: token for token, number in bytes_json()["model"]["vocab"].items()}
+    for normalizer in (None, {"type": "NFC"}):
+        plain["normalizer"] = normalizer
+        if byte is not None:
+            plain["model"]["vocab"].pop(printable[byte], None)
+            plain["model"]["merges"] = []
+        (tmp_path / "t.json").write_text(json.dumps(plain))
+        assert open_tokenizer(str(tmp_path / "t.json")).can_drop is (byte is not None)
+
+
 def test_counting_in_batches_is_counting_one_by_one_and_says_when_tokens_would_pay(tmp_path, bpe, monkeypatch):
     texts = [f"a tale of {i} cities " * (1 + i % 5) for i in range(150)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

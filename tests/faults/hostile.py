@@ -33,7 +33,7 @@ class Member(NamedTuple):
     refused: bool = False
 
 
-DOUBLED = re.compile(r"(?:^|: )([^\s{}\[\]'\"]{4,}): (?:.*: )?\1: ")  # a name before a name: an error inside another
+DOUBLED = re.compile(r"(?:^|: )([^\s{}\[\]'\"]{4,}): \1: ")  # a name before a name: an error inside another
 
 
 def judge(member: Member, room: pathlib.Path) -> str | None:
