@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mm01_jax.data import token_files
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
@@ -19,6 +18,7 @@ from mm01_jax.files import shown, written
 from mm01_jax.messages import listing
 
 _BAR = 40  # characters of the longest bar
+_MOST_BAD = 300_000  # records that are skipped and counted: what has more is no text
 _SAMPLE = 160  # characters of a sample that are shown
 Log = Callable[[str], None]
 
@@ -92,7 +92,7 @@ def _verify(folder: TokenFolder, log: Log) -> None:
 
 
 def _text(source: str, samples: int, text_field: str, log: Log) -> Found:
-    corpus = scan_corpus(find_shards(source, text_field, log=log), token_files.MOST_DOCUMENTS, log)
+    corpus = scan_corpus(find_shards(source, text_field, log=log), _MOST_BAD, log)
     facts = {
         "documents": f"{len(corpus):,} of {corpus.num_files:,} files",
         "bytes": f"{int(corpus.size_D.sum()):,}",

@@ -1,6 +1,7 @@
 """Pixels are the released processor's to the last bit, and an independent NumPy bicubic's."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mm01_jax.data.images.__main__ import describe, main
-from mm01_jax.data.images.opening import ImageError
+from mm01_jax.data.images.opening import ImageError, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from tests.data import image_samples
 from tests.reference import bicubic
@@ -136,3 +137,13 @@ def test_exif_orientation_is_ignored_as_the_released_processor_does_and_said(tmp
     found = describe(str(tmp_path / "turned.png"), image_samples.VISION)
     assert found["u8_sha256"] == RECORDS["synth_101x103"]["u8_sha256"]
     assert found["exif_orientation_ignored"] == 6
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_they_are_read():
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(out, "JPEG", progressive=True)
+    whole = out.getvalue()
+    assert open_image(whole).size == (64, 64)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    with pytest.raises(ImageError, match=r"has [23]\d\d scans, each as long to read as a picture; allowed are 100"):
+        open_image(whole[:-2] + last * 200 + whole[-2:])

@@ -7,6 +7,7 @@ import pytest
 
 from mm01_jax.data import inspection
 from mm01_jax.data.__main__ import main
+from mm01_jax.data.text import DataError
 from tests.data.text_folder import tokenized, write_texts, write_tokenizer
 
 
@@ -80,3 +81,10 @@ def test_what_is_typed_wrong_is_refused_in_one_line(place, capsys, flags, words)
     assert main(["inspect", f"--source={place / 'tokens'}", *flags]) == 2
     complained = capsys.readouterr().err
     assert words in complained and complained.count("\n") == 1
+
+
+def test_what_is_almost_all_bad_is_refused_and_not_counted_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "_MOST_BAD", 20)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "\n" * 1000)
+    with pytest.raises(DataError, match="21 bad records, more than data.max_bad_records=20 allows: .*a.jsonl line"):
+        inspection.inspect(str(tmp_path), samples=1, verify=False)

@@ -23,6 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
+_SCAN, _MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG, which has some ten
 EXIF_ORIENTATION = 0x0112
 _LOCK = threading.Lock()  # warnings are filtered for the whole process
 
@@ -108,7 +109,7 @@ def _identify(content: bytes, name: str) -> Image.Image:
         # Between its two limits Pillow warns and goes on; here the one limit is `MAX_PIXELS`, below both.
         with _LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
     except Image.DecompressionBombError as error:
@@ -116,6 +117,9 @@ def _identify(content: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
     except Exception as error:  # as in `decode`
         raise ImageError(f"{name}: {_why(error)}; its header is damaged") from error
+    if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) > _MOST_SCANS:
+        raise ImageError(f"{name}: has {scans:,} scans, each as long to read as a picture; allowed are {_MOST_SCANS}")
+    return image
 
 
 def _what_it_is(head: bytes) -> str:
