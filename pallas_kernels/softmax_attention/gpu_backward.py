@@ -20,6 +20,19 @@ from pallas_kernels.softmax_attention.masking import Work
 BLOCK = HALF  # tokens streamed past at a time
 
 
+class Part(NamedTuple):
+    """Rows and key heads, with all of their query heads, that a call of the kernels has to do with."""
+
+    row: int  # the first one
+    rows: int
+    head: int  # the first one
+    heads: int
+
+    def whole(self, item: Item) -> Item:
+        """The item as it is numbered among all rows and heads."""
+        return item._replace(b=item.b + self.row, head=item.head + self.head)
+
+
 class Inputs(NamedTuple):
     """What the programs read. An item's own tokens are keys in `key_gradients`, queries in `query_gradient`; the tokens
     of the other side are streamed past them.

@@ -11,9 +11,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 HALF = 64  # tokens of a warpgroup: the height of a wgmma
 TILE = 2 * HALF  # tokens of a program
-LOADER = 2  # number of the warpgroup that loads
 MULTIPROCESSORS = 132  # of an H100 or H200 SXM
-COMPUTE_REGISTERS, LOADER_REGISTERS = 240, 24  # a multiprocessor has 512 for the threads of one number
+COMPUTE_REGISTERS, LOADER_REGISTERS = {2: 240, 3: 160}, 24  # a multiprocessor has 512 for the threads of one number
 DOWN, ACROSS = (plgpu.Layout.WGMMA.reduce(axis) for axis in (1, 0))  # one value for each row, for each column
 LOW = -1e30  # below every logit; twice it is hidden
 
@@ -23,16 +22,16 @@ def tile(*shape):
     return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
-def compute_and_load(compute, load):
-    """Runs compute(warpgroup) on the two that compute, load() on the third."""
+def compute_and_load(compute, load, computing: int = 2):
+    """Runs compute(warpgroup) on the first ones, load() on the last."""
     warpgroup = lax.axis_index("warpgroup")
 
-    @pl.when(warpgroup < LOADER)
+    @pl.when(warpgroup < computing)
     def _():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+        plgpu.set_max_registers(COMPUTE_REGISTERS[computing], action="increase")
         compute(warpgroup)
 
-    @pl.when(warpgroup == LOADER)
+    @pl.when(warpgroup == computing)
     def _():
         plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
         load()
@@ -97,12 +96,26 @@ def add_product(total, left, right, then=lambda: None):
     return pl.run_state(run)(plgpu.ACC.init(total))
 
 
-def add_products(totals, *pairs):
-    """totals + left right each, one behind the other: left(), in registers, is made beside the product before it."""
+def add_products(totals, *pairs, then=lambda left: None):
+    """totals + left right each, one behind the other: left(), in registers, is made beside the product before it, and
+    then(the last left) beside the last.
+    """
 
     def run(accumulators):
         for accumulator, (left, right) in zip(accumulators, pairs, strict=True):
-            plgpu.wgmma(accumulator, left(), right)
+            operand = left()
+            plgpu.wgmma(accumulator, operand, right)
+        then(operand)
+
+    return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total in totals))
+
+
+def add_from_memory(totals, lefts, right):
+    """totals + left right each, both in SMEM."""
+
+    def run(accumulators):
+        for accumulator, left in zip(accumulators, lefts, strict=True):
+            plgpu.wgmma(accumulator, left, right)
 
     return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total in totals))
 
@@ -127,8 +140,10 @@ def zeros(*shape):
     return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
-def leave(value, gmem, staged, *others):
-    """Writes a warpgroup's (HALF, H) out: bfloat16 through SMEM, float32 as it is; others: (SMEM, its place)."""
+def leave(value, gmem, staged, *others, where=None):
+    """Writes a warpgroup's (HALF, H) out: bfloat16 through SMEM, float32 as it is; others: (SMEM, its place). where:
+    a bool, is anything written; not of float32.
+    """
     if gmem.dtype == jnp.float32:
         gmem[...] = value
     else:
@@ -136,5 +151,9 @@ def leave(value, gmem, staged, *others):
         others += ((staged, gmem),)
     if others:
         plgpu.commit_smem()
-    for source, target in others:
-        plgpu.copy_smem_to_gmem(source, target)
+
+    def copy():
+        for source, target in others:
+            plgpu.copy_smem_to_gmem(source, target)
+
+    copy() if where is None else pl.when(where)(copy)

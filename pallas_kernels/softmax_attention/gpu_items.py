@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.softmax_attention.gpu_blocks import HALF, TILE
+from pallas_kernels.softmax_attention.gpu_blocks import HALF
 from pallas_kernels.softmax_attention.masking import Spans, Work
 
 
@@ -55,35 +55,52 @@ class PairSpan(NamedTuple):
     """
 
     begin: jax.Array
+    first: jax.Array
     clear: jax.Array
     clear_end: jax.Array
     half: jax.Array  # 0 or 1
+    end: jax.Array
     stop: jax.Array
 
     @classmethod
-    def of(cls, span: Span):
-        two = jnp.int32(2)
+    def of(cls, span: Span, passing: bool = False):
+        """passing: pairs that only other strips see are passed by, as many as three strips have; else all hidden."""
+        two, sees = jnp.int32(2), span.end > span.first
         begin = lax.div(span.begin, two)
         stop = jnp.maximum(lax.div(span.stop + 1, two), begin + 1)
-        half = jnp.where((span.end > span.first) & (span.end == 2 * stop - 1), jnp.int32(1), jnp.int32(0))
-        clear = jnp.minimum(lax.div(span.clear + 1, two), stop - half)
-        return cls(begin, clear, jnp.maximum(lax.div(span.clear_end, two), clear), half, stop)
+        first, end = begin, stop
+        if passing:
+            first = jnp.where(sees, lax.div(span.first, two), begin)
+            end = jnp.where(sees, lax.div(span.end + 1, two), begin)
+        half = jnp.where(sees & (span.end == 2 * end - 1), jnp.int32(1), jnp.int32(0))
+        clear = jnp.clip(lax.div(span.clear + 1, two), first, end - half)
+        return cls(begin, first, clear, jnp.maximum(lax.div(span.clear_end, two), clear), half, end, stop)
 
     @property
     def steps(self):
         return self.stop - self.begin
 
-    def walk(self, step, carry):
-        """carry = step(pair, carry, masked) over the pairs in order; the half of the last with num_keys=HALF."""
+    def walk(self, step, carry, idle):
+        """carry = step(pair, carry, masked) over the pairs that it sees, in order, the half of the last with
+        num_keys=HALF; idle(pair) for the others.
+        """
         masked, clear = (functools.partial(step, masked=x) for x in (True, False))
-        half, whole = functools.partial(masked, num_keys=HALF), self.stop - self.half
+        half, whole = functools.partial(masked, num_keys=HALF), self.end - self.half
+
+        def pass_by(pair, carry):
+            idle(pair)
+            return carry
+
         for low, high, body in (
-            (self.begin, self.clear, masked),
+            (self.begin, self.first, pass_by),
+            (self.first, self.clear, masked),
             (self.clear, self.clear_end, clear),
             (self.clear_end, whole, masked),
-            (whole, self.stop, half),
+            (whole, self.end, half),
+            (self.end, self.stop, pass_by),
         ):
-            carry = lax.fori_loop(low, high, body, carry)
+            if low is not high:  # as they are where no pair is passed by
+                carry = lax.fori_loop(low, high, body, carry)
         return carry
 
 
@@ -93,13 +110,21 @@ class Item(NamedTuple):
     b: jax.Array
     head: jax.Array
     t: jax.Array  # the tile
-    strip: jax.Array  # 0 or 1: which half of it is the warpgroup's
+    strip: jax.Array  # which of its strips is the warpgroup's
     span: Span | PairSpan  # of the strip
     number: jax.Array  # of this program's items
     done: jax.Array  # blocks of the items before
+    strips: int  # of a tile
 
-    def tokens(self, strip):
-        return pl.ds(self.t * TILE + strip * HALF, HALF)
+    def tokens(self, strip, length: int | None = None):
+        """Of an array so long, if tiles may go beyond it: there its last ones, which then see nothing."""
+        index = self.t * self.strips + strip
+        index = jnp.minimum(index, length // HALF - 1) if length else index
+        return pl.ds(index * HALF, HALF)
+
+    def is_in(self, length: int):
+        """Whether the warpgroup's strip is in an array so long; None if all are."""
+        return None if length % (self.strips * HALF) == 0 else self.t * self.strips + self.strip < length // HALF
 
 
 class _Read(NamedTuple):
@@ -108,7 +133,7 @@ class _Read(NamedTuple):
     place: jax.Array
     begin: jax.Array
     stop: jax.Array
-    strips: tuple[Spans, Spans]
+    strips: tuple[Spans, ...]
 
 
 def each_item(work: Work, heads: int, items: int, programs: int, warpgroup, body, of_span=lambda span: span, repeats=1):
@@ -123,7 +148,7 @@ def each_item(work: Work, heads: int, items: int, programs: int, warpgroup, body
     backwards = programs - 1 - program
     place_in_last = backwards if whole_rounds % 2 else program
     count = whole_rounds + jnp.where(place_in_last < items % programs, 1, 0)
-    tiles = jnp.int32(work.begin.shape[1])
+    tiles, strips = jnp.int32(work.begin.shape[1]), len(work.strips)
 
     def index_of(number):
         index = number * programs + jnp.where(lax.rem(number, jnp.int32(2)) == 1, backwards, program)
@@ -140,11 +165,13 @@ def each_item(work: Work, heads: int, items: int, programs: int, warpgroup, body
         return _Read(place, begin, stop, strips)
 
     def item_of(number, done, known: _Read) -> Item:
-        strip = lax.rem(warpgroup + number, jnp.int32(2))  # the second sees more; so each has it every other time
-        inside = (jnp.where(strip == 0, x, y) for x, y in zip(*known.strips, strict=True))
+        strip = lax.rem(warpgroup + number, jnp.int32(strips))  # the last sees more; so each has it in its turn
+        inside = known.strips[0]
+        for i in range(1, strips):
+            inside = [jnp.where(strip == i, x, y) for x, y in zip(known.strips[i], inside, strict=True)]
         span = of_span(Span(known.begin, *inside, known.stop))
         b, t = lax.div(known.place, tiles), lax.rem(known.place, tiles)
-        return Item(b, lax.rem(index_of(number), jnp.int32(heads)), t, strip, span, number, done)
+        return Item(b, lax.rem(index_of(number), jnp.int32(heads)), t, strip, span, number, done, strips)
 
     def one(number, carry):
         done, known, place = carry

@@ -26,8 +26,9 @@ from pallas_kernels.varying import vary_alike
 STAGES = 2
 
 
-def key_gradients(arrays, query_tags, key_tags, work: Work, out_dtype):
-    """(dK, dV), (B, T, K, H) in `out_dtype`.
+def key_gradients(arrays, query_tags, key_tags, work: Work, out_dtype, part: backward.Part | None = None):
+    """(dK, dV), (B, T, K, H) in `out_dtype`; of a part of rows and heads, and then also dS', (B, N, T, S) bfloat16, the
+    gradient of the logits, whose blocks outside of `work` are not written.
 
     Args:
       arrays: query, key, value, d_out as in the forward pass; lse and delta = sum over H of d_out * out, (B, N, S)
@@ -35,38 +36,45 @@ def key_gradients(arrays, query_tags, key_tags, work: Work, out_dtype):
       work: of `masking.query_spans` in blocks of BLOCK.
     """
     query, key, *_ = arrays
-    (B, T, K, H), N = key.shape, query.shape[2]
+    (_, T, K, H), S, group = key.shape, query.shape[1], query.shape[2] // key.shape[2]
+    with_logits = part is not None
+    part = part or backward.Part(0, key.shape[0], 0, K)
+    B, K = part.rows, part.heads
     vary = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).mat)
     items = K * B * (T // TILE)
     kernel = backward.kernel_of(
-        functools.partial(_key_program, items, N // K),
-        [vary(key.shape, out_dtype)] * 2,
+        functools.partial(_key_program, items, part, group),
+        [vary((B, T, K, H), out_dtype)] * 2 + with_logits * [vary((B, K * group, T, S), query.dtype)],
         backward.scratch_of(
-            H, stages=STAGES, queries=(STAGES, BLOCK), keys=(2, HALF), own_copies=2 * 4, streamed_copies=6
+            H,
+            stages=STAGES,
+            queries=(STAGES, BLOCK),
+            keys=(2, HALF),
+            own_copies=2 * 4,
+            streamed_copies=6,
+            staged=blocks.tile(2, 2, HALF, BLOCK) if with_logits else None,
         ),
         programs=items,
     )
     inputs = backward.inputs_of(arrays, key_tags, query_tags, work)
-    with declared.flops(4 * 2 * B * N * query.shape[1] * T * H):
+    with declared.flops(4 * 2 * B * K * group * S * T * H):
         gradients = kernel(inputs)
     return vary_alike(query, *gradients)[1:]
 
 
-def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gmem, smem: backward.Scratch):
+def _key_program(items: int, part: backward.Part, heads: int, inputs: backward.Inputs, dk_gmem, dv_gmem, *refs):
+    *logits_gmem, smem = refs
     H = inputs.k.shape[3]
     scale = 1 / math.sqrt(H)
 
     def each(warpgroup, body):
-        each_item(inputs.work, inputs.k.shape[2], items, items, warpgroup, body, repeats=heads)
+        each_item(inputs.work, part.heads, items, items, warpgroup, body, repeats=heads)
 
     def load_item(item: Item):
+        item = part.whole(item)
         b, span = item.b, item.span
-        backward.load_own(
-            inputs,
-            smem,
-            item,
-            lambda own: [(x.at[b, own, item.head], y) for x, y in ((inputs.k, smem.k), (inputs.v, smem.v))],
-        )
+        keys = (inputs.k, smem.k), (inputs.v, smem.v)
+        backward.load_own(inputs, smem, item, lambda own: [(x.at[b, own, item.head], y) for x, y in keys])
 
         def fill(step, slot):
             n = item.head * heads + lax.div(step, span.steps)
@@ -111,11 +119,19 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
                 delta = plgpu.load(smem.delta.at[slot], layout=ACROSS)
                 return (weights * (d_weights - blocks.across(delta, HALF))).astype(jnp.bfloat16)
 
-            dv, dk = blocks.add_products((dv, dk), (lambda: weights.astype(jnp.bfloat16), d), (d_logits, q))
+            def kept(d_logits):
+                if logits_gmem:
+                    place = item.b, item.head * heads + head, own, pl.ds(block * BLOCK, BLOCK)
+                    staged = smem.staged.at[warpgroup, lax.rem(block, jnp.int32(2))]
+                    _leave_beside(d_logits, staged, logits_gmem[0].at[place])
+
+            dv, dk = blocks.add_products((dv, dk), (lambda: weights.astype(jnp.bfloat16), d), (d_logits, q), then=kept)
             plgpu.barrier_arrive(smem.free.at[slot])
             return dk, dv
 
         def one_head(head, carry):
+            if logits_gmem:
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             return span.walk(functools.partial(step, head), carry, functools.partial(idle, head))
 
         dk, dv = lax.fori_loop(0, heads, one_head, (blocks.zeros(HALF, H), blocks.zeros(HALF, H)))
@@ -126,3 +142,11 @@ def _key_program(items: int, heads: int, inputs: backward.Inputs, dk_gmem, dv_gm
     blocks.compute_and_load(
         lambda warpgroup: each(warpgroup, functools.partial(compute_item, warpgroup)), lambda: each(0, load_item)
     )
+
+
+def _leave_beside(value, staged, gmem):
+    """Writes a block out through one of two places in SMEM; the one before it may still be on its way."""
+    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+    staged[...] = value
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(staged, gmem)

@@ -3,6 +3,7 @@
 Also queries cut into blocks, and the blocks that a block can see.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -72,7 +73,7 @@ class Spans(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What there is to do for each tile, two blocks of one side that follow one another, its strips.
+    """What there is to do for each tile, two or three blocks of one side that follow one another, its strips.
 
     All of (B, tiles) and so made in one kernel: where the blocks of the other side that either strip can see begin and
     end, and the `Spans` of both inside. order: (B * tiles,), all tiles of all rows, numbered row by row, in the order
@@ -81,22 +82,25 @@ class Work(NamedTuple):
 
     begin: jax.Array
     stop: jax.Array
-    strips: tuple[Spans, Spans]
+    strips: tuple[Spans, ...]
     order: jax.Array
 
 
-def work_of(spans: Spans) -> Work:
-    """Tiles of two blocks; those with the most to do come first. A block that is masked takes a third longer."""
-    strips = [Spans(*(x.reshape(x.shape[0], -1, 2)[..., i] for x in spans)) for i in range(2)]
-    stop = jnp.maximum(*(strip.end for strip in strips))
+def work_of(spans: Spans, strips: int = 2) -> Work:
+    """Tiles of so many blocks, of which the last ones of a row may see nothing; those with the most to do come first. A
+    block that is masked takes a third longer.
+    """
+    spans = jax.tree.map(lambda x: filled_up(x, strips), spans)
+    parts = [Spans(*(x.reshape(x.shape[0], -1, strips)[..., i] for x in spans)) for i in range(strips)]
+    stop = functools.reduce(jnp.maximum, (part.end for part in parts))
     most = np.iinfo(np.int32).max
-    begin = jnp.minimum(*(jnp.where(strip.end > strip.first, strip.first, most) for strip in strips))
+    begin = functools.reduce(jnp.minimum, (jnp.where(part.end > part.first, part.first, most) for part in parts))
     begin = jnp.minimum(begin, stop)
-    work = sum(4 * (strip.end - strip.first) - (strip.clear_end - strip.clear) for strip in strips).reshape(-1)
+    work = sum(4 * (part.end - part.first) - (part.clear_end - part.clear) for part in parts).reshape(-1)
     # lax.sort, not argsort, whose indices are typed as equal on all devices inside a checked shard_map.
     index = jnp.arange(work.size, dtype=jnp.int32) + 0 * work
     order = jax.lax.sort((-work, index), num_keys=1)[1]
-    return Work(begin, stop, tuple(jax.tree.map(lambda x: jnp.clip(x, begin, stop), strip) for strip in strips), order)
+    return Work(begin, stop, tuple(jax.tree.map(lambda x: jnp.clip(x, begin, stop), part) for part in parts), order)
 
 
 class _Extent(NamedTuple):
@@ -116,10 +120,14 @@ def key_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: int
     return _spans(*_pairs(queries, keys, (slice(None), slice(None), None), (slice(None), None, slice(None))))
 
 
-def query_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: int) -> Spans:
-    """For each block of keys the blocks of queries."""
+def query_spans(query_tags: Tags, query_block: int, key_tags: Tags, key_block: int, of_queries=None) -> Spans:
+    """For each block of keys the blocks of queries; all that `of_queries`, their `key_spans`, have this block in."""
     queries, keys = _extent(query_tags, query_block), _extent(key_tags, key_block)
-    return _spans(*_pairs(queries, keys, (slice(None), None, slice(None)), (slice(None), slice(None), None)))
+    some, every = _pairs(queries, keys, (slice(None), None, slice(None)), (slice(None), slice(None), None))
+    if of_queries is not None:
+        block = jax.lax.broadcasted_iota(jnp.int32, some.shape, 1)
+        some |= (of_queries.first[:, None] <= block) & (block < of_queries.end[:, None])
+    return _spans(some, every)
 
 
 def _extent(tags: Tags, block: int) -> _Extent:

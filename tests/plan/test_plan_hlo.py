@@ -144,7 +144,7 @@ def test_gpu_kernels_count_what_they_declare_forward_and_backward():
     whole = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((B, S), (E,))]
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), types, abstract_device=device)):
         jaxpr = jax.make_jaxpr(jax.grad(step, argnums=(0, 1, 2)))(*bfloat16, *whole).jaxpr
-    softmax = (2 + 3 + 4) * 2 * (S * S // 2) * H * B * N
+    softmax = (2 + 4 + 1) * 2 * (S * S // 2) * H * B * N
     grouped = 3 * 2 * R * 128 * F
     # Scores of 96 of the chunk's 128 tokens, made by each of two halves, and their values; two products with states.
     lightning = 4 * B * S * N * (3 * 2 * 96 * H + 4 * H * H)
