@@ -11,6 +11,7 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
 from mm01_jax.files import quoted, shown, why
 
 _ROWS = 256  # made together
+_MOST_FOOTER = 1 << 25  # bytes of it, which is read whole and takes five times as much
 _LIMITS = {"thrift_string_size_limit": 1 << 25, "thrift_container_size_limit": 1 << 22}  # of what a footer says
 
 
@@ -27,6 +28,7 @@ class ParquetText(Copied):
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
+            self._check_footer(source, size)
             options = {"page_checksum_verification": True, "pre_buffer": False} | _LIMITS
             file = _library().ParquetFile(source, **options)
             self._check(file, size)
@@ -47,6 +49,12 @@ class ParquetText(Copied):
             if row != file.metadata.num_rows or row == 0:
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
+
+    def _check_footer(self, source, size: int) -> None:
+        source.seek(max(0, size - 8))  # its length, and four letters
+        if (footer := int.from_bytes(source.read(4), "little")) > _MOST_FOOTER:
+            raise DataError(f"{self.name}: a footer of {footer:,} bytes; allowed: at most {_MOST_FOOTER:,}.")
+        source.seek(0)
 
     def _document(self, row: int, text: bytes | None) -> tuple[Record, bytes]:
         label = f"{self.name} row {row}"
