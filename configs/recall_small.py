@@ -43,10 +43,10 @@ def get_config() -> Config:
             schedule=ScheduleConfig(peak=7e-4, warmup_steps=100),
         ),
         train=TrainConfig(
-            steps=1500,
+            steps=700,
             batch_size=4,
             sequence_length=4096,
-            eval_every=750,
+            eval_every=700,
             eval_batches=16,
             loss_chunk=16_384,
             checkpoint_every=1000,

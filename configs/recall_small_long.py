@@ -16,10 +16,10 @@ def get_config() -> Config:
             schedule=ScheduleConfig(peak=4e-4, warmup_steps=10),
         ),
         train=TrainConfig(
-            steps=300,
+            steps=120,
             batch_size=1,
             sequence_length=131_072,
-            eval_every=150,
+            eval_every=120,
             eval_batches=4,
             loss_chunk=16_384,
             checkpoint_every=1000,

@@ -94,6 +94,7 @@ class Kept:
     @functools.cached_property
     def _surroundings(self) -> bytes:
         """What every program of a start shares: settings, libraries, our sources."""
+        dispatch.load_runtime()  # which sets variables of these names: a start's first program would have other ones
         texts = [
             sys.version,
             *sorted(f"{name}={value!r}" for name, value in jax.config.values.items()),

@@ -95,12 +95,12 @@ def answers(engine: Engine, prompts: Prompts, groups: Iterable[Group], skipped: 
             skipped -= group.count
             continue
         if group.begins is not None and engine.memory is not None:
-            _take_in(engine, prompts, group)
+            take_in(engine, prompts, group)
         yield from _answered(engine, prompts, group, skipped)
         skipped = 0
 
 
-def _take_in(engine: Engine, prompts: Prompts, group: Group) -> None:
+def take_in(engine: Engine, prompts: Prompts, group: Group) -> None:
     """What a group's prompts begin with; a prompt more than its states hold, since one token is always left over."""
     began = prompts.begun(group.begins)
     if len(began) <= engine.sizes.grid:

@@ -31,6 +31,7 @@ from mm01_jax.model.multimodal import VLModel
 from pallas_kernels import dispatch
 
 jit = jax.jit  # tests put one here that compiles faster
+MANY_PAGES = 64  # in a call, of slots of four times as many: a call costs a GPU's host 1 ms, and a page nothing
 
 
 class Devices:
@@ -43,7 +44,7 @@ class Devices:
 
     def __init__(self, model: TextModel | VLModel, sizes: Sizes, vocab_size: int, prefix_bytes: int = 0):
         self.sizes, self._vocab_size = sizes, vocab_size
-        self.page_like = self.state_like = None  # of an engine that remembers
+        self.page_like = self.state_like = self._put_pages = None  # of an engine that remembers
         self.mesh = sharding.mesh_of(model)
         kept = kept_programs.Kept.of_this_start() if compile_cache.keeps_traces() else None
         self._compiler = Compiler(self.mesh, jit, kept)
@@ -156,6 +157,9 @@ class Devices:
             self._put_state = make(putting, slots, state, zero, zero, donate=0, like=slots)
             putting = functools.partial(programs.put_page, size=self.sizes.grid, **at)
             self._put_page = make(putting, slots, page, zero, zero, donate=0, like=slots)
+            if self.sizes.max_length >= 4 * MANY_PAGES * self.sizes.grid:
+                putting = functools.partial(programs.put_pages, size=self.sizes.grid, **at)
+                self._put_pages = make(putting, slots, (page,) * MANY_PAGES, zero, zero, donate=0, like=slots)
         self.page_like, self.state_like = (jax.tree.map(like, tree) for tree in (page, state))
 
     def limits(self, *, reads_text: bool) -> Limits:
@@ -266,6 +270,13 @@ class Devices:
         with jax.set_mesh(self.mesh):
             return self._get_piece(self._slots, self._scalar(slot), self._scalar(start))
 
-    def put_page(self, slot: int, page: tuple, start: int) -> None:
+    def put_pages(self, slot: int, pages: Sequence[tuple]) -> None:
+        """The pages of a slot from its begin on; many a call in a long slot, where the last may be put twice."""
+        many = MANY_PAGES if self._put_pages is not None and len(pages) >= MANY_PAGES else 1
         with jax.set_mesh(self.mesh):
-            self._slots = self._put_page(self._slots, page, self._scalar(slot), self._scalar(start))
+            for first in (min(first, len(pages) - many) for first in range(0, len(pages), many)):
+                at = self._scalar(slot), self._scalar(first * self.sizes.grid)
+                if many > 1:
+                    self._slots = self._put_pages(self._slots, tuple(pages[first : first + many]), *at)
+                else:
+                    self._slots = self._put_page(self._slots, pages[first], *at)

@@ -66,8 +66,7 @@ class Memory:
         grid = self._sizes.grid
         asked, rest = (job.request.content, job.prompt, _marks(job)), pieces.rest_of(job, self._sizes)
         found = self.prefix.find(*asked, rest=rest, counted=not job.background)
-        for number, page in enumerate(found.pages):
-            self._devices.put_page(job.slot, page, number * grid)
+        self._devices.put_pages(job.slot, found.pages)
         job.taken = len(found.pages) * grid
         if job.taken:
             self._devices.put_state(job.slot, found.state, job.taken)

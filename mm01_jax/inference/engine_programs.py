@@ -9,7 +9,7 @@ has all slots.
     get_row, put_row      a slot whole: preempt, clear, poison
     get_piece             what a slot's layers hold of each position of a piece (keys and values), its page, and what
                           they hold of all tokens together (lightning), its states
-    put_page, put_state   either into a slot
+    put_page, put_state   either into a slot; put_pages many
 """
 
 import functools
@@ -266,9 +266,19 @@ def put_page(slots: Slots, page: tuple, index, start, *, size: int, config: Mode
     return constrain(slots._replace(cache=DecodeCache(_merged(slots, new), slots.cache.lengths)), layout.whole)
 
 
+def put_pages(slots: Slots, pages: tuple, index, start, *, size: int, config: ModelConfig, layout: RowLayout) -> Slots:
+    """The slot with pages of `size` in a row from `start` on: a call costs a host as much as one of a page."""
+    page = jax.tree.map(lambda *parts: jnp.concatenate(parts, _position_axis(config)), *pages)
+    return put_page(slots, page, index, start, size=len(pages) * size, config=config, layout=layout)
+
+
 def _window(config: ModelConfig, start, size: int) -> Window:
+    return Window(start, size, _position_axis(config))
+
+
+def _position_axis(config: ModelConfig) -> int:
     axes = {mixer(kind, config).position_axis for kind, _ in config.stacks} - {None}
-    return Window(start, size, max(axes, default=0))  # one axis, or no layer that holds positions
+    return max(axes, default=0)  # one axis, or no layer that holds positions
 
 
 def stacks(slots: Slots, layout: RowLayout, config: ModelConfig, *, positions: bool) -> tuple[tuple, RowLayout]:
