@@ -85,7 +85,7 @@ def test_a_checkpoint_loads_whatever_conversion_knows_of_its_mixers(checkpoint, 
         (("--checkpoint=.", "--prompt=x", "--top_k=-1"), "--top-k: got '-1'"),
         (("--checkpoint=.", "--prompt=x", "--top_p=0"), "top_p=0"),
         (("--checkpoint=.", "--prompt=x", "--temperature=nan"), "--temperature: got nan"),
-        (("--checkpoint=runs/tiny", "--prompt=x", "--temprature=1"), "nearest: --temperature"),
+        (("--checkpoint=.", "--prompt=x", "--temprature=1"), "nearest: --temperature"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line_by_name(capsys, arguments, named):
