@@ -161,7 +161,7 @@ def test_a_step_under_the_number_of_another_is_refused(run, states):
     (run / "checkpoints/00000002").rename(run / "checkpoints/00000007")
     said = []
     assert restore(run, states[0], said).step == 1
-    assert "the manifest is of step 2" in said[0]
+    assert "is of step 2, and lies where step 7 should" in said[0]
 
 
 def test_a_directory_with_steps_of_which_none_verifies_is_refused(run, states):
