@@ -196,7 +196,7 @@ def find(*folders: pathlib.Path) -> Template | None:
     for folder in folders:
         config = _config(folder / _CONFIG)
         tokens = {key: value for key, value in map(_token, config.items()) if value}
-        if (folder / _JINJA).is_file():
+        if os.path.lexists(folder / _JINJA):  # a link that leads nowhere is a template that is lost, not none
             return Template(FILES.text(folder / _JINJA, root=folder), str(folder / _JINJA), tokens)
         source = config.get("chat_template")
         if isinstance(source, list):  # several by name

@@ -122,6 +122,12 @@ def test_a_template_has_memory_for_its_conversation_and_little_beside():
     assert len(template("{{ message.content }}").ids([{"role": "user", "content": said}], BYTES)) > 7 * 500_000
 
 
+def test_a_template_whose_link_leads_nowhere_is_not_left_out(tmp_path):
+    (tmp_path / "chat_template.jinja").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="chat_template.jinja"):
+        templates.choose(None, [tmp_path], BYTES)
+
+
 @pytest.mark.parametrize("filtered", ["wordwrap(80)", "striptags", "pprint", "indent", "urlize"])
 def test_a_filter_of_jinja_that_imports_when_it_is_used_can_be_used(filtered):
     assert len(template("{{ message.content }}{{ 'a <b> c' | " + filtered + " }}").ids(CHAT[:1], BYTES))

@@ -27,7 +27,7 @@ def parse(body: Any, service: Service) -> Asked:
         "logprobs": Field(fields.whole(0, service.logprobs)),
         "echo": Field(fields.switch, False),
         "suffix": Field(fields.one_of("")),
-        "stop_token_ids": Field(fields.ids(service.vocab_size), []),  # vLLM's name, beside those of OpenAI
+        "stop_token_ids": Field(fields.ids(service.vocab_size, 0), []),  # vLLM's name, beside those of OpenAI
     }
     values = fields.read(body, asked.common(service, service.context) | own)
     asked.check(values, service)

@@ -22,7 +22,8 @@ class Refused(Exception):
         code: str | None = None,
         retry: int = RETRY_SECONDS,
     ):
-        super().__init__(message)
+        super().__init__(_sayable(message))
+        param = None if param is None else _sayable(param)
         self.param, self.status, self.code, self._retry = param, status, code, retry
 
     @property
@@ -53,3 +54,8 @@ def _said(value: object) -> str:
     return (
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
     )
+
+
+def _sayable(text: str) -> str:
+    """With half surrogate pairs, which a client's own name of a field may have and UTF-8 has not, written out."""
+    return text.encode("utf-8", "backslashreplace").decode()

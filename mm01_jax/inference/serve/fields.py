@@ -1,6 +1,6 @@
 """What the fields of a request may be: a table of names and rules; whatever breaks one is refused by its name.
 
-A rule is a function (name, value) -> value. A field that is null or absent has its default.
+A rule is a function (name, value) -> value. A field that is null or absent has its default, also one of another name.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +33,8 @@ def read(body: Any, fields: Mapping[str, Field], where: str = "") -> dict[str, A
         raise wrong(where, body, "an object") if where else Refused("the body is no JSON object")
     inside = f"{where}." if where else ""
     for name in body.keys() - fields.keys():
+        if body[name] is None:  # clients send back what they were sent, and what else their library knows
+            continue
         near = nearest_name(name, fields)
         hint = f"; nearest: {near}" if near else ""
         raise Refused(f"{inside}{name[:100]}: no such field here{hint}", f"{inside}{name[:100]}")
@@ -102,12 +104,12 @@ def list_of(rule: Rule, least: int, most: int) -> Rule:
     return every
 
 
-def ids(vocab_size: int) -> Rule:
-    """Token ids, at least one."""
+def ids(vocab_size: int, least: int = 1) -> Rule:
+    """So many token ids at least."""
 
     def rule(name: str, value: Any) -> list[int]:
-        if not isinstance(value, list) or not value:
-            raise wrong(name, value, "token ids, at least one")
+        if not isinstance(value, list) or len(value) < least:
+            raise wrong(name, value, "token ids" + ", at least one" * (least > 0))
         for place, one in enumerate(value):
             if type(one) is not int or not 0 <= one < vocab_size:
                 raise wrong(f"{name}[{place}]", one, f"a token id, 0 to {vocab_size - 1}")
