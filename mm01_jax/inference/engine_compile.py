@@ -10,14 +10,32 @@ In a command programs are kept as they were traced (`kept_programs.py`).
 """
 
 import concurrent.futures
+import contextlib
 import functools
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from mm01_jax import kept_programs
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[concurrent.futures.Executor]:
+    """A pool for `Compiler.begin`. Python's collector waits for its end: it runs in whichever thread is at hand, and
+    frees what another has left in a context of MLIR that is in use. A whole test suite ended in a segmentation fault
+    inside of a collection, in a thread that looked a program up while the first one traced.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Compiler:

@@ -3,7 +3,6 @@
 Slots change in place: every call donates them to the next.
 """
 
-import concurrent.futures
 import copy
 import functools
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from mm01_jax import compile_cache, kept_programs, sharding
 from mm01_jax.inference import engine_programs as programs
 from mm01_jax.inference import masks, views
 from mm01_jax.inference.engine_arrays import check_alike, like, nan, num_bytes, put, to_devices
-from mm01_jax.inference.engine_compile import Compiler
+from mm01_jax.inference.engine_compile import Compiler, threads
 from mm01_jax.inference.engine_decode import CUT, DRAWN, PLAIN, Drawn, Turn, decode, drawn_like
 from mm01_jax.inference.engine_prefill import WAITING, Prefill
 from mm01_jax.inference.engine_programs import Said, Slots
@@ -123,7 +122,7 @@ class Devices:
         # Calls of all steps, where the host waits for a loop that ends by an argument. With rings all are such, and
         # there are not more programs: likeliest tokens are chosen by the one that draws.
         whole = (DRAWN, CUT) if self.ringed else (PLAIN, DRAWN) if dispatch.platform() in WAITING else ()
-        with concurrent.futures.ThreadPoolExecutor(2 + len(whole)) as pool:  # the next is traced while these compile
+        with threads(2 + len(whole)) as pool:  # the next is traced while these compile
             begin = functools.partial(self._compiler.begin, pool)
             drawn = functools.partial(begin, like=(slots, drawn_like(sizes)))
             decoding = drawn(going_on, *told, zero)  # takes the longest

@@ -227,14 +227,6 @@ def test_a_body_that_is_none_is_refused_before_it_is_looked_into(running, body, 
     assert running.is_well()
 
 
-def test_a_field_that_is_null_is_none_whatever_its_name(running):
-    """As a client's library sends back the message that it was sent."""
-    back = {"role": "assistant", "content": "y", "audio": None, "function_call": None}
-    status, said, _ = running.ask(CHAT, ALONE[CHAT] | {"messages": [*SAID, back, *SAID], "prediction": None})
-    assert status == 200, said
-    assert running.ask(COMPLETION, fronts.GOOD | {"stop_token_ids": [], "audio": None})[0] == 200
-
-
 def test_paths_methods_types_and_models_that_there_are_none_of_are_refused_in_the_same_form(running):
     assert running.ask("/v1/completion", fronts.GOOD)[0] == 404
     assert running.ask("/v1/completions")[0] == 405

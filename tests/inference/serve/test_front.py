@@ -138,3 +138,12 @@ def test_an_engine_without_its_front_says_so_and_ends():
         os.kill(running.front._process.pid, signal.SIGKILL)
         with pytest.raises(FrontGone, match="the HTTP process has ended"):
             EngineLoop(Idle(), running.front.channel, grammars=None).run()
+
+
+def test_a_field_that_is_null_is_none_whatever_its_name(running):
+    """As a client's library sends back the message that it was sent."""
+    back = {"role": "assistant", "content": "y", "audio": None, "function_call": None}
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "x"}, back, {"role": "user", "content": "z"}]}
+    status, said, _ = running.ask("/v1/chat/completions", asked | {"prediction": None})
+    assert status == 200, said
+    assert running.ask(COMPLETION, fronts.GOOD | {"stop_token_ids": [], "audio": None})[0] == 200
