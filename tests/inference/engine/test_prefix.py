@@ -1,5 +1,7 @@
 """Laws of what the engine remembers: hits change no bit, are counted exactly, and every miss says why."""
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
@@ -226,15 +228,21 @@ def test_a_path_keeps_few_states_ever_wider_apart_from_its_end_on():
     assert reach(prefix, 90, 90, 1) == (1, None)
 
 
-def test_random_use_keeps_the_counts_of_bytes():
-    moves = {"to_host": moved(OnHost), "to_devices": moved(np.ndarray)}
-    random, prefix = np.random.default_rng(0), tree(budget=2_000, host_budget=700, path_states=3, **moves)
+def used_at_random(random: np.random.Generator, prefix: Prefix) -> Iterator[None]:
+    """After each of 400 uses."""
     for _ in range(400):
         ids = [int(id) for id in random.integers(3, size=2 * random.integers(1, 7))]
         if random.integers(2):
             put(prefix, *ids, page=int(random.integers(1, 30)), state=int(random.integers(1, 300)))
         else:
             reach(prefix, *ids, 0)
+        yield
+
+
+def test_random_use_keeps_the_counts_of_bytes():
+    moves = {"to_host": moved(OnHost), "to_devices": moved(np.ndarray)}
+    random, prefix = np.random.default_rng(0), tree(budget=2_000, host_budget=700, path_states=3, **moves)
+    for _ in used_at_random(random, prefix):
         sizes = {False: 0, True: 0}
         for node in prefix._nodes():
             for payload in [node.page] if node.state is None else [node.page, node.state]:
@@ -247,12 +255,7 @@ def test_random_use_keeps_the_counts_of_bytes():
 
 def test_random_use_without_a_host_drops_what_was_used_longest_ago_the_deepest_of_it_first():
     random, prefix = np.random.default_rng(1), tree(budget=2_000, path_states=3)
-    for _ in range(400):
-        ids = [int(id) for id in random.integers(3, size=2 * random.integers(1, 7))]
-        if random.integers(2):
-            put(prefix, *ids, page=int(random.integers(1, 30)), state=int(random.integers(1, 300)))
-        else:
-            reach(prefix, *ids, 0)
+    for _ in used_at_random(random, prefix):
         held = [node for node in prefix._nodes() if node.state is not None]
         assert [*prefix._stated] == sorted(held, key=lambda node: (node.used, -node.depth))
         assert prefix.bytes <= 2_000
