@@ -156,6 +156,8 @@ def down(hidden_SRF, down, slots: Slots, layer, *, splits: int, blocks: Blocks =
 def down_each(hidden_SRF, down, slots: Slots, layer, *, blocks: Blocks = DOWN_EACH):
     """(S, R, D) float32: hidden W_down of each slot; of slots without an expert nothing is written."""
     inputs = _DownInputs(slots.count, down, slots.experts, hidden_SRF, layer)
+    if down.shape[3] % blocks.width:
+        blocks = blocks._replace(width=stream.DEPTH)
     return _down(_down_each_program, hidden_SRF.shape[0], inputs, blocks)
 
 

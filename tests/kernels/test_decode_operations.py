@@ -99,9 +99,9 @@ def test_projection_equals_float64(rows, programs, dtype, monkeypatch):
     judge({name: out.sum(0)[:rows] for name, out in outs.items()}, exact[:, :F], 2 * D * EPS * size)
 
 
-def random_experts(dtype: str, rows: int, E: int, F: int = 192):
+def random_experts(dtype: str, rows: int, E: int, F: int = 192, D: int = 128):
     """x, choices with an idle row and one expert that many chose, weights and matrices."""
-    make, D, A = Numbers(dtype), 128, 2
+    make, A = Numbers(dtype), 2
     choice = np.stack([make.random.permutation(E)[:A] for _ in range(rows)], axis=1)
     choice[:, rows // 4 : rows // 2] = np.array([[2], [3]])
     if rows > 1:
@@ -114,9 +114,11 @@ def random_experts(dtype: str, rows: int, E: int, F: int = 192):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rows", [1, 5, 72], ids=["one row", "few", "gathered"])
-def test_experts_equal_float64(rows, dtype):
-    x, choice, weight, matrices = random_experts(dtype, rows, E=5)
+@pytest.mark.parametrize(
+    ("rows", "D"), [(1, 128), (5, 128), (72, 128), (72, 192)], ids=["one row", "few", "gathered", "gathered, odd"]
+)
+def test_experts_equal_float64(rows, D, dtype):
+    x, choice, weight, matrices = random_experts(dtype, rows, E=5, D=D)
     arguments = x, choice, weight, matrices, LAYER
     real = x[:rows], choice[:, :rows], weight[:, :rows]
     exact = expert_reference.forward(*real, matrices, LAYER)
@@ -130,7 +132,7 @@ def test_experts_equal_float64(rows, dtype):
         plain = functools.partial(expert_step, rows=rows, implementation="xla")
         outs = both(dtype, "expert", plain, *arguments)
     outs = {name: few_rows.in_rows(out, rows) for name, out in outs.items()}
-    judge({name: out.sum(0)[:rows] for name, out in outs.items()}, exact, (2 * 128 + 2 * 192 + 20) * EPS * size)
+    judge({name: out.sum(0)[:rows] for name, out in outs.items()}, exact, (2 * D + 2 * 192 + 20) * EPS * size)
 
 
 def test_experts_row_has_the_same_bits_beside_other_rows():
