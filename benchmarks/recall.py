@@ -46,7 +46,7 @@ SMALL = {
 }
 # A stage ends early when the mean loss of its last 20 steps is below: nats a learnt token.
 LEARNT = {"copies": 0.1, "short": 0.045, "long": 0.004}
-MAP = "4k,5k,6k,8k,10k,12k,16k,20k,24k,32k,40k,48k,64k,96k,128k,192k,256k,384k,512k,1m"
+MAP = "5k,6k,7k,8k,10k,12k,16k,20k,24k,32k,40k,48k,64k,96k,128k,192k,256k,384k,512k,1m"
 # Task -> its flags: what a large model is asked, and a small one.
 ASKED = {
     "needle": (("--lengths=1k,4k,16k,32k,64k,128k", "--depths=10"), ("--lengths=512,1k", "--depths=24")),
@@ -111,7 +111,7 @@ def trained(workdir: pathlib.Path, stages: list[tuple[str, Config]], most: list[
     for number, (name, config) in enumerate(stages):
         began, run = time.monotonic(), workdir / name
         with contextlib.nullcontext() if most is None else ended(run, most[number], LEARNT.get(name, 0.0)):
-            loop.run(config, str(run), before)
+            loop.run(config, str(run), before, keeps_program=True)
         before, seconds[name] = str(run), time.monotonic() - began
     return seconds
 

@@ -41,7 +41,7 @@ GREETING = "Hello! Ask me about a function of Python's library."
 SYSTEM = ("Be kind.", "You are a helpful assistant.", "Answer in one sentence.")
 LONGEST = 100  # characters of an answer
 COPIES = 12  # of each fact, asked in other words and beside others
-CALLING = 2500  # conversations that call tools
+CALLING = 10_000  # conversations that call tools
 
 
 def facts() -> list[tuple[str, str]]:

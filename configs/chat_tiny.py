@@ -14,6 +14,6 @@ def get_config() -> Config:
         data=DataConfig(source="runs/chat/conversations.jsonl", records="conversations", held_out=0.02),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=4e-3, warmup_steps=20, decay_start=700, final=4e-4)),
         train=TrainConfig(
-            steps=1600, batch_size=4, sequence_length=768, loss_chunk=3072, eval_every=400, checkpoint_every=400
+            steps=1600, batch_size=32, sequence_length=768, loss_chunk=24_576, eval_every=400, checkpoint_every=400
         ),
     )

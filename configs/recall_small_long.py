@@ -13,13 +13,13 @@ def get_config() -> Config:
         name="recall_small_long",
         data=DataConfig(source="recall:16k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=4e-4, warmup_steps=10),
+            schedule=ScheduleConfig(peak=4e-4, warmup_steps=10, decay_start=160, final=2e-5),
         ),
         train=TrainConfig(
-            steps=120,
+            steps=240,
             batch_size=1,
             sequence_length=131_072,
-            eval_every=120,
+            eval_every=240,
             eval_batches=4,
             loss_chunk=16_384,
             checkpoint_every=1000,

@@ -13,7 +13,7 @@ def get_config() -> Config:
         name="recall_small_longest",
         data=DataConfig(source="recall:128k", held_out=0.01),
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=4e-4, warmup_steps=5, decay_start=20, final=4e-5),
+            schedule=ScheduleConfig(peak=1e-4, warmup_steps=5, decay_start=20, final=1e-5),
         ),
         train=TrainConfig(
             steps=60,
