@@ -42,7 +42,8 @@ def _map(shown, cells: Sequence[report.Cell]) -> None:
     axes = shown.subplots()
     image = axes.imshow(values, aspect="auto", vmin=0.0, vmax=1.0, cmap="RdYlGn", interpolation="nearest")
     shown.colorbar(image, label=f"score of {cells[0].task}")
-    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+    turned = 45 if len(lengths) > 12 else 0  # beside each other they have no room
+    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths], rotation=turned)
     ticks = range(0, len(depths), max(1, len(depths) // 10))
     axes.set_yticks(ticks, [f"{depths[tick]:.0%}" for tick in ticks])
     axes.set(xlabel="tokens", ylabel="depth")
