@@ -15,9 +15,9 @@ from mm01_jax import files
 
 NAME = "metrics.jsonl"
 _NAMED = 5  # of many damaged lines
-_MOST_LINE = 2**22  # bytes of one line; the longest has layers x experts numbers
-_DAMAGED = 2**16  # bytes of lines looked at from one place for one that is whole
-_WHOLE = 2**22  # bytes of a file, or of its end, whose every record a picture takes
+_MOST_LINE, _MOST_LISTS = 2**22, 2**12  # bytes of one line, the longest of layers x experts numbers; a list a layer
+_DAMAGED = 1000  # lines looked at from one place for one that is whole
+_WHOLE = 2**21  # bytes of a file, or of its end, whose every record a picture takes
 _PLACES, _PIECE = 2000, 2**20  # of a picture, in what is before, and bytes looked at from each
 _STEP = re.compile(rb'\{"step": ([0-9]{1,18})[,}]')  # how `MetricsLog` begins a line
 _HELD_OUT = b'"held_out_loss"'
@@ -56,8 +56,11 @@ def _step_from(file: BinaryIO, place: int) -> tuple[int, int | None]:
     file.seek(max(0, place - 1))
     if place and file.read(1) != b"\n":
         file.readline(_MOST_LINE)
-    until = file.tell() + _DAMAGED
-    while file.tell() < until and (line := file.readline(_MOST_LINE)).endswith(b"\n"):
+    until = file.tell() + 2 * _MOST_LINE
+    for _ in range(_DAMAGED):
+        line = file.readline(_MOST_LINE) if file.tell() < until else b""
+        if not line.endswith(b"\n"):
+            break
         if (match := _STEP.match(line)) and line.endswith(b"}\n"):
             return file.tell(), int(match[1])
         if (record := _record(line)) is not None:
@@ -137,7 +140,7 @@ def _records(file: BinaryIO, path: pathlib.Path, log: Callable[[str], None]) -> 
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
+    if not line.endswith(b"\n") or line.count(b"[") + line.count(b"{") > _MOST_LISTS:
         return None
     try:
         record = json.loads(line)
