@@ -36,7 +36,7 @@ from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import Dataset, open_dataset
 from mm01_jax.parallel.overlap import compiler_options
 from mm01_jax.train import loop, step
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from mm01_jax.train.preemption import Preemption
 from mm01_jax.train.start import Start
 from tests.command_line import Parser, whole

@@ -26,15 +26,20 @@ def listing(problems: Sequence[str], between: str = "; ") -> str:
 
 def grouped(what: str, names: Iterable[str]) -> list[str]:
     """`what` and each name; names that differ in numbers alone are told together, with the first of them."""
+    return [f"{what} {told}" for told in together(names)]
+
+
+def together(texts: Iterable[str]) -> list[str]:
+    """Texts, of which those that differ in numbers alone are one, with the first of them."""
     alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    for text in texts:
+        alike.setdefault(re.sub(r"\d+", "*", text), []).append(text)
     told = []
     for pattern, group in alike.items():
         if len(group) < _ALIKE:
-            told += [f"{what} {name}" for name in group]
+            told += group
         else:
-            told.append(f"{what} {len(group):,} of {pattern}, the first {group[0]}")
+            told.append(f"{len(group):,} of {pattern}, the first {group[0]}")
     return told
 
 

@@ -12,7 +12,7 @@ from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
 from mm01_jax.convert.torch import decay, files
 from mm01_jax.convert.torch.settings import Settings
-from mm01_jax.messages import LISTED, listing, screen
+from mm01_jax.messages import listing, together
 
 
 def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = print) -> None:
@@ -26,7 +26,7 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
       check_finite: read every tensor and refuse NaN and infinity.
 
     Raises:
-      CheckpointError: it is damaged or differs. Everything found is named; what no screen holds is in the log.
+      CheckpointError: it is damaged or differs; what differs alike is told together.
     """
     checkpoint = open_source(source, check_finite=check_finite)
     log(f"{checkpoint.directory}: {len(checkpoint.tensors):,} tensors have the names, shapes and dtype of the config")
@@ -36,10 +36,8 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
     else:
         what = _compare(checkpoint, pathlib.Path(against), check_finite, problems)
     if problems:
-        for problem in problems[LISTED:] and problems:
-            log(screen(problem))
         count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
-        raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + listing(problems, "\n  "))
+        raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + listing(together(problems), "\n  "))
     log(f"{checkpoint.directory}: agrees with {what}")
 
 

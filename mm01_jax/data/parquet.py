@@ -26,14 +26,15 @@ class ParquetText(Copied):
         return os.stat(self.path).st_size
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        parquet = _library()
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
             self._check_footer(source, size)
             options = {"page_checksum_verification": True, "pre_buffer": False} | _LIMITS
-            file = _library().ParquetFile(source, **options)
+            file = parquet.ParquetFile(source, **options)
             self._check(file, size)
             # A text that many rows have stands once in memory, as it does in the file.
-            file = _library().ParquetFile(source, metadata=file.metadata, read_dictionary=[self.field], **options)
+            file = parquet.ParquetFile(source, metadata=file.metadata, read_dictionary=[self.field], **options)
             row = unpacked = told = 0
             for batch in file.iter_batches(_ROWS, columns=[self.field], use_threads=False):
                 for text in _texts(batch.column(0)):
@@ -68,7 +69,10 @@ class ParquetText(Copied):
         import pyarrow
 
         names = file.schema_arrow.names
-        if names.count(self.field) != 1:
+        if names.count(self.field) > 1:
+            found = f"{names.count(self.field)} columns of it are named {quoted(self.field)}"
+            raise DataError(f"{self.name}: {found}; allowed: one.")
+        if self.field not in names:
             others = [shown(name) for name in names[:8]]
             raise DataError(f"{self.name}: data.text_field={self.field!r} is no column of it; it has {others}.")
         kind = file.schema_arrow.field(self.field).type
@@ -92,7 +96,7 @@ class ParquetText(Copied):
 
         try:
             yield
-        except (pyarrow.ArrowException, OSError, EOFError, MemoryError, OverflowError) as error:
+        except (pyarrow.ArrowException, OSError, EOFError, MemoryError, OverflowError, UnicodeDecodeError) as error:
             raise DataError(f"{self.name} is no whole Parquet file: {shown(why(error))}.") from error
 
 

@@ -24,6 +24,10 @@ class DataError(Exception):
     exit_code = 3
 
 
+class BadFile(DataError, ValueError):
+    """A file that was named is there, and what it says cannot be: a ValueError where what is typed is looked at."""
+
+
 class Unreadable(DataError):
     """A file that cannot be opened or is none."""
 

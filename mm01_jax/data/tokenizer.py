@@ -13,6 +13,7 @@ from unicodedata import normalize
 import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_process
+from mm01_jax.data.text import BadFile
 from mm01_jax.files import Door, shown, utf8, why, write
 from mm01_jax.values import nearest_path
 
@@ -86,24 +87,24 @@ class FileTokenizer:
     """
 
     def __init__(self, path: str, harmless: str | None = None):
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise ValueError(
-                f"data.tokenizer={path!r} needs the `tokenizers` extra: pip install 'mm01_jax[tokenizers]'. "
-                "data.tokenizer='bytes' needs nothing."
-            ) from error
+        _library(path)
         content = FILES.read(path, most=MOST_BYTES)
         self.name, self.fingerprint = path, hashlib.sha256(content).hexdigest()
+        try:
+            self._open(content, harmless)
+        except ValueError as error:
+            raise BadFile(str(error)) from None
+
+    def _open(self, content: bytes, harmless: str | None) -> None:
         # Looking takes as long as loading: of several processes one does.
         self.is_harmless = self.fingerprint == harmless or not tokenizer_guard.is_needed(content)
         if not self.is_harmless:
-            self._guarded = tokenizer_guard.Guarded(path, content, END_NAMES)
+            self._guarded = tokenizer_guard.Guarded(self.name, content, END_NAMES)
             facts = self._guarded.facts
         else:
             self._guarded = None
             with self._errors("is not a tokenizer.json"):
-                self._tokenizer = tokenizers.Tokenizer.from_str(utf8(content))
+                self._tokenizer = _library(self.name).Tokenizer.from_str(utf8(content))
                 facts = tokenizer_process.facts(self._tokenizer, END_NAMES)
                 if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram of today's versions
                     self._tokenizer.model._resize_cache(_WORDS_KEPT)
@@ -169,6 +170,17 @@ class FileTokenizer:
             return self._guarded.decode(ids)
         with self._errors("cannot decode ids"):
             return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _library(path: str):
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(
+            f"data.tokenizer={path!r} needs the `tokenizers` extra: pip install 'mm01_jax[tokenizers]'. "
+            "data.tokenizer='bytes' needs nothing."
+        ) from error
+    return tokenizers
 
 
 @functools.cache

@@ -62,6 +62,15 @@ def answer(tokenizer, request: dict, content: bytes) -> bytes:
     return array.array("i", counted + encoded.ids).tobytes()
 
 
+def once(pairs: list) -> dict:
+    """An object of JSON; ValueError where a name occurs twice."""
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        seen: set[str] = set()
+        raise ValueError(f"the name {next(n for n, _ in pairs if n in seen or seen.add(n))!r} occurs twice")
+    return plain
+
+
 def confine(seconds: float) -> None:
     """So many seconds of the processor from now on."""
     until = math.ceil(_used() + seconds)
@@ -83,6 +92,7 @@ def serve(requests, answers) -> None:
 
     def load() -> bytes:
         nonlocal tokenizer
+        json.loads(content, object_pairs_hook=once)  # of a name that occurs twice the library takes the last
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(content)

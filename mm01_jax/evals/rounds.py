@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data import prose
+from mm01_jax.data.text import BadFile
 from mm01_jax.data.tokenizer import check_utf8
 from mm01_jax.evals.group import Grid, Group, too_short
 from mm01_jax.evals.prompts import Prompts
@@ -22,7 +23,7 @@ from mm01_jax.evals.scores import parts_of
 from mm01_jax.files import Door, shown
 from mm01_jax.progress import Watch
 
-FILES = Door(ValueError)
+FILES = Door(BadFile)
 TOPICS = ("boats", "bridges", "clouds", "gardens", "lamps", "islands", "paths", "rivers", "towers", "winters")
 DEPTHS = (0.25, 0.5, 0.75)
 PARTS = (3, 6)  # of an answer, at least and at most
@@ -146,11 +147,10 @@ def published(path: str, prompts: Prompts) -> list[Group]:
     """The samples of a file of MR-NIAH or of all `.jsonl` files of a folder, a group a length.
 
     Raises:
-      ValueError: no such file, or a line of another form; names both.
+      BadFile: a line of another form; names both. ValueError: no such file.
     """
     by_length: dict[int, list[Sample]] = {}
-    for name, line, record in _records(path):
-        turns, label, length = _checked(f"--data={name}, line {line}", record)
+    for name, turns, label, length in _records(path):
         samples = by_length.setdefault(length, [])
         place = next(number for number, turn in enumerate(turns) if turn.text == label)
         depth, nominal = round(place / len(turns), 4), DEPTHS[len(samples) % len(DEPTHS)]  # as they come in the files
@@ -174,12 +174,13 @@ def published(path: str, prompts: Prompts) -> list[Group]:
 
 
 def check_data(path: str) -> None:
-    """ValueError where a file or folder has no samples of MR-NIAH; of a folder every line is looked at."""
-    for name, line, record in _records(path):
-        _checked(f"--data={name}, line {line}", record)
+    """BadFile where a file or folder has no samples of MR-NIAH; of a folder every line is looked at."""
+    for _ in _records(path):
+        pass
 
 
-def _records(path: str) -> Iterator[tuple[str, int, dict]]:
+def _records(path: str) -> Iterator[tuple[str, tuple[Turn, ...], str, int]]:
+    """(file, turns, label, length) of each line."""
     place = pathlib.Path(path)
     files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
     if not files:
@@ -192,10 +193,15 @@ def _records(path: str) -> Iterator[tuple[str, int, dict]]:
                 empty, done = False, done + len(line)
                 watch.at(done)
                 if len(line) > MOST_LINE:
-                    raise ValueError(f"--data={shown(file)}, line {number}: more than {MOST_LINE:,} bytes")
-                yield shown(file), number, FILES.parse(f"--data={shown(file)}, line {number}", line)
+                    raise BadFile(f"--data={shown(file)}, line {number}: more than {MOST_LINE:,} bytes")
+                where = f"--data={shown(file)}, line {number}"
+                try:
+                    checked = _checked(where, FILES.parse(where, line))
+                except ValueError as error:
+                    raise BadFile(str(error)) from None
+                yield shown(file), *checked
     if empty:
-        raise ValueError(f"--data={shown(path)}: holds no line")
+        raise BadFile(f"--data={shown(path)}: holds no line")
 
 
 def _checked(where: str, record: dict) -> tuple[tuple[Turn, ...], str, int]:
@@ -212,7 +218,10 @@ def _checked(where: str, record: dict) -> tuple[tuple[Turn, ...], str, int]:
         role, text = (message.get(name) if isinstance(message, dict) else None for name in ("role", "content"))
         if role not in (USER, ASSISTANT) or not isinstance(text, str):
             raise ValueError(f"{where}: a message is {shown(repr(message))}; allowed: user or assistant, and a text")
-        check_utf8(f"{where}: a message", text)
+        try:
+            check_utf8(f"{where}: a message", text)
+        except ValueError as error:
+            raise ValueError(str(error)) from None
         turns.append(Turn(role, (text,)))
     if turns[-1].role != USER or label not in [turn.text for turn in turns if turn.role == ASSISTANT]:
         raise ValueError(f"{where}: allowed: a request at the end, and the label among the answers before it")

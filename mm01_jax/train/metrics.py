@@ -10,25 +10,23 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from mm01_jax import files
+from mm01_jax.train import metrics_file
 
-NAME = "metrics.jsonl"
 _MOST_WAITING = 2**24  # characters that wait for room on the disk
-_NAMED = 5  # of many damaged lines
 _BINS = 30  # of a histogram
-_MOST_LINE = 2**24  # bytes of one line; the longest has layers x experts numbers
 
 
 class MetricsLog:
     """Appends one JSON object a line to `workdir`/metrics.jsonl.
 
-    Opening it drops the lines of steps after `resumed_step`, one cut short by a kill and those that are damaged, which
-    are named, so that every step occurs once however often the run was interrupted.
+    Opening it cuts off the lines of steps after `resumed_step` and one cut short by a kill, so that every step occurs
+    once however often the run was interrupted.
 
     Args:
       tensorboard: writes files for TensorBoard too, where its extra is installed.
@@ -38,17 +36,13 @@ class MetricsLog:
     def __init__(
         self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool, log: Callable[[str], None] = print
     ):
-        self._path, self._log = workdir / NAME, log
+        self._path, self._log = workdir / metrics_file.NAME, log
         self._waiting: list[str] = []  # lines that the disk has not taken
         self._length = 0  # bytes of whole lines on disk
         self._failing = False
         self._board = None
         try:
-            with files.written(self._path) as file:
-                for record in _records(self._path, log):
-                    if record["step"] <= resumed_step:
-                        file.write(f"{json.dumps(record)}\n".encode())
-                self._length = file.tell()
+            self._length = metrics_file.cut(self._path, resumed_step, log)
         except OSError as error:
             self._say_failing(error)
             self._length = self._path.stat().st_size if self._path.is_file() else 0
@@ -132,46 +126,3 @@ class MetricsLog:
             self._board = None
             folder = f"{self._path.parent / 'tensorboard'}: "
             self._log(f"{folder}{str(error).removeprefix(folder)}; nothing more is written there")
-
-
-def read_metrics(workdir: pathlib.Path, log: Callable[[str], None] = lambda message: None) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order; a half-written last line is left out, and damaged ones, which `log` hears.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
-    return list(_records(pathlib.Path(workdir) / NAME, log))
-
-
-def _records(path: pathlib.Path, log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """One after another, however many there are; of damaged lines the first are named."""
-    if path.is_symlink() or not path.is_file():
-        if path.is_symlink() or path.exists():
-            log(f"{path}: no regular file; it is left out")
-        return
-    damaged = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE + 1), b""), 1):
-            if len(line) > _MOST_LINE:  # holes, or no file of a run
-                log(f"{path}, line {number}: more than {_MOST_LINE:,} bytes; it and what follows is left out")
-                break
-            record = _record(line)
-            if record is not None:
-                yield record
-            elif line.strip() and line.endswith(b"\n"):
-                damaged += 1
-                if damaged <= _NAMED:
-                    log(f"{path}, line {number}: no object with a step; it is left out, the rest is kept")
-    if damaged > _NAMED:
-        log(f"{path}: and {damaged - _NAMED:,} more such lines")
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    whole = isinstance(record, dict) and type(record.get("step")) is int
-    return record if whole else None

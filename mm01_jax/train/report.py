@@ -1,17 +1,21 @@
 """What a run says about itself: what it is at its start, a line while it goes, its result and pictures at its end."""
 
+import collections
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from mm01_jax import files
 from mm01_jax.config import Config
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train import metrics_file
+
+_MOST_LOAD = 2**18  # numbers
 
 
 def describe(name: str, model: TextModel) -> str:
@@ -46,7 +50,7 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
             f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
         )
     try:
-        drawn = draw(root, read_metrics(root), summary.get("bigram"))
+        drawn = draw(root, metrics_file.spread(root, log), summary.get("bigram"))
         log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
     except (OSError, TypeError, ValueError) as error:  # the run is done and saved, whatever its log or the disk is
         log(f"no pictures: {error}")
@@ -57,7 +61,7 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
     log(f"  {sys.executable} -m mm01_jax.evals perplexity --checkpoint={root}")
 
 
-def draw(workdir: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> list[pathlib.Path]:
+def draw(workdir: pathlib.Path, records: Iterable[dict[str, Any]], bigram: float | None) -> list[pathlib.Path]:
     """Writes loss.png and router_load.png into `workdir`; returns their paths, none without matplotlib.
 
     Args:
@@ -66,19 +70,34 @@ def draw(workdir: pathlib.Path, records: list[dict[str, Any]], bigram: float | N
     """
     if not importlib.util.find_spec("matplotlib"):
         return []
-    loads = [record["expert_load"] for record in records if record.get("expert_load")][-50:]
-    drawn = [_loss(workdir / "loss.png", records, bigram)]
+    curves: dict[str, list[tuple[float, float]]] = {"loss": [], "held_out_loss": []}
+    loads: collections.deque[np.ndarray] = collections.deque(maxlen=50)
+    for record in records:
+        for name, points in curves.items():
+            if isinstance(record.get(name), float) and abs(record["step"]) < 2**63:  # a text would be a tick of an axis
+                points.append((record["step"], record[name]))
+        if (load := _load(record)) is not None:
+            loads.append(load)
+    drawn = [_loss(workdir / "loss.png", curves, bigram)]
     return [*drawn, _router_load(workdir / "router_load.png", loads)] if loads else drawn
 
 
-def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | None) -> pathlib.Path:
+def _load(record: dict[str, Any]) -> np.ndarray | None:
+    """(layers, experts) of a record; None where it has none, or more than any model."""
+    try:
+        load = np.array(record.get("expert_load"), np.float32)
+    except (ArithmeticError, TypeError, ValueError):
+        return None
+    return load if load.ndim == 2 and 0 < load.size < _MOST_LOAD else None
+
+
+def _loss(path: pathlib.Path, curves: dict[str, list[tuple[float, float]]], bigram: float | None) -> pathlib.Path:
     from matplotlib.figure import Figure  # not pyplot, whose backend belongs to who runs this: a notebook shows with it
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, label in (("loss", "training"), ("held_out_loss", "held out")):
-        points = [(r["step"], r[name]) for r in records if name in r]
-        if points:
+        if points := curves[name]:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if name != "loss" else None, markersize=3)
     if bigram is not None:
         axes.axhline(bigram, color="grey", linestyle="--", label="held-out bigram entropy")
@@ -87,13 +106,15 @@ def _loss(path: pathlib.Path, records: list[dict[str, Any]], bigram: float | Non
     return _save(figure, path)
 
 
-def _router_load(path: pathlib.Path, loads: list[list[list[float]]]) -> pathlib.Path:
+def _router_load(path: pathlib.Path, loads: Sequence[np.ndarray]) -> pathlib.Path:
     from matplotlib.figure import Figure
 
-    mean = [[sum(column) / len(loads) for column in zip(*rows, strict=True)] for rows in zip(*loads, strict=True)]
+    loads = [load for load in loads if load.shape == loads[-1].shape]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(mean, aspect="auto", vmin=0.0, vmax=2.0, cmap="RdBu_r", interpolation="nearest")
+    image = axes.imshow(
+        np.mean(loads, axis=0), aspect="auto", vmin=0.0, vmax=2.0, cmap="RdBu_r", interpolation="nearest"
+    )
     figure.colorbar(image, label="load (1 = balanced)")
     axes.set(xlabel="expert", ylabel="layer", title=f"mean of the last {len(loads)} steps")
     axes.xaxis.get_major_locator().set_params(integer=True)

@@ -211,6 +211,17 @@ def test_parquet_without_text_is_refused_by_what_is_wrong(tmp_path, table, said)
         corpus_of(tmp_path / "a.parquet")
 
 
+def test_parquet_with_two_columns_of_a_name_or_a_name_that_is_no_text_is_refused_by_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([TEXTS, TEXTS], names=["text", "text"]), path)
+    with pytest.raises(DataError, match=r"^a.parquet: 2 columns of it are named 'text'; allowed: one.$"):
+        corpus_of(path)
+    pyarrow.parquet.write_table(pyarrow.table([TEXTS, TEXTS], names=["Text", "text"]), path)
+    path.write_bytes(path.read_bytes().replace(b"Text", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(DataError, match=r"^a.parquet is no whole Parquet file: .*invalid start byte.$"):
+        corpus_of(path)
+
+
 def test_a_column_of_a_dictionary_or_of_large_strings_is_text(tmp_path):
     for number, kind in enumerate((pyarrow.large_string(), pyarrow.dictionary(pyarrow.int32(), pyarrow.string()))):
         table = pyarrow.table({"text": pyarrow.array(TEXTS).cast(kind)})

@@ -202,21 +202,29 @@ def test_published_files_are_taken_as_they_are(tmp_path):
 )
 def test_published_files_of_another_form_are_refused_by_line(tmp_path, capsys, change, named):
     (tmp_path / "a.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | change) + "\n")
-    refused(capsys, f"{tmp_path}/a.jsonl, line 2", "rounds", f"--data={tmp_path}")
-    refused(capsys, named, "rounds", f"--data={tmp_path}/a.jsonl")
+    refused(capsys, f"{tmp_path}/a.jsonl, line 2", "rounds", f"--data={tmp_path}", code=3)
+    refused(capsys, named, "rounds", f"--data={tmp_path}/a.jsonl", code=3)
+
+
+def test_a_copy_of_strings_that_is_wrong_is_bad_data(tmp_path, capsys):
+    (tmp_path / "strings.json").write_text("{}")
+    refused(capsys, "strings.json: got nothing", "ruler", f"--templates={tmp_path}/strings.json", code=3)
+    (tmp_path / "strings.json").write_text("[]")
+    refused(capsys, "strings.json: JSON of a list", "ruler", f"--templates={tmp_path}/strings.json", code=3)
 
 
 def test_a_published_line_without_end_is_refused_before_it_is_read_whole(tmp_path, capsys):
     with open(tmp_path / "a.jsonl", "wb") as file:
         file.truncate(2**33)  # holes
-    refused(capsys, f"{tmp_path}/a.jsonl, line 1: more than 8,388,608 bytes", "rounds", f"--data={tmp_path}/a.jsonl")
+    said = f"{tmp_path}/a.jsonl, line 1: more than 8,388,608 bytes"
+    refused(capsys, said, "rounds", f"--data={tmp_path}/a.jsonl", code=3)
 
 
-def refused(capsys, named: str, *arguments: str) -> None:
+def refused(capsys, named: str, *arguments: str, code: int = 2) -> None:
     """A command ends before it has looked into its checkpoint, with one line."""
-    code = evals.main([*arguments, "--checkpoint=."])
+    ended = evals.main([*arguments, "--checkpoint=."])
     out, err = capsys.readouterr()
-    assert (code, out, len(err.strip().splitlines())) == (2, "", 1), err
+    assert (ended, out, len(err.strip().splitlines())) == (code, "", 1), err
     assert named in err
 
 

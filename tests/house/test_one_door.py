@@ -24,7 +24,7 @@ OWN = {
     "mm01_jax.kept_programs": "its own package's sources, and what the system says of this process",
     "mm01_jax.scopes": "a trace that this machine has made",
     "mm01_jax.train.loop": "the config that it has just made",
-    "mm01_jax.train.metrics": "the log of the run that this process has locked",
+    "mm01_jax.train.metrics_file": "the log of the run that this process has locked",
 }
 # `os.fdopen(files.update(...))` and the like: the descriptor came through the door.
 FROM_THE_DOOR = ("FILES", "TYPED", "Door", "files", "update")

@@ -16,7 +16,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.parallel.softmax.stripes import StripeTags, join, pair_is_visible, split
 from mm01_jax.sharding import make_mesh
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from tests import small
 from tests.parallel.mesh_model import LENGTH, VARIANT, batch, total_loss
 from tests.train import cheap_run

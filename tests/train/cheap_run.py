@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mm01_jax import command
 from mm01_jax.train import loop, step
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from tests import small
 
 BAD_STEPS: set[int] = set()  # steps that the cheap step reports as refused

@@ -13,7 +13,7 @@ from mm01_jax.config import MeshConfig, Rules
 from mm01_jax.data.pipeline import batches
 from mm01_jax.model import multimodal
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from mm01_jax.train.objectives import captions_and_contrast, pretrain
 from tests import small
 from tests.data import conversation_data as data

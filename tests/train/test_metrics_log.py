@@ -1,12 +1,16 @@
 """Laws of metrics.jsonl: whatever happens to it, it is named, and the run goes on."""
 
+import itertools
 import json
 import resource
+import time
+import tracemalloc
 
 import pytest
 
 from mm01_jax.train import folder
-from mm01_jax.train.metrics import MetricsLog, read_metrics
+from mm01_jax.train.metrics import MetricsLog
+from mm01_jax.train.metrics_file import read_metrics, spread
 
 DAMAGED = [
     b"not json",
@@ -25,25 +29,78 @@ def write(workdir, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("line", DAMAGED, ids=lambda line: repr(line[:9]))
-def test_a_damaged_line_is_named_and_the_rest_is_kept(tmp_path, line):
+def test_a_damaged_line_is_left_out_and_named_and_the_rest_is_kept(tmp_path, line):
     write(tmp_path, 1, 2)
+    at = (tmp_path / "metrics.jsonl").stat().st_size
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(line + b'\n{"step": 3}\n{"step": 4}\n{"step"')
+    MetricsLog(tmp_path, 3, tensorboard=False).close()
     said = []
-    MetricsLog(tmp_path, 3, tensorboard=False, log=said.append).close()
-    assert said == [f"{tmp_path / 'metrics.jsonl'}, line 3: no object with a step; it is left out, the rest is kept"]
-    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+    assert [record["step"] for record in read_metrics(tmp_path, said.append)] == [1, 2, 3]
+    assert said == [f"{tmp_path / 'metrics.jsonl'}, byte {at}: no object with a step; it is left out"]
 
 
 def test_many_damaged_lines_are_counted_and_what_follows_holes_is_left_out(tmp_path):
     write(tmp_path, 1)
     with open(tmp_path / "metrics.jsonl", "ab") as file:
-        file.write(b"{bad}\n" * 5000 + b'{"step": 2}\n')
+        file.write(b"{bad}\n" * 900 + b'{"step": 2}\n')
         file.truncate(2**40)
+    MetricsLog(tmp_path, 3, tensorboard=False).close()
     said = []
-    MetricsLog(tmp_path, 3, tensorboard=False, log=said.append).close()
-    assert len(said) == 7 and "what follows is left out" in said[5] and said[6].endswith("4,995 more such lines")
-    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+    assert [record["step"] for record in read_metrics(tmp_path, said.append)] == [1, 2]
+    assert len(said) == 6 and said[5].endswith("895 more such lines")
+
+
+@pytest.mark.parametrize("resumed", [0, 1, 37, 38, 199, 200, 999])
+def test_what_is_after_the_step_resumed_from_is_cut_off_wherever_that_is(tmp_path, resumed):
+    steps = [1, *range(2, 201, 2)]  # as with log_every=2
+    lines = [json.dumps({"step": step, "loads": [0.5] * (step % 17)}) + "\n" for step in steps]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines) + '{"step": 202')
+    MetricsLog(tmp_path, resumed, tensorboard=False).close()
+    kept = [line for line, step in zip(lines, steps, strict=True) if step <= resumed]
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+
+
+def test_a_log_of_600_000_lines_is_opened_at_once_and_drawn_in_bounded_time_and_memory(tmp_path):
+    loads = ", ".join(["0.9999999999999999"] * 8)
+    line = f'{{"step": %d, "loss": 0.125, %s"expert_load": [[{loads}], [{loads}]]}}\n'
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for step in range(1, 600_001):
+            file.write(line % (step, "" if step % 10_000 else '"held_out_loss": 0.25, '))
+    tracemalloc.start()
+    start = time.process_time()
+    MetricsLog(tmp_path, 599_000, tensorboard=False).close()
+    opened = time.process_time() - start
+    found = [(record["step"], record.get("held_out_loss")) for record in spread(tmp_path, print)]
+    seconds, (_, most) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert opened < 0.2 and seconds < 5 and most < 2**24
+    steps = [step for step, _ in found]
+    assert steps == sorted(set(steps)) and steps[0] < 1000 and steps[-1] == 599_000 and len(steps) < 30_000
+    assert max(after - before for before, after in itertools.pairwise(steps)) < 1000
+    assert [step for step, held_out in found if held_out] == list(range(10_000, 599_000, 10_000))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\n" * 2**20,
+        b'{"step": 1}\n' * 2**16,
+        b'{"step": 9}\n' * 2**16,
+        b'{"step": 1, "x": [' + b"[]," * 10**6 + b"0]}\n",
+    ],
+    ids=("blank", "short", "later", "lists"),
+)
+def test_a_log_of_anything_is_opened_and_drawn_in_bounded_time_and_memory(tmp_path, piece):
+    (tmp_path / "metrics.jsonl").write_bytes(piece * 20)
+    tracemalloc.start()
+    start = time.process_time()
+    MetricsLog(tmp_path, 4, tensorboard=False).close()
+    for _ in spread(tmp_path, lambda message: None):
+        pass
+    seconds, (_, most) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 15 and most < 100 << 20  # tracing takes most of them
 
 
 def test_lines_that_a_full_disk_does_not_take_wait_and_none_is_cut(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from mm01_jax import scopes
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import MetricsLog, read_metrics
+from mm01_jax.train.metrics import MetricsLog
+from mm01_jax.train.metrics_file import read_metrics
 from tests import small
 from tests.house.checkout import ROOT
 

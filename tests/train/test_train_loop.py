@@ -10,7 +10,7 @@ from mm01_jax import checkpoint
 from mm01_jax.config import ConfigError, saved
 from mm01_jax.data.text import DataError
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from mm01_jax.train.preemption import Preempted
 from tests import small
 from tests.train.cheap_run import after_step, digest, exit_code, losses, run, steps_saved

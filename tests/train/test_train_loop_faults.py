@@ -9,7 +9,7 @@ import pytest
 from mm01_jax import checkpoint
 from mm01_jax.checkpoint import snapshot
 from mm01_jax.train import loop
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from tests import small
 from tests.train.cheap_run import BAD_STEPS, BROKEN_STEPS, after_step, damage, exit_code, losses, run, steps_saved
 

@@ -25,3 +25,21 @@ def test_pictures_are_drawn_without_pyplot_whose_backend_is_the_callers(tmp_path
 def test_without_loads_of_experts_there_is_the_loss_alone(tmp_path):
     records = [{"step": record["step"], "loss": record["loss"]} for record in RECORDS]
     assert [path.name for path in report.draw(tmp_path, records, None)] == ["loss.png"]
+
+
+HUGE = 10**400
+ODD = [
+    {"step": 1, "loss": "\x1b[2J", "expert_load": "many"},
+    {"step": HUGE, "loss": 0.5, "expert_load": [[HUGE]]},
+    {"step": 2, "loss": HUGE, "expert_load": [[0.5], [0.5, 1.5]]},
+    {"step": 3, "loss": {"of": []}, "expert_load": [[[1.0]]]},
+    {"step": 4, "loss": float("inf"), "held_out_loss": float("nan"), "expert_load": []},
+    {"step": 5, "expert_load": {"0": [1.0]}},
+    {"step": 6, "loss": None, "expert_load": [[1.0] * 600] * 600},
+]
+
+
+def test_records_of_anything_are_no_part_of_a_picture_and_end_no_run(tmp_path):
+    many = [{"step": step, "loss": f"a text {step}"} for step in range(20_000)]  # each would be a tick of an axis
+    assert [path.name for path in report.draw(tmp_path, [*ODD, *many], None)] == ["loss.png"]
+    assert [path.name for path in report.draw(tmp_path, [*ODD, *RECORDS], None)] == ["loss.png", "router_load.png"]

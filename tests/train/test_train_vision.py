@@ -9,7 +9,7 @@ import pytest
 from mm01_jax import checkpoint
 from mm01_jax.config import ConfigError, MeshConfig, Rules
 from mm01_jax.train import loop, step
-from mm01_jax.train.metrics import read_metrics
+from mm01_jax.train.metrics_file import read_metrics
 from tests import small
 from tests.data import conversation_data as data
 from tests.slow import slow_but

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mm01_jax.config.fields import nearest_name
+from mm01_jax.data.text import BadFile
 from mm01_jax.files import Door, quoted, shown
 
-FILES = Door(ValueError)
+FILES = Door(BadFile)
 FIELDS = {
     "niah": ("type_needle_v", "context", "query"),
     "variable_tracking": ("context", "query"),
@@ -106,7 +107,7 @@ def read(path: str) -> Strings:
     """Somebody's own copy.
 
     Raises:
-      ValueError: in one line: no such file, no such form, a string that is missing or lacks a field.
+      BadFile: in one line: no such file, no such form, a string that is missing or lacks a field.
     """
     place = pathlib.Path(path)
     found = _of_python(place) if place.suffix == ".py" else FILES.json(place)
@@ -129,7 +130,7 @@ def read(path: str) -> Strings:
 def _words(path: pathlib.Path) -> tuple[str, ...]:
     words = tuple(FILES.json(path, most=_MOST_WORDS).values())
     if wrong := [word for word in words if not isinstance(word, str)]:
-        raise ValueError(f"{shown(path)}: got {quoted(wrong[0])}; allowed: words, each under a key of its own")
+        raise BadFile(f"{shown(path)}: got {quoted(wrong[0])}; allowed: words, each under a key of its own")
     return words
 
 
@@ -185,7 +186,7 @@ def _assigned(place: pathlib.Path, name: str) -> list[Any]:
         tree = ast.parse(text)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:  # too deep for its parser
         line = getattr(error, "lineno", None)
-        raise ValueError(f"{shown(place)}: {f'line {line}: ' if line else ''}no Python") from None
+        raise BadFile(f"{shown(place)}: {f'line {line}: ' if line else ''}no Python") from None
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and [getattr(target, "id", None) for target in node.targets] == [name]:
@@ -194,5 +195,5 @@ def _assigned(place: pathlib.Path, name: str) -> list[Any]:
     return found
 
 
-def _refused(path: str, got: str, allowed: str) -> ValueError:
-    return ValueError(f"--templates={shown(path)}: got {shown(got)}; allowed: {allowed}")
+def _refused(path: str, got: str, allowed: str) -> BadFile:
+    return BadFile(f"--templates={shown(path)}: got {shown(got)}; allowed: {allowed}")

@@ -1,0 +1,73 @@
+"""A tokenizer.json that somebody has made to harm: what is guarded, what is refused."""
+
+import json
+
+import pytest
+
+from mm01_jax import command
+from mm01_jax.data import tokenizer_guard
+from mm01_jax.data.tokenizer import bytes_json, open_tokenizer
+
+
+def says(times: int, ids: int = 1) -> dict:
+    """A template that says a text so many times, beside a token of so many ids."""
+    text, token = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[X]", "type_id": 0}}
+    special = {"[X]": {"id": "[X]", "ids": [5] * ids, "tokens": ["x"] * ids}}
+    template = {"type": "TemplateProcessing", "single": [token] + [text] * times, "pair": []}
+    return {"post_processor": template | {"special_tokens": special}}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("needed", "changed"),
+    [
+        (False, {}),
+        (False, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}),
+        (False, {"post_processor": BYTE_LEVEL}),
+        (False, says(1)),
+        (True, says(2)),
+        (True, says(1, ids=17)),
+        (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 2}}),
+        (True, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}] * 9}}),
+        (True, {"normalizer": {"prepend": "xxxx"}}),
+        (True, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}),
+        (True, {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}}),
+        (True, {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}}}),
+        (False, {"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 0}}),
+        (True, {"decoder": {"type": "Strip", "content": "a", "start": 10**12, "stop": 0}}),
+        (True, {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1_000_000}}),
+        (True, {"model": []}),
+    ],
+)
+def test_what_is_not_known_to_be_harmless_is_guarded(needed, changed):
+    assert tokenizer_guard.is_needed(json.dumps(bytes_json() | changed).encode()) is needed
+
+
+def test_a_type_that_is_spelt_with_escapes_is_guarded():
+    content = json.dumps(bytes_json() | {"normalizer": {"type": "Prepend", "prepend": "x"}}).encode()
+    assert tokenizer_guard.is_needed(content.replace(b"Prepend", b"Pr\\u0065pend"))
+
+
+def test_a_tokenizer_that_says_a_text_a_thousand_times_is_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bytes_json() | says(2000)))
+    words = open_tokenizer(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="makes 30,000 tokens of a text of 15 bytes; allowed: at most 440$"):
+        words.encode("the quick brown")
+    with pytest.raises(ValueError, match="makes 30,000 tokens of a text of 15 bytes"):
+        words.encode_many([b"the quick brown"])
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("name", ["model", "type", "merges"])
+def test_a_file_that_says_a_name_twice_is_bad_data_by_that_name(tmp_path, name, guarded):
+    pytest.importorskip("tokenizers")
+    plain = bytes_json()
+    if guarded:
+        plain["normalizer"] = {"type": "Prepend", "prepend": "x"}
+    (tmp_path / "t.json").write_text(json.dumps(plain).replace(f'"{name}"', f'"{name}": null, "{name}"', 1))
+    with pytest.raises(ValueError, match=rf"t\.json'.*the name '{name}' occurs twice") as error:
+        open_tokenizer(str(tmp_path / "t.json"))
+    assert command.exit_code(error.value) == 3
