@@ -21,6 +21,22 @@ _SAMPLING = (
 )
 
 
+_LIFETIME = {"ttl": Field(fields.text)}
+# Fields of chats and responses that change no answer here: who asks, what else OpenAI keeps, how soon it answers.
+UNUSED = {
+    "metadata": Field(fields.labels, {}),
+    "prompt_cache_key": Field(fields.text),
+    "prompt_cache_options": Field(fields.object_of(_LIFETIME | {"mode": Field(fields.one_of("implicit", "explicit"))})),
+    "prompt_cache_retention": Field(fields.one_of("in_memory", "in-memory", "24h")),
+    "safety_identifier": Field(fields.text),
+    "service_tier": Field(fields.one_of("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")),
+}
+# The same of a part of a message.
+UNUSED_OF_A_PART = {
+    "prompt_cache_breakpoint": Field(fields.object_of(_LIFETIME | {"mode": Field(fields.one_of("explicit"))}))
+}
+
+
 class Shape(Protocol):
     """How answers look to a client; it may hold what it has said of each of them."""
 
@@ -96,7 +112,7 @@ def engine_request(values: dict[str, Any], longest: int, stop_ids: Sequence[int]
     sampling["top_p"] = max(sampling["top_p"], _LEAST_TOP_P)
     seed = values["seed"]
     return {
-        "max_tokens": values["max_tokens"] or service.context - longest,
+        "max_tokens": service.context - longest if values["max_tokens"] is None else values["max_tokens"],
         "sampling": sampling,
         "seed": secrets.randbits(63) if seed is None else seed % 2**64,
         "stop_ids": list(stop_ids),
