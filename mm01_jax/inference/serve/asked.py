@@ -21,22 +21,6 @@ _SAMPLING = (
 )
 
 
-_LIFETIME = {"ttl": Field(fields.text)}
-# Fields of chats and responses that change no answer here: who asks, what else OpenAI keeps, how soon it answers.
-UNUSED = {
-    "metadata": Field(fields.labels, {}),
-    "prompt_cache_key": Field(fields.text),
-    "prompt_cache_options": Field(fields.object_of(_LIFETIME | {"mode": Field(fields.one_of("implicit", "explicit"))})),
-    "prompt_cache_retention": Field(fields.one_of("in_memory", "in-memory", "24h")),
-    "safety_identifier": Field(fields.text),
-    "service_tier": Field(fields.one_of("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")),
-}
-# The same of a part of a message.
-UNUSED_OF_A_PART = {
-    "prompt_cache_breakpoint": Field(fields.object_of(_LIFETIME | {"mode": Field(fields.one_of("explicit"))}))
-}
-
-
 class Shape(Protocol):
     """How answers look to a client; it may hold what it has said of each of them."""
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, formats, tools
+from mm01_jax.inference.serve import asked, fields, formats, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
@@ -54,7 +54,7 @@ def _most(old: int | None, new: int | None) -> int | None:
 
 def _own(service: Service) -> dict[str, Field]:
     """The fields that completions have not. What does nothing is allowed as far as leaving it out does the same."""
-    return asked.UNUSED | {
+    return unused.OF_A_REQUEST | {
         "messages": Field(messages(service), required=True),
         "max_completion_tokens": Field(fields.whole(1, service.context)),
         "logprobs": Field(fields.switch, False),
@@ -117,7 +117,7 @@ def _content(parts: Mapping[str, Rule], name: str, value: Any) -> str | list[dic
 
 def _text_part(name: str, value: Any) -> dict[str, str]:
     known = {"type": Field(fields.one_of("text"), required=True), "text": Field(fields.text, required=True)}
-    return {"type": "text", "text": fields.read(value, asked.UNUSED_OF_A_PART | known, name)["text"]}
+    return {"type": "text", "text": fields.read(value, unused.OF_A_PART | known, name)["text"]}
 
 
 def _prediction(name: str, value: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, formats, tools
+from mm01_jax.inference.serve import asked, fields, formats, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
@@ -49,7 +49,7 @@ def parse(body: Any, service: Service) -> Asked:
 
 def _own(service: Service) -> dict[str, Field]:
     """The fields of this path. What does nothing here is allowed as far as leaving it out does the same."""
-    return asked.UNUSED | {
+    return unused.OF_A_REQUEST | {
         "input": Field(lambda name, value: value, required=True),  # `messages_of` reads it
         "instructions": Field(fields.text),
         "max_output_tokens": Field(fields.whole(1, service.context)),
