@@ -44,7 +44,7 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """In the form of all else that is refused, where the connection can still be told."""
-        body = json.dumps(Refused(f"the request is no HTTP that is known here: {msg}").body).encode()
+        body = json.dumps(Refused("this is no request of HTTP, or its head does not end within 64 KiB").body).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         head = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
