@@ -6,7 +6,7 @@ in PyTorch's form.
 
     python -m benchmarks.train_chat [--workdir=runs/chat] [--target=runs/chat/weights] [--json=FILE]
 
-The committed weights are of this command, --target=tests/fixtures/chat_tiny, as it was before it had tools.
+The committed weights are of this command, --target=tests/fixtures/chat_tiny.
 """
 
 import importlib

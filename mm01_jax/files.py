@@ -177,10 +177,10 @@ def utf8(raw: bytes) -> str:
         raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
 
 
-def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY) -> Any:
+def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY, guard=None) -> Any:
     """What a JSON text says, numbers finite; `pairs` makes an object of pairs, by default one where no name is twice.
 
-    ValueError: it is none, or would take more than `most` bytes, or is more than `DEPTH` deep.
+    ValueError: it is none, more than `DEPTH` deep, or would take over `most` bytes. guard: wraps what reads a number.
     """
     text = utf8(raw)
     if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
@@ -191,9 +191,9 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
             for inside in (match[0] for match in _TEXT.finditer(raw)):
                 lists, commas = lists - inside.count(b"[") - inside.count(b"{"), commas - inside.count(b",")
         if (needed := fixed + 250 * lists + 110 * commas) > most:
-            found = f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB"
-            raise ValueError(f"{found}, more than any file here has")
-    hooks = {"parse_constant": _finite, "parse_float": _finite, "parse_int": _whole if _LONG.search(raw) else None}
+            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB, too many")
+    finite, whole = (_finite, _whole) if guard is None else map(guard, (_finite, _whole))
+    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole if _LONG.search(raw) else None}
     try:
         plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
     except RecursionError:

@@ -24,7 +24,7 @@ from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.files import Door
+from mm01_jax.files import Door, quoted, shown
 
 Message = dict[str, Any]
 FILES = Door(ValueError)
@@ -191,20 +191,27 @@ def find(*folders: pathlib.Path) -> Template | None:
     """The template of the first folder that has one, as the hub lays it out; None where none has.
 
     Raises:
-      ValueError: a file that is no text or no JSON.
+      ValueError: a file that is no text or no JSON, or has a template that is no text.
     """
     for folder in folders:
         config = _config(folder / _CONFIG)
         tokens = {key: value for key, value in map(_token, config.items()) if value}
         if os.path.lexists(folder / _JINJA):  # a link that leads nowhere is a template that is lost, not none
             return Template(FILES.text(folder / _JINJA, root=folder), str(folder / _JINJA), tokens)
-        source = config.get("chat_template")
-        if isinstance(source, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
-            source = named.get("default", next(iter(named.values()), None))
-        if isinstance(source, str):
-            return Template(source, str(folder / _CONFIG), tokens)
+        if (said := config.get("chat_template")) is not None:
+            return Template(_source(said, folder / _CONFIG), str(folder / _CONFIG), tokens)
     return None
+
+
+def _source(said: Any, path: pathlib.Path) -> str:
+    """The template that tokenizer_config.json has: a text, or the default of several by name, otherwise the first."""
+    if isinstance(said, list) and all(isinstance(one, dict) for one in said):
+        named = {str(one.get("name")): one.get("template") for one in said}
+        said = named.get("default", next(iter(named.values()), said))
+    if not isinstance(said, str):
+        allowed = "a text, or a list of objects with a name and a template, a text"
+        raise ValueError(f"{shown(path)}: chat_template: got {quoted(said)}; allowed: {allowed}")
+    return said
 
 
 def from_file(path: str) -> Template:

@@ -180,6 +180,16 @@ def test_the_template_of_a_folder_is_found_as_the_hub_lays_it_out(tmp_path):
         templates.find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "said", [5, True, {}, [], ["one"], [{"name": "default"}], [{"name": "default", "template": 5}]]
+)
+def test_a_template_that_is_no_text_is_bad_data_and_named_by_file_and_key(tmp_path, said):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: chat_template: got .*; allowed: a text") as refused:
+        templates.choose(None, [tmp_path], BYTES)
+    assert "\n" not in str(refused.value)
+
+
 def test_without_a_template_one_line_says_where_it_was_looked_for_and_what_gives_one(tmp_path):
     with pytest.raises(ValueError, match=r"^no chat template: no .*chat_template\.jinja; --template=minimax-01 or "):
         templates.choose(None, [tmp_path], BYTES)

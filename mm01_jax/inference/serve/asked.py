@@ -96,7 +96,7 @@ def engine_request(values: dict[str, Any], longest: int, stop_ids: Sequence[int]
     sampling["top_p"] = max(sampling["top_p"], _LEAST_TOP_P)
     seed = values["seed"]
     return {
-        "max_tokens": values["max_tokens"] or service.context - longest,
+        "max_tokens": service.context - longest if values["max_tokens"] is None else values["max_tokens"],
         "sampling": sampling,
         "seed": secrets.randbits(63) if seed is None else seed % 2**64,
         "stop_ids": list(stop_ids),

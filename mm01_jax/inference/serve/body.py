@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from mm01_jax.files import parse_json
+from mm01_jax.inference.serve import fields
 from mm01_jax.inference.serve.errors import Refused
 
 MOST_BYTES = 8 * 2**20  # of a body: a million tokens of text take about five
@@ -39,7 +39,7 @@ async def read_json(request: Request, most: int = MOST_BYTES) -> Any:
         raise Refused(f"the body did not come within {SECONDS:g} s", status=408) from None
     try:
         # A long text takes seconds: others go on meanwhile.
-        return parse_json(raw) if len(raw) < _SHORT_BYTES else await asyncio.to_thread(parse_json, raw)
+        return fields.parsed(raw) if len(raw) < _SHORT_BYTES else await asyncio.to_thread(fields.parsed, raw)
     except ValueError as error:
         raise Refused(f"the body is no JSON: {error}") from None
 

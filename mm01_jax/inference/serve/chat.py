@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, formats, tools
+from mm01_jax.inference.serve import asked, fields, formats, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
@@ -27,9 +27,8 @@ def parse(body: Any, service: Service) -> Asked:
     """
     values = fields.read(body, asked.common(service, service.context) | _own(service))
     asked.check(values, service)
-    if values["max_completion_tokens"] is not None:
-        values["max_tokens"] = values["max_completion_tokens"]
-    if values["top_logprobs"] is not None and not values["logprobs"]:
+    values["max_tokens"] = _most(values["max_tokens"], values["max_completion_tokens"])
+    if values["top_logprobs"] and not values["logprobs"]:
         raise Refused("top_logprobs: allowed with logprobs=true alone", "top_logprobs")
     offer = tools.offer(values, service)
     prompt = service.conversation(values["messages"], values["tools"] if offer.tools else ())
@@ -45,9 +44,17 @@ def parse(body: Any, service: Service) -> Asked:
     return Asked(prompts, values["n"], request, values["stream"], Chat(values, service, reading), prompt.pictures)
 
 
+def _most(old: int | None, new: int | None) -> int | None:
+    """The one number of the two names that it has."""
+    if None not in (old, new) and old != new:
+        name = "max_completion_tokens"
+        raise wrong(name, new, f"one of it and max_tokens, which is {old}")
+    return old if new is None else new
+
+
 def _own(service: Service) -> dict[str, Field]:
-    """The fields that completions have not."""
-    return {
+    """The fields that completions have not. What does nothing is allowed as far as leaving it out does the same."""
+    return unused.OF_A_REQUEST | {
         "messages": Field(messages(service), required=True),
         "max_completion_tokens": Field(fields.whole(1, service.context)),
         "logprobs": Field(fields.switch, False),
@@ -58,8 +65,9 @@ def _own(service: Service) -> dict[str, Field]:
         "parallel_tool_calls": Field(fields.switch, True),
         "modalities": Field(fields.list_of(fields.one_of("text"), 1, 1)),
         "store": Field(fields.one_of(False)),
-        "metadata": Field(lambda name, value: value),
-        "service_tier": Field(fields.one_of("auto", "default")),
+        "verbosity": Field(fields.one_of("medium")),
+        "reasoning_effort": Field(fields.one_of()),
+        "prediction": Field(_prediction),
     }
 
 
@@ -109,6 +117,13 @@ def _content(parts: Mapping[str, Rule], name: str, value: Any) -> str | list[dic
 
 def _text_part(name: str, value: Any) -> dict[str, str]:
     known = {"type": Field(fields.one_of("text"), required=True), "text": Field(fields.text, required=True)}
+    return {"type": "text", "text": fields.read(value, unused.OF_A_PART | known, name)["text"]}
+
+
+def _prediction(name: str, value: Any) -> dict[str, Any]:
+    """What the answer may be, to be faster where it is; it is drawn all the same."""
+    content = functools.partial(_content, {"text": _text_part})
+    known = {"type": Field(fields.one_of("content"), required=True), "content": Field(content, required=True)}
     return fields.read(value, known, name)
 
 

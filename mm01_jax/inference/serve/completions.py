@@ -24,6 +24,7 @@ def parse(body: Any, service: Service) -> Asked:
     """
     own = {
         "prompt": Field(_prompts(service), required=True),
+        "max_tokens": Field(fields.whole(0, service.context)),
         "logprobs": Field(fields.whole(0, service.logprobs)),
         "echo": Field(fields.switch, False),
         "suffix": Field(fields.one_of("")),
@@ -31,6 +32,8 @@ def parse(body: Any, service: Service) -> Asked:
     }
     values = fields.read(body, asked.common(service, service.context) | own)
     asked.check(values, service)
+    if values["max_tokens"] == 0 and not values["echo"]:
+        raise wrong("max_tokens", 0, "a whole number from 1; 0 with echo=true, of who asks for the prompt alone")
     prompts = values["prompt"]
     if body.get("max_tokens") is None:  # as OpenAI's does; at the end of a slot fewer
         longest = asked.check_length("prompt", prompts, None, service)

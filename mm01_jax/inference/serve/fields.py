@@ -3,13 +3,18 @@
 A rule is a function (name, value) -> value. A field that is null or absent has its default, also one of another name.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mm01_jax.config.fields import nearest_name
+from mm01_jax.files import parse_json
 from mm01_jax.inference.serve.errors import Refused, wrong
 
 Rule = Callable[[str, Any], Any]
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a pair of surrogates, as JSON writes them; UTF-8 has none
+_ID = re.compile("0|[1-9][0-9]{0,8}")  # of a token: each has one name
+_NAME = 100  # characters of a client's own name of a field, in ours
 
 
 class Field(NamedTuple):
@@ -18,6 +23,52 @@ class Field(NamedTuple):
     rule: Rule
     default: Any = None
     required: bool = False
+
+
+def parsed(raw: bytes, where: str = "") -> Any:
+    """What JSON says: its numbers are numbers, and its texts have a form in UTF-8, at any depth and in any field.
+
+    Args:
+      where: the name of the field that it stands in, "" of the whole body.
+
+    Raises:
+      Refused: names the field. ValueError: there is none to name, as it is no JSON.
+    """
+    odd: list[ValueError] = []
+
+    def guard(read: Callable[[str], Any]) -> Callable[[str], Any]:
+        def number(text: str) -> Any:
+            try:
+                return read(text)
+            except ValueError as error:
+                if not odd:  # of a million of them the first is said
+                    odd.append(error)
+                return odd[0]
+
+        return number
+
+    value = parse_json(raw, guard=guard)
+    if odd or _HALF.search(raw):  # to look at all of a long body takes longer than to read it
+        _check_said(where, value)
+    return value
+
+
+def _check_said(name: str, value: Any) -> None:
+    if isinstance(value, ValueError):
+        raise Refused(f"{name or 'the body'}: {value}", name or None)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Refused(f"{name}: character {error.start} is half a pair of surrogates", name or None) from None
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            place = f"{name}.{key[:_NAME]}" if name else key[:_NAME]
+            _check_said(place, key)
+            _check_said(place, inner)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_said(f"{name}[{place}]", inner)
 
 
 def read(body: Any, fields: Mapping[str, Field], where: str = "") -> dict[str, Any]:
@@ -37,7 +88,7 @@ def read(body: Any, fields: Mapping[str, Field], where: str = "") -> dict[str, A
             continue
         near = nearest_name(name, fields)
         hint = f"; nearest: {near}" if near else ""
-        raise Refused(f"{inside}{name[:100]}: no such field here{hint}", f"{inside}{name[:100]}")
+        raise Refused(f"{inside}{name[:_NAME]}: no such field here{hint}", f"{inside}{name[:_NAME]}")
     found = {}
     for name, field in fields.items():
         value = body.get(name)
@@ -74,22 +125,29 @@ def whole(least: int, most: int) -> Rule:
 
 
 def text(name: str, value: Any) -> str:
-    """A text that has a form in UTF-8: half a surrogate pair has none."""
     if not isinstance(value, str):
         raise wrong(name, value, "a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Refused(f"{name}: character {error.start} is half a pair of surrogates", name) from None
     return value
 
 
+def labels(name: str, value: Any) -> dict[str, str]:
+    """Up to 16 texts by names."""
+    if not isinstance(value, dict) or len(value) > 16:
+        raise wrong(name, value, "an object of up to 16 texts")
+    return {key: text(f"{name}.{key[:_NAME]}", said) for key, said in value.items()}
+
+
+def object_of(fields: Mapping[str, Field]) -> Rule:
+    return lambda name, value: read(value, fields, name)
+
+
 def one_of(*allowed: Any) -> Rule:
-    """One of these values; others are known to OpenAI's API and not to this server."""
+    """One of these values; of none, null alone. Others are known to OpenAI's API and not to this server."""
+    listed = ", ".join(map(str, allowed)).replace("True", "true").replace("False", "false") or "null"
 
     def rule(name: str, value: Any) -> Any:
         if not any(type(value) is type(one) and value == one for one in allowed):
-            raise wrong(name, value, ", ".join(map(str, allowed)).replace("True", "true").replace("False", "false"))
+            raise wrong(name, value, listed)
         return value
 
     return rule
@@ -136,7 +194,7 @@ def logit_bias(vocab_size: int, most: int) -> Rule:
         if not isinstance(value, dict) or len(value) > most:
             raise wrong(name, value, f"an object of up to {most} token ids")
         for key in value:
-            if not (key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < vocab_size):
+            if not _ID.fullmatch(key) or int(key) >= vocab_size:
                 raise wrong(f"{name}.{key[:40]}", key, f"a token id, 0 to {vocab_size - 1}")
         return {int(key): number(-100, 100)(f"{name}.{key}", bias) for key, bias in value.items()}
 

@@ -7,14 +7,17 @@ until the engine's process says "ready", finishes what is open when that says "d
 import asyncio
 import contextlib
 import gc
+import json
 import signal
 import socket
 import sys
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mm01_jax.inference.serve.app import App
+from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.link import Link
 from mm01_jax.inference.serve.service import Service
 
@@ -38,6 +41,16 @@ class Protocol(H11Protocol):
             self._stop_waiting()
         elif self._waits is None:
             self._waits = self.loop.call_later(_HEADER_SECONDS, self._late)
+
+    def send_400_response(self, msg: str) -> None:
+        """In the form of all else that is refused, where the connection can still be told."""
+        body = json.dumps(Refused("this is no request of HTTP, or its head does not end within 64 KiB").body).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        head = h11.Response(status_code=400, headers=list(headers.items()), reason=b"Bad Request")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def connection_lost(self, exc) -> None:
         self._stop_waiting()

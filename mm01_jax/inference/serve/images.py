@@ -21,7 +21,7 @@ from mm01_jax.data.image_grid import text_table
 from mm01_jax.data.images.opening import MAX_PIXELS, ImageError, decode, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles
 from mm01_jax.data.tokenizer import Tokenizer
-from mm01_jax.inference.serve import fields
+from mm01_jax.inference.serve import fields, unused
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 
@@ -72,7 +72,7 @@ class Images:
     def part(self, name: str, value: Any) -> dict[str, Any]:
         """A part of a message as /v1/chat/completions has it."""
         known = {"type": Field(fields.one_of("image_url"), required=True), "image_url": Field(self._url, required=True)}
-        return {"type": "image", "image": fields.read(value, known, name)["image_url"]}
+        return {"type": "image", "image": fields.read(value, unused.OF_A_PART | known, name)["image_url"]}
 
     def flat_part(self, name: str, value: Any) -> dict[str, Any]:
         """As `part`, of /v1/responses."""
@@ -81,7 +81,7 @@ class Images:
             "image_url": Field(self._image, required=True),
             "detail": _DETAIL,
         }
-        return {"type": "image", "image": fields.read(value, known, name)["image_url"]}
+        return {"type": "image", "image": fields.read(value, unused.OF_A_PART | known, name)["image_url"]}
 
     def _url(self, name: str, value: Any) -> Image:
         return fields.read(value, {"url": Field(self._image, required=True), "detail": _DETAIL}, name)["url"]

@@ -58,12 +58,13 @@ class Piece:
 class Question:
     """Several prompts with `count` answers each: answer i of prompt p is `answers[p * count + i]`.
 
-    streams: whether its reader wants to know of every piece; otherwise of the end alone.
+    streams: whether its reader wants to know of every piece; otherwise of the end alone. of_prompts: whether of the
+    prompts alone.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], count: int, streams: bool):
+    def __init__(self, prompts: Sequence[Sequence[int]], count: int, streams: bool, of_prompts: bool = False):
         self.answers = [Answer(prompt) for prompt in prompts for _ in range(count)]
-        self.count, self.streams, self.failed = count, streams, None
+        self.count, self.streams, self.of_prompts, self.failed = count, streams, of_prompts, None
         self.began = time.monotonic()
         self.changed = asyncio.Event()
 
@@ -116,7 +117,9 @@ class Link:
         return [answer for answers in asked for answer in answers if answer.finish is None]
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any], *, streams: bool) -> Question:
-        question = Question(prompts, count, streams)
+        """A request of no token gets one of the engine, which has to draw, and nobody hears of it."""
+        question = Question(prompts, count, streams, of_prompts=request["max_tokens"] == 0)
+        request = request | {"max_tokens": max(1, request["max_tokens"])}
         for place, prompt in enumerate(prompts):
             number = next(self._numbers)
             self._asked[number] = question, place * count
@@ -169,6 +172,9 @@ class Link:
     def _note(self, number: int, which: int, new: dict[str, Any]) -> None:
         question, first = self._asked[number]
         answer = question.answers[first + which]
+        if question.of_prompts:
+            ended = {"finish": "length"} if new.get("finish") == "stop" else {}
+            new = new | {"text": "", "tokens": [], "logprobs": [], "top": []} | ended
         answer.add(new)
         if new["tokens"]:
             self._time(question, answer, len(new["tokens"]))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mm01_jax.data.tool_calls import Call
-from mm01_jax.inference.serve import fields, tools
+from mm01_jax.inference.serve import fields, tools, unused
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.service import Service
@@ -129,7 +129,7 @@ def _part(name: str, value: Any) -> str:
     kinds = ("input_text", "output_text", "reasoning_text", "summary_text", "text")
     if isinstance(value, dict) and "type" in value:
         fields.one_of(*kinds)(f"{name}.type", value["type"])  # before other fields, which belong to that type
-    known = {
+    known = unused.OF_A_PART | {
         "type": Field(fields.one_of(*kinds), required=True),
         "text": Field(fields.text, required=True),
         "annotations": Field(fields.list_of(fields.one_of(), 0, 0)),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, formats, tools
+from mm01_jax.inference.serve import asked, fields, formats, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
@@ -15,6 +15,11 @@ from mm01_jax.inference.serve.response_input import messages_of
 from mm01_jax.inference.serve.response_items import Items
 from mm01_jax.inference.serve.service import Service
 
+# What there is none of here: thoughts in cipher, results of tools that OpenAI runs.
+_INCLUDES = (
+    *("reasoning.encrypted_content", "file_search_call.results", "web_search_call.results"),
+    *("web_search_call.action.sources", "computer_call_output.output.image_url", "code_interpreter_call.outputs"),
+)
 _SHARED = ("model", "temperature", "top_p", "seed", "stream", "user")  # with the other ways to ask
 
 
@@ -44,7 +49,7 @@ def parse(body: Any, service: Service) -> Asked:
 
 def _own(service: Service) -> dict[str, Field]:
     """The fields of this path. What does nothing here is allowed as far as leaving it out does the same."""
-    return {
+    return unused.OF_A_REQUEST | {
         "input": Field(lambda name, value: value, required=True),  # `messages_of` reads it
         "instructions": Field(fields.text),
         "max_output_tokens": Field(fields.whole(1, service.context)),
@@ -53,15 +58,12 @@ def _own(service: Service) -> dict[str, Field]:
         "tool_choice": Field(tools.flat_choice),
         "parallel_tool_calls": Field(fields.switch, True),
         "stream_options": Field(_stream_options),
-        "include": Field(fields.list_of(fields.one_of("reasoning.encrypted_content"), 0, 1)),
+        "max_tool_calls": Field(fields.whole(1, 2**31 - 1)),  # of tools that OpenAI runs
+        "include": Field(fields.list_of(fields.one_of(*_INCLUDES), 0, len(_INCLUDES))),
         "reasoning": Field(_reasoning),
         "truncation": Field(fields.one_of("disabled")),
         "background": Field(fields.one_of(False)),
         "store": Field(fields.switch),
-        "metadata": Field(_metadata, {}),
-        "service_tier": Field(fields.one_of("auto", "default")),
-        "prompt_cache_key": Field(fields.text),
-        "safety_identifier": Field(fields.text),
         "top_logprobs": Field(fields.whole(0, 0)),
     }
 
@@ -81,13 +83,9 @@ def _stream_options(name: str, value: Any) -> dict[str, Any]:
 
 def _reasoning(name: str, value: Any) -> dict[str, Any]:
     """A model thinks as much as it does: nothing else can be asked for."""
-    return fields.read(value, {key: Field(fields.one_of()) for key in ("effort", "summary", "generate_summary")}, name)
-
-
-def _metadata(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Refused(f"{name}: allowed is an object", name)
-    return value
+    known = {key: Field(fields.one_of()) for key in ("effort", "summary", "generate_summary")}
+    known |= {"mode": Field(fields.one_of("standard")), "context": Field(fields.one_of("auto"))}
+    return fields.read(value, known, name)
 
 
 class Responses:
@@ -131,11 +129,7 @@ class Responses:
     def _response(self, answer: Answer, is_open: bool = False) -> dict:
         is_cut = answer.finish == "length"
         status = "in_progress" if is_open else "incomplete" if is_cut else "completed"
-        echoed = {
-            name: self._values[name]
-            for name in ("instructions", "max_output_tokens", "temperature", "top_p", "parallel_tool_calls", "metadata")
-        }
-        told = {name: self._values[name] for name in ("user", "prompt_cache_key", "safety_identifier")}
+        echoed = {name: self._values[name] for name in _ECHOED}
         return {
             "id": self._id,
             "object": "response",
@@ -151,7 +145,6 @@ class Responses:
             "text": {"format": {"type": "text"}} | self._format,
             "usage": None if is_open else self._usage(answer),
             **echoed,
-            **told,
             **_FIXED,
         }
 
@@ -167,11 +160,14 @@ class Responses:
         }
 
 
+_ECHOED = (
+    *("instructions", "max_output_tokens", "max_tool_calls", "temperature", "top_p", "parallel_tool_calls"),
+    *("metadata", "user", "prompt_cache_key", "safety_identifier"),
+)
 # What an answer says of fields that do nothing here.
 _FIXED = {
     "background": False,
     "frequency_penalty": 0.0,
-    "max_tool_calls": None,
     "presence_penalty": 0.0,
     "previous_response_id": None,
     "reasoning": {"effort": None, "summary": None},

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.tool_calls import Call
-from mm01_jax.files import parse_json
 from mm01_jax.inference.serve import fields, formats
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
@@ -109,7 +108,7 @@ def _called(name: str, value: Any) -> Call:
 def arguments(name: str, value: Any) -> str:
     """JSON of an object."""
     try:
-        found = parse_json(fields.text(name, value).encode())
+        found = fields.parsed(fields.text(name, value).encode(), name)
     except ValueError as error:
         raise Refused(f"{name}: {error}", name) from None
     if not isinstance(found, dict):

@@ -1,6 +1,7 @@
 """A page in headless Chromium, driven over a pair of pipes: no library, no port, no file left behind."""
 
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -49,8 +50,15 @@ class Page:
         return self
 
     def __exit__(self, *_) -> None:
-        self._process.kill()
-        self._process.wait()
+        """Asks it to end: killed, its other processes would still write where its files are deleted."""
+        self._session = None
+        with contextlib.suppress(BrokenPipeError):
+            self._send("Browser.close", {})
+        try:
+            self._process.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         os.close(self._in)
         os.close(self._out)
         self._profile.cleanup()
@@ -82,16 +90,21 @@ class Page:
         path.write_bytes(base64.b64decode(self._say("Page.captureScreenshot", format="png")["data"]))
 
     def _say(self, method: str, **parameters: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        message = {"id": number, "method": method, "params": parameters}
-        if self._session is not None:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
+        number = self._send(method, parameters)
         while (reply := self._heard()).get("id") != number:
             if reply.get("method") == "Network.requestWillBeSent":
                 self.asked.append(reply["params"]["request"]["url"])
         assert "error" not in reply, reply["error"]
         return reply["result"]
+
+    def _send(self, method: str, parameters: dict[str, Any]) -> int:
+        """The number that its answer will have."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        return number
 
     def _heard(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -144,10 +144,17 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(keys=(), **told: Any) -> Iterator[Running]:
+def loading(keys=()) -> Iterator[tuple[front.Front, int]]:
+    """A front whose engine is not ready, and its port."""
     listening = front.listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     with front.Front(listening, keys) as made:
+        yield made, port
+
+
+@contextlib.contextmanager
+def running(keys=(), **told: Any) -> Iterator[Running]:
+    with loading(keys) as (made, port):
         yield Running(made, port, told)
 
 

@@ -261,7 +261,8 @@ def test_what_is_not_http_is_closed_and_harms_nobody(running):
     ):
         with running.connect() as end:
             end.sendall(sent)
-            assert b"400" in end.recv(4096)
+            head, _, body = end.makefile("rb").read().partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["type"] == "invalid_request_error"
     assert running.is_well()
 
 

@@ -17,13 +17,17 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("llguidance")
 
-from tests.inference.serve import fronts  # noqa: E402
+from tests.inference.serve import (
+    fronts,  # noqa: E402
+    test_fields,  # noqa: E402
+)
 from tests.inference.serve import test_bad_requests as bad  # noqa: E402
 from tests.inference.serve.running import CHAT_TINY, Server  # noqa: E402
 from tests.slow import slow_but  # noqa: E402
 
 SLOTS = 4
 QUESTION = {"messages": [{"role": "user", "content": "What does math.sqrt do?"}], "temperature": 0}
+BAD = [*bad.CASES, *test_fields.CASES]
 PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 
 
@@ -48,9 +52,9 @@ def is_right(server: Server, right: str) -> bool:
     return status == 200 and said["choices"][0]["message"]["content"] == right
 
 
-@pytest.mark.parametrize("count", slow_but([3], [3, len(bad.CASES)]))
+@pytest.mark.parametrize("count", slow_but([3], [3, len(BAD)]))
 def test_bad_requests_are_refused_by_their_field_and_a_good_one_behind_each_is_answered_right(server, right, count):
-    cases = [case for case in bad.CASES if not is_of_the_front(case[1])]
+    cases = [case for case in BAD if not is_of_the_front(case[1])]
     for path, fields, named in random.Random(0).sample(cases, min(count, len(cases))):
         status, said = server.ask(path, bad.ALONE.get(path, {}) | fields)
         assert status == 400 and said["error"]["param"] == named, (path, fields, said)

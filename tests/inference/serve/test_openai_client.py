@@ -23,6 +23,17 @@ TOOLS = [{"type": "function", "function": {"name": name, "parameters": BOOLEAN}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": BOOLEAN, "strict": True}}
 
 
+# A question as `benchmarks/chat_tools.py` asks, a tool of that name, its parameter, what is said of it.
+QUESTIONS = (
+    ("Run isdir with purple.", "isdir", "s", "Test whether a path is a directory."),
+    ("Get the bits for Sand", "get_bits", "name", "Get bits for a name."),
+    ("What is the paper in Sand?", "get_paper", "place", "Get paper for a place."),
+    ("Tell me the value of counting.", "get_value", "x", "Get value for a x."),
+    ("sqrt 948, please.", "sqrt", "x", "Return the square root of x."),
+    ("What is choice of 12?", "choice", "seq", "Choose a random element from a non-empty sequence."),
+)
+
+
 @pytest.fixture(scope="module")
 def url():
     with Server(f"--checkpoint={CHAT_TINY}", "--template=minimax-01", "--context=896", "--slots=4") as server:
@@ -56,6 +67,7 @@ def test_forty_calls_of_the_client(client):
     chat = Chat(client)
     sample(chat)
     hold_to_forms(chat)
+    call_by_itself(chat)
     refuse(chat)
     assert chat.made + others(client) >= 40
 
@@ -95,6 +107,26 @@ def hold_to_forms(chat: Chat) -> None:
     parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "é"}]
     for role in ("system", "developer"):
         assert chat(messages=[{"role": role, "content": "Be kind."}, {"role": "user", "content": parts}]).choices
+
+
+def call_by_itself(chat: Chat) -> None:
+    """Nothing makes it call but what it learnt; what is strict holds the calls to names and parameters there are."""
+    for question, name, parameter, sentence in QUESTIONS:
+        parameters = {"type": "object", "properties": {parameter: {"type": "string"}}, "required": [parameter]}
+        function = {"name": name, "description": sentence, "strict": True}
+        function["parameters"] = parameters | {"additionalProperties": False}
+        asked = {"messages": [{"role": "user", "content": question}], "temperature": 0}
+        asked["tools"] = [{"type": "function", "function": function}]
+        whole = chat(**asked).choices[0]
+        (call,) = whole.message.tool_calls
+        assert whole.finish_reason == "tool_calls" and call.function.name == name and whole.message.content is None
+        assert [*json.loads(call.function.arguments)] == [parameter]
+        with chat(**asked, stream=True) as stream:
+            parts = [one for part in stream for one in part.choices[0].delta.tool_calls or ()]
+        assert "".join(one.function.arguments or "" for one in parts) == call.function.arguments
+        result = {"role": "tool", "tool_call_id": call.id, "content": "copper"}
+        turns = [*asked["messages"], whole.message.model_dump(exclude_none=True), result]
+        assert chat(**asked | {"messages": turns}).choices[0].finish_reason in ("stop", "tool_calls")
 
 
 def refuse(chat: Chat) -> None:

@@ -1,5 +1,6 @@
 """The page at `/`: what a browser may load for it, and a conversation in one."""
 
+import http.client
 import os
 import re
 import subprocess
@@ -43,6 +44,22 @@ def test_the_state_says_what_runs_and_waits_in_numbers_alone(running):
     assert said["answers"] == [{"prompt": 11, "cached": 0, "said": 0}] and said["engine"] == statistics
     assert (said["slots"], said["status"], said["model"]) == (fronts.SLOTS, "ok", "tiny")
     assert "secret" not in str(said)
+
+
+def test_while_the_model_is_loaded_the_page_is_there_and_all_else_says_so():
+    with fronts.loading() as (_, port):
+        for path, status, said in (
+            ("/", 200, b"<!doctype html>"),
+            ("/health", 503, b'"loading"'),
+            ("/state", 503, b'"loading"'),
+            ("/v1/models", 503, b'"loading"'),
+            ("/metrics", 503, b'"loading"'),
+        ):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            assert (reply.status, said in reply.read()) == (status, True), path
+            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +107,11 @@ def test_what_the_server_refuses_is_said_on_the_page(running, browser):
         page.press("Enter", 13, "\r")
         page.until("document.querySelector('.wrong')")
         assert "allowed: at most" in page.value("document.querySelector('.wrong').textContent")
+
+
+@pytest.mark.slow
+def test_the_page_says_that_the_model_is_being_loaded_and_then_that_it_is_there(browser):
+    with fronts.loading() as (made, port), chromium.Page(browser, f"http://127.0.0.1:{port}/") as page:
+        page.until("document.getElementById('status')?.textContent === 'the model is being loaded'")
+        fronts.Running(made, port, {})
+        page.until("document.getElementById('status').textContent === 'ok'")

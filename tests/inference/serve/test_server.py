@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("llguidance")
 
 from tests import small  # noqa: E402
-from tests.inference.serve.running import Server  # noqa: E402
+from tests.inference.serve.running import CHAT_TINY, Server  # noqa: E402
 from tests.train import cheap_run  # noqa: E402
 
 HELLO = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": "Hello é"}]}]
@@ -124,6 +125,17 @@ def test_a_prompt_comes_back_with_its_log_probabilities_which_are_those_of_an_an
     assert listed[0].logprobs.token_logprobs[5] == first.choices[0].logprobs.token_logprobs[0]
 
 
+def test_a_prompt_alone_has_the_numbers_that_it_has_before_an_answer(client):
+    asked = {"model": "tiny", "prompt": [[*b"def f"], [*b"x = 3"]], "echo": True, "logprobs": 2, "temperature": 0}
+    alone = client.completions.create(**asked, max_tokens=0)
+    before = client.completions.create(**asked, max_tokens=1)
+    assert [choice.text for choice in alone.choices] == ["def f", "x = 3"] and alone.usage.completion_tokens == 0
+    for one, other in zip(alone.choices, before.choices, strict=True):
+        assert one.finish_reason == "length" and len(one.logprobs.tokens) == 5
+        assert one.logprobs.token_logprobs == other.logprobs.token_logprobs[:5]
+        assert one.logprobs.top_logprobs == other.logprobs.top_logprobs[:5]
+
+
 def test_completions_of_several_prompts_are_streamed_by_their_places(client):
     asked = TEXT | {"prompt": ["a", "b"], "n": 2}
     whole = [choice.text for choice in client.completions.create(**asked).choices]
@@ -209,3 +221,12 @@ def test_a_signal_ends_the_server_when_open_answers_are_given(client, server):
     assert rest[-1].choices[0].finish_reason in ("stop", "length")
     assert server.process.wait(30) == 0
     assert server.until("all answers are given")
+
+
+def test_a_checkpoint_whose_template_is_no_text_is_refused_at_the_start(tmp_path):
+    shutil.copytree(CHAT_TINY, tmp_path / "chat")
+    (tmp_path / "chat" / "tokenizer_config.json").write_text('{"chat_template": 5}')
+    with Server(f"--checkpoint={tmp_path / 'chat'}") as server:
+        assert server.process.wait(120) == 3
+    (line,) = [line for line in server.said if line]
+    assert "tokenizer_config.json: chat_template: got 5; allowed: a text" in line
