@@ -295,6 +295,6 @@ def remove(path, root) -> None:
 
 
 def remove_unfinished(folder) -> None:
-    """Deletes what `written`, when it was killed, left in a folder that no other process writes in: a thousand files."""
+    """Deletes what a killed `written` left in a folder that no other process writes in, a thousand at most."""
     for _, path in zip(range(1000), pathlib.Path(folder).glob(f"*.{'[0-9a-f]' * 32}.tmp"), strict=False):
         remove(path, path.parent)
