@@ -119,9 +119,8 @@ def _below(folder: str) -> Iterator[str]:
         yield from (os.path.join(place, name) for name in names if name[0] != "." and _is_data(name))
         for name in folders:
             if os.path.islink(link := os.path.join(place, name)):
-                raise ValueError(
-                    f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
-                )
+                what = f"{shown(link)}: a link to a folder, which would be left out; name its files by a glob"
+                raise ValueError(f"data.source={quoted(folder)}: {what}")
 
 
 def _is_data(name: str) -> bool:

@@ -23,6 +23,8 @@ DAMAGED = [
     b"[" * 9999,
 ]
 
+LISTS = b'{"step": 1, "x": [' + b"[]," * 10**6 + b"0]}\n"
+
 
 def write(workdir, *steps: int) -> None:
     (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps))
