@@ -38,7 +38,7 @@ def get_config() -> Config:
             experts_alpha=deepnorm_alpha,
         ),
         mesh=MeshConfig(rules=Rules(kv_heads=())),  # one key head: every tensor shard holds it
-        data=DataConfig(source="recall:1k", held_out=0.01),
+        data=DataConfig(source="recall:1k:codes", held_out=0.01),
         optimizer=OptimizerConfig(
             schedule=ScheduleConfig(peak=7e-4, warmup_steps=100),
         ),

@@ -11,7 +11,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         recall_small.get_config(),
         name="recall_small_long",
-        data=DataConfig(source="recall:16k", held_out=0.01),
+        data=DataConfig(source="recall:16k:codes", held_out=0.01),
         optimizer=OptimizerConfig(
             schedule=ScheduleConfig(peak=4e-4, warmup_steps=10, decay_start=160, final=2e-5),
         ),

@@ -11,7 +11,7 @@ def get_config() -> Config:
     return dataclasses.replace(
         recall_small.get_config(),
         name="recall_small_longest",
-        data=DataConfig(source="recall:128k", held_out=0.01),
+        data=DataConfig(source="recall:128k:codes", held_out=0.01),
         optimizer=OptimizerConfig(
             schedule=ScheduleConfig(peak=1e-4, warmup_steps=5, decay_start=20, final=1e-5),
         ),

@@ -6,6 +6,7 @@
 
 `recall:SIZE:twice` is of the last kind alone. A model begins with it: all of its second stretch is learnt by looking
 back, and a small one that does so learns facts in half the steps that the mixture takes it alone (docs/evaluation.md).
+`recall:SIZE:codes` has UUIDs among the values more often.
 
 Answers alone are learnt: the values that are asked for, and the second stretch. Filler is most of a document and says
 nothing of finding; with a loss on all of it a small model learnt no fact in 800 steps (docs/evaluation.md).
@@ -41,7 +42,7 @@ COUNT = 2**15  # of documents, at most
 SIZES = (256, 2**24)  # of a document and its end, at least and at most
 _UNITS = {"": 1, "k": 2**10, "m": 2**20}
 _TWICE = 0.1  # of documents
-_CODES = 0.4  # of those with facts: their values are UUIDs
+_CODES = {"": 0.25, "codes": 0.4}  # of those with facts: their values are UUIDs
 _IN_A_ROW = 0.3  # of those with facts: no sentence is among them
 _SAME_WORDS = 0.7  # ask as they told
 _MOST_FACTS = 512
@@ -77,14 +78,14 @@ class RecallShard:
     reads_ranges = False
 
     def __init__(self, source: str):
-        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)(:twice)?", source)
+        match = re.fullmatch(rf"{PREFIX}(\d{{1,8}})([km]?)(?::(twice|codes))?", source)
         self.document_size = int(match[1]) * _UNITS[match[2]] if match else 0
         if not SIZES[0] <= self.document_size <= SIZES[1]:
             raise ValueError(
                 f"data.source={shown(source)!r}: allowed: {PREFIX}SIZE, bytes of a document from {SIZES[0]} to "
-                f"{SIZES[1]:,}, 1k = 1,024, or {PREFIX}SIZE:twice; nearest: {PREFIX}4k"
+                f"{SIZES[1]:,}, 1k = 1,024, or {PREFIX}SIZE:twice, {PREFIX}SIZE:codes; nearest: {PREFIX}4k"
             )
-        self._twice = bool(match[3])
+        self._kind = match[3] or ""
         self.name, self.count = source, min(BYTES // self.document_size, COUNT)
         self.size = self.count * self.document_size
 
@@ -105,7 +106,7 @@ class RecallShard:
 
     def pieces(self, key: int) -> list[Piece]:
         """A document in its pieces."""
-        return pieces_of(key, self.document_size, twice=self._twice)
+        return pieces_of(key, self.document_size, self._kind)
 
     def _text(self, key: int) -> bytes:
         return "".join(text for text, _ in self.pieces(key)).encode()
@@ -143,13 +144,16 @@ class RecallDocuments(TokenizedDocuments):
         return self._checked(document, np.concatenate(ids)), np.append(np.concatenate(learnt), pieces[-1].learnt)
 
 
-def pieces_of(number: int, size: int, *, twice: bool = False) -> list[Piece]:
+def pieces_of(number: int, size: int, kind: str = "") -> list[Piece]:
     """A document of `size` - 1 bytes: with its end a row holds a whole number of them, and none is cut.
 
-    twice: it says a stretch twice, whatever its number.
+    kind: "twice": it says a stretch twice, whatever its number; "codes": its facts' values are UUIDs more often.
     """
     draws = random.Random(number)
-    pieces = (_twice if twice or draws.random() < _TWICE else _facts)(draws, size - 1)
+    if kind == "twice" or draws.random() < _TWICE:
+        pieces = _twice(draws, size - 1)
+    else:
+        pieces = _facts(draws, size - 1, _CODES[kind])
     left = size - 1 - sum(len(text.encode()) for text, _ in pieces)
     return [Piece(_filler(draws, left), False), *pieces] if left else pieces
 
@@ -170,8 +174,8 @@ def _twice(draws: random.Random, size: int) -> list[Piece]:
     return [Piece(f"{text}\n", False), Piece(text, True)]
 
 
-def _facts(draws: random.Random, size: int) -> list[Piece]:
-    while not (facts := _fitting(draws, size)):  # long words
+def _facts(draws: random.Random, size: int, codes: float) -> list[Piece]:
+    while not (facts := _fitting(draws, size, codes)):  # long words
         pass
     facts = facts[: round(len(facts) ** draws.random())]  # as often a few as most of those that fit
     said = [text for text, _ in facts]
@@ -184,9 +188,9 @@ def _facts(draws: random.Random, size: int) -> list[Piece]:
     return [Piece("".join(said), False), *asked]
 
 
-def _fitting(draws: random.Random, size: int) -> list[tuple[str, tuple[Piece, Piece]]]:
+def _fitting(draws: random.Random, size: int, codes: float) -> list[tuple[str, tuple[Piece, Piece]]]:
     """(how it is said, how it is asked for and answered) of facts in one wording, as many as fit."""
-    wording, make, names, found = _wording(draws), _uuid if draws.random() < _CODES else _short, set(), []
+    wording, make, names, found = _wording(draws), _uuid if draws.random() < codes else _short, set(), []
     while len(found) < _MOST_FACTS:
         key, value = _name(draws), make(draws)
         said, asked = wording.said.format(key=key, value=value), _asked(wording, key, value)

@@ -1,6 +1,7 @@
 """Documents that teach to find: what they ask for they have said, and answers alone are learnt."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_what_is_learnt_was_said_before_and_a_document_fits_its_size(size):
 
 def test_of_the_kind_that_says_a_stretch_twice_half_is_learnt():
     for number in range(NUMBER):
-        pieces = recall.pieces_of(number, 512, twice=True)
+        pieces = recall.pieces_of(number, 512, "twice")
         first, second = text_of(pieces).split("\n")[-2:]
         assert first == second == pieces[-1].text and pieces[-1].learnt and len(second) > 200
 
@@ -69,7 +70,16 @@ def test_wordings_are_the_documents_own_and_none_is_one_of_the_evaluations():
         assert not [words for words in held_out if words in text and len(words.split()) > 2]
 
 
-@pytest.mark.parametrize(("tokenizer", "kind"), [("bytes", ""), ("file", ""), ("bytes", ":twice")])
+def test_codes_are_uuids_in_more_of_the_documents():
+    found = {}
+    for kind in ("", "codes"):
+        texts = [text_of(recall.pieces_of(number, 1024, kind)) for number in range(NUMBER)]
+        codes = [re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) for text in texts]
+        found[kind] = sum(map(bool, codes)) / NUMBER
+    assert abs(found[""] - 0.9 * 0.25) < 0.08 and abs(found["codes"] - 0.9 * 0.4) < 0.08
+
+
+@pytest.mark.parametrize(("tokenizer", "kind"), [("bytes", ""), ("file", ""), ("bytes", ":twice"), ("bytes", ":codes")])
 def test_rows_weigh_the_answers_alone_and_cut_no_document(monkeypatch, tmp_path, tokenizer, kind):
     monkeypatch.setattr(recall, "BYTES", 2**16)
     name = tokenizer
@@ -81,7 +91,7 @@ def test_rows_weigh_the_answers_alone_and_cut_no_document(monkeypatch, tmp_path,
     assert len(dataset.corpus) == 128 and dataset.manifest["python"]
     answers = {}
     for number in range(128):
-        pieces = recall.pieces_of(number, 512, twice=kind == ":twice")
+        pieces = recall.pieces_of(number, 512, kind[1:])
         answers[text_of(pieces)] = "".join(text for text, learnt in pieces if learnt)
     for number in range(60):  # more than an epoch
         row = dataset.train.row(number)
