@@ -76,8 +76,9 @@ class ComputeConfig:
     # Groups that a device's tokens are cut into, so that one group's exchange overlaps another's compute (paper 4.1).
     exchange_groups: int = 1
     # How rows travel between expert shards: buffers whole, or only the rows in them where a start-up check of the mesh
-    # finds that right and faster (auto; without the check it is padded).
-    exchange: Literal["auto", "padded", "ragged"] = "auto"
+    # finds that right and faster (auto; without the check it is padded); or all tokens to every shard (gathered), which
+    # sends no more where shards are as few as a token's choices.
+    exchange: Literal["auto", "padded", "ragged", "gathered"] = "auto"
     # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring; auto counts bytes.
     sequence_attention: Literal["auto", "gather", "ring"] = "auto"
     # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.

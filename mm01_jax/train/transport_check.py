@@ -25,13 +25,15 @@ TINY = (8, 128, 1.0, jnp.float32)  # rows of a buffer, width, share in use, dtyp
 MOST_BYTES = 2**28  # of the timed buffers on one device
 
 
-def settle(config: Config, log: Callable[[str], None]) -> Literal["padded", "ragged"]:
+def settle(config: Config, log: Callable[[str], None]) -> Literal["padded", "ragged", "gathered"]:
     """The transport for `config` on the current mesh, saying what was found. Every process calls it.
 
     Raises:
       ConfigError: "ragged" was asked for by name and is not right here.
     """
     axes, asked = config.mesh.rules.expert, config.compute.exchange
+    if asked == "gathered":
+        return asked
     if asked == "padded" or config.mesh.shards("expert") == 1:
         return "padded"
     log("trying the ragged exchange; if nothing follows it hangs: start again with --config.compute.exchange=padded")

@@ -42,7 +42,7 @@ ODD = {
     "compute.dropless_bound": (1.0, 1e6),
     "compute.dropless_shard_bound": (1.0, 1e6),
     "compute.exchange_groups": (2, 3, _MOST),
-    "compute.exchange": ("padded", "ragged"),
+    "compute.exchange": ("padded", "ragged", "gathered"),
     "compute.sequence_attention": ("gather", "ring"),
     "compute.sequence_layout": ("zigzag",),
     "data.held_out": (0.0, 0.5, 0.999),

@@ -24,6 +24,7 @@ from tests.small import Variant
 EPS = float(np.finfo(np.float32).eps)
 CAPACITY = VARIANT.replace(routing="capacity", capacity_factor=0.75)
 GROUPS = VARIANT.replace(exchange_groups=2, dropless_bound=3.0)
+GATHERED = VARIANT.replace(exchange="gathered", dropless_bound=4.0, dropless_shard_bound=2.5)
 SHARES = VARIANT.replace(exchange_groups=2, dropless_bound=4.0, dropless_shard_bound=2.5)
 RING = VARIANT.replace(sequence_attention="ring")
 ZIGZAG = VARIANT.replace(sequence_layout="zigzag")
@@ -74,6 +75,7 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
     "data 2, sequence 2": (MeshConfig(data=2, sequence=2), VARIANT),
     "expert 2, sequence 4": (MeshConfig(expert=2, sequence=4), VARIANT),
     "tensor 2, sequence 4, ring": (MeshConfig(tensor=2, sequence=4), RING),
+    "expert 2, tensor 2, tokens gathered": (MeshConfig(expert=2, tensor=2), GATHERED),
     "expert 4, tensor 2": (MeshConfig(expert=4, tensor=2), VARIANT),
     "expert 4, tensor 2, capacity": (MeshConfig(expert=4, tensor=2), CAPACITY),
     "data 4, sequence 2, capacity": (MeshConfig(data=4, sequence=2), CAPACITY),
@@ -108,6 +110,7 @@ BY_DEFAULT = list(CASES)[:5]
 def plain(variant: Variant) -> Variant:
     """The model without what only a mesh makes use of."""
     return variant.replace(
+        exchange="auto",
         exchange_groups=1,
         dropless_bound=None,
         dropless_shard_bound=None,

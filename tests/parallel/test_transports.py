@@ -79,6 +79,29 @@ def test_ragged_exchange_gives_the_values_and_gradients_of_padded_to_the_bit(wit
     jax.tree.map(np.testing.assert_array_equal, layer("ragged", mesh, **model), layer("padded", mesh, **model))
 
 
+@pytest.mark.parametrize(
+    "mesh, model",
+    [
+        (MeshConfig(data=2, expert=2, tensor=2), {"exchange_groups": 2}),
+        (MeshConfig(expert=2, sequence=2), {"routing": "capacity", "capacity_factor": 0.8}),
+    ],
+    ids=["all with groups", "capacity"],
+)
+def test_tokens_gathered_by_all_shards_give_what_an_exchange_gives(mesh, model):
+    def near(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=3e-4 * np.abs(wanted).max())  # y is large, and in a cosine
+
+    jax.tree.map(near, layer("gathered", mesh, **model), layer("padded", mesh, **model))
+
+
+def test_gathered_rows_beyond_a_shards_bound_are_counted():
+    told = {"dropless_bound": 8.0, "dropless_shard_bound": 0.75}
+    (_, (_, stats)), _ = layer("gathered", MeshConfig(expert=2), **told)
+    of_shards = stats.assigned.reshape(2, -1).sum(axis=1)
+    rows = 0.75 * 8 * 16 * MODEL.num_experts_per_token / 2  # of both shards together
+    assert stats.overflow == np.maximum(of_shards - rows, 0).sum() > 0
+
+
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_ragged_exchange_and_its_gradient_lower_for(platform):
     with on(expert=4):
@@ -118,6 +141,7 @@ def test_nothing_is_tried_where_experts_are_not_cut_or_padded_is_named():
     assert settled("auto", data=2) == ("padded", [])
     assert settled("ragged", data=2) == ("padded", [])
     assert settled("padded", expert=2) == ("padded", [])
+    assert settled("gathered", expert=2) == ("gathered", [])
 
 
 def test_auto_takes_the_faster_of_two_that_are_right(with_ragged):

@@ -91,15 +91,21 @@ class Buffers:
 
 @jax.named_scope("exchange")
 def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
-    """All experts being on this device: (y (T, D / shards of ffn), overflow int32)."""
-    T, A = choice_TA.shape
+    """The experts of this device on tokens that are all here, `experts_per_shard` for a choice that is another's:
+    (y (T, D / shards of ffn), overflow int32).
+    """
+    (T, A), none = choice_TA.shape, choice_TA.size
     assignment_of_row, row_of_assignment = permutation_by(choice_TA.reshape(-1), buffers.experts_per_shard + 1)
     sizes = count(choice_TA.reshape(-1), buffers.experts_per_shard)
     filled_sizes, shift = _filled_sizes(sizes, buffers)
+    rows = buffers.filled_up(min(none, buffers.shards * buffers.send))
     if buffers.multiple > 1:
         assignment_of_row, row_of_assignment = _spread(
-            assignment_of_row, row_of_assignment, choice_TA.reshape(-1), sizes, shift, buffers
+            assignment_of_row, row_of_assignment, choice_TA.reshape(-1), sizes, shift, rows
         )
+    else:
+        assignment_of_row = assignment_of_row[:rows]
+    unheld = jnp.sum((choice_TA.reshape(-1) < buffers.experts_per_shard) & (row_of_assignment >= rows))
     assignment_of_row, row_of_assignment = keep(assignment_of_row, ROUTED), keep(row_of_assignment, ROUTED)
     weight_R = None
     if buffers.multiple > 1:
@@ -114,7 +120,7 @@ def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers:
         y_TD = sum_rows(out, row_TA, token_of_row)
     if rules.ffn:
         y_TD = lax.psum_scatter(y_TD, rules.ffn, scatter_dimension=1, tiled=True)
-    return y_TD, jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
+    return y_TD, unheld + jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
 
 
 def _filled_sizes(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
@@ -123,13 +129,28 @@ def _filled_sizes(sizes: jax.Array, buffers: Buffers) -> tuple[jax.Array, jax.Ar
     return filled, jnp.cumsum(filled - sizes) - (filled - sizes)
 
 
-def _spread(order, place, choice, sizes, shift, buffers: Buffers) -> tuple[jax.Array, jax.Array]:
+def _spread(order, place, choice, sizes, shift, rows: int) -> tuple[jax.Array, jax.Array]:
     """`permutation_by(choice)` with each expert's rows shifted: (assignment of each row, row of each assignment)."""
-    R, none = buffers.filled_up(order.size), order.size
-    row, starts = jnp.arange(R, dtype=jnp.int32), jnp.cumsum(sizes) - sizes
+    row, starts, none = jnp.arange(rows, dtype=jnp.int32), jnp.cumsum(sizes) - sizes, order.size
     place_of_row = row + in_block(row, starts + shift, starts + shift + sizes, -shift, none)
-    row_of_assignment = jnp.where(choice < buffers.experts_per_shard, place + shift.at[choice].get(mode="clip"), R)
+    row_of_assignment = jnp.where(choice < sizes.size, place + shift.at[choice].get(mode="clip"), rows)
     return order.at[place_of_row].get(mode="fill", fill_value=none), row_of_assignment
+
+
+@jax.named_scope("exchange")
+def gather_and_compute(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffers, rules: Rules):
+    """What `exchange_and_compute` gives, without buffers on the way: every shard takes all tokens in, and what its
+    experts add to them is summed out. With as many choices a token as shards an exchange sends as much, and moves every
+    row twice more.
+    """
+    x_TD = _slice(x_TD, rules.ffn)
+    x_TD, choice_TA, weight_TA = (lax.all_gather(x, rules.expert, tiled=True) for x in (x_TD, choice_TA, weight_TA))
+    if rules.ffn:
+        x_TD = lax.all_gather(x_TD, rules.ffn, axis=1, tiled=True)
+    own_TA = choice_TA - lax.axis_index(rules.expert) * buffers.experts_per_shard
+    own_TA = jnp.where((own_TA >= 0) & (own_TA < buffers.experts_per_shard), own_TA, buffers.experts_per_shard)
+    y_TD, overflow = compute_without_exchange(x_TD, own_TA, weight_TA, apply_experts, buffers, rules)
+    return lax.psum_scatter(y_TD, rules.expert, scatter_dimension=0, tiled=True), overflow
 
 
 @jax.named_scope("exchange")

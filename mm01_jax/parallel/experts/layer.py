@@ -20,7 +20,12 @@ from jax import lax
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, SequenceLayout
 from mm01_jax.parallel.experts import router
-from mm01_jax.parallel.experts.exchange import Buffers, compute_without_exchange, exchange_and_compute
+from mm01_jax.parallel.experts.exchange import (
+    Buffers,
+    compute_without_exchange,
+    exchange_and_compute,
+    gather_and_compute,
+)
 from mm01_jax.parallel.experts.transports import TRANSPORTS
 from pallas_kernels.expert_ffn import expert_ffn
 from pallas_kernels.grouped_matmul import row_multiple
@@ -138,8 +143,12 @@ def _in_groups(tokens, weights, config: ModelConfig, compute: ComputeConfig, rul
     multiple = row_multiple(buffers.tokens * choice_TA.shape[1], x_TD.dtype, shape_of(ffn_weights[0])[-3:])
     buffers = dataclasses.replace(buffers, multiple=multiple)
     apply_experts = functools.partial(_expert_ffn, (tuple(ffn_weights), layer))
-    exchange = functools.partial(exchange_and_compute, transport=TRANSPORTS[compute.exchange])
-    run = exchange if buffers.shards > 1 else compute_without_exchange
+    if buffers.shards == 1:
+        run = compute_without_exchange
+    elif compute.exchange == "gathered":
+        run = gather_and_compute
+    else:
+        run = functools.partial(exchange_and_compute, transport=TRANSPORTS[compute.exchange])
     parts = [
         run(x, choice, weight, apply_experts, buffers, rules)
         for x, choice, weight in zip(*(jnp.split(array, buffers.groups) for array in tokens), strict=True)
