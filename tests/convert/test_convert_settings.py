@@ -102,3 +102,59 @@ def test_norm_eps_that_no_dialect_can_say_is_refused_on_export():
     model = dataclasses.replace(CONFIG.model, lightning_norm_eps=1e-5)
     with pytest.raises(ValueError, match="lightning_norm_eps=1e-05"):
         released.config_json(dataclasses.replace(CONFIG, model=model), DIALECTS["original"], "bfloat16", {})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        (YARN, "rope_parameters.rope_type='yarn'"),
+        ({"type": "yarn", "factor": 4.0}, "rope_parameters.type='yarn'"),
+        ({"rope_type": ["yarn"]}, r"rope_parameters.rope_type=\['yarn'\]"),
+        ({"rope_type": "default", "factor": 4.0}, "rope_parameters.factor=4.0; allowed: rope_type, type, rope_theta"),
+        ({"full_attention": YARN}, "rope_parameters.full_attention="),
+        ([YARN], "rope_parameters=.* is not an object"),
+        ("yarn", "rope_parameters='yarn' is not an object"),
+    ],
+)
+@pytest.mark.parametrize("dialect", samples.DIALECTS)
+def test_rope_parameters_that_scale_in_any_spelling_are_refused(dialect, rope, said):
+    plain = samples.settings(dialect)
+    (plain["text_config"] if dialect == "vl-01" else plain)["rope_parameters"] = rope
+    with pytest.raises(CheckpointError, match=said):
+        read(plain, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("use_qk_norm", True), ("norm_topk_prob", False), ("final_logit_softcapping", 20.0), ("mlp_bias", True)]
+    + [("quantization", {"bits": 4}), ("rope_type", "yarn"), ("attn_window_size", 0), ("pruned_heads", {"0": [1]})],
+)
+@pytest.mark.parametrize("section", [None, "text_config", "vision_config", "top"])
+def test_a_field_that_is_not_known_to_change_no_number_is_refused_by_name(section, name, value):
+    plain = samples.settings("vl-01" if section else "original")
+    if section in (None, "top"):
+        plain[name] = value
+    else:
+        plain[section] = plain[section] | {name: value}
+    inner = "" if section in (None, "top") or name == "mlp_bias" else f"{section}."
+    with pytest.raises(CheckpointError, match=f"{inner}{name}"):
+        read(plain, "config.json")
+
+
+def test_fields_that_change_no_number_are_taken_and_so_are_unknown_ones_that_are_null():
+    plain = samples.settings("original")
+    plain |= {"transformers_version": "4.45.2", "_name_or_path": "x", "pad_token_id": 0, "temperature": 1.0}
+    read(plain | {"rope_scaling": None, "pruned_heads": {}, "is_decoder": False, "use_qk_norm": None}, "config.json")
+    vision = samples.settings("vl-01")
+    vision["vision_config"] = vision["vision_config"] | {"projection_dim": 16, "vocab_size": 32000, "pruned_heads": {}}
+    read(vision | {"image_seq_length": 4, "ignore_index": -100}, "config.json")
+
+
+def test_very_many_unknown_fields_are_one_problem():
+    plain = samples.settings("original") | {f"unknown_{i}": i for i in range(100_000)}
+    with pytest.raises(CheckpointError, match="unknown_0=0, .* and 99,988 more: not known") as error:
+        read(plain, "config.json")
+    assert len(str(error.value)) < 1000

@@ -11,6 +11,7 @@ from typing import Any
 from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, VisionConfig, rules
 from mm01_jax.convert import table
+from mm01_jax.convert.torch import unread
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 from mm01_jax.files import quoted, shown
 
@@ -55,7 +56,11 @@ _FIXED = {
     "rope_scaling": (None,),
     "quantization_config": (None,),
     "attention_bias": (None, False),
+    "mlp_bias": (None, False),
 }
+_LAYERS = {"attn_type_list", "layer_types", "num_hidden_layers", "partial_rotary_factor", "rope_parameters"}
+_NOT_NATIVE = {"postnorm", "shared_intermediate_size"}  # its class always is a post-norm without a shared expert
+_TEXT = {name for _, *names in FIELDS.values() for name in names} | _FIXED.keys() | _LAYERS | _NOT_NATIVE
 _VL_FIXED = {
     "projector_hidden_act": ("gelu",),
     "vision_feature_layer": (-1,),
@@ -63,7 +68,10 @@ _VL_FIXED = {
     "process_image_mode": (None, "anyres"),
     "vision_config.hidden_act": ("gelu",),
     "vision_config.num_channels": (3,),
+    "vision_config.position_embedding_type": (None, "learned_absolute"),
 }
+_VISION = {name for _, name in VISION_FIELDS.values()} | {name.removeprefix("vision_config.") for name in _VL_FIXED}
+_VL_TOP = {"text_config", "vision_config", "image_token_index", "image_grid_pinpoints", "tie_word_embeddings"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +98,7 @@ def read(plain: dict[str, Any], where: str) -> Settings:
         values = {ours: _number(FIELDS[ours], values[ours], problems) for ours in FIELDS}
         values["period"], values["num_periods"] = _period(text, problems)
         _check_fixed(plain, text, dialect, problems)
+        problems += _unknown(plain, text, dialect)
         if dialect.native and values["num_heads"]:
             problems += native_problems(values["num_heads"])
         block = text.get("block_size")
@@ -199,7 +208,6 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
         fixed |= {name: (_lookup(plain, name), allowed) for name, allowed in _VL_FIXED.items()}
         if plain.get("tie_word_embeddings") is not None:
             fixed["tie_word_embeddings"] = (plain["tie_word_embeddings"], (False,))
-    # The native class has neither knob: it is always a post-norm without a shared expert.
     absent = (None,) if dialect.native else ()
     fixed["postnorm"] = (text.get("postnorm"), (*absent, True))
     fixed["shared_intermediate_size"] = (text.get("shared_intermediate_size"), (*absent, 0, [0]))
@@ -208,16 +216,22 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
             got = "is missing" if value is None else f"= {shown(value)}"
             words = " or ".join("none" if choice is None else repr(choice) for choice in allowed)
             problems.append(f"{name} {got}; this model has {words}")
-    rope = text.get("rope_parameters")
-    if isinstance(rope, dict):
-        if rope.get("rope_type", "default") != "default":
-            problems.append(f"rope_parameters.rope_type={quoted(rope['rope_type'])}; this model has 'default'")
-        text = rope | text
+    problems += unread.rope_problems(text)
+    if isinstance(text.get("rope_parameters"), dict):
+        text = text["rope_parameters"] | text
     share, rotary, head = (text.get(name) for name in ("partial_rotary_factor", "rotary_dim", "head_dim"))
     if share is not None and (type(share) not in (int, float) or share * _whole(head) != _whole(rotary)):
         problems.append(
             f"partial_rotary_factor={shown(share)} contradicts rotary_dim={shown(rotary)} of head_dim={shown(head)}"
         )
+
+
+def _unknown(plain: dict, text: dict, dialect: Dialect) -> list[str]:
+    if not dialect.vision:
+        return unread.problems("", text, _TEXT)
+    vision = plain["vision_config"] if isinstance(plain.get("vision_config"), dict) else {}
+    sections = (("", plain, _VL_TOP | _VL_FIXED.keys()), ("text_config.", text, _TEXT))
+    return [said for section in (*sections, ("vision_config.", vision, _VISION)) for said in unread.problems(*section)]
 
 
 def _whole(value: Any) -> int:
