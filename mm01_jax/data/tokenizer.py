@@ -97,7 +97,8 @@ class FileTokenizer:
 
     def _open(self, content: bytes, harmless: str | None) -> None:
         # Looking takes as long as loading: of several processes one does.
-        self.is_harmless = self.fingerprint == harmless or not tokenizer_guard.is_needed(content)
+        added = [] if self.fingerprint == harmless else tokenizer_guard.harmless(content)
+        self.is_harmless = added is not None
         if not self.is_harmless:
             self._guarded = tokenizer_guard.Guarded(self.name, content, END_NAMES)
             facts = self._guarded.facts
@@ -105,12 +106,14 @@ class FileTokenizer:
             self._guarded = None
             with self._errors("is not a tokenizer.json"):
                 self._tokenizer = _library(self.name).Tokenizer.from_str(utf8(content))
-                facts = tokenizer_process.facts(self._tokenizer, END_NAMES)
+                facts = tokenizer_process.facts(self._tokenizer, END_NAMES, added)
                 if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram of today's versions
                     self._tokenizer.model._resize_cache(_WORDS_KEPT)
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
         self.end_of_document = self._find_end(facts["ends"])
-        self.can_drop = not (facts["falls_back"] and self._keeps(_ASCII)) and not self._keeps(_ASCII + _every_byte())
+        removes = not tokenizer_guard.KNOWN.issuperset(facts["removes"])  # they keep all: they match every character
+        has_all = (facts["falls_back"] and self._keeps(_ASCII)) or self._keeps(_ASCII + _every_byte())
+        self.can_drop = removes or not has_all
 
     def _find_end(self, ids: Mapping[str, int]) -> int:
         for name in END_NAMES:

@@ -72,16 +72,20 @@ _GROWING = {"ByteLevel", "Metaspace"}  # by two or three times, so one of them
 _SEQUENCES = {"normalizers", "pretokenizers", "processors", "decoders"}  # where a Sequence has its parts
 
 
-def is_needed(content: bytes) -> bool:
-    """Whether something in a tokenizer.json may take more than its text's own time and memory."""
+def harmless(content: bytes) -> list[dict[str, Any]] | None:
+    """The added tokens of a tokenizer.json in which nothing may take more than its text's own time and memory.
+
+    None of any other, which is for `Guarded`.
+    """
     if content.count(b",") + content.count(b"[") > _MOST_VALUES or _names(content) > _MOST_NAMES:
-        return True
+        return None
     try:
         plain = parse_json(content, most=_PARSED)
+        added = plain.get("added_tokens", [])
         plain_parts = all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
-        return not (plain_parts and _is_sound(plain["model"]) and _are_few(plain.get("added_tokens", [])))
+        return added if plain_parts and _is_sound(plain["model"]) and _are_few(added) else None
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
-        return True
+        return None
 
 
 def _names(content: bytes) -> int:

@@ -18,21 +18,61 @@ from collections.abc import Iterable
 _RARE = "\U0010fffd"  # which Unicode leaves to programs, and no vocabulary has
 
 
-def facts(tokenizer, ends: Iterable[str]) -> dict:
-    """What is asked of a tokenizer before any text: ids and names; of `ends` those that are there."""
+# Normalizers and pre-tokenizers that lose no character but blanks.
+_KEEPING = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "ByteLevel", "Metaspace"}
+_KEEPING |= {"Whitespace", "WhitespaceSplit", "Digits", "UnicodeScripts", "BertPreTokenizer", "FixedLength"}
+
+
+def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
+    """What is asked of a tokenizer before any text: ids and names; of `ends` those that are there.
+
+    added: `added_tokens` of its file; ValueError where the library has given one another id, or two one.
+    """
     tokenizer.no_truncation()  # a file may ask for truncation: documents would silently become shorter
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, never the end of that document
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None  # a text has one encoding here
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    added = tokenizer.get_added_tokens_decoder()
+    _check_ids(vocabulary, added)
+    parts = [part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,
         "ends": {name: vocabulary[name] for name in ends if name in vocabulary},
         "falls_back": _falls_back(tokenizer, vocabulary),
-        "specials": {token.content: number for number, token in added.items() if token.special},
+        "specials": {t.content: number for number, t in tokenizer.get_added_tokens_decoder().items() if t.special},
+        "removes": [said for part in parts for said in _removes(json.loads(part))],
     }
+
+
+def _check_ids(vocabulary: dict[str, int], added: Iterable[dict]) -> None:
+    """The library numbers added tokens by itself, after the vocabulary, and only logs that the file says otherwise."""
+    seen: set[str] = set()
+    for token in added:
+        name, number = token["content"], token["id"]
+        if name in seen:
+            raise ValueError(f"the added token {name!r} occurs twice")
+        if vocabulary.get(name) != number:
+            used = f"uses {vocabulary.get(name)}" if name in vocabulary else "leaves it out"
+            raise ValueError(f"the added token {name!r} has the id {number}; the tokenizers library {used}")
+        seen.add(name)
+    if len(set(vocabulary.values())) < len(vocabulary):
+        names: dict[int, str] = {}
+        for name, number in sorted(vocabulary.items()):
+            if names.setdefault(number, name) != name:
+                raise ValueError(f"the tokens {names[number]!r} and {name!r} have one id, {number}")
+
+
+def _removes(part: dict) -> list[str]:
+    """Of each part within that may lose characters a word: the pattern of what it keeps, else nothing."""
+    kind, inner = part.get("type"), part.get("normalizers") or part.get("pretokenizers") or []
+    if kind in ("Split", "Punctuation"):
+        if part.get("behavior") != "Removed":
+            return []
+        return [part["pattern"].get("Regex", "") if kind == "Split" and part.get("invert") else ""]
+    if kind == "Replace" and part.get("content", "").strip():
+        return []
+    return [said for one in inner for said in _removes(one)] if kind in _KEEPING else [""]
 
 
 def _falls_back(tokenizer, vocabulary: dict[str, int]) -> bool:
@@ -92,11 +132,11 @@ def serve(requests, answers) -> None:
 
     def load() -> bytes:
         nonlocal tokenizer
-        json.loads(content, object_pairs_hook=once)  # of a name that occurs twice the library takes the last
+        plain = json.loads(content, object_pairs_hook=once)  # of a name that occurs twice the library takes the last
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(content)
-        return json.dumps(facts(tokenizer, first["ends"])).encode()
+        return json.dumps(facts(tokenizer, first["ends"], plain.get("added_tokens") or [])).encode()
 
     good = _say(answers, load)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
