@@ -51,7 +51,7 @@ class RunLock:
         except BaseException:
             os.close(self._fd)
             raise
-        self._closed = threading.Event()
+        self._closed, self._beating = threading.Event(), threading.Lock()
         # A forked child shares the lock and could outlive us with it: closing its copy leaves ours held.
         os.register_at_fork(after_in_child=self._forget)
         threading.Thread(target=self._beat, name="run lock", daemon=True).start()
@@ -80,7 +80,8 @@ class RunLock:
     def close(self) -> None:
         """Frees the lock."""
         if not self._closed.is_set():
-            self._closed.set()
+            with self._beating:  # the number of a closed file is soon another file's
+                self._closed.set()
             with contextlib.suppress(Locked, OSError):  # a full disk, or one that is gone, holds no lock either
                 self.check()
                 self._replace({})
@@ -109,7 +110,9 @@ class RunLock:
 
     def _beat(self):
         while not self._closed.wait(_BEAT_SECONDS):
-            os.utime(self._fd)
+            with self._beating, contextlib.suppress(OSError):  # of a network disk that is away: the next may succeed
+                if not self._closed.is_set():
+                    os.utime(self._fd)
 
     def _forget(self):
         if not self._closed.is_set():

@@ -9,8 +9,8 @@ import os
 import pathlib
 
 from mm01_jax.checkpoint import FILES
-from mm01_jax.data.tokenizer import MOST_BYTES, TOKENIZER_FILE, bytes_json
-from mm01_jax.files import write
+from mm01_jax.data.tokenizer import MOST_BYTES, TOKENIZER_FILE, bytes_json, open_tokenizer
+from mm01_jax.files import quoted, write
 
 NAMES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
@@ -39,13 +39,20 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> list[str]:
 
 
 def export(source: pathlib.Path, target: pathlib.Path, named: str | None) -> str | None:
-    """The same, and the tokenizer that the config of a run names (None: no run named one); what to say if none came."""
+    """The same, and the tokenizer that the config of a run names (None: no run named one); what there is to say.
+
+    A stranger's config may name any file of yours: what is no tokenizer does not go into what others shall read.
+    """
     if TOKENIZER_FILE in copy(source, target):
         return None
     if named == "bytes":
         write(target / TOKENIZER_FILE, json.dumps(bytes_json()).encode())
         return None
-    if named and pathlib.Path(named).is_file():
-        write(target / TOKENIZER_FILE, FILES.read(named, most=MOST_BYTES))
-        return None
-    return f"no {TOKENIZER_FILE} came along: there is none beside the weights{f', nor at {named!r}' if named else ''}"
+    if named is None:
+        return f"no {TOKENIZER_FILE} came along: there is none beside the weights"
+    try:
+        open_tokenizer(named)
+    except ValueError as error:
+        return f"no {TOKENIZER_FILE} came along: there is none beside the weights, and {error}"
+    write(target / TOKENIZER_FILE, FILES.read(named, most=MOST_BYTES))
+    return f"{TOKENIZER_FILE} is a copy of {quoted(named)}, which the config of the run names"

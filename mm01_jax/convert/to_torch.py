@@ -245,8 +245,8 @@ def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha2
 
 def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path, log: Callable[[str], None]) -> None:
     named = checkpoint.config.data.tokenizer if checkpoint.origin is None else None  # a conversion's is a placeholder
-    if missing := companions.export(checkpoint.directory, partial, named):
-        log(missing)
+    if said := companions.export(checkpoint.directory, partial, named):
+        log(said)
 
 
 def _give_final_name(partial: pathlib.Path, target: pathlib.Path) -> None:

@@ -209,6 +209,8 @@ def _checked(where: str, record: dict) -> tuple[tuple[Turn, ...], str, int]:
     messages, label, length = (record.get(name) for name in ("messages", "label", "length_class"))
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{where}: label is {shown(repr(label))}; allowed: the text of an earlier answer")
+    if not parts_of(label):
+        raise ValueError(f"{where}: label is {shown(repr(label))}; allowed: a text with a part that can be counted")
     if not isinstance(length, int) or isinstance(length, bool) or length < 1:
         raise ValueError(f"{where}: length_class is {shown(repr(length))}; allowed: a whole number from 1 on")
     if not isinstance(messages, list) or not messages:

@@ -1,10 +1,12 @@
 """One writer per work directory, whoever comes, dies or races."""
 
+import errno
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -112,3 +114,30 @@ def test_the_holder_beats_so_that_other_hosts_see_it_alive(tmp_path, monkeypatch
         time.sleep(0.02)
     assert path.stat().st_mtime > 1000
     held.close()
+
+
+def test_a_beat_never_meets_a_closed_file_and_goes_on_after_an_error_of_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_BEAT_SECONDS", 0.01)
+    begun, seen = threading.Event(), []
+
+    def slow(fd):
+        begun.set()
+        time.sleep(0.2)
+        try:
+            os.fstat(fd)
+            seen.append("open")
+        except OSError:
+            seen.append("closed")
+        raise OSError(errno.EIO, "of a disk that is away")
+
+    monkeypatch.setattr(lock.os, "utime", slow)
+    held = RunLock(tmp_path)
+    deadline = time.monotonic() + 20
+    while len(seen) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    begun.clear()
+    assert begun.wait(20)
+    held.close()
+    count = len(seen)
+    time.sleep(0.3)
+    assert len(seen) == count >= 3 and set(seen) == {"open"}

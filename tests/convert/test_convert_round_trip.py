@@ -18,6 +18,7 @@ from mm01_jax.convert.from_torch import from_torch
 from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.convert.torch.settings import read
+from mm01_jax.data.tokenizer import bytes_json
 from mm01_jax.loading import load_model
 from tests.convert import samples
 
@@ -186,6 +187,23 @@ def test_what_should_come_along_and_cannot_is_refused_before_anything_is_written
         assert main([task, f"--source={source}", f"--target={tmp_path / 'out'}"]) == 3
         assert f"{source / name}: {unfit}" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("content", ['{"private_key": "TOP"}', "TOP"])
+def test_what_a_config_names_and_is_no_tokenizer_does_not_go_into_an_export(content, tmp_path):
+    """A stranger's run may name any file of the machine that converts it."""
+    pytest.importorskip("tokenizers")
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    secret = tmp_path / "secret.json"
+    secret.write_text(content)
+    said = companions.export(tmp_path / "source", tmp_path / "target", str(secret))
+    assert "no tokenizer.json came along" in said and str(secret) in said and "TOP" not in said
+    assert not list((tmp_path / "target").iterdir())
+    secret.write_text(json.dumps(bytes_json()))
+    said = companions.export(tmp_path / "source", tmp_path / "target", str(secret))
+    assert said == f"tokenizer.json is a copy of '{secret}', which the config of the run names"
+    assert json.loads((tmp_path / "target" / "tokenizer.json").read_text()) == bytes_json()
 
 
 def test_no_room_on_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):

@@ -190,6 +190,7 @@ def test_published_files_are_taken_as_they_are(tmp_path):
     [
         ({"label": "1. ash"}, "the label among the answers"),
         ({"label": ""}, "label is ''"),
+        ({"label": "..."}, "label is '...'; allowed: a text with a part"),
         ({"length_class": "2048"}, "length_class is '2048'"),
         ({"messages": []}, "messages is []"),
         ({"messages": [{"role": "user"}]}, "a message is {'role': 'user'}"),
