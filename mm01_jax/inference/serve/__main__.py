@@ -89,7 +89,7 @@ def _serve(argv: Sequence[str]) -> None:
         raise arguments.refused("mm01-serve", "several processes", "one, with all devices of its machine", None)
     listening = _listen(given)
     host, port = listening.getsockname()[:2]
-    with Front(listening, keys) as front:
+    with Front(listening, keys, given.host) as front:
         engine, grammars, told = _engine(given)
         front.ready(told)
         _say_how_to_ask(given, told, host, port, bool(keys))

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -18,6 +19,7 @@ from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.body import MOST_BYTES, MOST_WITH_IMAGES, ClientGone, read_json
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
+from mm01_jax.inference.serve.hosts import OwnHosts
 from mm01_jax.inference.serve.keys import Keys
 from mm01_jax.inference.serve.link import Link, Question
 from mm01_jax.inference.serve.metrics import CONTENT_TYPE
@@ -32,10 +34,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 class App:
     """Handlers of all paths.
 
-    keys: as `keys.parse` has them; of none, anybody may ask. service: None until the engine is ready.
+    keys: as `keys.parse` has them; of none, anybody may ask. host: the name by which `OwnHosts` lets it be asked, where
+    only this machine may. service: None until the engine is ready.
     """
 
-    def __init__(self, link: Link, keys: Sequence[dict[str, Any]]):
+    def __init__(self, link: Link, keys: Sequence[dict[str, Any]], host: str | None = None):
         self._link, self._keys = link, Keys(keys)
         self.service: Service | None = None
         self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS)
@@ -53,7 +56,10 @@ class App:
             *self._routes("/tokenize", self._tokenize, "POST"),
             *self._routes("/detokenize", self._detokenize, "POST"),
         ]
-        self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: _no_path, Exception: _bug})
+        own = [] if host is None else [Middleware(OwnHosts, host=host, log=log)]
+        handlers = {HTTPException: _no_path, Exception: _bug}
+        self.asgi = Starlette(routes=routes, exception_handlers=handlers, middleware=own)
+        self.asgi.router.redirect_slashes = False  # to a place that the client itself names, in `Host`
         self.asgi.state.requests = link.metrics.requests
         self.asgi.state.paths = {route.path for route in routes}
 
@@ -115,7 +121,7 @@ class App:
                 asked = parse(body, self.service)
             else:  # a template is another process's, and a long text takes seconds: others go on meanwhile
                 asked = await asyncio.to_thread(parse, body, self.service)
-            self.service.check_room(len(asked.prompts) * asked.count)
+            self.service.check_room(len(asked.prompts), asked.count)
 
             if asked.pictures is not None:
                 decoding = asyncio.get_running_loop().run_in_executor(self._decoders, asked.pictures.shown)
@@ -168,7 +174,7 @@ class App:
         return self.service.encode("prompt", values["prompt"])
 
     async def _detokenize(self, request: Request) -> Response:
-        ids = fields.ids(self.service.tokenizer.vocab_size)  # a model may have more, which are no text
+        ids = fields.ids(self.service.tokenizer.vocab_size, 0)  # a model may have more, which are no text
         known = {"model": Field(fields.text, self.service.name), "tokens": Field(ids, required=True)}
         values = fields.read(await read_json(request), known)
         self.service.check_model(values["model"])
@@ -179,7 +185,9 @@ class App:
 async def _no_path(request: Request, error: HTTPException) -> Response:
     message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}"
     log(request, error.status_code)
-    return refusal(Refused(message, "path", status=error.status_code))
+    said = refusal(Refused(message, "path", status=error.status_code))
+    said.headers.update(error.headers or {})  # `Allow`, where the path has another method
+    return said
 
 
 async def _bug(request: Request, error: Exception) -> Response:

@@ -29,16 +29,16 @@ def listen(host: str, port: int) -> socket.socket:
 class Front:
     """A context in which the HTTP process runs; until `ready` it says that the model is being loaded.
 
-    keys: who may ask, as `keys.parse` has them; of none, anybody.
+    keys: who may ask, as `keys.parse` has them; of none, anybody. host: the name of which `listening` is an address.
     """
 
-    def __init__(self, listening: socket.socket, keys: Sequence[dict[str, Any]]):
+    def __init__(self, listening: socket.socket, keys: Sequence[dict[str, Any]], host: str = "127.0.0.1"):
         ours, theirs = socket.socketpair()
         program = str(pathlib.Path(__file__).with_name("front_process.py"))
         ends = [listening.fileno(), theirs.fileno()]
         # A session of its own: what a terminal tells the command it shall hear from the command.
         self._process = subprocess.Popen(
-            [sys.executable, "-s", "-P", program, *map(str, ends)],
+            [sys.executable, "-s", "-P", program, *map(str, ends), host],
             pass_fds=ends,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """The HTTP process of the server: a program of its own, which imports no jax (`front.py` starts it).
 
-Its arguments are two open descriptors: the socket that listens, and its end of the channel. It says nothing can be had
+Its arguments are two open descriptors, the socket that listens and its end of the channel, and what was typed for the
+first's host. It says nothing can be had
 until the engine's process says "ready", finishes what is open when that says "drain", and ends with it.
 """
 
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mm01_jax.inference.serve.app import App
 from mm01_jax.inference.serve.errors import Refused
+from mm01_jax.inference.serve.hosts import is_loopback
 from mm01_jax.inference.serve.link import Link
 from mm01_jax.inference.serve.service import Service
 
@@ -79,11 +81,11 @@ class Server(uvicorn.Server):
         yield
 
 
-async def serve(listening: socket.socket, end: socket.socket) -> None:
+async def serve(listening: socket.socket, end: socket.socket, host: str) -> None:
     link = Link(*await asyncio.open_connection(sock=end))
     told = asyncio.ensure_future(link.listen())
     keys = await link.keys
-    app = App(link, keys)
+    app = App(link, keys, host if not keys and is_loopback(listening.getsockname()[0]) else None)
     config = uvicorn.Config(
         app.asgi,
         http=Protocol,
@@ -125,8 +127,8 @@ def main() -> None:
 
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    listening, end = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
-    asyncio.run(serve(listening, end))
+    listening, end = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    asyncio.run(serve(listening, end, sys.argv[3]))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,12 @@ class Service:
             message = f"model: got {asked[:100]!r}; allowed: {self.name!r}"
             raise Refused(message, "model", status=404, code="model_not_found")
 
-    def check_room(self, count: int) -> None:
-        """Refuses what finds no place in the queue, for now or for ever."""
-        if count > self.most:
-            raise Refused(f"n: {count} answers at a time; allowed: at most {self.most}, running and waiting", "n")
+    def check_room(self, prompts: int, each: int) -> None:
+        """Refuses so many answers of each prompt that find no place in the queue, for now or for ever."""
+        if (count := prompts * each) > self.most:
+            name = "n" if prompts <= self.most else "prompt"
+            message = f"{name}: {count} answers at a time; allowed: at most {self.most}, running and waiting"
+            raise Refused(message, name)
         if self.link.draining.is_set():
             raise Refused("the server is shutting down", status=503, code="shutting_down")
         if (open_now := self.link.open) + count > self.most:

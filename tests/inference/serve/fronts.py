@@ -161,5 +161,6 @@ def running(keys=(), **told: Any) -> Iterator[Running]:
 def request(path: str, body: Any) -> bytes:
     """A POST as it goes over the wire."""
     raw = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
     return head.encode() + raw

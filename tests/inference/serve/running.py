@@ -73,7 +73,8 @@ class Server:
     def request(self, path: str, body: dict[str, Any]) -> bytes:
         """A POST as it goes over the wire."""
         raw = json.dumps({"model": NAME} | body).encode()
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(raw)}\r\n"
         return head.encode() + b"connection: close\r\n\r\n" + raw
 
     def _reply(self, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
