@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from mm01_jax.values import nearest_words
 
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
+_NUMBER = re.compile("[0-9]{1,18}")  # of a step: `isdecimal` takes the digits of every script
 _MOST_TRIED = 12  # steps of a run: where so many are damaged, something else is wrong, and each may cost a second
 
 
@@ -37,7 +39,7 @@ class Checkpoint:
     def _check_step(self) -> None:
         """A step of a run is known by the name of its directory, and its manifest says it again."""
         place, said = self.directory.absolute().parent, self.manifest.step
-        if place.parent.name == CHECKPOINTS and place.name.isdecimal() and said not in (None, int(place.name)):
+        if place.parent.name == CHECKPOINTS and _NUMBER.fullmatch(place.name) and said not in (None, int(place.name)):
             what = f"is of step {said}, and lies where step {int(place.name)} should"
             raise CheckpointError(f"{self.directory / manifest.NAME}: {what}")
 
@@ -196,7 +198,7 @@ def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     """Committed steps in rising order; whether they are sound is another question."""
     if not directory.is_dir():
         return []
-    return sorted((int(p.name), p) for p in directory.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
 
 
 def newest_steps(directory: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:

@@ -205,7 +205,9 @@ class Checkpoints:
                 self._error = error
 
     def _retire(self):
-        for _, path in list_steps(self.directory)[: -self._keep]:
+        steps = [path for _, path in list_steps(self.directory)]
+        whole = [path for path in steps if (path / STATE / manifest.NAME).is_file()]  # a folder without one is no step
+        for path in steps[: steps.index(whole[-self._keep])] if len(whole) >= self._keep else []:
             retired = self.directory / _RETIRED / path.name
             try:
                 FILES.folder(retired.parent)

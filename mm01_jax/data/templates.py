@@ -223,7 +223,7 @@ def from_file(path: str) -> Template:
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
-    return FILES.json(path, root=path.parent) if path.exists() else {}
+    return FILES.json(path, root=path.parent) if os.path.lexists(path) else {}
 
 
 def _token(entry: tuple[str, Any]) -> tuple[str, str | None]:

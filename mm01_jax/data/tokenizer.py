@@ -134,13 +134,13 @@ class FileTokenizer:
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
-        """A context in which what the library raises, panics among it, is a ValueError in one line."""
+        """A context in which what the library raises, panics among it, is a BadFile in one line."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            raise ValueError(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
+            raise BadFile(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
 
     def encode(self, text: bytes | str) -> np.ndarray:
         if isinstance(text, bytes):

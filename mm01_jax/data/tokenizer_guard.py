@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from mm01_jax.data.text import BadFile
 from mm01_jax.files import parse_json, shown
 
 SECONDS = 2.0  # of the processor, for all texts together, and a second more for every
@@ -154,7 +155,7 @@ def _adds_little(template: dict[str, Any]) -> bool:
     return all(len(some) <= _MOST_PIECES for some in ids)
 
 
-class Stopped(ValueError):
+class Stopped(BadFile):
     """The process was ended, because it took too long, or ended by itself."""
 
 
@@ -162,7 +163,7 @@ class Guarded:
     """The tokenizer in `content`, a tokenizer.json; `facts` as `tokenizer_process.facts`, and `ends`, name -> id.
 
     Raises:
-      ValueError: it is none, or takes too long; so do its methods. The message begins with `name`.
+      BadFile: it is none, or takes too long; so do its methods. The message begins with `name`.
     """
 
     def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
@@ -171,11 +172,11 @@ class Guarded:
         self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
         if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
             what = f"has about {count:,} added tokens; allowed: at most {_MOST_LOADED:,}"
-            raise ValueError(f"data.tokenizer={name!r}: {what}")
+            raise BadFile(f"data.tokenizer={name!r}: {what}")
         if (count := _names(content)) > MOST_NAMES:
-            raise ValueError(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
+            raise BadFile(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
         if _LONG_PREFIX.search(content):
-            raise ValueError(f"data.tokenizer={name!r}: puts more than 100 bytes before every text")
+            raise BadFile(f"data.tokenizer={name!r}: puts more than 100 bytes before every text")
         self.facts: dict[str, Any] = self._start()
 
     def encode(self, text: str) -> np.ndarray:
@@ -191,10 +192,10 @@ class Guarded:
         return self._checked(found[1:], text), int(found[0])
 
     def _checked(self, ids: np.ndarray, text: str) -> np.ndarray:
-        """The ids of a text; ValueError where they are many more than it has bytes: a prompt would never end."""
+        """The ids of a text; BadFile where they are many more than it has bytes: a prompt would never end."""
         if len(ids) > (most := _TOKENS + _TOKENS_A_BYTE * len(text.encode())):
             what = f"makes {len(ids):,} tokens of a text of {len(text.encode()):,} bytes; allowed: at most {most:,}"
-            raise ValueError(f"data.tokenizer={self._name!r}: {what}")
+            raise BadFile(f"data.tokenizer={self._name!r}: {what}")
         return ids
 
     def _start(self) -> dict[str, Any]:
@@ -230,7 +231,7 @@ class Guarded:
             self._end()
             raise
         if "error" in head:
-            raise ValueError(f"data.tokenizer={self._name!r}: while it {doing}: {shown(head['error'])}")
+            raise BadFile(f"data.tokenizer={self._name!r}: while it {doing}: {shown(head['error'])}")
         return content
 
     def _read(self, size: int | None, deadline: float) -> bytes:

@@ -8,13 +8,16 @@ import dataclasses
 import functools
 import io
 import unittest.mock
+import warnings
+import zipfile
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 import pytest
 
+from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.convert.__main__ import main
-from mm01_jax.convert.certify import judge, mistakes
+from mm01_jax.convert.certify import arrays, judge, mistakes
 from mm01_jax.convert.sources import open_source
 from tests.convert import samples
 from tests.reference import fixture, lightning
@@ -229,6 +232,20 @@ def test_numbers_that_do_not_fit_are_refused_by_name(source, tmp_path):
         with contextlib.redirect_stderr(said):
             assert main(["certify", f"--source={source}", f"--against={tmp_path / f'{name}.npz'}"]) == code
         assert words in said.getvalue()
+
+
+def test_a_file_of_arrays_that_can_mean_two_things_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", logits=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as members, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        members.writestr("logits.npy", members.read("logits.npy"))
+    np.save(tmp_path / "ids.npy", np.zeros((1, 2), np.int64))
+    assert arrays.read(tmp_path / "ids.npy").shape == (1, 2)
+    with open(tmp_path / "ids.npy", "ab") as file:
+        file.write(b"\0" * 48)
+    for name, said in (("a.npz", "the name 'logits' occurs twice"), ("ids.npy", "48 bytes follow the 16 of its array")):
+        with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
+            arrays.read(tmp_path / name)
 
 
 def test_ids_other_than_those_of_the_numbers_are_refused(source, tmp_path, capsys):

@@ -15,6 +15,7 @@ import pytest
 from mm01_jax.checkpoint import CheckpointError, digest, read_manifest
 from mm01_jax.convert.__main__ import main
 from mm01_jax.convert.from_torch import from_torch
+from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.convert.torch.files import TensorFiles
 from mm01_jax.convert.torch.header import MAX_HEADER_BYTES
@@ -120,6 +121,17 @@ def test_leaf_that_contradicts_itself_is_refused_by_name(change, says, room):
     with pytest.raises(CheckpointError) as error:
         read_manifest(path)
     assert f"{path}: leaves.model/embed" in str(error.value) and says in str(error.value)
+
+
+def test_an_adapter_beside_the_weights_and_a_pointer_in_place_of_them_are_said(tmp_path):
+    source = samples.make(tmp_path / "in")
+    (source / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="adapter_config.json: an adapter lies here"):
+        open_source(source)
+    (source / "adapter_config.json").unlink()
+    next(source.glob("*.safetensors")).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        open_source(source)
 
 
 def test_leaves_of_whole_numbers_are_refused_though_all_digests_follow(room):

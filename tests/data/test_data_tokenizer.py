@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mm01_jax import command
 from mm01_jax.config import DataConfig
 from mm01_jax.data import tokenized, tokenizer_guard
 from mm01_jax.data.dataset import open_dataset
@@ -207,8 +208,9 @@ def test_a_pattern_that_backtracks_is_stopped_and_named(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(plain))
     words = open_tokenizer(path)
     assert words.encode("far").tolist() == [1]
-    with pytest.raises(ValueError, match=r"t\.json'.*(takes too long|retry-limit)"):
+    with pytest.raises(ValueError, match=r"t\.json'.*(takes too long|retry-limit)") as error:
         words.encode("x" * 20_000)
+    assert command.exit_code(error.value) == 3  # the file's fault
     assert words.encode("far").tolist() == [1]
 
 

@@ -122,6 +122,13 @@ def test_a_template_has_memory_for_its_conversation_and_little_beside():
     assert len(template("{{ message.content }}").ids([{"role": "user", "content": said}], BYTES)) > 7 * 500_000
 
 
+def test_a_config_of_a_template_whose_link_leads_nowhere_is_not_left_out(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}")
+    (tmp_path / "tokenizer_config.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="tokenizer_config.json"):
+        templates.choose(None, [tmp_path], BYTES)
+
+
 def test_a_template_whose_link_leads_nowhere_is_not_left_out(tmp_path):
     (tmp_path / "chat_template.jinja").symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match="chat_template.jinja"):

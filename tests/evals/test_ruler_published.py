@@ -14,6 +14,7 @@ import re
 import numpy as np
 import pytest
 
+from mm01_jax.data.text import BadFile
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.ruler import families, strings
 from mm01_jax.evals.ruler.pairs import Pairs
@@ -181,6 +182,24 @@ def test_python_of_any_form_is_refused_in_one_line_with_the_file(tmp_path, text)
     with pytest.raises(ValueError, match="constants.py") as error:
         strings.read(str(tmp_path / "constants.py"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "named"),
+    [
+        ("niah", "template", "{ Some {type_needle_v} {context} {query} }", "niah.template, in which there is"),
+        ("niah", "template", "{type_needle_v} {context} {query} }", "niah.template, in which there is"),
+        ("niah", "noise", "", "niah.noise=''"),
+        ("niah", "noise", " \n", "niah.noise="),
+        ("niah", "needle", " ", "niah.needle="),
+    ],
+)
+def test_a_copy_whose_braces_do_not_close_or_whose_haystack_is_blank_is_refused(tmp_path, family, key, value, named):
+    plain = json.loads(GOOD)
+    plain[family][key] = value
+    (tmp_path / "strings.json").write_text(json.dumps(plain))
+    with pytest.raises(BadFile, match=f"strings.json.*{re.escape(named)}"):
+        strings.read(str(tmp_path / "strings.json"))
 
 
 def test_words_that_are_none_are_refused_with_their_file(tmp_path):

@@ -23,7 +23,13 @@ def read(path) -> np.ndarray | dict[str, np.ndarray]:
             if needed <= max(_ALWAYS, _TIMES * min(status.st_size, 512 * status.st_blocks)):
                 file.seek(0)
                 loaded = np.load(file, allow_pickle=False)
-                return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+                if isinstance(loaded, np.ndarray):
+                    if more := status.st_size - file.tell():
+                        raise ValueError(f"{more:,} bytes follow the {loaded.nbytes:,} of its array")
+                    return loaded
+                if twice := [name for name in loaded.files if loaded.files.count(name) > 1]:
+                    raise ValueError(f"the name {twice[0]!r} occurs twice")
+                return {name: loaded[name] for name in loaded.files}
         except Exception as error:  # NumPy and zipfile raise a dozen kinds, of header, end, method, password, memory
             raise CheckpointError(f"{shown(path)}: not an .npy or .npz of plain arrays: {why(error)}") from None
     what = f"takes {needed:,} bytes and has {status.st_blocks * 512:,} on the disk"

@@ -23,6 +23,7 @@ from mm01_jax.values import nearest_words
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHA256S = "sha256.json"  # of tensors, headers and small files, written beside every export
+_ADAPTER = "adapter_config.json"  # of a LoRA: transformers adds it to the weights beside it
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Rows of one read: they are hashed and transposed before they leave the processor's cache. Read through the library,
 # a gigabyte took 0.93 s of processor time; so it takes 0.05.
@@ -42,6 +43,9 @@ class TensorFiles:
             raise CheckpointError(
                 f"{directory}: not a directory{_pickle_advice([self.directory.name])}{nearest_words(directory)}"
             )
+        if os.path.lexists(self.directory / _ADAPTER):
+            what = "an adapter lies here, which changes what the weights compute; allowed: weights it is merged into"
+            raise CheckpointError(f"{self.directory / _ADAPTER}: {what}")
         index = self._index()
         shards = sorted(set(index.values())) if index is not None else [self._single()]
         read, taken = {}, 0

@@ -50,6 +50,8 @@ def read(path: pathlib.Path, directory: pathlib.Path, before: int = 0) -> Header
         size, raw = os.fstat(file.fileno()).st_size, file.read(8)
         if len(raw) < 8:
             raise ValueError(f"{size} bytes are no safetensors file")
+        if raw == b"version ":
+            raise ValueError("is git-lfs's pointer to the file and not the file: `git lfs pull` fetches it")
         length = struct.unpack("<Q", raw)[0]
         if length > (most := min(MAX_HEADER_BYTES - before, size - 8)):
             after = f" after {before} of the others" if before else ""

@@ -11,7 +11,7 @@ drawn from.
 import ast
 import contextlib
 import pathlib
-import re
+import string
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -152,13 +152,16 @@ def _said(path: str, name: str, entry: Any) -> Said:
 
 
 def _string(path: str, family: str, entry: Mapping[str, Any], key: str) -> str:
-    if not isinstance(entry.get(key), str):
+    if not isinstance(entry.get(key), str) or (key != "answer_prefix" and not entry[key].strip()):
         raise _refused(path, f"{family}.{key}={entry.get(key)!r}", f"a text {family}.{key}")
     return entry[key]
 
 
 def _check(path: str, name: str, text: str, needed: tuple[str, ...], known: tuple[str, ...]) -> None:
-    fields = re.findall(r"\{([^{}]*)\}", text)
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
+    except ValueError as error:
+        raise _refused(path, f"{name}, in which there is {error}", "each brace closed") from None
     if missing := [field for field in needed if field not in fields]:
         raise _refused(path, f"{name} without {{{missing[0]}}}", f"a text with {{{missing[0]}}}")
     if other := [field for field in fields if field not in known]:
