@@ -192,9 +192,12 @@ def test_python_of_any_form_is_refused_in_one_line_with_the_file(tmp_path, text)
         ("niah", "noise", "", "niah.noise=''"),
         ("niah", "noise", " \n", "niah.noise="),
         ("niah", "needle", " ", "niah.needle="),
+        ("niah", "noise", "x y. " * 2001, "niah.noise of 10,005 characters; allowed: at most 10,000"),
     ],
 )
-def test_a_copy_whose_braces_do_not_close_or_whose_haystack_is_blank_is_refused(tmp_path, family, key, value, named):
+def test_a_copy_whose_braces_do_not_close_or_whose_haystack_is_blank_or_endless_is_refused(
+    tmp_path, family, key, value, named
+):
     plain = json.loads(GOOD)
     plain[family][key] = value
     (tmp_path / "strings.json").write_text(json.dumps(plain))

@@ -30,6 +30,7 @@ FIELDS = {
 NEEDLE_FIELDS = ("type_needle_v", "key", "value")
 PUBLISHED = tuple(FIELDS)[:4]  # families whose samples need no download
 _WORDS_FILE, _MOST_WORDS = "english_words.json", 64 * 2**20
+_MOST_STRING = 10_000  # characters; published ones have up to a thousand, and samples are sized by repeating one
 _MOST_PYTHON = 2**20  # bytes of a module: its tree takes a hundred times as many
 
 
@@ -154,6 +155,8 @@ def _said(path: str, name: str, entry: Any) -> Said:
 def _string(path: str, family: str, entry: Mapping[str, Any], key: str) -> str:
     if not isinstance(entry.get(key), str) or (key != "answer_prefix" and not entry[key].strip()):
         raise _refused(path, f"{family}.{key}={entry.get(key)!r}", f"a text {family}.{key}")
+    if len(entry[key]) > _MOST_STRING:
+        raise _refused(path, f"{family}.{key} of {len(entry[key]):,} characters", f"at most {_MOST_STRING:,}")
     return entry[key]
 
 

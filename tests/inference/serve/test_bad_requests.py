@@ -113,7 +113,7 @@ CASES = [
             ({"prompt": {"a": 1}}, "prompt"),
             ({"prompt": "a\udc00"}, "prompt"),
             ({"prompt": "a" * fronts.CONTEXT}, "prompt"),
-            ({"prompt": ["a"] * 9}, "n"),
+            ({"prompt": ["a"] * 9}, "prompt"),
             ({"logprobs": 6}, "logprobs"),
             ({"logprobs": True}, "logprobs"),
             ({"echo": "yes"}, "echo"),
