@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
 MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
-_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_TEXT, _TEXTS = (re.compile(rb'(?s)(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)' + end) for end in (b")", rb'[^"]*+){1,4096}+'))
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
 _DIGITS, _LONG, _SHOWN = 40, re.compile(rb"[0-9]{40}"), 200  # of a whole number; characters of a name in a message
 
@@ -184,14 +184,15 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
     """
     text = utf8(raw)
     if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
-        # At least as many as there are: some may stand inside text, which is looked at where that would refuse.
-        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")  # some in texts, looked at if need be
         fixed = len(raw) + 2 * sys.getsizeof(text)
         if fixed + 250 * lists + 110 * commas > most:
-            bare = _TEXT.sub(b"", raw)
-            lists, commas = bare.count(b"[") + bare.count(b"{"), bare.count(b",")
+            for piece in (match[0] for match in _TEXTS.finditer(raw)):  # of all of it the parts take hundreds of MiB
+                bare = _TEXT.sub(b"", piece)
+                lists -= sum(piece.count(mark) - bare.count(mark) for mark in (b"[", b"{"))
+                commas -= piece.count(b",") - bare.count(b",")
         if (needed := fixed + 250 * lists + 110 * commas) > most:
-            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB, too many")
+            raise ValueError(f"{lists + commas:,} values would take {needed >> 20} MiB, too many")
     finite, whole = (_finite, _whole) if guard is None else map(guard, (_finite, _whole))
     hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole if _LONG.search(raw) else None}
     try:
