@@ -177,7 +177,7 @@ def utf8(raw: bytes) -> str:
         raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
 
 
-def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY, guard=None) -> Any:
+def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, guard=lambda read: read) -> Any:
     """What a JSON text says, numbers finite; `pairs` makes an object of pairs, by default one where no name is twice.
 
     ValueError: it is none, more than `DEPTH` deep, or would take over `most` bytes. guard: wraps what reads a number.
@@ -193,14 +193,12 @@ def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: in
                 commas -= piece.count(b",") - bare.count(b",")
         if (needed := fixed + 250 * lists + 110 * commas) > most:
             raise ValueError(f"{lists + commas:,} values would take {needed >> 20} MiB, too many")
-    finite, whole = (_finite, _whole) if guard is None else map(guard, (_finite, _whole))
-    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole if _LONG.search(raw) else None}
+    finite, whole = guard(_finite), guard(_whole) if _LONG.search(raw) else None
+    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole}
     try:
-        plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
+        return _checked_depth(json.loads(text, object_pairs_hook=pairs or _once, **hooks))
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
-    _check_depth(plain)
-    return plain
 
 
 def _once(pairs: list) -> dict:
@@ -225,11 +223,11 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _check_depth(plain: Any) -> None:
+def _checked_depth(plain: Any) -> Any:
     level = [plain]
     for _ in range(DEPTH + 1):
         if not (level := [value for value in level if isinstance(value, dict | list)]):
-            return
+            return plain
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
     raise ValueError(f"lists and objects are more than {DEPTH} deep")
 
