@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
 MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
-_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_TEXT, _TEXTS = (re.compile(rb'(?s)(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)' + end) for end in (b")", rb'[^"]*+){1,4096}+'))
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
 _DIGITS, _LONG, _SHOWN = 40, re.compile(rb"[0-9]{40}"), 200  # of a whole number; characters of a name in a message
 
@@ -177,29 +177,28 @@ def utf8(raw: bytes) -> str:
         raise ValueError(f"not UTF-8 (at byte {error.start}: {error.reason})") from None
 
 
-def parse_json(raw: bytes, pairs: Callable[[list], dict] | None = None, most: int = MEMORY, guard=None) -> Any:
+def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, guard=lambda read: read) -> Any:
     """What a JSON text says, numbers finite; `pairs` makes an object of pairs, by default one where no name is twice.
 
     ValueError: it is none, more than `DEPTH` deep, or would take over `most` bytes. guard: wraps what reads a number.
     """
     text = utf8(raw)
     if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
-        # At least as many as there are: some may stand inside text, which is looked at where that would refuse.
-        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")  # some in texts, looked at if need be
         fixed = len(raw) + 2 * sys.getsizeof(text)
         if fixed + 250 * lists + 110 * commas > most:
-            bare = _TEXT.sub(b"", raw)
-            lists, commas = bare.count(b"[") + bare.count(b"{"), bare.count(b",")
+            for piece in (match[0] for match in _TEXTS.finditer(raw)):  # of all of it the parts take hundreds of MiB
+                bare = _TEXT.sub(b"", piece)
+                lists -= sum(piece.count(mark) - bare.count(mark) for mark in (b"[", b"{"))
+                commas -= piece.count(b",") - bare.count(b",")
         if (needed := fixed + 250 * lists + 110 * commas) > most:
-            raise ValueError(f"{lists + commas:,} values in {len(raw):,} bytes would take {needed >> 20} MiB, too many")
-    finite, whole = (_finite, _whole) if guard is None else map(guard, (_finite, _whole))
-    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole if _LONG.search(raw) else None}
+            raise ValueError(f"{lists + commas:,} values would take {needed >> 20} MiB, too many")
+    finite, whole = guard(_finite), guard(_whole) if _LONG.search(raw) else None
+    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole}
     try:
-        plain = json.loads(text, object_pairs_hook=pairs or _once, **hooks)
+        return _checked_depth(json.loads(text, object_pairs_hook=pairs or _once, **hooks))
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
-    _check_depth(plain)
-    return plain
 
 
 def _once(pairs: list) -> dict:
@@ -224,11 +223,11 @@ def _whole(text: str) -> int:
     return int(text)
 
 
-def _check_depth(plain: Any) -> None:
+def _checked_depth(plain: Any) -> Any:
     level = [plain]
     for _ in range(DEPTH + 1):
         if not (level := [value for value in level if isinstance(value, dict | list)]):
-            return
+            return plain
         level = [inner for value in level for inner in (value.values() if isinstance(value, dict) else value)]
     raise ValueError(f"lists and objects are more than {DEPTH} deep")
 

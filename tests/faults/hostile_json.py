@@ -136,6 +136,7 @@ JSON = (
     _json(b'{"a": "\xff"}', "no UTF-8"),
     _json(b"[]", "a list"),
     _json(b"{" + b'"a": {' * 60 + b"}" * 61, "60 deep"),
+    _json(b'{"a": [' + b"0," * 2_000_000 + b'"' + b'\\"' * 2_000_000, "escaped quotes without end"),
     _json(b"{" + b",".join(b'"%d":{}' % i for i in range(1_500_000)) + b"}", "1,500,000 objects"),
 )
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import time
 import tracemalloc
 
 import pytest
@@ -17,8 +18,24 @@ from mm01_jax.checkpoint.writer import claim_partial
 def test_commas_inside_text_are_no_values():
     text = "中,[{" * 2_000_000
     assert files.parse_json(json.dumps({"text": text}, ensure_ascii=False).encode()) == {"text": text}
-    with pytest.raises(ValueError, match="6,000,002 values .* would take .* MiB"):
+    with pytest.raises(ValueError, match="6,000,002 values would take .* MiB"):
         files.parse_json(b"[" + b"[]," * 3_000_000 + b"[]]")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b'"' + b'\\"' * 200_000, b'"\\\n' * 200_000, b'"",' * 500_000, b'{"a":0},' * 200_000],
+    ids=("escaped quotes", "broken escapes", "empty texts", "objects"),
+)
+def test_json_that_is_too_much_is_refused_in_linear_time_and_bounded_memory(rest):
+    raw = b"[" + b"0," * 1_500_000 + rest
+    tracemalloc.start()
+    start = time.process_time()
+    with pytest.raises(ValueError, match="values would take .* MiB"):
+        files.parse_json(raw)
+    seconds, (_, most) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 5 and most < 3 * len(raw) + (1 << 22)
 
 
 def test_a_folder_inside_a_snapshot_of_hugging_face_has_the_blobs_of_its_repository(tmp_path):
