@@ -1,5 +1,5 @@
 """The ways: a mesh of two GPUs, and what is changed of how its messages are made. Of NCCL's channels fewer were tried,
-with smaller grids of our kernels beside: messages took two to three times as long (benchmarks/mesh.md)."""
+with smaller grids of our kernels beside: messages took two to four times as long (benchmarks/mesh.md)."""
 
 import dataclasses
 from typing import Literal
@@ -12,7 +12,8 @@ class Way:
     """axis: of the mesh, over two GPUs; None: one GPU.
 
     copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or every
-    message of floats. gathered: all tokens to every expert shard instead of an exchange of rows. rows: over `tensor`,
+    message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between mixers, over
+    `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows. rows: over `tensor`,
     rows are cut between mixers instead of positions. times: as many rows as one GPU.
     """
 
