@@ -11,10 +11,10 @@ COPIED = {"xla_gpu_collective_permute_mode": "COLLECTIVES_PEER_MEMORY"}  # permu
 class Way:
     """axis: of the mesh, over two GPUs; None: one GPU.
 
-    copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or every
-    message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between mixers, over
-    `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows. rows: over `tensor`,
-    rows are cut between mixers instead of positions. times: as many rows as one GPU.
+    copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or
+    every message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between
+    mixers, over `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows.
+    rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU.
     """
 
     axis: Literal["data", "sequence", "expert", "tensor"] | None
