@@ -15,14 +15,13 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-import statistics
 import sys
 import time
 
 import jax
 
-from benchmarks import mesh_messages
-from benchmarks.mesh_rows import first_losses, place, rows
+from benchmarks import mesh_messages, mesh_steps
+from benchmarks.mesh_rows import first_losses, rows
 from benchmarks.results import Report, add_json, device
 from configs import bench_1b, tiny
 from mm01_jax import sharding
@@ -59,16 +58,6 @@ class Job:
 class Result:
     tokens_per_second: float
     losses: list[float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    """Steps: seconds of one, and what each reported."""
-
-    second: float
-    losses: list[float]
-    loads: list[float]
-    refused: float
 
 
 class Bench:
@@ -118,7 +107,15 @@ class Bench:
     def _measure(self, job: Job, compiled, alone: Result | None, steps: int, warm: bool) -> Result:
         program, initial, seconds_to_compile = compiled
         config = job.config
-        state, batch, ran = self._run(job, program, initial(jax.random.key(config.train.seed)), steps, warm)
+        state, batch, ran = mesh_steps.ran(
+            config,
+            job.mesh,
+            program,
+            initial(jax.random.key(config.train.seed)),
+            steps=steps,
+            warm=warm,
+            tell=lambda line: self.tell(f"{job.name}: {line}"),
+        )
         speed = config.train.batch_size * config.train.sequence_length / ran.second
         add = functools.partial(self.add, job.name)
         add("rows", config.train.batch_size)
@@ -142,33 +139,6 @@ class Bench:
             for quantity, value, unit in mesh_messages.profiled(program, state, batch, job.mesh):
                 add(quantity, value, unit)
         return Result(speed, ran.losses)
-
-    def _run(self, job: Job, program, state, steps: int, warm: bool):
-        """(the state, the last rows, `Ran`): steps on rows of their own, each waited for; where the first is to be left
-        out, as many again, one dispatched behind the other, and timed together.
-
-        So they come in a run, which fetches a step's metrics beside the next one.
-        """
-        config, losses, loads, seconds, refused = job.config, [], [], [], 0.0
-        for number in range(steps + warm):
-            batch = place(rows(config, number), config, job.mesh)
-            jax.block_until_ready((state, batch))
-            start = time.monotonic()
-            state, metrics = program(state, batch)
-            losses.append(float(metrics["loss"]))  # waits
-            seconds.append(time.monotonic() - start)
-            loads.append(float(metrics["expert_load"].max()))
-            refused += float(metrics["refused"])
-            self.tell(f"{job.name}: step {number} {seconds[-1]:.3f} s, loss {losses[-1]:.5f}, load {loads[-1]:.2f}")
-        second = statistics.median(seconds)
-        if warm:
-            start = time.monotonic()
-            for _ in range(steps):
-                state, metrics = program(state, batch)
-            jax.block_until_ready(state)
-            second = (time.monotonic() - start) / steps
-            refused += float(metrics["refused"])
-        return state, batch, Ran(second, losses, loads, refused)
 
 
 def trace(config: Config):

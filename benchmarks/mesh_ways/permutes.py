@@ -1,0 +1,104 @@
+"""Collectives of float arrays inside `shard_map` as permutes, which XLA can make copies by the GPU's copy engines: they
+take no multiprocessor from the kernels beside them, as NCCL's kernels do. XLA has no such copies for sums.
+
+Of n shards each message becomes n - 1 permutes; sums are added up in float32 where they arrive. Gradients are by hand:
+a gather's is a sum of ours, a sum's is a gather of ours.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PLAIN = {name: getattr(lax, name) for name in ("all_gather", "psum_scatter", "all_to_all")}
+
+
+def use() -> None:
+    """From here on this process's collectives are permutes, where they can be; for a process that does one thing."""
+    lax.all_gather, lax.psum_scatter, lax.all_to_all = all_gather, psum_scatter, all_to_all
+
+
+def all_gather(x, axis_name, *, axis=0, tiled=False, **told):
+    axes = _axes(axis_name)
+    if told or not _can(x, axes):
+        return PLAIN["all_gather"](x, axis_name, axis=axis, tiled=tiled, **told)
+    return gather(x if tiled else jnp.expand_dims(x, axis), axes, axis)
+
+
+def psum_scatter(x, axis_name, *, scatter_dimension=0, tiled=False, **told):
+    axes = _axes(axis_name)
+    if told or not tiled or not _can(x, axes):
+        return PLAIN["psum_scatter"](x, axis_name, scatter_dimension=scatter_dimension, tiled=tiled, **told)
+    return scatter(x, axes, scatter_dimension)
+
+
+def all_to_all(x, axis_name, split_axis, concat_axis, *, tiled=False, **told):
+    """A permute where each shard's part is one entry of the first dim."""
+    axes = _axes(axis_name)
+    if told or not tiled or split_axis or concat_axis or not _can(x, axes) or _size(axes) != x.shape[0]:
+        return PLAIN["all_to_all"](x, axis_name, split_axis, concat_axis, tiled=tiled, **told)
+    return exchange(x, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(x, axes, dim):
+    """Every shard's part along `dim`."""
+    n, here = _size(axes), lax.axis_index(axes)
+    shape = (*x.shape[:dim], n * x.shape[dim], *x.shape[dim + 1 :])
+    whole = lax.pcast(jnp.zeros(shape, x.dtype), tuple(jax.typeof(x).mat.varying), to="varying")
+    for step in range(n):
+        part = _passed(x, axes, step) if step else x
+        whole = lax.dynamic_update_slice_in_dim(whole, part, lax.rem(here - step + n, n) * x.shape[dim], dim)
+    return whole
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def scatter(x, axes, dim):
+    """This shard's part along `dim` of the sum over shards."""
+    n, here = _size(axes), lax.axis_index(axes)
+    size = x.shape[dim] // n
+
+    def of(shard):
+        return lax.dynamic_slice_in_dim(x, shard * size, size, dim)
+
+    total = of(here).astype(jnp.float32)
+    for step in range(1, n):
+        total = total + _passed(of(lax.rem(here + step, n)), axes, step).astype(jnp.float32)
+    return total.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def exchange(x, axes):
+    """(shards to go to, ...) -> (shards that it is from, ...); this shard's own part stands where it stood."""
+    n, here = _size(axes), lax.axis_index(axes)
+    out = x
+    for step in range(1, n):
+        to, source = lax.rem(here + step, n), lax.rem(here - step + n, n)
+        got = _passed(lax.dynamic_slice_in_dim(x, to, 1, 0), axes, step)
+        out = lax.dynamic_update_slice_in_dim(out, got, source, 0)
+    return out
+
+
+gather.defvjp(lambda x, axes, dim: (gather(x, axes, dim), None), lambda axes, dim, _, d: (scatter(d, axes, dim),))
+scatter.defvjp(lambda x, axes, dim: (scatter(x, axes, dim), None), lambda axes, dim, _, d: (gather(d, axes, dim),))
+exchange.defvjp(lambda x, axes: (exchange(x, axes), None), lambda axes, _, d: (exchange(d, axes),))
+
+
+def _passed(x, axes, step):
+    """x of the shard `step` before this one."""
+    n = _size(axes)
+    return lax.ppermute(x, axes, [(i, (i + step) % n) for i in range(n)])
+
+
+def _can(x, axes) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating) and _size(axes) > 1
+
+
+def _axes(axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _size(axes) -> int:
+    return math.prod(lax.axis_size(axis) for axis in axes)

@@ -1,0 +1,94 @@
+"""The ways: a mesh of two GPUs, and what is changed of how its messages are made. Of NCCL's channels fewer were tried,
+with smaller grids of our kernels beside: messages took two to four times as long (benchmarks/mesh.md)."""
+
+import dataclasses
+from typing import Literal
+
+COPIED = {"xla_gpu_collective_permute_mode": "COLLECTIVES_PEER_MEMORY"}  # permutes by the copy engines
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """axis: of the mesh, over two GPUs; None: one GPU.
+
+    copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or
+    every message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between
+    mixers, over `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows.
+    rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU.
+    """
+
+    axis: Literal["data", "sequence", "expert", "tensor"] | None
+    copies: Literal["nothing", "sums", "all"] = "nothing"
+    gathered: bool = False
+    rows: bool = False
+    times: int = 1
+
+    @property
+    def subject(self) -> str:
+        """What its rows of results are said of."""
+        parts = [f"{self.axis} 2" if self.axis else "one GPU"]
+        parts += ["all tokens to every shard"] * self.gathered + ["rows cut between mixers"] * self.rows
+        parts += {"nothing": [], "sums": ["sums by copies"], "all": ["all by copies"]}[self.copies]
+        return ", ".join(parts + ["twice the rows"] * (self.times == 2))
+
+    @property
+    def plain(self) -> bool:
+        """As a run would have it: compiled before the others, which take over how its kernels are tuned."""
+        return self == Way(self.axis)
+
+    def config(self, shapes: str):
+        from benchmarks import mesh
+
+        config = mesh.configured({self.axis: 2} if self.axis else {}, shapes=shapes, times=self.times)
+        compute = dataclasses.replace(config.compute, remat="none")  # what fits more must not change the program
+        compute = dataclasses.replace(compute, exchange="gathered") if self.gathered else compute
+        return dataclasses.replace(config, compute=compute)
+
+    def prepare(self) -> None:
+        """Changes what this process traces; before anything is."""
+        from mm01_jax import sharding
+
+        if self.copies == "all":
+            from benchmarks.mesh_ways import permutes
+
+            permutes.use()
+        if self.copies != "nothing" and self.axis in ("data", "sequence"):  # over which weights are stored in parts
+            from benchmarks.mesh_ways import weights
+
+            weights.use()
+        if self.rows:
+            sharding.of_stream = rows_cut
+
+    def options(self, platform: str) -> dict[str, str | bool | int]:
+        """Of the compiler."""
+        from mm01_jax.parallel.overlap import compiler_options
+
+        return compiler_options(platform) | (COPIED if platform == "gpu" and self.copies != "nothing" else {})
+
+
+def rows_cut(rules):
+    """In the place of `sharding.of_stream`."""
+    return dataclasses.replace(rules, batch=(*rules.batch, *rules.act_seq), act_seq=())
+
+
+# The plain ones, then in the order of what they would tell.
+WAYS = {
+    "one": Way(None),
+    "data": Way("data"),
+    "sequence": Way("sequence"),
+    "expert": Way("expert"),
+    "tensor": Way("tensor"),
+    "data-permuted": Way("data", "all"),
+    "sequence-permuted": Way("sequence", "all"),
+    "expert-permuted": Way("expert", "all"),
+    "expert-gathered-permuted": Way("expert", "all", gathered=True),
+    "tensor-permuted": Way("tensor", "all"),
+    "tensor-rows-permuted": Way("tensor", "all", rows=True),
+    "expert-gathered": Way("expert", gathered=True),
+    "tensor-rows": Way("tensor", rows=True),
+    "data-twice-permuted": Way("data", "all", times=2),
+    "sequence-twice-permuted": Way("sequence", "all", times=2),
+    "expert-twice-gathered-permuted": Way("expert", "all", gathered=True, times=2),
+    "data-copies": Way("data", "sums"),
+    "sequence-copies": Way("sequence", "sums"),
+}
