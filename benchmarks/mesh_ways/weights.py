@@ -19,7 +19,7 @@ from mm01_jax.parallel import vocabulary
 from mm01_jax.parallel.experts import layer as expert_layers
 from pallas_kernels.varying import vary_over
 
-plain_einsum, plain_cross_entropy = layers.einsum, vocabulary.cross_entropy
+plain_einsum = layers.einsum
 
 
 def use() -> None:
@@ -40,6 +40,8 @@ class Parts:
         self.spec = layers._stored(self.array.shape, axes, mesh, rules).spec
         self.over = tuple(axis for axis in rules.embed if mesh.shape[axis] > 1)
         parts = [(part,) if isinstance(part, str) else part or () for part in self.spec]
+        parts = [tuple(axis for axis in part if mesh.shape[axis] > 1) for part in parts]
+        self.cut = jax.P(*parts)  # `spec` without axes of one device, which nothing may vary over in what comes out
         self.dim = next((dim for dim, part in enumerate(parts) if set(self.over) & set(part)), None)
 
     def whole(self, part):
@@ -69,7 +71,7 @@ def einsum(equation, x, weight, out_dtype=None):
     def local(x, part):
         return plain_einsum(equation, x, weight.whole(part), out_dtype)
 
-    return jax.shard_map(local, in_specs=(specs[0], weight.spec), out_specs=specs[1])(x, weight.array)
+    return jax.shard_map(local, in_specs=(specs[0], weight.cut), out_specs=specs[1])(x, weight.array)
 
 
 def expert_layer(x, documents, weights, place=None, *, config, compute, rules, layout="contiguous", tells=False):
@@ -92,7 +94,7 @@ def embed(tokens_BS, table, *, rules):
     def local(tokens, part):
         return table.whole(part)[tokens]
 
-    run = jax.shard_map(local, in_specs=(batch, table.spec), out_specs=jax.P(*batch, None))
+    run = jax.shard_map(local, in_specs=(batch, table.cut), out_specs=jax.P(*batch, None))
     return run(tokens_BS, table.array)
 
 
