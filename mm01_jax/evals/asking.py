@@ -4,16 +4,18 @@ FILE.answers.jsonl has a line for each answer, in order; FILE the scores with wh
 """
 
 import collections
+import itertools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mm01_jax import cluster
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.evals import figure, report, run
+from mm01_jax.evals.group import Group
 from mm01_jax.evals.tasks import Asked
 from mm01_jax.files import Door, parse_json, shown, write, written
 from mm01_jax.inference import answer_file
@@ -23,8 +25,6 @@ from mm01_jax.inference.text import Answer
 from mm01_jax.progress import Progress, Watch
 
 FILES = Door(ValueError)
-# Of a record, what tables and sums are made of.
-_KINDS = {"task": str, "length": int, "tokens": int, "bytes": int, "score": float, "chance": float}
 _ELSEWHERE = (
     "checkpoint",
     "mesh",
@@ -40,11 +40,16 @@ _ELSEWHERE = (
 
 
 def check_files(asked: Asked) -> None:
-    """ValueError where no library draws what is to be written, or another file would take the answers."""
-    if asked.given.figure is not None:
-        figure.check(asked.given.figure)
-    if asked.given.json is not None and os.path.islink(answers := _answers(asked.given.json)):  # that nobody named
+    """ValueError where no library draws what is to be written, or two things would be written in one place."""
+    given = asked.given
+    if given.figure is not None:
+        figure.check(given.figure)
+    if given.json is not None and os.path.islink(answers := _answers(given.json)):  # that nobody named
         raise ValueError(f"{shown(answers)}: is a link, and answers are to lie there; remove it")
+    if None not in (given.json, given.figure) and os.path.realpath(given.json) == os.path.realpath(given.figure):
+        raise ValueError(f"--figure={shown(given.figure)}: allowed: another file than --json")
+    if given.write is not None and (other := [name for name in ("json", "figure") if getattr(given, name) is not None]):
+        raise ValueError(f"--{other[0]}: nothing is asked where --write writes the samples; allowed: one of the two")
 
 
 def write_samples(asked: Asked, tokenizer) -> str:
@@ -69,7 +74,7 @@ def ask(asked: Asked, answerer: run.Answerer, tokenizer: Tokenizer, facts: Mappi
     count, path = sum(group.count for group in groups), asked.given.json
     follows = _follows_from(asked, tokenizer, facts)
     begun = Begun() if path is None else begun_by_all(_answers(path), follows, [1] * count)
-    records = [] if path is None or not cluster.is_first() else _known(path, begun)
+    records = [] if path is None or not cluster.is_first() else _known(path, begun, asked.make(prompts))
     began, tokens = time.monotonic(), sum(group.tokens for group in groups)
     lines = _lines(answerer.answers(prompts, groups, begun.prompts), records, tokens)
     if path is not None and cluster.is_first():
@@ -83,7 +88,7 @@ def ask(asked: Asked, answerer: run.Answerer, tokenizer: Tokenizer, facts: Mappi
         write(pathlib.Path(path), json.dumps(_result(follows, records, spent), indent=1).encode())
     if asked.given.figure is not None:
         figure.draw(asked.given.figure, records)
-    said = f"{report.cost(records, spent['prefilled_tokens'])}, {spent['seconds']:,.0f} s"
+    said = f"{report.cost(records[begun.prompts :], spent['prefilled_tokens'])}, {spent['seconds']:,.0f} s"
     return f"{report.table(records)}\n\n{said}"
 
 
@@ -97,29 +102,33 @@ def _lines(answers: Iterator[run.Answered], records: list, tokens: int) -> Itera
         if progress:
             mean = sum(one["score"] for one in records) / len(records)
             progress.show(min(seen, tokens), f"{len(records)} answers, score {mean:.3f}")
-        yield record, Answer(answered.text, "length")
+        yield record, Answer(answered.text, answered.finish)
 
 
 def _answers(path: str) -> str:
     return f"{path}.answers.jsonl"
 
 
-def _known(path: str, begun: Begun) -> list[dict[str, Any]]:
-    """The answers of an earlier run that was cut off."""
+def _known(path: str, begun: Begun, groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """The answers of an earlier run that was cut off, each beside the sample that it answers.
+
+    Raises:
+      ValueError: a line is no answer to its sample, or says of it what does not follow.
+    """
     if not begun.prompts:
         return []
+    samples, records = itertools.chain.from_iterable(group.samples for group in groups), []
     with FILES.open(f"{_answers(path)}.partial") as file:
-        records = [parse_json(file.readline()) for _ in range(begun.prompts)]
-    for record in records:
-        if wrong := [name for name, kind in _KINDS.items() if not _is(record.get(name), kind)]:
-            raise ValueError(f"{_answers(path)}.partial: an answer without {wrong[0]!r}; remove it to begin anew")
+        for number, sample in enumerate(itertools.islice(samples, begun.prompts), start=1):
+            said = parse_json(file.readline())
+            text, finish, tokens, cached = (said.pop(name, None) for name in ("text", "finish", "tokens", "cached"))
+            record = report.record_of(run.Answered(sample, text, finish, tokens, cached))
+            whole = type(tokens) is type(cached) is int and 0 <= cached <= tokens <= sample.length
+            if not whole or json.loads(json.dumps(record)) != said | {"tokens": tokens, "cached": cached}:
+                where = f"{_answers(path)}.partial: line {number}"
+                raise ValueError(f"{where}: not an answer as it was written; remove the file to begin anew")
+            records.append(record)
     return records
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and 0 <= value <= 1
-    return type(value) is kind and (kind is str or value >= 0)
 
 
 def _follows_from(asked: Asked, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,10 +28,12 @@ KEPT_STATES = 64  # of one shared beginning, evenly
 
 
 class Answered(NamedTuple):
-    """tokens: of the prompt. cached: of them, taken in for others before."""
+    """finish: why it ended, as `engine_request.Result` says it. tokens: of the prompt. cached: of them, taken in for
+    others before."""
 
     sample: Sample
     text: str
+    finish: str
     tokens: int
     cached: int
 
@@ -119,7 +121,7 @@ def _answered(engine: Engine, prompts: Prompts, group: Group, skipped: int) -> I
             yield sample, Request(prompt=ids, remember=False, **settings)
 
     for sample, request, result in results(engine, asked()):
-        yield Answered(sample, result.text, len(request.prompt), result.cached)
+        yield Answered(sample, result.text, result.finish, len(request.prompt), result.cached)
 
 
 def results(engine: Engine, asked: Iterator[tuple[Any, Request | None]]) -> Iterator[tuple[Any, Request, Result]]:

@@ -61,7 +61,7 @@ class Server:
                     skipped -= group.count
                     continue
                 if group.begins is not None and len(began := prompts.begun(group.begins)):
-                    self.prefilled += len(began) - self._answer(prompts, began.tolist(), 1)[1]
+                    self.prefilled += len(began) - self._answer(prompts, began.tolist(), 1)[2]
                 yield from self._answered(pool, prompts, group, skipped)
                 skipped = 0
 
@@ -81,17 +81,18 @@ class Server:
             for _, _, future in waiting:
                 future.cancel()
 
-    def _answer(self, prompts: Prompts, ids: list[int], max_tokens: int) -> tuple[str, int]:
-        """(an answer, tokens of the prompt that the server had taken in before)."""
+    def _answer(self, prompts: Prompts, ids: list[int], max_tokens: int) -> tuple[str, str, int]:
+        """(an answer, why it ended, tokens of the prompt that the server had taken in before)."""
         body = {"model": self.model, "prompt": ids, "max_tokens": max_tokens, "temperature": 0}
         if len(prompts.ends) > 1:  # more than the end of a document, which every server knows
             body["stop_token_ids"] = list(prompts.ends)
         said = self._ask("POST", "/completions", body)
         try:
-            text, usage = said["choices"][0]["text"], said.get("usage") or {}
+            text, finish = said["choices"][0]["text"], said["choices"][0].get("finish_reason") or "stop"
+            usage = said.get("usage") or {}
             cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
             counted = usage.get("prompt_tokens", len(ids))
-            whole = isinstance(text, str) and isinstance(cached, int)
+            whole = isinstance(text, str) and isinstance(finish, str) and isinstance(cached, int)
         except (KeyError, IndexError, TypeError, AttributeError):
             whole = False
         if not whole:
@@ -99,12 +100,12 @@ class Server:
         if counted != len(ids):
             got = f"it counts {counted!r} tokens in a prompt of {len(ids):,}"
             raise ServerError(f"{self._name}/completions: {got}: it does not take token ids as they are")
-        return text, cached
+        return text, finish, cached
 
     def _read(self, sample: Sample, tokens: int, future: concurrent.futures.Future) -> Answered:
-        text, cached = future.result()
+        text, finish, cached = future.result()
         self.prefilled += tokens - cached
-        return Answered(sample, text, tokens, cached)
+        return Answered(sample, text, finish, tokens, cached)
 
     def _chosen(self, model: str | None) -> str:
         said = self._ask("GET", "/models")

@@ -8,7 +8,7 @@ import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import __main__ as evals
-from mm01_jax.evals import asking, run, tasks
+from mm01_jax.evals import asking, report, run, tasks
 from mm01_jax.evals.pieces import Pieces
 from mm01_jax.evals.prompts import Prompts
 from mm01_jax.inference import engine_devices
@@ -126,23 +126,40 @@ def test_samples_are_written_for_other_servers_without_weights(checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
-    [({"score": None}, "score"), ({"score": 2}, "score"), ({"length": "1"}, "length"), ({"tokens": True}, "tokens")],
+    "change",
+    [
+        {"score": 1.0},
+        {"score": None},
+        {"length": 701},
+        {"tokens": True},
+        {"cached": -1},
+        {"distance": 3.5},
+        {"cell": None},
+        {"number": 1},
+        {"more": 0},
+    ],
 )
-def test_answers_to_go_on_from_that_are_none_are_refused_by_name(tmp_path, change, named):
-    whole = {"task": "vt", "length": 9, "tokens": 7, "bytes": 20, "score": 0.5, "chance": 0.0, "text": ""}
+def test_an_answer_that_says_of_its_sample_what_does_not_follow_is_not_gone_on_from(tmp_path, change):
+    prompts, asked = Prompts(Pieces(BytesTokenizer())), tasks.read("needle", types.SimpleNamespace(**GIVEN))
+    first = next(iter(next(iter(asked.make(prompts))).samples))
+    whole = report.record_of(run.Answered(first, "no", "length", 690, 32)) | {"text": "no", "finish": "length"}
     partial = tmp_path / "scores.json.answers.jsonl.partial"
-    partial.write_text(json.dumps(whole) + "\n")
-    assert asking._known(str(tmp_path / "scores.json"), Begun(1)) == [whole]
-    partial.write_text(json.dumps(whole | change) + "\n")
-    with pytest.raises(ValueError, match=f"partial: an answer without '{named}'; remove it to begin anew"):
-        asking._known(str(tmp_path / "scores.json"), Begun(1))
+
+    def known(*lines: dict) -> list[dict]:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return asking._known(str(tmp_path / "scores.json"), Begun(len(lines)), asked.make(prompts))
+
+    assert [record["tokens"] for record in known(whole)] == [690]
+    with pytest.raises(ValueError, match="partial: line 1: not an answer as it was written; remove the file"):
+        known(whole | change)
+    with pytest.raises(ValueError, match="partial: line 2: not an answer"):
+        known(whole, whole)
 
 
-def test_answers_do_not_go_through_a_link_that_nobody_named(tmp_path, capsys):
-    (tmp_path / "another's").write_text("as it was")
-    (tmp_path / "n.json.answers.jsonl").symlink_to("another's")
-    code, said, err = command(capsys, "copy", f"--checkpoint={tmp_path}", f"--json={tmp_path}/n.json")
-    assert (code, said) == (2, "") and err.count("\n") == 1
-    assert f"{tmp_path}/n.json.answers.jsonl: is a link" in err
-    assert (tmp_path / "another's").read_text() == "as it was"
+def test_two_results_in_one_place_and_results_of_what_is_not_asked_are_refused(checkpoint, tmp_path, capsys):
+    typed = ("needle", f"--checkpoint={checkpoint}", "--lengths=700", "--nocompile-cache")
+    code, _, err = command(capsys, *typed, f"--json={tmp_path}/a.svg", f"--figure={tmp_path}/./a.svg")
+    assert code == 2 and err.count("\n") == 1 and "allowed: another file than --json" in err
+    code, _, err = command(capsys, *typed, f"--write={tmp_path}/a.jsonl", f"--json={tmp_path}/a.json")
+    assert code == 2 and err.count("\n") == 1 and "--json: nothing is asked where --write" in err
+    assert not list(tmp_path.iterdir())

@@ -295,4 +295,4 @@ def test_needles_are_as_many_as_depths_and_distances_are_counted_in_tokens():
 
 
 def found(sample) -> run.Answered:
-    return run.Answered(sample, "", 1, 0)
+    return run.Answered(sample, "", "length", 1, 0)
