@@ -10,6 +10,7 @@ import pytest
 from mm01_jax.checkpoint import CheckpointError, Checkpoints, open_checkpoint
 from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.convert.sources import is_checkpoint, open_source
+from tests.checkpoint.standin import META, abstract, make_mesh, make_state
 
 
 def _socket(path):
@@ -49,3 +50,23 @@ def test_a_step_that_lies_under_another_number_is_refused_by_its_manifest(tmp_pa
         open_checkpoint(steps / "00000004")
     found = open_checkpoint(tmp_path)
     assert found.directory.parent == steps / "00000002" and "is of step 2" in found.notice
+
+
+def test_a_folder_that_is_no_step_takes_no_step_s_place(tmp_path):
+    """Neither one without a checkpoint in it, nor a name in the digits of another script, or of more than any step."""
+    state = make_state(make_mesh(1, 1, 1, 1), 0)
+    others = ["0000002\uff14", "9" * 20]
+
+    def steps() -> list[str]:
+        return sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir() if path.name != "retired")
+
+    for name in ("00000015", *others):
+        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+    for step, kept in ((10, ["00000010", "00000015"]), (20, ["00000010", "00000015", "00000020"])):
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            checkpoints.save(step, state, META)
+        assert steps() == sorted([*kept, *others])
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(30, state, META)
+        assert checkpoints.restore_latest(abstract(state)).step == 30
+    assert steps() == sorted(["00000020", "00000030", *others])

@@ -89,21 +89,6 @@ def test_only_the_newest_steps_are_kept_and_nothing_else_stays(tmp_path, states)
         checkpoint.Checkpoints(tmp_path, keep=0)
 
 
-def test_a_folder_that_is_no_step_takes_no_step_s_place(tmp_path, states):
-    """Neither one without a checkpoint in it, nor a name in the digits of another script, or of more than any step."""
-    others = ["0000002\uff14", "9" * 20]
-    for name in ("00000015", *others):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    for step, kept in ((10, ["00000010", "00000015"]), (20, ["00000010", "00000015", "00000020"])):
-        with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
-            checkpoints.save(step, states[0], META)
-        assert listed(tmp_path) == sorted([*kept, *others])
-    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(30, states[0], META)
-        assert checkpoints.restore_latest(abstract(states[0])).step == 30
-    assert listed(tmp_path) == sorted(["00000020", "00000030", *others])
-
-
 def test_saving_a_step_that_is_there_leaves_it_alone(run, states):
     with checkpoint.Checkpoints(run) as checkpoints:
         checkpoints.save(2, states[3], META)

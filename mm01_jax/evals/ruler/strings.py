@@ -30,7 +30,7 @@ FIELDS = {
 NEEDLE_FIELDS = ("type_needle_v", "key", "value")
 PUBLISHED = tuple(FIELDS)[:4]  # families whose samples need no download
 _WORDS_FILE, _MOST_WORDS = "english_words.json", 64 * 2**20
-_MOST_STRING = 10_000  # characters; published ones have up to a thousand, and samples are sized by repeating one
+_MOST_STRING = 10_000  # characters; samples are sized by repeating one, the published noise of 94
 _MOST_PYTHON = 2**20  # bytes of a module: its tree takes a hundred times as many
 
 
