@@ -57,7 +57,7 @@ def groups(grid: Grid, prompts: Prompts) -> Iterator[Group]:
         for number, depth in enumerate(grid.depths):
             place = round(depth * (len(lines) - 1))
             distance = sum(line.tokens for line in lines[place + 1 :])
-            facts = {"cell": depth, "depths": [round(place / len(lines), 4)], "distance": distance}
+            facts = {"cell": depth, "depths": [round(place / (len(lines) - 1), 4)], "distance": distance}
             facts |= {"units": len(lines), "distractors": len(lines) - 1}
             which = length, text * len(grid.depths) + number
             samples.append(_sample(prompts, which, context, lines[place], facts))

@@ -49,6 +49,10 @@ class Haystack:
         """Before which of the first `count` sentences a needle stands to have that share of their tokens before it."""
         return min(count, bisect.bisect_left(self.tokens, depth * self.tokens[count]))
 
+    def share(self, place: int, count: int) -> float:
+        """Of the tokens of the first `count` sentences those before one of them."""
+        return round(self.tokens[place] / self.tokens[count], 4)
+
 
 def one(grid: Grid, prompts: Prompts) -> Iterator[Group]:
     """The map: one group, with the longest haystack to begin with.
@@ -70,7 +74,7 @@ def one(grid: Grid, prompts: Prompts) -> Iterator[Group]:
                 place = stack.place(depth, count)
                 context = [*stack.texts[:place], *filled(NEEDLE, key=key, value=value), *stack.texts[place:count]]
                 distance = stack.tokens[count] - stack.tokens[place]
-                facts = {"cell": depth, "depths": [round(place / count, 4)], "units": count, "distance": distance}
+                facts = {"cell": depth, "depths": [stack.share(place, count)], "units": count, "distance": distance}
                 yield _sample(prompts, ("needle", length, number), context, {key: value}, key, facts)
 
     begins = (BEFORE, *stack.texts[: max(counts.values())])
@@ -102,7 +106,7 @@ def many(grid: Grid, prompts: Prompts) -> Iterator[Group]:
         context = list(itertools.chain(*texts))
         samples = []
         for number, (key, depth) in enumerate(zip(hidden, grid.depths, strict=True)):
-            facts = {"cell": depth, "depths": [round(places[number] / count, 4)], "units": count}
+            facts = {"cell": depth, "depths": [stack.share(places[number], count)], "units": count}
             facts["distance"] = behind[number] + later[number]
             which = "needles", length, text * len(hidden) + number
             samples.append(_sample(prompts, which, context, hidden, key, facts))

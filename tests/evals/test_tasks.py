@@ -138,7 +138,7 @@ def test_the_map_s_cells_part_from_one_haystack_where_their_needle_stands():
         assert (ids[:needle] == began[:needle]).all() and ids[needle:].tolist() != began[needle : len(ids)].tolist()
         text = len(ids) - sample.facts["distance"] - needle
         assert 50 < text < 300  # the needle, the question and the prefix
-        assert abs(sample.facts["depths"][0] - sample.facts["cell"]) < 0.2
+        assert 0 <= sample.facts["depths"][0] - sample.facts["cell"] < 0.2  # at the next sentence
 
 
 def test_rounds_have_their_needle_its_decoy_and_an_ordinal_that_tells_them_apart():
