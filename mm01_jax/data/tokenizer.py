@@ -206,7 +206,7 @@ def check_utf8(name: str, text: str) -> None:
 
 def _known(special: str, token: int | None, tokenizer: str) -> int:
     if token is None:
-        raise ValueError(f"data.tokenizer={tokenizer!r} has no token {special}, which conversations need.")
+        raise ValueError(f"data.tokenizer={tokenizer!r} has no token {special}, which is needed here")
     return token
 
 

@@ -102,7 +102,8 @@ COMMAND = Command(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return command.run(_evaluate, argv, name=COMMAND.name)
+    advice = "interrupted; where answers lie beside --json the same command goes on"
+    return command.run(_evaluate, argv, name=COMMAND.name, interrupted=advice)
 
 
 def _evaluate(argv: Sequence[str]) -> None:

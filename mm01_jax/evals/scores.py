@@ -44,8 +44,9 @@ def parts_of(text: str) -> list[str]:
 
 
 def exact(answer: str, wanted: Sequence[str]) -> float:
-    """Whether the answer begins with the wanted text, blanks before it aside."""
-    return float(answer.strip().startswith(wanted[0]))
+    """Whether the answer begins with the wanted text, and not with a longer word; blanks before it aside."""
+    said = answer.strip()
+    return float(said.startswith(wanted[0]) and not said[len(wanted[0]) :][:1].isalnum())
 
 
 def edits(answer: str, wanted: str) -> int:

@@ -67,7 +67,7 @@ def read(task: str, given: types.SimpleNamespace) -> Asked:
 def _ruler(given: types.SimpleNamespace, lengths: Sequence[int]) -> Asked:
     said = strings.OWN if given.templates is None else strings.read(given.templates)
     asked = families_of(given.families)
-    if said.published and set(asked) & {"niah_single_1", "niah_multikey_2", "cwe"}:
+    if said.published and not all(family in ("vt", "fwe") or family.startswith("qa") for family in asked):
         families.published_words(said.more_words)  # refuses where they are not installed
 
     def make(prompts: Prompts) -> Iterator[Group]:

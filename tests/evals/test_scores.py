@@ -84,7 +84,8 @@ def test_edits_are_the_fewest_for_any_beginning_of_the_answer():
         answer = "".join(draws.choices("abc", k=draws.randrange(10)))
         whole = min(distance(answer[:end], wanted) for end in range(len(answer) + 1))
         assert scores.edits(answer, wanted) == whole
-        assert (scores.exact(answer, [wanted]) == 1.0) == answer.startswith(wanted)
+        assert scores.exact(answer, [wanted]) == (answer == wanted)
+        assert scores.exact(f"{answer}. c", [wanted]) == (answer == wanted)
         if answer.startswith(wanted):
             assert whole == 0
     assert scores.edits(" 12345 and more", "12345") == 0 and scores.edits("", "12345") == 5
