@@ -107,7 +107,7 @@ class Service:
                 return Prompt(*self.images.ask(renamed, self.tokenizer, given or (), name))
             return Prompt(self.template.ids(renamed, self.tokenizer, given).tolist())
         except ValueError as error:
-            raise Refused(f"{name}: {error}", name) from None
+            raise Refused(f"{name}: {str(error).removeprefix('messages: ')}", name) from None
 
     def has_begun_to_think(self, prompt: list[int]) -> bool:
         """Whether a conversation ends with the mark that begins thoughts."""
