@@ -116,6 +116,18 @@ def test_a_signal_lets_open_answers_finish_and_nothing_new_begin():
         running.engine.wait_until(lambda message: "done" in message)
 
 
+def test_a_request_that_is_not_whole_when_the_server_ends_is_refused_in_the_form_of_all(capfd):
+    with fronts.running() as running, running.connect() as end:
+        end.sendall(fronts.request(COMPLETION, fronts.GOOD)[:-5])
+        time.sleep(0.5)  # until it is read
+        running.front.channel.say({"drain": True})
+        head, _, body = end.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and json.loads(body)["error"]["code"] == "shutting_down"
+        running.engine.wait_until(lambda message: "done" in message)
+    log = capfd.readouterr().err
+    assert "POST /v1/completions 503" in log and "Traceback" not in log
+
+
 def test_a_front_without_its_engine_answers_what_is_open_and_ends():
     with fronts.running() as running, running.connect() as whole, running.connect() as streamed:
         for end, body in ((whole, WAITS), (streamed, WAITS | {"stream": True})):
