@@ -217,3 +217,14 @@ def test_a_field_that_is_null_is_none_whatever_its_name(running):
     status, said, _ = running.ask("/v1/chat/completions", asked | {"prediction": None})
     assert status == 200, said
     assert running.ask(COMPLETION, fronts.GOOD | {"stop_token_ids": [], "audio": None})[0] == 200
+
+
+def test_the_log_says_nothing_of_what_was_said(capfd):
+    conversation = {"model": "tiny", "messages": [{"role": "user", "content": "a secret"}] * 2}
+    with fronts.running() as running:
+        running.ask(COMPLETION, fronts.GOOD | {"prompt": "a secret"})
+        running.ask(COMPLETION, fronts.GOOD | {"prompt": 3, "user": "a secret"})
+        running.ask("/v1/chat/completions", conversation)
+    out, err = capfd.readouterr()
+    assert "secret" not in out + err
+    assert "POST /v1/completions 200 8+4 tokens" in err and "POST /v1/completions 400" in err
