@@ -2,8 +2,8 @@
 
 Python runs a handler in the main thread, between two of its instructions: not in compiled code, and not while a program
 is compiled, for minutes. So the handler raises, and a thread beside it ends a process that has not ended by then.
-Training has its own handlers while it steps (`train/preemption.py`), and so has a conversation. In a process that is
-another's, as a notebook's, a command obeys Ctrl-C alone, by an exception, and ends nothing but itself.
+Training has its own handlers while it steps (`train/preemption.py`), and so have a conversation and a server. In a
+process that is another's, as a notebook's, a command obeys Ctrl-C alone, by an exception, and ends nothing but itself.
 """
 
 import contextlib
@@ -12,11 +12,14 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 ENDING = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 SECONDS = 3.0  # that the main thread has for ending by itself
 _commands = 0  # that have this process for themselves: one, or none
+_CHANGES_HANDS = 128  # beside a signal's number, which is less
+_notes: int | None = None  # where the thread beside the main one reads what comes, in the order in which it does
 
 
 class Ended(BaseException):
@@ -26,6 +29,32 @@ class Ended(BaseException):
 def may_end_process() -> bool:
     """Whether this process is a command's, which a second Ctrl-C ends at once."""
     return _commands > 0
+
+
+def take(numbers: Sequence[int], handler: Callable[[int, FrameType | None], object]) -> Callable[[], None]:
+    """Makes `handler` the one of these signals, of which the thread beside the main one then does nothing.
+
+    Whose a signal is follows from when it came, not from whose it is when that thread gets to it: the notes stand
+    between the signals. Returns what gives them back, which a second call does not.
+    """
+    before = {}
+    for number in numbers:
+        _note(number | _CHANGES_HANDS)
+        before[number] = signal.signal(number, handler)
+
+    def give_back() -> None:
+        while before:
+            number, handler = before.popitem()
+            signal.signal(number, handler)
+            _note(number | _CHANGES_HANDS)
+
+    return give_back
+
+
+def _note(said: int) -> None:
+    if _notes is not None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(_notes, bytes([said]))
 
 
 def end_at_once() -> None:
@@ -63,7 +92,7 @@ class Ends:
         self.came: int | None = None  # the first signal
 
     def __enter__(self) -> "Ends":
-        global _commands
+        global _commands, _notes
         self._before, self._hook = {}, sys.unraisablehook
         if threading.current_thread() is not threading.main_thread():
             return self
@@ -76,19 +105,21 @@ class Ends:
         _commands += 1
         read, self._write = os.pipe()
         os.set_blocking(self._write, False)
+        _notes = self._write
         self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         sys.unraisablehook = self._unraisable
         threading.Thread(target=self._watch, args=(read,), name="signals of the command", daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
-        global _commands
+        global _commands, _notes
         if threading.current_thread() is not threading.main_thread():
             return
         if self._alone:
             _commands -= 1
             sys.unraisablehook = self._hook
             signal.set_wakeup_fd(self._wakeup_before)
+            _notes = None
             os.close(self._write)  # ends the thread
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._handle:
@@ -113,15 +144,17 @@ class Ends:
 
     def _watch(self, read: int) -> None:
         """Ends the process at once on a second Ctrl-C, and where nothing else has some time after a first signal."""
-        first = 0
+        first, taken = 0, set()
         while True:
             ready, _, _ = select.select([read], [], [], SECONDS if first else None)
-            number = os.read(read, 1)[0:1] if ready else b""
-            if ready and not number:
+            said = os.read(read, 1) if ready else b""
+            if ready and not said:
                 os.close(read)
                 return
-            if ready and signal.getsignal(number[0]) != self._handle:
-                continue  # training's, or a conversation's
-            if not ready or (first and number[0] == signal.SIGINT):
+            number = said[0] % _CHANGES_HANDS if ready else 0
+            if ready and said[0] != number:
+                taken ^= {number}
+            elif not ready or (first and number == signal.SIGINT):
                 _exit(first, f"{self.text(first)}\n")
-            first = first or number[0]
+            elif number in self._before and number not in taken:
+                first = first or number

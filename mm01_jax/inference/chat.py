@@ -13,6 +13,7 @@ from typing import TextIO
 
 import numpy as np
 
+from mm01_jax import signals
 from mm01_jax.inference.thoughts import Said, Thoughts
 from mm01_jax.messages import answer, screen
 
@@ -48,7 +49,7 @@ class Chat:
         """Until the input ends. A terminal is asked for each line, a pipe is read."""
         out = sys.stdout if out is None else out
         terminal = sys.stdin.isatty()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is part of the conversation, no end of it
+        signals.take([signal.SIGINT], signal.default_int_handler)  # Ctrl-C is part of the conversation, no end of it
         if terminal:
             with contextlib.suppress(ImportError):  # not on every system
                 import readline  # noqa: F401 - `input` then edits lines and remembers them

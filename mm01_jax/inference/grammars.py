@@ -5,6 +5,7 @@ A grammar is Lark's, as llguidance reads it: JSON schemas inside behind `%json`,
 
 import functools
 import importlib.util
+import re
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -16,12 +17,14 @@ from mm01_jax.inference.masks import num_words
 MOST_CHARACTERS = 100_000  # of a grammar, its schemas among them
 _LIMITS = {  # so that a grammar is made, and asked, in a fraction of a second
     "max_grammar_size": 100_000,
-    "initial_lexer_fuel": 1_000_000,
+    "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
 }
 _MOST_ANSWERS = 128  # whose place in one grammar is kept
 _FILES = Door(ValueError)
+_BEHIND = re.compile("<state>|<backtrace>")
+_OF_SCHEMA = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: .*?)( 1 \| .*)?$")
 
 
 class Grammars:
@@ -34,8 +37,14 @@ class Grammars:
         self._of, self._words, self._stop_ids = tokenizer, num_words(vocab_size), sorted(stop_ids)
 
     def check(self, grammar: str) -> None:
-        """ValueError says why a grammar is none."""
-        self._matcher(grammar)
+        """ValueError says why a grammar is none, or has no way on behind a first token, as one that is too large."""
+        matcher = self._matcher(grammar)
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little"))
+        for token in [int(id) for id in allowed if id not in self._stop_ids][:1]:
+            matcher.consume_token(token)
+            matcher.compute_bitmask()
+            if matcher.is_error():
+                raise ValueError(_why(matcher))
 
     def hook(self, grammar: str) -> "Grammar":
         """The hook of a request; ValueError as of `check`."""
@@ -116,6 +125,10 @@ class _Bytes:
 
 
 def _why(matcher) -> str:
-    """An error in one line, without the state of a parser behind it."""
-    said = matcher.get_error().partition("<state>")[0]
-    return " ".join(said.split())[:300] or "nothing may come"
+    """An error in one line, without the state of a parser behind it, or the grammar that a schema stands in."""
+    said = " ".join(_BEHIND.split(matcher.get_error())[0].split())
+    if said.startswith("panic: "):
+        return "llguidance cannot take this grammar"
+    if "NoExtensionBias" in said:
+        return "nothing can match it"
+    return (_OF_SCHEMA.sub(r"\1", said))[:300] or "nothing may come"

@@ -43,6 +43,7 @@ def test_forms_take_what_they_say_and_nothing_else(grammars):
         ({"type": "json_object"}, b'{"a": [1, "\\n"]}', b"[1]"),
         ({"type": "json_schema", "json_schema": SCHEMA}, '{"é": 12}'.encode(), b'{"e": 1}'),
         ({"type": "regex", "regex": "a/b\\/c[\n]x+"}, b"a/b/c\nxx", b"ab"),
+        ({"type": "regex", "regex": "a\\\nb\\\\\n"}, b"a\nb\\\n", b"a\\nb\\\n"),
         ({"type": "grammar", "grammar": 'start: "a" b\nb: "b"+'}, b"abb", b"b"),
     ):
         hook = grammars.hook(rules(found))
@@ -66,6 +67,10 @@ def test_calls_are_those_that_the_form_writes_with_arguments_of_the_schema(gramm
     assert takes(several, two) and not takes(one, two)
     assert takes(one, form.written([Call("stop", '{"x": 1}')]).encode())
     assert not takes(one, form.written([Call("find", "{}")]).encode())
+    loose = [{"name": "find", "parameters": {"anyOf": [{"properties": {"a": {}}}, {"type": "string"}]}}]
+    held = grammars.hook(formats.grammar("calls", formats.calls_of(loose, form, False, {}), {}, False))
+    assert takes(held, form.written([Call("find", '{"a": 1}')]).encode())
+    assert not takes(held, form.written([Call("find", '"a"')]).encode())
 
 
 def test_thoughts_come_before_where_they_may_and_must_end_where_they_have_begun(grammars):
@@ -95,7 +100,11 @@ def test_several_answers_ask_one_hook_and_each_has_its_own_place(grammars):
         ({"type": "json_schema", "json_schema": {"$ref": "file:///etc/passwd"}}, "not present"),
         ({"type": "regex", "regex": "("}, "regex"),
         ({"type": "regex", "regex": "a(?=b)"}, "look-around"),
-        ({"type": "grammar", "grammar": "start: start"}, ""),
+        ({"type": "regex", "regex": "a{99999999}"}, "too many expressions"),
+        ({"type": "regex", "regex": "(a{1000}){1000}"}, "too many expressions"),
+        ({"type": "regex", "regex": r"[^\s\S]"}, "nothing can match it"),
+        ({"type": "grammar", "grammar": "start: start"}, "nothing can match it"),
+        ({"type": "grammar", "grammar": 'start: a "b"\na[lazy]: /.*/'}, "llguidance cannot take this grammar"),
         ({"type": "grammar", "grammar": "x: y"}, ""),
         ({"type": "grammar", "grammar": "((("}, "expecting"),
         ({"type": "regex", "regex": "a" * MOST_CHARACTERS}, f"{MOST_CHARACTERS:,}"),

@@ -91,9 +91,11 @@ def _serve(argv: Sequence[str]) -> None:
     host, port = listening.getsockname()[:2]
     with Front(listening, keys, given.host) as front:
         engine, grammars, told = _engine(given)
-        front.ready(told)
-        _say_how_to_ask(given, told, host, port, bool(keys))
-        EngineLoop(engine, front.channel, grammars).run()
+        loop = EngineLoop(engine, front.channel, grammars)
+        with loop.draining():  # before a client can know that it serves
+            front.ready(told)
+            _say_how_to_ask(given, told, host, port, bool(keys))
+            loop.run()
     print("all answers are given; ended", flush=True)
 
 

@@ -45,8 +45,8 @@ class Channel:
         """Never waits; may be called by a handler of a signal."""
         self._said.put(message)
 
-    def heard(self, seconds: float) -> list[Any]:
-        """What came since the last call, in order; of nothing, what comes within so many seconds.
+    def heard(self, seconds: float, most: int | None = None) -> list[Any]:
+        """What came since the last call, in order, at most so many; of nothing, what comes within so many seconds.
 
         Raises:
           Gone: the other side has closed, and all it said was heard.
@@ -54,7 +54,7 @@ class Channel:
         messages = []
         with contextlib.suppress(queue.Empty):
             messages.append(self._came.get(block=seconds > 0, timeout=seconds or None))
-            while True:
+            while len(messages) != most:
                 messages.append(self._came.get_nowait())
         if messages and messages[-1] is Gone:
             messages.pop()

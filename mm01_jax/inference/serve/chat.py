@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mm01_jax.data.conversations import MOST_MESSAGES
 from mm01_jax.inference.serve import asked, fields, formats, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
@@ -17,7 +18,7 @@ from mm01_jax.inference.serve.parser import Reader, Reading, message
 from mm01_jax.inference.serve.service import Service
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_MOST_MESSAGES = 100_000
+_MOST_PARTS = 100_000  # of a message
 
 
 def parse(body: Any, service: Service) -> Asked:
@@ -77,7 +78,7 @@ def messages(service: Service) -> Rule:
     def rule(name: str, value: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list) or not value:
             raise wrong(name, value, "a list of at least one message")
-        return fields.list_of(functools.partial(_message, service), 1, _MOST_MESSAGES)(name, value)
+        return fields.list_of(functools.partial(_message, service), 1, MOST_MESSAGES)(name, value)
 
     return rule
 
@@ -112,7 +113,7 @@ def _content(parts: Mapping[str, Rule], name: str, value: Any) -> str | list[dic
         fields.one_of(*parts)(f"{name}.type", kind)  # before other fields, which belong to that type
         return parts[kind](name, value)
 
-    return fields.list_of(part, 1, _MOST_MESSAGES)(name, value)
+    return fields.list_of(part, 1, _MOST_PARTS)(name, value)
 
 
 def _text_part(name: str, value: Any) -> dict[str, str]:

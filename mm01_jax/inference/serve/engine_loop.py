@@ -17,10 +17,12 @@ import gc
 import signal
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm01_jax import signals
 from mm01_jax.config import VisionConfig
 from mm01_jax.inference.asked import Shown
 from mm01_jax.inference.engine import Engine
@@ -59,31 +61,29 @@ class EngineLoop:
     def run(self) -> None:
         gc.collect()
         gc.freeze()  # what is here stays: no step shall wait for a look through it
-        with self._draining():
-            while self._hear():
-                if not self._engine.idle:
-                    self._tell([event.id for event in self._engine.step()])
-                self._count()
+        while self._hear():
+            if not self._engine.idle:
+                self._tell([event.id for event in self._engine.step()])
+            self._count()
 
     @contextlib.contextmanager
-    def _draining(self) -> Iterator[None]:
+    def draining(self) -> Iterator[None]:
         """A context in which the first signal lets what is open finish; the next one ends as it does elsewhere."""
-        before = {}
+        came = []
 
-        def drain(*_) -> None:
-            restore()
-            self._channel.say({"drain": True})
+        def drain(number: int, frame: FrameType | None) -> None:
+            came.append(number)
+            if len(came) == 1:
+                self._channel.say({"drain": True})
+            else:
+                give_back()
+                signal.raise_signal(number)
 
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            before.clear()
-
-        before |= {number: signal.signal(number, drain) for number in _SIGNALS}
+        give_back = signals.take(_SIGNALS, drain)
         try:
             yield
         finally:
-            restore()
+            give_back()
 
     def _hear(self) -> bool:
         """Whether to go on; what is asked meanwhile is begun."""

@@ -83,8 +83,8 @@ def read(body: Any, fields: Mapping[str, Field], where: str = "") -> dict[str, A
     if not isinstance(body, dict):
         raise wrong(where, body, "an object") if where else Refused("the body is no JSON object")
     inside = f"{where}." if where else ""
-    for name in body.keys() - fields.keys():
-        if body[name] is None:  # clients send back what they were sent, and what else their library knows
+    for name in body:
+        if name in fields or body[name] is None:  # clients send back what they were sent, and what else they know
             continue
         near = nearest_name(name, fields)
         hint = f"; nearest: {near}" if near else ""

@@ -77,6 +77,19 @@ _NAMED = {
 }
 
 
+def parameters(name: str, value: Any) -> dict[str, Any]:
+    """A schema of arguments, which are an object."""
+    kind = schema(name, value).get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise Refused(f"{name}: allowed is a schema of an object, as arguments are one", name)
+    return value
+
+
+def arguments(tool: Mapping[str, Any]) -> str:
+    """The rule of a tool's arguments."""
+    return _json({**(tool.get("parameters") or {}), **OBJECT})
+
+
 def calls_of(tools: Sequence[Mapping[str, Any]], form: Form, is_parallel: bool, specials: Mapping[str, int]) -> dict:
     """The rules of an answer that calls tools, as `form` writes them: one, or one and more of them."""
     names = [f"call_{place}" for place in range(len(tools))]
@@ -84,7 +97,7 @@ def calls_of(tools: Sequence[Mapping[str, Any]], form: Form, is_parallel: bool, 
     for name, tool in zip(names, tools, strict=True):
         quoted = json.dumps(tool["name"]) if form.is_json else tool["name"]
         before, after = form.before.replace("NAME", quoted), form.after
-        rules[name] = f"{_text(before)} {_json(tool.get('parameters') or OBJECT)} {_text(after)}"
+        rules[name] = f"{_text(before)} {arguments(tool)} {_text(after)}"
     block = "call" if form.holds == 1 or not is_parallel else r'call ("\n" call)*'
     rules["block"] = f"{_mark(form.open, specials)} {_text(form.lead + chr(10))} {block} {_text(chr(10) + form.close)}"
     return rules | {"calls": r'block ("\n" block)*' if form.holds == 1 and is_parallel else "block"}
@@ -131,8 +144,9 @@ def _json(schema: Mapping[str, Any]) -> str:
 
 def _regex(pattern: str) -> str:
     """A regular expression between slashes, on one line."""
-    inside = re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
-    return f"/{inside.replace(chr(10), chr(92) + 'n')}/"
+    written = {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}
+    inside = re.sub(r"\\.|/|\n", lambda found: written.get(found[0], found[0]), pattern, flags=re.DOTALL)
+    return f"/{inside}/"
 
 
 def _mark(mark: str, specials: Mapping[str, int]) -> str:

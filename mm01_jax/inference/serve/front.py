@@ -67,7 +67,7 @@ class Front:
         """
         self.channel.say({"ready": told})
         try:
-            while not any("serving" in message for message in self.channel.heard(0.2)):
-                pass
+            while not any("serving" in message for message in self.channel.heard(0.2, 1)):
+                pass  # one at a time: what is asked at once is behind it
         except Gone:
             raise FrontGone("the HTTP process has ended; what it said stands above") from None

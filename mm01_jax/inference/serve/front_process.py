@@ -15,13 +15,16 @@ import sys
 
 import h11
 import uvicorn
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mm01_jax.inference.serve.app import App
+from mm01_jax.inference.serve.app import App, log
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.hosts import is_loopback
 from mm01_jax.inference.serve.link import Link
-from mm01_jax.inference.serve.service import Service
+from mm01_jax.inference.serve.replies import refusal
+from mm01_jax.inference.serve.service import Service, shutting_down
 
 _HEADER_BYTES = 64 * 2**10
 _HEADER_SECONDS = 20.0
@@ -81,13 +84,33 @@ class Server(uvicorn.Server):
         yield
 
 
+def until_cut(app: ASGIApp) -> ASGIApp:
+    """`app`, whose requests that are not answered when the server ends, as those that are not whole, are refused."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        said = []
+
+        async def noted(message: Message) -> None:
+            said.append(message["type"])
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        except asyncio.CancelledError:  # of uvicorn; what is half sent it closes
+            if not said:
+                log(Request(scope), 503)
+                await refusal(shutting_down())(scope, receive, send)
+
+    return answered
+
+
 async def serve(listening: socket.socket, end: socket.socket, host: str) -> None:
     link = Link(*await asyncio.open_connection(sock=end))
     told = asyncio.ensure_future(link.listen())
     keys = await link.keys
     app = App(link, keys, host if not keys and is_loopback(listening.getsockname()[0]) else None)
     config = uvicorn.Config(
-        app.asgi,
+        until_cut(app.asgi),
         http=Protocol,
         ws="none",
         lifespan="off",

@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from mm01_jax.data.conversations import MOST_MESSAGES
 from mm01_jax.data.tool_calls import Call
 from mm01_jax.inference.serve import fields, tools, unused
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.service import Service
 
-_MOST_ITEMS = 100_000
 _ROLES = ("user", "assistant", "system", "developer")
 _STATUS = Field(fields.one_of("in_progress", "completed", "incomplete"))
 
@@ -27,7 +27,7 @@ def messages_of(value: Any, service: Service) -> list[dict[str, Any]]:
         raise wrong("input", value, "a text, or a list of at least one item")
     found: list[dict[str, Any]] = []
     called: set[str] = set()
-    for place, item in enumerate(fields.list_of(functools.partial(_item, service), 1, _MOST_ITEMS)("input", value)):
+    for place, item in enumerate(fields.list_of(functools.partial(_item, service), 1, MOST_MESSAGES)("input", value)):
         if item.get("tool_call_id") is not None and item["tool_call_id"] not in called:
             name = f"input[{place}].call_id"
             raise Refused(f"{name}: no call of that id stands before", name)
@@ -108,7 +108,7 @@ def _content(name: str, value: Any) -> str:
         return fields.text(name, value)
     if not isinstance(value, list):
         raise wrong(name, value, "a text, or a list of parts")
-    return "".join(fields.list_of(_part, 0, _MOST_ITEMS)(name, value))
+    return "".join(fields.list_of(_part, 0, MOST_MESSAGES)(name, value))
 
 
 def _shown(image: Callable[[str, Any], dict], name: str, value: Any) -> str | list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def _shown(image: Callable[[str, Any], dict], name: str, value: Any) -> str | li
         is_image = isinstance(value, dict) and value.get("type") == "input_image"
         return image(name, value) if is_image else {"type": "text", "text": _part(name, value)}
 
-    parts = fields.list_of(part, 0, _MOST_ITEMS)(name, value)
+    parts = fields.list_of(part, 0, MOST_MESSAGES)(name, value)
     has_images = any("image" in part for part in parts)
     return parts if has_images else "".join(part["text"] for part in parts)
 

@@ -20,6 +20,7 @@ _INCLUDES = (
     *("reasoning.encrypted_content", "file_search_call.results", "web_search_call.results"),
     *("web_search_call.action.sources", "computer_call_output.output.image_url", "code_interpreter_call.outputs"),
 )
+_HELD = ("text.format", "tools[{}].parameters")  # what holds an answer to a grammar
 _SHARED = ("model", "temperature", "top_p", "seed", "stream", "user")  # with the other ways to ask
 
 
@@ -41,7 +42,7 @@ def parse(body: Any, service: Service) -> Asked:
     longest = asked.check_length("input", prompts, values["max_tokens"], service, "max_output_tokens")
     request = asked.engine_request(values, longest, service.stop_ids, service)
     reading = tools.reading(offer, prompts[0], service)
-    if grammar := tools.grammar(offer, values["text"]["form"], reading, service, "text.format"):
+    if grammar := tools.grammar(offer, values["text"]["form"], reading, service, _HELD):
         request["grammar"] = grammar
     shape = Responses(values, body, service, reading)
     return Asked(prompts, 1, request, values["stream"], shape, prompt.pictures)

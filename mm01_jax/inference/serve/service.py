@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # needs pillow, which text alone does not
 _MARK_TOKENS = 16  # that a mark of thoughts and the line break behind it have, at most
 
 
+def shutting_down() -> Refused:
+    return Refused("the server is shutting down", status=503, code="shutting_down")
+
+
 class Prompt(NamedTuple):
     """A conversation's token ids, and what its image tokens show."""
 
@@ -73,7 +77,7 @@ class Service:
             message = f"{name}: {count} answers at a time; allowed: at most {self.most}, running and waiting"
             raise Refused(message, name)
         if self.link.draining.is_set():
-            raise Refused("the server is shutting down", status=503, code="shutting_down")
+            raise shutting_down()
         if (open_now := self.link.open) + count > self.most:
             message = f"{open_now} answers are running or waiting, and at most {self.most} may; try again"
             raise Refused(message, status=429, code="queue_full")
@@ -107,7 +111,7 @@ class Service:
                 return Prompt(*self.images.ask(renamed, self.tokenizer, given or (), name))
             return Prompt(self.template.ids(renamed, self.tokenizer, given).tolist())
         except ValueError as error:
-            raise Refused(f"{name}: {error}", name) from None
+            raise Refused(f"{name}: {str(error).removeprefix('messages: ')}", name) from None
 
     def has_begun_to_think(self, prompt: list[int]) -> bool:
         """Whether a conversation ends with the mark that begins thoughts."""

@@ -18,10 +18,14 @@ CHOICES = ("none", "auto", "required")
 
 def definitions(name: str, value: Any) -> list[dict[str, Any]]:
     """Tools as functions: {"name", "description", "parameters"} of each, names once."""
-    found = fields.list_of(_definition, 0, MOST_TOOLS)(name, value)
+    return _once(fields.list_of(_definition, 0, MOST_TOOLS)(name, value), name + "[{}].function.name")
+
+
+def _once(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    places: dict[str, int] = {}
     for place, function in enumerate(found):
-        if function["name"] in [other["name"] for other in found[:place]]:
-            raise Refused(f"{name}[{place}].function.name: {function['name']!r} occurs twice", f"{name}[{place}]")
+        if places.setdefault(function["name"], place) != place:
+            raise Refused(f"{name.format(place)}: {function['name']!r} occurs twice", name.format(place))
     return found
 
 
@@ -30,27 +34,27 @@ def _definition(name: str, value: Any) -> dict[str, Any]:
     return fields.read(value, known, name)["function"]
 
 
-def function(name: str, value: Any) -> dict[str, Any]:
-    """{"name", "description", "parameters", "strict"}, what is not there aside."""
+def function(name: str, value: Any, **beside: Field) -> dict[str, Any]:
+    """{"name", "description", "parameters", "strict"}, what is not there aside, and what stands beside these."""
     known = {
         "name": Field(tool_name, required=True),
         "description": Field(fields.text),
-        "parameters": Field(formats.schema),
+        "parameters": Field(formats.parameters),
         "strict": Field(fields.switch),
     }
-    found = fields.read(value, known, name)
+    found = fields.read(value, beside | known, name)
     return {key: found[key] for key in known if found[key] is not None}
 
 
 def flat_definitions(name: str, value: Any) -> list[dict[str, Any]]:
     """As `definitions`, of tools as /v1/responses has them: a function's fields beside its type."""
-    if not isinstance(value, list):
-        raise wrong(name, value, "a list of tools")
-    for place, tool in enumerate(value):
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        fields.one_of("function")(f"{name}[{place}].type", kind)
-    nested = [{"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}} for tool in value]
-    return definitions(name, nested)
+    return _once(fields.list_of(_flat_definition, 0, MOST_TOOLS)(name, value), name + "[{}].name")
+
+
+def _flat_definition(name: str, value: Any) -> dict[str, Any]:
+    kind = Field(fields.one_of("function"))
+    kind.rule(f"{name}.type", value.get("type") if isinstance(value, dict) else None)  # whose the other fields are
+    return function(name, value, type=kind)
 
 
 def flat(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,11 +121,14 @@ def arguments(name: str, value: Any) -> str:
 
 
 class Offer(NamedTuple):
-    """tools: that an answer may call. must: it has to call one. parallel: it may call several."""
+    """tools: that an answer may call. must: it has to call one. parallel: it may call several. places: of all tools of
+    the request, by their names.
+    """
 
     tools: list[dict[str, Any]]
     must: bool
     parallel: bool
+    places: Mapping[str, int] = {}
 
     @property
     def is_strict(self) -> bool:
@@ -143,7 +150,8 @@ def offer(values: Mapping[str, Any], service: Service) -> Offer:
         if not found:
             allowed = ", ".join(tool["name"] for tool in values["tools"])
             raise wrong("tool_choice", chosen["name"], f"a tool of the request: {allowed}")
-    return Offer(found, chosen not in (None, "auto"), parallel)
+    places = {tool["name"]: place for place, tool in enumerate(values["tools"])}
+    return Offer(found, chosen not in (None, "auto"), parallel, places)
 
 
 def reading(offer: Offer, prompt: Sequence[int], service: Service) -> Reading:
@@ -156,12 +164,16 @@ def reading(offer: Offer, prompt: Sequence[int], service: Service) -> Reading:
 
 
 def grammar(
-    offer: Offer, form: dict[str, str] | None, reading: Reading, service: Service, name: str = "response_format"
+    offer: Offer,
+    form: dict[str, str] | None,
+    reading: Reading,
+    service: Service,
+    names: tuple[str, str] = ("response_format", "tools[{}].function.parameters"),
 ) -> str | None:
     """The grammar that an answer has to follow; None where it may say anything.
 
     Args:
-      form: of its text (`formats.response_format`). name: of the field that has it.
+      form: of its text (`formats.response_format`). names: of the fields that have it, and a tool's schema.
 
     Raises:
       Refused: there is no such grammar.
@@ -180,9 +192,19 @@ def grammar(
         return None
     thoughts = formats.thoughts_of(reading.begun, specials) if reading.thinks else {}
     text = formats.grammar(" | ".join(ways), rules, thoughts, reading.begun)
+    if form and offer.must:  # there is no text to have that form, but it may be none
+        _check(formats.grammar("answer", form, {}, False), names[0], service)
+    try:
+        service.grammars.check(text)
+    except ValueError:
+        for tool in offer.tools:
+            _check(f"start: {formats.arguments(tool)}", names[1].format(offer.places[tool["name"]]), service)
+        _check(text, names[0] if form else "tools", service)
+    return text
+
+
+def _check(text: str, name: str, service: Service) -> None:
     try:
         service.grammars.check(text)
     except ValueError as error:
-        name = name if form else "tools"
         raise Refused(f"{name}: {error}", name) from None
-    return text

@@ -6,6 +6,8 @@ import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
+from mm01_jax.inference.serve import __main__ as command  # noqa: E402
 from mm01_jax.inference.serve.engine_loop import EngineLoop  # noqa: E402
 from mm01_jax.inference.serve.front import FrontGone  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
@@ -113,6 +116,18 @@ def test_a_signal_lets_open_answers_finish_and_nothing_new_begin():
         running.engine.wait_until(lambda message: "done" in message)
 
 
+def test_a_request_that_is_not_whole_when_the_server_ends_is_refused_in_the_form_of_all(capfd):
+    with fronts.running() as running, running.connect() as end:
+        end.sendall(fronts.request(COMPLETION, fronts.GOOD)[:-5])
+        time.sleep(0.5)  # until it is read
+        running.front.channel.say({"drain": True})
+        head, _, body = end.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and json.loads(body)["error"]["code"] == "shutting_down"
+        running.engine.wait_until(lambda message: "done" in message)
+    log = capfd.readouterr().err
+    assert "POST /v1/completions 503" in log and "Traceback" not in log
+
+
 def test_a_front_without_its_engine_answers_what_is_open_and_ends():
     with fronts.running() as running, running.connect() as whole, running.connect() as streamed:
         for end, body in ((whole, WAITS), (streamed, WAITS | {"stream": True})):
@@ -140,6 +155,61 @@ def test_an_engine_without_its_front_says_so_and_ends():
             EngineLoop(Idle(), running.front.channel, grammars=None).run()
 
 
+# The thread beside the main one gets to a signal only after the server has dealt with it, and draining takes long.
+DRAINS = """
+import os, select, signal, sys, threading, time
+from mm01_jax import command, signals
+from mm01_jax.inference.serve.engine_loop import EngineLoop
+signals.SECONDS = 0.3
+at_once = select.select
+signals.select.select = lambda *given: (at_once(*given), time.sleep(0.2))[0]
+class Stand:
+    idle, said = True, 0
+    def say(self, message):
+        self.said += "drain" in message
+    def statistics(self):
+        return {}
+    def heard(self, seconds):
+        time.sleep(0.2)
+        return [{"done": True}] if time.monotonic() > until else []
+def serve(argv):
+    stand = Stand()
+    loop = EngineLoop(stand, stand, None)
+    with loop.draining():
+        for seconds in map(float, sys.argv[2:]):
+            threading.Timer(seconds, os.kill, (os.getpid(), int(sys.argv[1]))).start()
+        loop.run()
+    print("drained", stand.said)
+until = time.monotonic() + 2
+sys.exit(command.run(serve))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_drains_whenever_it_is_noticed_and_a_second_one_ends(number):
+    def ended(*seconds: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", DRAINS, str(int(number)), *seconds]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout
+
+    assert ended("0.1") == (0, "drained 1\n")
+    assert ended("0.1", "0.7") == (128 + number, "")
+
+
+def test_a_signal_drains_from_the_moment_on_at_which_a_client_can_know_that_it_serves(tmp_path, monkeypatch, capsys):
+    def too_early(*_):
+        raise AssertionError("no handler of the server's")
+
+    before = signal.signal(signal.SIGTERM, too_early)
+    monkeypatch.setattr(command, "_engine", lambda given: (Idle(), None, fronts.TOLD))
+    monkeypatch.setattr(command, "_say_how_to_ask", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        command._serve([f"--checkpoint={tmp_path}", "--port=0"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "all answers are given" in capsys.readouterr().out
+
+
 def test_a_field_that_is_null_is_none_whatever_its_name(running):
     """As a client's library sends back the message that it was sent."""
     back = {"role": "assistant", "content": "y", "audio": None, "function_call": None}
@@ -147,3 +217,14 @@ def test_a_field_that_is_null_is_none_whatever_its_name(running):
     status, said, _ = running.ask("/v1/chat/completions", asked | {"prediction": None})
     assert status == 200, said
     assert running.ask(COMPLETION, fronts.GOOD | {"stop_token_ids": [], "audio": None})[0] == 200
+
+
+def test_the_log_says_nothing_of_what_was_said(capfd):
+    conversation = {"model": "tiny", "messages": [{"role": "user", "content": "a secret"}] * 2}
+    with fronts.running() as running:
+        running.ask(COMPLETION, fronts.GOOD | {"prompt": "a secret"})
+        running.ask(COMPLETION, fronts.GOOD | {"prompt": 3, "user": "a secret"})
+        running.ask("/v1/chat/completions", conversation)
+    out, err = capfd.readouterr()
+    assert "secret" not in out + err
+    assert "POST /v1/completions 200 8+4 tokens" in err and "POST /v1/completions 400" in err

@@ -157,10 +157,10 @@ def test_an_answer_has_the_form_that_it_is_asked_for_whole_and_streamed(client):
         assert fits(choice.message.content) and choice.finish_reason == "stop"
         parts = chunks(client.chat.completions.create(**asked, stream=True))
         assert "".join(part.choices[0].delta.content or "" for part in parts) == choice.message.content
+    large = {"type": "object", "properties": {"c": {"pattern": "^(?:a?){900}a{900}$", "type": "string"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": large | {"required": ["c"]} | CLOSED}}
     with pytest.raises(openai.BadRequestError, match="dead end") as refused:
-        client.chat.completions.create(
-            **CHAT, extra_body={"response_format": {"type": "regex", "regex": "(?:a?){900}a{900}"}}
-        )
+        client.chat.completions.create(**CHAT | {"max_tokens": 150}, extra_body={"response_format": form})
     assert refused.value.code == "grammar_dead_end"
 
 
