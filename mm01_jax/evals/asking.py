@@ -124,7 +124,7 @@ def _known(path: str, begun: Begun, groups: Iterable[Group]) -> list[dict[str, A
             text, finish, tokens, cached = (said.pop(name, None) for name in ("text", "finish", "tokens", "cached"))
             record = report.record_of(run.Answered(sample, text, finish, tokens, cached))
             whole = type(tokens) is type(cached) is int and 0 <= cached <= tokens <= sample.length
-            if not whole or json.loads(json.dumps(record)) != said | {"tokens": tokens, "cached": cached}:
+            if not whole or parse_json(json.dumps(record).encode()) != said | {"tokens": tokens, "cached": cached}:
                 where = f"{_answers(path)}.partial: line {number}"
                 raise ValueError(f"{where}: not an answer as it was written; remove the file to begin anew")
             records.append(record)
