@@ -1,4 +1,4 @@
-"""How the engine's programs are made: traced by who asks, then lowered and compiled in one thread, maybe another.
+"""How the engine's programs are made: traced by who asks, lowered and compiled in one thread (of a pool on accelerators).
 
 jax lowers up to ten programs of a thread into one MLIR context (0.12). Compiling one, or looking it up in the compile
 cache, runs passes in that context, and these load dialects into it, which no lock guards. A program that one thread
@@ -20,14 +20,31 @@ from typing import Any
 import jax
 
 from mm01_jax import kept_programs
+from pallas_kernels import dispatch
+
+
+class _Now(concurrent.futures.Executor):
+    """Whatever is submitted is done before the next line."""
+
+    def submit(self, function, /, *arguments, **keywords) -> concurrent.futures.Future:
+        done = concurrent.futures.Future()
+        done.set_result(function(*arguments, **keywords))
+        return done
 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[concurrent.futures.Executor]:
-    """A pool for `Compiler.begin`. Python's collector waits for its end: it runs in whichever thread is at hand, and
-    frees what another has left in a context of MLIR that is in use. A whole test suite ended in a segmentation fault
-    inside of a collection, in a thread that looked a program up while the first one traced.
+    """A pool for `Compiler.begin`; on a CPU the thread that asks is all of it.
+
+    There a start has little to gain (the compiler wants the same cores), and three whole test suites of some hundred
+    ended in a segmentation fault while a program was looked up in one thread and traced in another.
+
+    Python's collector waits for the pool's end: it runs in whichever thread is at hand, and frees what another has left
+    in a context of MLIR that is in use. One of those faults was inside of a collection.
     """
+    if dispatch.platform() == "cpu":
+        yield _Now()
+        return
     collects = gc.isenabled()
     gc.disable()
     try:

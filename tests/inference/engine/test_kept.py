@@ -4,11 +4,13 @@ import hashlib
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 from mm01_jax import compile_cache, kept_programs
+from mm01_jax.inference import engine_compile
 from mm01_jax.inference.drill.cases import Cases
 from mm01_jax.inference.drill.schedules import Count, run_schedule
 from tests import small
@@ -108,6 +110,16 @@ def test_the_command_keeps_programs_unless_something_has_imported_jax_before_it(
     words = [f"--checkpoint={tmp_path}", "--prompt=a", *flags]
     done = subprocess.run([sys.executable, "-c", ASKS.format(before=before), *words], capture_output=True, text=True)
     assert f"keeps: {keeps}" in done.stderr
+
+
+@pytest.mark.slow
+def test_compiled_in_threads_as_on_accelerators_the_bits_are_the_same(starts):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_compile, "dispatch", types.SimpleNamespace(platform=lambda: "gpu"))
+        for traced in (KEPT, []):
+            engine, found = starts.engine()
+            assert found == traced
+            check_bits(engine, engines.cases())
 
 
 @pytest.mark.slow
