@@ -1,4 +1,4 @@
-"""How the engine's programs are made: traced by who asks, lowered and compiled in one thread (of a pool on accelerators).
+"""How the engine's programs are made: traced by who asks, lowered and compiled in one thread, a pool's on accelerators.
 
 jax lowers up to ten programs of a thread into one MLIR context (0.12). Compiling one, or looking it up in the compile
 cache, runs passes in that context, and these load dialects into it, which no lock guards. A program that one thread
