@@ -38,7 +38,9 @@ def forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS):
         decay = _decays(slope_N, tokens)
         scores_BNCC = _dot("bcnh,bdnh->bncd", q_BCNH, k_BCNH) * decay.intra
         out_BCNH = _dot("bncd,bdnh->bcnh", scores_BNCC.astype(v_BCNH.dtype), v_BCNH)
-        out_BCNH += _dot("bcnk,bnkh->bcnh", _scale(q_BCNH, decay.read), state_BNHH.astype(q_BCNH.dtype))
+        read_BNCH = jnp.swapaxes(_scale(q_BCNH, decay.read), 1, 2)
+        # Heads first: otherwise XLA sums one row's product in another order than many rows' on a CPU with AVX2.
+        out_BCNH += jnp.swapaxes(_dot("bnck,bnkh->bnch", read_BNCH, state_BNHH.astype(q_BCNH.dtype)), 1, 2)
         written_BNHH = _dot("bcnk,bcnh->bnkh", _scale(k_BCNH, decay.write), v_BCNH)
         return decay.carry * state_BNHH + written_BNHH, out_BCNH.astype(q_BCNH.dtype)
 

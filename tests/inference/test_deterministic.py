@@ -16,7 +16,7 @@ from mm01_jax.model.mixers import empty_cache
 from mm01_jax.sharding import make_mesh
 from pallas_kernels.lightning_attention import xla
 from tests import small
-from tests.slow import bits_of_training, slow_but
+from tests.slow import slow_but
 
 VARIANT = small.variant(
     num_periods=2, period=("lightning", "lightning", "softmax"), num_heads=4, num_kv_heads=2, num_experts=8
@@ -62,7 +62,6 @@ def new_cache(view, starts):
     return dataclasses.replace(cache, lengths=jnp.array(starts, jnp.int32))
 
 
-@bits_of_training
 @pytest.mark.parametrize("dtype", slow_but(("float32",), ("float32", "bfloat16")))
 def test_every_token_of_a_packed_row_has_the_bits_of_the_training_forward(dtype):
     """Each document in a row of the cache of its own, one token at a time; rows end and the others go on."""

@@ -12,7 +12,6 @@ from mm01_jax.inference.engine_request import Request, Result
 from mm01_jax.inference.sampling import Sampling
 from tests import small
 from tests.inference.engine import engines
-from tests.slow import bits_of_training
 
 VARIANT = small.variant(num_periods=2, period=("lightning", "softmax"), num_heads=4, num_kv_heads=2, num_experts=8)
 LENGTH, ROW, GRID = 2000, 2048, 128  # tokens of a row and its length, which is a multiple of the grid as a slot's is
@@ -67,7 +66,6 @@ def row() -> tuple[tuple[np.ndarray, ...], list[Result]]:
     return tuple(np.concatenate(x).astype(np.int32) for x in (tokens, positions, segments)), results
 
 
-@bits_of_training
 def test_every_answer_has_the_bits_of_the_training_forward_of_its_packed_row():
     packed, results = row()
     assert len(packed[0]) == LENGTH
