@@ -2,6 +2,7 @@
 
     python -m benchmarks.recall --workdir=runs/recall [--mixers=lightning] [--seconds=…] [--scan] [--json=FILE]
     python -m benchmarks.recall --workdir=/tmp/recall --small          a tiny model on a CPU, minutes
+    python -m benchmarks.recall --workdir=/tmp/recall --small --copies    its first stage, 2 minutes
 
 configs/recall_small_copies.py learns to look back, recall_small to find in documents of 1,024 bytes, recall_small_long
 and recall_small_longest go on at 16,384 and 131,072; `--mixers=lightning` has the same size without softmax layers.
@@ -56,10 +57,15 @@ ASKED = {
 LONGEST, SLOTS = (2**20, 2**10), (16, 8)  # of the engine that is asked
 
 
+def names(given: argparse.Namespace) -> list[str]:
+    """Of the stages."""
+    return ["copies"] if given.copies else list(SMALL if given.small else STAGES)
+
+
 def configs(given: argparse.Namespace) -> list[tuple[str, Config]]:
     """(name, config) of each stage."""
     found = []
-    for number, name in enumerate(SMALL if given.small else STAGES):
+    for number, name in enumerate(names(given)):
         config = STAGES[name].get_config()
         if given.small:
             config = shrunk(name, config)
@@ -185,16 +191,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="where runs, scores and figures lie")
     parser.add_argument("--mixers", choices=("hybrid", "lightning"), default="hybrid", help="what the layers are")
     parser.add_argument("--small", action="store_true", help="the size of configs/tiny.py")
+    parser.add_argument("--copies", action="store_true", help="the first stage alone, which learns to look back")
     parser.add_argument("--scan", action="store_true", help="a step's program holds one layer of each kind")
     parser.add_argument("--steps", type=_counts, help="of each stage, parted by commas (default: their configs')")
     parser.add_argument("--seconds", type=_counts, help="of each stage at most; it ends earlier when it has learnt")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     add_json(parser)
     given = parser.parse_args(argv)
-    names = SMALL if given.small else STAGES
     for flag, counts in (("--steps", given.steps), ("--seconds", given.seconds)):
-        if counts is not None and len(counts) != len(names):
-            parser.error(f"{flag}: got {len(counts)} numbers; allowed: {len(names)}, of {', '.join(names)}")
+        if counts is not None and len(counts) != len(of := names(given)):
+            parser.error(f"{flag}: got {len(counts)} numbers; allowed: {len(of)}, of {', '.join(of)}")
     given.workdir.mkdir(parents=True, exist_ok=True)
     if given.scan:
         decoder.MOST_UNROLLED = 0
@@ -203,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     subject = f"recall {'tiny' if given.small else 'small'}, {given.mixers}"
     for name, seconds in trained(given.workdir, stages, given.seconds).items():
         tell_stage(report, f"{subject}, stage {name}", given.workdir / name, seconds, place)
+    if given.copies:  # it finds nothing yet
+        return 0
     asked = Asked(given.workdir / stages[-1][0], LONGEST[given.small], SLOTS[given.small])
     for task, flags in ASKED.items():
         scores = asked.scores(task, flags[given.small], given.workdir / f"{task}.json")
