@@ -59,8 +59,8 @@ class Door(NamedTuple):
         """The bytes of a file of at most `most` bytes."""
         with self.open(path, root=root, most=most) as file, self.errors(path):  # a read allocates what it is asked for
             raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
-        if len(raw) > most:
-            raise self.error(f"{shown(path)}: grew while it was read")
+            if len(raw) > most:
+                raise ValueError("grew while it was read")
         return raw
 
     def text(self, path, *, root=None, most: int = SMALL) -> str:
@@ -75,12 +75,13 @@ class Door(NamedTuple):
 
     def parse(self, path, raw: bytes) -> dict:
         """The JSON object in the bytes of `path`; each key once, numbers finite."""
-        try:
-            plain = parse_json(raw)
-        except ValueError as error:
-            raise self.error(f"{shown(path)}: not valid JSON: {error}") from None
-        if not isinstance(plain, dict):
-            raise self.error(f"{shown(path)}: JSON of a {type(plain).__name__}, not of an object")
+        with self.errors(path):
+            try:
+                plain = parse_json(raw)
+            except ValueError as error:
+                raise ValueError(f"not valid JSON: {error}") from None
+            if not isinstance(plain, dict):
+                raise ValueError(f"JSON of a {type(plain).__name__}, not of an object")
         return plain
 
     def check(self, path, *, root, most: int | None = None) -> None:
@@ -114,7 +115,7 @@ class Door(NamedTuple):
             yield
         except (OSError, ValueError, RuntimeError) as error:
             refused = self.error(f"{shown(path)}: {why(error)}")
-            if isinstance(error, PermissionError):  # it is there: no slip of who typed the name
+            if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # it is there
                 refused.exit_code = FileError.exit_code
             raise refused from None
 

@@ -34,7 +34,7 @@ _OLD_FORMATS = {
 }
 _FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
 _BODY = {
-    "step": plain.Kind("null or a whole number >= 0", lambda step: step is None or plain.WHOLE.holds(step)),
+    "step": plain.Kind(f"null or {plain.WHOLE.words}", lambda step: step is None or plain.WHOLE.holds(step)),
     "tree_sha256": plain.SHA256,
     "meta": plain.OBJECT,
     "versions": plain.OBJECT,
