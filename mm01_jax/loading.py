@@ -19,7 +19,7 @@ from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import of_answers, weight_problems
 from mm01_jax.convert import int8, parallel, table
 from mm01_jax.convert.progress import Progress
-from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
+from mm01_jax.convert.sources import TorchSource, check_buffers, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from mm01_jax.files import shown
 from mm01_jax.model.abstract import abstract_model
@@ -160,6 +160,7 @@ def _structure(path, dtype: str | None, *, of_computation: bool) -> _Opened:
     if root.is_dir() and not (root / "config.json").exists() and not any(root.glob("*.safetensors")):
         raise CheckpointError(f"{path}: no checkpoint here")
     source = TorchSource(root, rounds=dtype is not None)
+    check_buffers(source)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
     return _Opened(str(path), source, with_dtype(source.config, dtype) if dtype else source.config)

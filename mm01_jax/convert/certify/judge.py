@@ -27,7 +27,7 @@ from mm01_jax.convert.certify.images import Images
 from mm01_jax.convert.certify.mistakes import MISTAKES
 from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
-from mm01_jax.convert.sources import open_source
+from mm01_jax.convert.sources import check_buffers, open_source
 
 NONE, _EXACT = "no mistake", "float64"
 WITHIN = 30.0  # times the noise: two float32 implementations add in other orders
@@ -79,6 +79,7 @@ def certify(
       ValueError: no ids, or others than those of the npz.
     """
     checkpoint = open_source(source, check_finite=True)
+    check_buffers(checkpoint)
     other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
     if other is not None:
         where = where if ids is not None else str(against)

@@ -12,7 +12,7 @@ from mm01_jax.convert.certify.forward import Forward
 from mm01_jax.convert.certify.images import Images
 from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
-from mm01_jax.convert.sources import open_source
+from mm01_jax.convert.sources import check_buffers, open_source
 from mm01_jax.files import written
 
 
@@ -30,6 +30,7 @@ def compute(source, tokens_BS: np.ndarray, images: Images | None = None, where: 
       Unfit: ids outside the vocabulary, images that do not fit them.
     """
     source = open_source(source, check_finite=True) if isinstance(source, str | pathlib.Path) else source
+    check_buffers(source)
     check_ids(tokens_BS, source.config.model.vocab_size, where)
     arrays, place = {"ids": tokens_BS}, None
     if images is not None:

@@ -64,7 +64,9 @@ def read(path: pathlib.Path, directory: pathlib.Path, before: int = 0) -> Header
 
 def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
     plain = FILES.parse(path, raw)
-    plain.pop("__metadata__", None)
+    metadata = plain.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is {shown(str(metadata)[:80])}; allowed: an object of texts")
     return {name: _entry(path, name, value) for name, value in plain.items()}
 
 
