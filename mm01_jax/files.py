@@ -250,7 +250,7 @@ def written(path) -> Iterator[BinaryIO]:
         temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = os.fspath(path)
         raise
     sync_directory(temporary.parent)

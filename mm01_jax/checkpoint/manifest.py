@@ -114,6 +114,12 @@ class Manifest:
     versions: dict = dataclasses.field(default_factory=dict)
     source_sha256: dict = dataclasses.field(default_factory=dict)  # source tensor -> SHA-256 of its bytes
 
+    @property
+    def tokenizer(self) -> str | None:
+        """The fingerprint of the tokenizer that the weights were trained with; None of what is of no run."""
+        data = self.meta.get("data")
+        return data.get("tokenizer") if isinstance(data, dict) else None
+
     def weights(self) -> dict[str, Leaf]:
         """The leaves of the model, by their paths in it."""
         n = len(disk_grid.WEIGHTS)

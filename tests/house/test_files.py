@@ -118,3 +118,12 @@ def test_what_a_run_writes_in_place_has_no_other_name_under_which_it_would_chang
     with pytest.raises((Locked, OSError), match="has another name, too"):
         opens(run)
     assert mine.read_text() == '{"step": 1, "loss": 2}\n{"step": 9, "loss": 2}\n'
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_not_the_file_that_was_to_replace_it(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError) as caught:
+        files.write(tmp_path / "a.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "a.json") and [path.name for path in tmp_path.iterdir()] == [
+        "a.json"
+    ]
