@@ -59,8 +59,8 @@ class Door(NamedTuple):
         """The bytes of a file of at most `most` bytes."""
         with self.open(path, root=root, most=most) as file, self.errors(path):  # a read allocates what it is asked for
             raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
-        if len(raw) > most:
-            raise self.error(f"{shown(path)}: grew while it was read")
+            if len(raw) > most:
+                raise ValueError("grew while it was read")
         return raw
 
     def text(self, path, *, root=None, most: int = SMALL) -> str:
@@ -75,13 +75,12 @@ class Door(NamedTuple):
 
     def parse(self, path, raw: bytes) -> dict:
         """The JSON object in the bytes of `path`; each key once, numbers finite."""
-        try:
+        with self.errors(path, "not valid JSON: "):
             plain = parse_json(raw)
-        except ValueError as error:
-            raise self.error(f"{shown(path)}: not valid JSON: {error}") from None
-        if not isinstance(plain, dict):
-            raise self.error(f"{shown(path)}: JSON of a {type(plain).__name__}, not of an object")
-        return plain
+        if isinstance(plain, dict):
+            return plain
+        with self.errors(path):
+            raise ValueError(f"JSON of a {type(plain).__name__}, not of an object")
 
     def check(self, path, *, root, most: int | None = None) -> None:
         """Refuses what `open` would, for a library that opens files itself."""
@@ -108,13 +107,13 @@ class Door(NamedTuple):
             raise self.error(f"{shown(path)}: is a link; allowed: a directory, since files are deleted in it")
 
     @contextlib.contextmanager
-    def errors(self, path) -> Iterator[None]:
+    def errors(self, path, doing: str = "") -> Iterator[None]:
         """A context in which what is wrong with a file (RuntimeError: it links to itself) becomes this room's error."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            refused = self.error(f"{shown(path)}: {why(error)}")
-            if isinstance(error, PermissionError):  # it is there: no slip of who typed the name
+            refused = self.error(f"{shown(path)}: {doing}{why(error)}")
+            if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # it is there
                 refused.exit_code = FileError.exit_code
             raise refused from None
 
@@ -251,19 +250,21 @@ def written(path) -> Iterator[BinaryIO]:
         temporary.rename(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
             error.filename = os.fspath(path)
         raise
     sync_directory(temporary.parent)
 
 
 def update(path, flags: int = 0) -> int:
-    """The descriptor of a regular file to read and write in place, made where there is none; a link is refused."""
+    """The descriptor of a regular file to read and write in place, made where there is none; of one name, no link."""
     if os.path.islink(path):
         raise OSError(errno.ELOOP, "is a link, not a regular file", os.fspath(path))
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o644)
     try:
-        _check_kind(os.fstat(fd), None)
+        _check_kind(status := os.fstat(fd), None)
+        if status.st_nlink > 1:
+            raise ValueError("has another name, too (a hard link), and would change there: put a copy in its place")
     except ValueError as error:
         os.close(fd)
         raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None

@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 
 from mm01_jax import cluster, messages, sharding
 from mm01_jax.checkpoint import FILES, Checkpoint, CheckpointError, check_finite, leaf_paths, open_checkpoint, place
+from mm01_jax.checkpoint.errors import Unfit
 from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.config import MESH_AXES, Config, ConfigError, MeshConfig, Problem, Rules, fields, mesh_sizes
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import of_answers, weight_problems
 from mm01_jax.convert import int8, parallel, table
 from mm01_jax.convert.progress import Progress
-from mm01_jax.convert.sources import TorchSource, is_checkpoint, with_dtype
+from mm01_jax.convert.sources import TorchSource, check_buffers, is_checkpoint, with_dtype
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer, open_tokenizer
 from mm01_jax.files import shown
 from mm01_jax.model.abstract import abstract_model
@@ -160,6 +161,7 @@ def _structure(path, dtype: str | None, *, of_computation: bool) -> _Opened:
     if root.is_dir() and not (root / "config.json").exists() and not any(root.glob("*.safetensors")):
         raise CheckpointError(f"{path}: no checkpoint here")
     source = TorchSource(root, rounds=dtype is not None)
+    check_buffers(source)
     if source.dtype == "float16" and dtype is None:
         raise ValueError("dtype=None: the weights are float16; choose 'bfloat16' or 'float32'")
     return _Opened(str(path), source, with_dtype(source.config, dtype) if dtype else source.config)
@@ -251,7 +253,7 @@ def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokeniz
     except ValueError as error:
         raise error if asked else CheckpointError(str(error)) from None
     if words.vocab_size > config.model.vocab_size:
-        raise ValueError(
+        raise (ValueError if asked else Unfit)(
             f"tokenizer {words.name!r} has ids up to {words.vocab_size - 1}; allowed: below "
             f"model.vocab_size={config.model.vocab_size} of {root}, so it is another model's"
         )
@@ -259,12 +261,10 @@ def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokeniz
 
 
 def _check_tokenizer(opened: _Opened, words: Tokenizer) -> None:
-    """Raises ValueError where the weights were trained on the tokens of another one: its ids mean other words."""
-    meta = opened.source.manifest.meta if isinstance(opened.source, Checkpoint) else {}
-    data = meta.get("data")
-    trained = data.get("tokenizer") if isinstance(data, dict) else None
+    """Raises Unfit where the weights were trained on the tokens of another one: its ids mean other words."""
+    trained = opened.source.manifest.tokenizer if isinstance(opened.source, Checkpoint) else None
     if trained is not None and trained != words.fingerprint:
-        raise ValueError(
+        raise Unfit(
             f"{opened.path}: trained with the tokenizer {shown(trained)}, and {words.name} is {words.fingerprint}: its "
             f"ids mean other words. Put the right one there, or go on knowingly: --tokenizer={words.name}"
         )

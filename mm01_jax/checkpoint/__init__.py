@@ -1,7 +1,7 @@
 """Checkpoints: training steps and converted weights in one format on disk (docs/checkpoints.md)."""
 
 from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
-from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed, Unfit
 from mm01_jax.checkpoint.finite import check_finite
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.manifest import Leaf, Manifest
@@ -27,6 +27,7 @@ __all__ = [
     "Restored",
     "RunLock",
     "SaveFailed",
+    "Unfit",
     "any_of",
     "check_finite",
     "check_keys",

@@ -17,6 +17,10 @@ class OtherVersion(CheckpointError):
     """A sound checkpoint that another version wrote; the message names it. Exit code 3, never skipped as damaged."""
 
 
+class Unfit(CheckpointError, ValueError):
+    """A checkpoint or an array file holds other things than the model: a ValueError, where a caller's own was wrong."""
+
+
 class SaveFailed(Exception):
     """A save did not complete (full disk, I/O error). Steps saved before it are untouched."""
 

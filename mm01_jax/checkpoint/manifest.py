@@ -34,7 +34,7 @@ _OLD_FORMATS = {
 }
 _FIRST_LINE = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
 _BODY = {
-    "step": plain.Kind("null or a whole number >= 0", lambda step: step is None or plain.WHOLE.holds(step)),
+    "step": plain.Kind(f"null or {plain.WHOLE.words}", lambda step: step is None or plain.WHOLE.holds(step)),
     "tree_sha256": plain.SHA256,
     "meta": plain.OBJECT,
     "versions": plain.OBJECT,
@@ -113,6 +113,12 @@ class Manifest:
     meta: dict = dataclasses.field(default_factory=dict)
     versions: dict = dataclasses.field(default_factory=dict)
     source_sha256: dict = dataclasses.field(default_factory=dict)  # source tensor -> SHA-256 of its bytes
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The fingerprint of the tokenizer that the weights were trained with; None of what is of no run."""
+        data = self.meta.get("data")
+        return data.get("tokenizer") if isinstance(data, dict) else None
 
     def weights(self) -> dict[str, Leaf]:
         """The leaves of the model, by their paths in it."""

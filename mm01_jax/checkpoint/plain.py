@@ -35,10 +35,10 @@ OBJECT = Kind("an object", lambda value: type(value) is dict)
 LIST = Kind("a list", lambda value: type(value) is list)
 TEXT = Kind("text", lambda value: isinstance(value, str))
 NUMBER = Kind("a number", lambda value: type(value) in (int, float))
-WHOLE = Kind("a whole number >= 0", lambda value: _whole(value, 0))
-POSITIVE = Kind("a whole number >= 1", lambda value: _whole(value, 1))
+WHOLE = Kind("a whole number >= 0 and < 2**63", lambda value: _whole(value, 0))
+POSITIVE = Kind("a whole number >= 1 and < 2**63", lambda value: _whole(value, 1))
 SIZES = Kind(
-    "a list of at most 16 whole numbers >= 1",
+    "a list of at most 16 whole numbers >= 1 and < 2**63",
     lambda value: type(value) is list and len(value) <= 16 and all(_whole(size, 1) for size in value),
 )
 SHA256 = Kind("64 hex digits", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]{64}", value)))

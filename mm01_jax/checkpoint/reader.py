@@ -12,7 +12,7 @@ import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import StoredArray
-from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion
+from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, Unfit
 from mm01_jax.checkpoint.placement import place
 from mm01_jax.config import Config, ConfigError, saved
 from mm01_jax.messages import listing
@@ -107,7 +107,7 @@ class Checkpoint:
           each: what becomes of a leaf once its digest is taken; its result stands in the leaf's place.
 
         Raises:
-          ValueError: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
+          Unfit: the checkpoint holds other leaves, shapes or dtypes than `abstract` asks for; all are named.
           CheckpointError: an array is damaged; the message names file and tensor.
         """
         abstract_leaves = dict(zip(disk_grid.leaf_paths(abstract), jax.tree.leaves(abstract), strict=True))
@@ -137,7 +137,7 @@ class Checkpoint:
             if want.shape != have.shape or (want.dtype.name != have.dtype and not casts):
                 problems.append(f"{path}: stored {have.dtype}{list(have.shape)}, wanted {want.dtype}{list(want.shape)}")
         if problems:
-            raise ValueError(f"{self.directory} does not fit the model: {listing(sorted(problems))}")
+            raise Unfit(f"{self.directory} does not fit the model: {listing(sorted(problems))}")
 
     def _load(self, path: str, want: jax.ShapeDtypeStruct, count: Callable[[int], None]) -> jax.Array:
         stored = StoredArray(self.directory, path, self.manifest.leaves[path])
@@ -189,16 +189,22 @@ def load_weights(directory, abstract_model):
 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
-      ValueError: it holds another model; every missing, surplus or mis-shaped leaf is named.
+      Unfit: it holds another model; every missing, surplus or mis-shaped leaf is named.
     """
     return open_checkpoint(directory).restore(abstract_model, cast=True)
+
+
+def step_name(step: int) -> str:
+    """The directory of a step, and no other: `6` beside `00000006` is none."""
+    return f"{step:08d}"
 
 
 def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
     """Committed steps in rising order; whether they are sound is another question."""
     if not directory.is_dir():
         return []
-    return sorted((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
+    numbered = ((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
+    return sorted((step, p) for step, p in numbered if p.name == step_name(step))
 
 
 def newest_steps(directory: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:

@@ -18,7 +18,7 @@ from mm01_jax import files
 from mm01_jax.checkpoint import manifest, processes
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed
 from mm01_jax.checkpoint.lock import Locked, RunLock
-from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps, newest_steps
+from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps, newest_steps, step_name
 from mm01_jax.checkpoint.snapshot import Snapshot
 from mm01_jax.messages import listing
 
@@ -88,11 +88,11 @@ class Checkpoints:
           SaveFailed: the previous save failed, or there is no room for this one.
         """
         self.wait()
-        if (self.directory / _name(step)).exists():
+        if (self.directory / step_name(step)).exists():
             return
         processes.agree(self._obstacle(step, state), SaveFailed)
         snapshot = Snapshot(step, state, meta)
-        response = self._begin(self.directory / _name(step), snapshot)
+        response = self._begin(self.directory / step_name(step), snapshot)
         self._thread = threading.Thread(target=self._finish, args=(step, response), name=f"save {step}", daemon=True)
         self._thread.start()
 
@@ -153,14 +153,14 @@ class Checkpoints:
 
     def manifest_of(self, step: int) -> pathlib.Path:
         """The file that says what a step holds."""
-        return self.directory / _name(step) / STATE / manifest.NAME
+        return self.directory / step_name(step) / STATE / manifest.NAME
 
     def restore_latest(
         self, abstract_state, judge: Callable[[Restored], None] = lambda restored: None
     ) -> Restored | None:
         """The newest step that verifies, on the mesh that `abstract_state` names; None if nothing was ever saved.
 
-        Steps that do not verify are reported, and moved aside once an older one does.
+        Steps that do not verify, or hold other leaves, are reported, and moved aside once an older one does.
 
         Args:
           judge: raises CheckpointError for a step that is as it was saved and still no state to go on from.
@@ -168,7 +168,6 @@ class Checkpoints:
         Raises:
           OtherVersion: a version wrote the run whose checkpoints are not read any more.
           NoValidCheckpoint: there are steps and none verifies.
-          ValueError: a sound step holds other leaves than `abstract_state`.
         """
         self.wait()
         problems, restored = [], None
@@ -233,10 +232,6 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 files.remove(damaged / path.name, damaged)
             path.rename(damaged / path.name)
-
-
-def _name(step: int) -> str:
-    return f"{step:08d}"
 
 
 def _meta(checkpoint: Checkpoint) -> dict:

@@ -114,14 +114,14 @@ def _logits(a) -> None:
     ids, images = _ids(a.ids), _images(a)
     if a.mesh and images is not None:
         raise ValueError("--mesh: images are seen in NumPy alone; leave --mesh or the images out")
-    arrays = _logits_on_mesh(a.source, ids, a.mesh) if a.mesh else logits.compute(a.source, ids, images)
+    arrays = _logits_on_mesh(a, ids) if a.mesh else logits.compute(a.source, ids, images, a.ids)
     if arrays is None:
         return
     logits.save(a.out, arrays)
     print(f"{a.out}: " + ", ".join(f"{name}{list(array.shape)}" for name, array in arrays.items()))
 
 
-def _logits_on_mesh(source: str, ids, mesh: str):
+def _logits_on_mesh(a, ids):
     """The model itself instead of NumPy's layer by layer; None in all processes but the first, which writes."""
     from mm01_jax import cluster
     from mm01_jax.convert.certify import logits
@@ -129,8 +129,8 @@ def _logits_on_mesh(source: str, ids, mesh: str):
     from mm01_jax.loading import load_model
 
     cluster.join()
-    model = load_model(source, mesh=mesh, dtype="float32")
-    logits.check_ids(ids, model.config.vocab_size)
+    model = load_model(a.source, mesh=a.mesh, dtype="float32")
+    logits.check_ids(ids, model.config.vocab_size, a.ids)
     arrays = {"ids": ids, **logits_and_states(model, ids)}
     return arrays if cluster.is_first() else None
 
@@ -138,16 +138,18 @@ def _logits_on_mesh(source: str, ids, mesh: str):
 def _certify(a) -> int:
     from mm01_jax.convert.certify import judge
 
-    verdict = judge.certify(a.source, a.against, ids=_ids(a.ids) if a.ids else None, images=_images(a))
+    given = {"ids": _ids(a.ids), "where": a.ids} if a.ids else {}
+    verdict = judge.certify(a.source, a.against, images=_images(a), **given)
     return 0 if verdict.agrees else 3
 
 
 def _ids(path: str):
+    from mm01_jax.checkpoint import CheckpointError
     from mm01_jax.convert.certify import logits
 
     arrays = logits.read_arrays(path)
     if "ids" not in arrays:
-        raise ValueError(f"--ids={path}: no array 'ids'")
+        raise CheckpointError(f"{path}: no array 'ids'")
     return arrays["ids"]
 
 

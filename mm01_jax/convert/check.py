@@ -9,7 +9,7 @@ from mm01_jax.checkpoint import FILES, CheckpointError, Leaf, Manifest, digest, 
 from mm01_jax.config import ModelConfig
 from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
-from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, open_source, read_origin
+from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, buffer_problems, open_source, read_origin
 from mm01_jax.convert.torch import decay, files
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.messages import listing, together
@@ -30,7 +30,7 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
     """
     checkpoint = open_source(source, check_finite=check_finite)
     log(f"{checkpoint.directory}: {len(checkpoint.tensors):,} tensors have the names, shapes and dtype of the config")
-    problems = _buffer_problems(checkpoint)
+    problems = buffer_problems(checkpoint)
     if against is None:
         what = _verify_itself(checkpoint, check_finite, problems)
     else:
@@ -39,15 +39,6 @@ def check(source, against=None, *, check_finite: bool = False, log: Callable[[st
         count = "1 difference" if len(problems) == 1 else f"{len(problems):,} differences"
         raise CheckpointError(f"{checkpoint.directory}: {count}:\n  " + listing(together(problems), "\n  "))
     log(f"{checkpoint.directory}: agrees with {what}")
-
-
-def _buffer_problems(source) -> list[str]:
-    problems = []
-    for buffer in source.buffers if isinstance(source, TorchSource) else []:
-        problem = decay.problem(buffer, source.files.rows(buffer.name, 0, buffer.shape[0]), source.config.model)
-        if problem:
-            problems.append(f"{source.files.where(buffer.name)}: {problem}")
-    return problems
 
 
 def _compare(source, against: pathlib.Path, check_finite: bool, problems: list[str]) -> str:

@@ -8,17 +8,23 @@ import json
 import os
 import pathlib
 
-from mm01_jax.checkpoint import FILES
-from mm01_jax.data.tokenizer import MOST_BYTES, TOKENIZER_FILE, bytes_json, open_tokenizer
-from mm01_jax.files import quoted, write
+from mm01_jax.checkpoint import FILES, CheckpointError
+from mm01_jax.data.tokenizer import MOST_BYTES, TOKENIZER_FILE, bytes_json, fingerprint, open_tokenizer
+from mm01_jax.files import quoted, shown, write
 
 NAMES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
 
-def check(source: pathlib.Path) -> None:
-    """CheckpointError where one of those that lie in `source` could not be copied: said before the weights are."""
+def check(source: pathlib.Path, trained: str | None = None) -> None:
+    """CheckpointError where one of those that lie in `source` could not be copied: said before the weights are.
+
+    trained: the fingerprint of the tokenizer that the weights were trained with; what lies there may be no other.
+    """
     for name in _present(source):
         FILES.check(source / name, root=source, most=MOST_BYTES)
+    place = source / TOKENIZER_FILE
+    if trained and os.path.lexists(place) and (found := fingerprint(place)) != trained:
+        raise CheckpointError(f"{place}: is {found}, and the weights were trained with {shown(trained)}; remove it")
 
 
 def _present(source: pathlib.Path) -> list[str]:
@@ -38,7 +44,7 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> list[str]:
     return present
 
 
-def export(source: pathlib.Path, target: pathlib.Path, named: str | None) -> str | None:
+def export(source: pathlib.Path, target: pathlib.Path, named: str | None, trained: str | None = None) -> str | None:
     """The same, and the tokenizer that the config of a run names (None: no run named one); what there is to say.
 
     A stranger's config may name any file of yours: what is no tokenizer does not go into what others shall read.
@@ -54,5 +60,7 @@ def export(source: pathlib.Path, target: pathlib.Path, named: str | None) -> str
         open_tokenizer(named)
     except ValueError as error:
         return f"no {TOKENIZER_FILE} came along: there is none beside the weights, and {error}"
+    if trained not in (None, fingerprint(named)):
+        return f"no {TOKENIZER_FILE} came along: {quoted(named)} is not the one that the weights were trained with"
     write(target / TOKENIZER_FILE, FILES.read(named, most=MOST_BYTES))
     return f"{TOKENIZER_FILE} is a copy of {quoted(named)}, which the config of the run names"

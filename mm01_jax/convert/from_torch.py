@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mm01_jax.checkpoint import ArrayWriter, CheckpointError
+from mm01_jax.checkpoint import ArrayWriter
 from mm01_jax.checkpoint.writer import check_target
 from mm01_jax.config import saved
 from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
-from mm01_jax.convert.sources import TorchSource, with_dtype
-from mm01_jax.convert.torch import decay
+from mm01_jax.convert.sources import TorchSource, check_buffers, with_dtype
 from mm01_jax.files import Door, write
 
 _ORIGIN = "source.json"  # beside an interrupted conversion: what it was reading
@@ -56,7 +55,7 @@ def from_torch(
     if dry_run:
         return
     plan.check_room()
-    _check_buffers(torch)
+    check_buffers(torch)
     leaves = {path: (leaf.shape, target_dtype, leaf.stack) for path, leaf in table.leaves(torch.tensors).items()}
     with ArrayWriter(target, leaves) as writer:
         _claim_partial(torch, target)
@@ -104,14 +103,6 @@ def _plan(torch: TorchSource, target: pathlib.Path, dtype: str) -> Plan:
         target=target,
         notes=tuple(notes),
     )
-
-
-def _check_buffers(torch: TorchSource) -> None:
-    for buffer in torch.buffers:
-        stored = torch.files.rows(buffer.name, 0, buffer.shape[0])
-        problem = decay.problem(buffer, stored, torch.config.model)
-        if problem:
-            raise CheckpointError(f"{torch.files.where(buffer.name)}: {problem}")
 
 
 def _partial(target: pathlib.Path) -> pathlib.Path:

@@ -17,13 +17,13 @@ from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_key
 from mm01_jax.checkpoint.plain import OBJECT, one_of
 from mm01_jax.config import Config
 from mm01_jax.convert import axes, table
-from mm01_jax.convert.torch import header, structure
+from mm01_jax.convert.torch import decay, header, structure
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, sha256, update_sha256
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.convert.torch.settings import read as read_settings
 from mm01_jax.files import write
-from mm01_jax.messages import listing, say_once
+from mm01_jax.messages import listing, say_once, together
 
 
 class TorchSource:
@@ -53,7 +53,7 @@ class TorchSource:
 
     def _known_sha256s(self) -> dict[str, str]:
         """The SHA-256 of every tensor, where the directory has a list of them."""
-        if not (self.directory / SHA256S).exists():
+        if not os.path.lexists(self.directory / SHA256S):
             return {}
         listed = check_sha256s(self.directory / SHA256S, self.files.json(SHA256S))
         known = listed["tensors"]
@@ -115,8 +115,10 @@ class TorchSource:
         return cast
 
     def read_box(self, tensor: table.Tensor, bounds: tuple[slice, ...]) -> np.ndarray:
-        """A box of a chunk, reading little more than the box from the file; nothing is verified."""
+        """A box of a chunk, reading little more than the box from the file; only a whole chunk can be verified."""
         row = tensor.row
+        if self.sha256s and tuple(s.stop - s.start for s in bounds) == tensor.chunk_shape:
+            return self.read(tensor)
         wide = axes.enclosing(bounds, row.our_axes, row.torch_axes, tensor.sizes)
         part = self.files.box(self.dialect.torch_name(tensor), wide)
         sizes = axes.sizes_inside(tensor.sizes, bounds, row.our_axes, row.torch_axes)
@@ -135,6 +137,8 @@ class TorchSource:
 
 class CheckpointSource:
     """One of our checkpoints: a conversion, a training step, or a run's newest sound step."""
+
+    buffers = ()
 
     def __init__(self, directory, *, check_finite: bool = False):
         self.directory = pathlib.Path(directory)
@@ -215,6 +219,22 @@ def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:
         at = np.argwhere(bad)[0]
         place = (int(at[0]) + start, *map(int, at[1:]))
         raise CheckpointError(f"{where}: {int(bad.sum())} values are not finite, first {place}")
+
+
+def buffer_problems(source: TorchSource | CheckpointSource) -> list[str]:
+    """Decay buffers of transformers' native class that are not this model's: they are read nowhere else."""
+    problems = []
+    for buffer in source.buffers:
+        problem = decay.problem(buffer, source.files.rows(buffer.name, 0, buffer.shape[0]), source.config.model)
+        if problem:
+            problems.append(f"{source.files.where(buffer.name)}: {problem}")
+    return problems
+
+
+def check_buffers(source: TorchSource | CheckpointSource) -> None:
+    """Raises CheckpointError where the decay buffers say that the weights compute another model."""
+    if problems := buffer_problems(source):
+        raise CheckpointError(listing(together(problems)))
 
 
 def open_source(directory, *, check_finite: bool = False) -> TorchSource | CheckpointSource:

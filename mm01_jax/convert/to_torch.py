@@ -71,7 +71,7 @@ def to_torch(
     plan = _plan(checkpoint, items, shards, target, (chosen, target_dtype))
     log(str(plan))
     check_target(target)
-    companions.check(checkpoint.directory)
+    companions.check(checkpoint.directory, checkpoint.checkpoint.manifest.tokenizer)
     if dry_run:
         return
     plan.check_room()
@@ -245,7 +245,7 @@ def _write_small_files(partial: pathlib.Path, settings: dict, shards: dict, sha2
 
 def _export_tokenizer(checkpoint: CheckpointSource, partial: pathlib.Path, log: Callable[[str], None]) -> None:
     named = checkpoint.config.data.tokenizer if checkpoint.origin is None else None  # a conversion's is a placeholder
-    if said := companions.export(checkpoint.directory, partial, named):
+    if said := companions.export(checkpoint.directory, partial, named, checkpoint.checkpoint.manifest.tokenizer):
         log(said)
 
 

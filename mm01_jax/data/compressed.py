@@ -60,6 +60,7 @@ class CompressedLines(Copied):
         unpack = _gzip if str(self.path).endswith(".gz") else _zstd
         for piece in unpack(blocks):
             unpacked += len(piece)
+            seen(0)  # of one block a minute's worth of lines may come
             if unpacked > max(MOST_UNPACKED, MOST_TIMES * packed):
                 what = f"its first {packed:,} bytes unpack to more than {unpacked:,}"
                 raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")

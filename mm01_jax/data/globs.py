@@ -16,7 +16,7 @@ from mm01_jax.data.text import PROGRESS_SECONDS, Unreadable
 from mm01_jax.files import quoted
 
 MOST_NAMES = 2_000_000  # looked at by one glob
-MOST_OTHERS = 250_000  # of them that are no data, three seconds' worth, and besides so many for each file of data:
+MOST_OTHERS = 100_000  # of them that are no data: 2 s where the disk is cold. And so many for each file of data:
 _OTHERS_EACH = 4
 _MOST_WILD = 32  # parts of a glob that have a wildcard
 _PSEUDO = ("/proc", "/sys")  # what lies there is no data, and is made while one looks

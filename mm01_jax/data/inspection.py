@@ -11,7 +11,7 @@ import numpy as np
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
-from mm01_jax.data.token_files import is_token_folder
+from mm01_jax.data.token_files import FILES, is_token_folder
 from mm01_jax.data.token_folder import TokenFolder
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
 from mm01_jax.files import shown, written
@@ -55,7 +55,10 @@ def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
     if verify:
         _verify(folder, log)
     kept = os.path.join(source, TOKENIZER_FILE)
-    tokenizer = BytesTokenizer() if manifest["tokenizer"] == BytesTokenizer.fingerprint else open_tokenizer(kept)
+    in_bytes = manifest["tokenizer"] == BytesTokenizer.fingerprint
+    if not in_bytes:
+        FILES.check(kept, root=source)
+    tokenizer = BytesTokenizer() if in_bytes else open_tokenizer(kept)
     folder.check_tokenizer(tokenizer)
     tokens, text_bytes = manifest["tokens"], manifest["text_bytes"]
     facts = {

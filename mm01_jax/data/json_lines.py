@@ -10,7 +10,7 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, Unreadable, check
 from mm01_jax.files import SMALL, parse_json, shown
 
 MOST_LINE = SMALL  # bytes of a line
-MOST_SKIPPED = 1 << 30  # bytes of a line that is left out: a file with a longer one has no lines
+MOST_SKIPPED = 1 << 28  # bytes of a line that is left out: a file with a longer one has no lines
 Lines = Iterable[tuple[int, int, bytes]]  # number from 1, offset, line
 
 

@@ -238,6 +238,12 @@ def _is_bytes(path: str) -> bool:
         return False
 
 
+def fingerprint(path: str | pathlib.Path) -> str:
+    """That of the tokenizer in a file, which is not opened."""
+    is_bytes = _is_bytes(path)
+    return BytesTokenizer.fingerprint if is_bytes else hashlib.sha256(FILES.read(path, most=MOST_BYTES)).hexdigest()
+
+
 def save_beside(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
     """Puts the tokenizer.json that a run uses into its folder, so that its checkpoints can be taken elsewhere."""
     kept = folder / TOKENIZER_FILE

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mm01_jax.data.text import BadFile
 from mm01_jax.files import Door, parse_json, shown, update, write
 from mm01_jax.inference.asked import Answer
 
@@ -87,7 +88,7 @@ def _is_whole(line: bytes, partial: pathlib.Path) -> bool:
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-        raise ValueError(f"{partial}: has a line that is no answer; remove it to begin anew")
+        raise BadFile(f"{partial}: has a line that is no answer; remove it to begin anew")
     return True
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.json_lines import json_value, lines, whole_line
-from mm01_jax.data.text import DataError
+from mm01_jax.data.text import BadFile, DataError
 from mm01_jax.data.tokenizer import check_utf8
 from mm01_jax.files import Door, quoted
 from mm01_jax.inference.answer_file import RESULT
@@ -31,12 +31,12 @@ def read(path: str) -> list[dict[str, Any]]:
     """Every line of a file.
 
     Raises:
-      ValueError: names the first line that is wrong. DataError: names the first whose picture is.
+      BadFile: names the first line that is wrong. DataError: names the first whose picture is.
     """
     with Door(ValueError).open(path) as file:
         found = [at_line(path, number, _read_line, line) for number, _, line in lines(file)]
     if not found:
-        raise ValueError(f"{path}: no line; allowed: one JSON object a line")
+        raise BadFile(f"{path}: no line; allowed: one JSON object a line")
     if any(fields.get("images") for fields in found):
         of_lines(path, functools.partial(_check_images, folder=pathlib.Path(path).parent), found, "lines looked at")
     return found
@@ -63,7 +63,7 @@ def at_line[T](path: str, number: int, function: Callable[..., T], *arguments: A
     try:
         return function(*arguments)
     except (ValueError, DataError) as error:
-        raise (DataError if isinstance(error, DataError) else ValueError)(f"{path} line {number}: {error}") from None
+        raise (BadFile if isinstance(error, ValueError) else DataError)(f"{path} line {number}: {error}") from None
 
 
 def _read_line(line: bytes) -> dict[str, Any]:

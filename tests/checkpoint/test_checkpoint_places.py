@@ -1,5 +1,6 @@
 """What lies where a checkpoint's folders should is named, whatever it is; a step lies under its own number."""
 
+import dataclasses
 import os
 import shutil
 import socket
@@ -7,7 +8,7 @@ import socket
 import jax.numpy as jnp
 import pytest
 
-from mm01_jax.checkpoint import CheckpointError, Checkpoints, open_checkpoint
+from mm01_jax.checkpoint import CheckpointError, Checkpoints, Unfit, load_weights, open_checkpoint, read_manifest
 from mm01_jax.checkpoint.reader import CHECKPOINTS
 from mm01_jax.convert.sources import is_checkpoint, open_source
 from tests.checkpoint.standin import META, abstract, make_mesh, make_state
@@ -70,3 +71,27 @@ def test_a_folder_that_is_no_step_takes_no_step_s_place(tmp_path):
         checkpoints.save(30, state, META)
         assert checkpoints.restore_latest(abstract(state)).step == 30
     assert steps() == sorted(["00000020", "00000030", *others])
+
+
+def test_a_step_has_one_name(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, {"model": {"w": jnp.ones((2, 2))}}, {"config": {}})
+    steps = tmp_path / CHECKPOINTS
+    for name in ("2", "000000002", "3"):  # of its number, or of one that this program has not saved
+        shutil.copytree(steps / "00000002", steps / name)
+    assert open_checkpoint(tmp_path).directory.parent == steps / "00000002"
+
+
+def test_a_step_that_lacks_a_leaf_is_bad_data_by_name_and_an_older_one_is_restored(tmp_path):
+    state = make_state(make_mesh(1, 1, 1, 1), 0)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (10, 20):
+            checkpoints.save(step, state, META)
+    newest = tmp_path / CHECKPOINTS / "00000020" / "state"
+    said = read_manifest(newest / "manifest.json")
+    leaves = {name: leaf for name, leaf in said.leaves.items() if name != "model/embed"}
+    (newest / "manifest.json").write_bytes(dataclasses.replace(said, leaves=leaves).to_bytes())
+    with pytest.raises(Unfit, match=f"{newest} does not fit the model: missing embed$"):
+        load_weights(tmp_path, abstract(state.model))
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(abstract(state)).step == 10

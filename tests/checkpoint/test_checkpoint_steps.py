@@ -186,7 +186,7 @@ def test_of_many_damaged_steps_the_newest_are_tried_and_the_rest_is_said(run, st
 
 def test_a_sound_step_of_another_model_is_refused_with_every_difference(run, mesh):
     shapes = {"embed": ((64, 8), (None, None)), "extra": ((3,), (None,))}
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(checkpoint.NoValidCheckpoint) as error:
         restore(run, make_state(mesh, shapes=shapes))
     text = str(error.value)
     assert "missing model/extra" in text and "surplus model/head" in text

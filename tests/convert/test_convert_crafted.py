@@ -19,6 +19,7 @@ from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.convert.torch.files import TensorFiles
 from mm01_jax.convert.torch.header import MAX_HEADER_BYTES
+from mm01_jax.loading import load_model
 from tests.convert import samples
 
 QUIET = {"log": lambda line: None}
@@ -247,3 +248,52 @@ def test_headers_of_many_shards_are_bounded_together(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     code, said = run("inspect", f"--source={tmp_path}")
     assert code == 3 and "safetensors: header of" in said and "of the others; allowed here: at most" in said
+
+
+def _metadata(directory: pathlib.Path) -> None:
+    """Not of texts, which the library refuses when it opens the file."""
+    path = next(directory.glob("*.safetensors"))
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    head = json.dumps(json.loads(raw[8 : 8 + length]) | {"__metadata__": {"format": 5}}).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + raw[8 + length :])
+    (directory / "sha256.json").unlink()
+
+
+def _no_list(directory: pathlib.Path) -> None:
+    (directory / "sha256.json").unlink()
+    (directory / "sha256.json").symlink_to("nowhere")
+
+
+def _another_bit(directory: pathlib.Path) -> None:
+    path = next(directory.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x11")
+
+
+def _two_dtypes(directory: pathlib.Path) -> None:
+    plain = json.loads((directory / "config.json").read_text()) | {"torch_dtype": "bfloat16", "dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps(plain))
+    (directory / "sha256.json").unlink()
+
+
+def _no_dtype(directory: pathlib.Path) -> None:
+    plain = json.loads((directory / "config.json").read_text()) | {"dtype": 16}
+    (directory / "config.json").write_text(json.dumps(plain))
+    (directory / "sha256.json").unlink()
+
+
+OF_ALL = {
+    _metadata: "__metadata__ is {'format': 5}; allowed: an object of texts",
+    _no_list: "sha256.json: missing",
+    _another_bit: "its SHA-256 is not the one in sha256.json",
+    _two_dtypes: "config.json: torch_dtype='bfloat16' contradicts dtype='float32'",
+    _no_dtype: "config.json: dtype=16 is not the name of a dtype",
+}
+
+
+@pytest.mark.parametrize("craft", OF_ALL)
+def test_what_a_conversion_refuses_of_pytorch_weights_a_model_is_not_made_of(craft, room, tmp_path):
+    craft(room / "out")
+    for read in (functools.partial(from_torch, target=tmp_path / "x", **QUIET), load_model):
+        with pytest.raises(CheckpointError, match=OF_ALL[craft]):
+            read(room / "out")

@@ -25,6 +25,7 @@ from mm01_jax.convert.sources import open_source
 from mm01_jax.convert.to_torch import to_torch
 from mm01_jax.convert.torch import decay
 from mm01_jax.convert.torch.settings import read
+from mm01_jax.loading import load_model
 from tests.convert import samples
 from tests.reference import fixture
 
@@ -117,6 +118,8 @@ def test_decay_buffers_of_another_model_are_refused_by_name(dtype, tmp_path):
     with pytest.raises(CheckpointError, match=rf"{name}.*the decay of layer 4 is"):
         from_torch(tmp_path / "in", tmp_path / "out", **QUIET)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match=rf"{name}.*the decay of layer 4 is"):
+        load_model(tmp_path / "in")
 
 
 def test_native_checkpoint_without_buffers_is_read(tmp_path):

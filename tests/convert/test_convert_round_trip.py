@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mm01_jax import sharding
-from mm01_jax.checkpoint import Checkpoints, leaf_paths
+from mm01_jax.checkpoint import CheckpointError, Checkpoints, leaf_paths
 from mm01_jax.config import MESH_AXES, MeshConfig, saved
 from mm01_jax.convert import companions
 from mm01_jax.convert.__main__ import main
@@ -204,6 +204,20 @@ def test_what_a_config_names_and_is_no_tokenizer_does_not_go_into_an_export(cont
     said = companions.export(tmp_path / "source", tmp_path / "target", str(secret))
     assert said == f"tokenizer.json is a copy of '{secret}', which the config of the run names"
     assert json.loads((tmp_path / "target" / "tokenizer.json").read_text()) == bytes_json()
+
+
+def test_a_tokenizer_that_the_weights_were_not_trained_with_does_not_go_into_an_export(tmp_path):
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    named, beside = tmp_path / "named.json", tmp_path / "source" / "tokenizer.json"
+    named.write_text(json.dumps(bytes_json()))
+    said = companions.export(tmp_path / "source", tmp_path / "target", str(named), "0" * 64)
+    assert "named.json' is not the one that the weights were trained with" in said
+    assert not list((tmp_path / "target").iterdir())
+    named.rename(beside)
+    with pytest.raises(CheckpointError, match=f"{beside}: is bytes-257, and the weights were trained with 0000"):
+        companions.check(tmp_path / "source", "0" * 64)
+    companions.check(tmp_path / "source", "bytes-257")
 
 
 def test_no_room_on_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):

@@ -161,14 +161,15 @@ def test_certify_compares_two_directories_with_images(room):
 
 
 WRONG = {
-    "one of the two flags": ({"image-sizes": ""}, "--image-sizes is missing"),
-    "a path": ({"pixels": "none.npy"}, "allowed: a file that exists"),
-    "another dtype": ({"pixels": "float64.npy"}, r"pixels: got float64\[6, 3, 56, 56\]; allowed: float32 \[tiles"),
-    "another number of tiles": ({"pixels": "fewer.npy"}, "pixels: 5 tiles; the 2 images of these sizes have 6"),
-    "sizes of one image": ({"image-sizes": "flat.npy"}, r"image sizes: got int64\[2\]; allowed: whole numbers"),
-    "too few image tokens": ({"ids": "short.npy"}, r"ids: 77 image tokens; the images take 36 \+ 42 = 78"),
-    "two texts": ({"ids": "rows.npy"}, r"ids: 2 rows; with pixels one text is allowed, \(1, time\)"),
-    "no array": ({"pixels": "text.npy"}, "not an .npy or .npz of plain arrays"),
+    "one of the two flags": ({"image-sizes": ""}, 2, "--image-sizes is missing"),
+    "a path": ({"pixels": "none.npy"}, 2, "allowed: a file that exists"),
+    "another dtype": ({"pixels": "float64.npy"}, 3, r"float64.npy: got float64\[6, 3, 56, 56\]; allowed: float32 \[t"),
+    "another number of tiles": ({"pixels": "fewer.npy"}, 3, "fewer.npy: 5 tiles; the 2 images of these sizes have 6"),
+    "sizes of one image": ({"image-sizes": "flat.npy"}, 3, r"flat.npy: got int64\[2\]; allowed: whole numbers"),
+    "too few image tokens": ({"ids": "short.npy"}, 3, r"the ids have 77 image tokens; the images take 36 \+ 42 = 78"),
+    "two texts": ({"ids": "rows.npy"}, 3, r"rows.npy: 2 rows; with pixels one text is allowed, \(1, time\)"),
+    "ids that are none": ({"ids": "beyond.npy"}, 3, r"beyond.npy: got 0 to 1000000; allowed: 0 to \d+$"),
+    "no array": ({"pixels": "text.npy"}, 3, "not an .npy or .npz of plain arrays"),
 }
 
 
@@ -179,10 +180,11 @@ def test_images_that_do_not_fit_are_refused_in_one_line_by_name(what, room):
     np.save(room / "flat.npy", images().sizes[0])
     np.save(room / "short.npy", IDS[:, 1:])
     np.save(room / "rows.npy", np.concatenate([IDS, IDS]))
+    np.save(room / "beyond.npy", np.array([[0, 10**6]]))
     (room / "text.npy").write_text("no")
-    changed, words = WRONG[what]
+    changed, wanted, words = WRONG[what]
     code, text = run("logits", f"--source={room / 'in'}", *inputs(room, **changed), f"--out={room / 'no.npz'}")
-    assert code in (2, 3) and "Traceback" not in text
+    assert code == wanted and "Traceback" not in text
     assert len(text.strip().splitlines()) == 1, text
 
     assert re.search(words, text), text

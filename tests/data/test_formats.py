@@ -13,6 +13,7 @@ import zstandard
 
 from mm01_jax.config import DataConfig
 from mm01_jax.data import copied
+from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.sources import find_shards
@@ -276,3 +277,10 @@ def test_a_parquet_file_whose_footer_is_very_large_is_refused_before_it_is_read(
         file.write((36 << 20).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(DataError, match="a.parquet: a footer of 37,748,736 bytes; allowed: at most 33,554,432"):
         open_dataset(DataConfig(source=str(tmp_path), held_out=0.0), 8, 257)
+
+
+def test_lines_of_which_one_block_holds_very_many_are_told_as_they_are_unpacked(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 400_000, 9))
+    told = []
+    assert sum(1 for _ in CompressedLines("a", tmp_path / "a.jsonl.gz", "text").scan(told.append)) == 400_000
+    assert len(told) > 5 and sum(told) == (tmp_path / "a.jsonl.gz").stat().st_size

@@ -1,6 +1,7 @@
 """python -m mm01_jax.data inspect: counts, lengths, samples, what was skipped; damage by name."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -88,3 +89,12 @@ def test_what_is_almost_all_bad_is_refused_and_not_counted_to_its_end(tmp_path, 
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' + "\n" * 1000)
     with pytest.raises(DataError, match="21 bad records, more than data.max_bad_records=20 allows: .*a.jsonl line"):
         inspection.inspect(str(tmp_path), samples=1, verify=False)
+
+
+def test_the_tokenizer_of_a_folder_of_tokens_is_in_it(place, tmp_path, capsys):
+    folder = shutil.copytree(place / "tokens", tmp_path / "tokens")
+    shutil.move(folder / "tokenizer.json", tmp_path / "mine.json")
+    for put, what in ((lambda path: None, "missing"), (lambda path: path.symlink_to("../mine.json"), "a link out of")):
+        put(folder / "tokenizer.json")
+        assert main(["inspect", f"--source={folder}"]) == 3
+        assert f"{folder}/tokenizer.json: {what}" in capsys.readouterr().err

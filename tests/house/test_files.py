@@ -13,6 +13,7 @@ import pytest
 from mm01_jax import files
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.writer import claim_partial
+from mm01_jax.train.metrics_file import cut
 
 
 def test_commas_inside_text_are_no_values():
@@ -105,3 +106,24 @@ def test_a_name_of_megabytes_is_shown_by_its_ends_alone():
     assert len(files.shown(huge)) == 203
     assert tracemalloc.get_traced_memory()[1] < 2**25
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [RunLock.NAME, "metrics.jsonl"])
+def test_what_a_run_writes_in_place_has_no_other_name_under_which_it_would_change(name, tmp_path):
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    run.mkdir()
+    mine.write_text('{"step": 1, "loss": 2}\n{"step": 9, "loss": 2}\n')
+    os.link(mine, run / name)
+    opens = {RunLock.NAME: RunLock, "metrics.jsonl": lambda workdir: cut(workdir / name, 1, print)}[name]
+    with pytest.raises((Locked, OSError), match="has another name, too"):
+        opens(run)
+    assert mine.read_text() == '{"step": 1, "loss": 2}\n{"step": 9, "loss": 2}\n'
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_not_the_file_that_was_to_replace_it(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(OSError) as caught:
+        files.write(tmp_path / "a.json", b"{}")
+    assert caught.value.filename == str(tmp_path / "a.json") and [path.name for path in tmp_path.iterdir()] == [
+        "a.json"
+    ]

@@ -27,7 +27,7 @@ from mm01_jax.convert.certify.images import Images
 from mm01_jax.convert.certify.mistakes import MISTAKES
 from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
-from mm01_jax.convert.sources import open_source
+from mm01_jax.convert.sources import check_buffers, open_source
 
 NONE, _EXACT = "no mistake", "float64"
 WITHIN = 30.0  # times the noise: two float32 implementations add in other orders
@@ -62,6 +62,7 @@ def certify(
     *,
     ids: np.ndarray | None = None,
     images: Images | None = None,
+    where: str = "ids",
     log: Callable[[str], None] = print,
 ) -> Verdict:
     """Compares the checkpoint in `source` with `against`: another checkpoint, or an npz of logits (and states).
@@ -71,24 +72,28 @@ def certify(
       ids: (batch, time) token ids; default those of the npz, or a fixed sequence of 300.
       images: of a VL checkpoint; default `pixels` and `image_sizes` of the npz. Their tokens, `packed` there, are
         compared too.
+      where: what messages call the ids: the file that they were read from.
 
     Raises:
       CheckpointError: a damaged file, or arrays that do not fit the model.
       ValueError: no ids, or others than those of the npz.
     """
     checkpoint = open_source(source, check_finite=True)
+    check_buffers(checkpoint)
     other = None if pathlib.Path(against).is_dir() else logits_file.read_arrays(against)
     if other is not None:
+        where = where if ids is not None else str(against)
         ids = _ids_of(other, ids, str(against))
     if ids is None:
         ids = np.random.default_rng(0).integers(0, checkpoint.config.model.vocab_size, _IDS)
-    logits_file.check_ids(ids, checkpoint.config.model.vocab_size)
+    logits_file.check_ids(ids, checkpoint.config.model.vocab_size, where)
     if images is None and other is not None and "pixels" in other:
-        images = Images(other["pixels"], other.get("image_sizes", np.zeros(0)))
+        of_both = (f"{against}: pixels", f"{against}: image_sizes")
+        images = Images(other["pixels"], other.get("image_sizes", np.zeros(0)), of_both)
     if images is not None:
-        pictures.check(images, checkpoint.config, ids)
+        pictures.check(images, checkpoint.config, ids, where)
     if other is None:
-        other = logits_file.compute(against, ids, images)
+        other = logits_file.compute(against, ids, images, where)
     _check_arrays(other, checkpoint.config.model, ids, str(against))
     verdict = judge(checkpoint, {"": other}, ids, images)[""]
     for line in report(verdict):
@@ -176,9 +181,8 @@ def _see(source, others, ids: np.ndarray, images: Images, far, noise):
         bound = max(SEPARATION * nearest, WITHIN * noise["packed"])
         possible |= {name for name in fits if far[other][name].get("packed", 0.0) <= bound}
     if NONE not in fits and not all("packed" in arrays for arrays in others.values()):
-        raise CheckpointError(
-            f"{pictures.count_problem(is_image, packed[NONE])}; with `packed` a mistake could be named"
-        )
+        problem = pictures.count_problem(is_image, packed[NONE])
+        raise CheckpointError(f"{images.where[0]}: {problem}; with `packed` a mistake could be named")
     # The noise of what follows is float32's of no mistake, where that has as many tokens.
     names = possible | {NONE, _EXACT} if NONE in fits else set()
     forwards = {}

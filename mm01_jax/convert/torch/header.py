@@ -64,7 +64,9 @@ def read(path: pathlib.Path, directory: pathlib.Path, before: int = 0) -> Header
 
 def _parse(path: pathlib.Path, raw: bytes) -> dict[str, Entry]:
     plain = FILES.parse(path, raw)
-    plain.pop("__metadata__", None)
+    metadata = plain.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CheckpointError(f"{path}: __metadata__ is {shown(str(metadata)[:80])}; allowed: an object of texts")
     return {name: _entry(path, name, value) for name, value in plain.items()}
 
 
@@ -77,7 +79,7 @@ def _entry(path: pathlib.Path, name: str, value: object) -> Entry:
         raise CheckpointError(f"{where}: dtype {quoted(str(dtype)[:40])}; known are {', '.join(_BYTES)}")
     if not _whole_numbers(shape, _MAX_DIMS) or not _whole_numbers(offsets, 2) or len(offsets) != 2:
         got = f"shape {shown(str(shape)[:80])} and data_offsets {shown(str(offsets)[:80])}"
-        raise CheckpointError(f"{where}: {got} must be >= 0; allowed: at most {_MAX_DIMS} dims and two offsets")
+        raise CheckpointError(f"{where}: {got}; allowed: {_MAX_DIMS} dims, two offsets, each >= 0 and < 2**63")
     start, stop = offsets
     if stop - start != math.prod(shape) * _BYTES[dtype]:
         needs = math.prod(shape) * _BYTES[dtype]

@@ -105,6 +105,7 @@ def read(plain: dict[str, Any], where: str) -> Settings:
         if block is not None and (type(block) is not int or not 0 < block <= 2**16):
             problems.append(f"block_size={quoted(block)} is not a whole number from 1 to {2**16:,}")
         vision = _vision(plain, problems) if dialect.vision else None
+        dtypes = _dtypes(plain, text, problems)
     elif dialect:
         problems.append("text_config is missing")
     if problems:
@@ -122,7 +123,7 @@ def read(plain: dict[str, Any], where: str) -> Settings:
         rules.check(config)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    return Settings(config, dialect, _dtype(plain, text), plain)
+    return Settings(config, dialect, dtypes[0] if dtypes else None, plain)
 
 
 def _dialect(plain: dict, problems: list[str]) -> Dialect | None:
@@ -276,10 +277,16 @@ def native_problems(num_heads: int) -> list[str]:
     return []
 
 
-def _dtype(plain: dict, text: dict) -> str | None:
-    """The dtype that config.json names, as NumPy writes it."""
-    for settings in (plain, text):
-        for name in ("torch_dtype", "dtype"):
-            if isinstance(settings.get(name), str):
-                return settings[name].removeprefix("torch.")
-    return None
+def _dtypes(plain: dict, text: dict, problems: list[str]) -> list[str]:
+    """The dtypes that config.json names, as NumPy writes them: transformers' old name and its new one say the same."""
+    found = []
+    for settings in (plain,) if text is plain else (plain, text):
+        named = {name: settings[name] for name in ("torch_dtype", "dtype") if settings.get(name) is not None}
+        for name, value in named.items():
+            if not isinstance(value, str):
+                problems.append(f"{name}={quoted(value)} is not the name of a dtype")
+        texts = [value.removeprefix("torch.") for value in named.values() if isinstance(value, str)]
+        if len(set(texts)) > 1:
+            problems.append(" contradicts ".join(f"{name}={quoted(value)}" for name, value in named.items()))
+        found += texts
+    return found
