@@ -115,6 +115,7 @@ async def serve(listening: socket.socket, end: socket.socket, host: str) -> None
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what is no HTTP is refused, and that is all there is to say of it
         access_log=False,
         server_header=False,
         proxy_headers=False,
