@@ -1,6 +1,5 @@
 """What both ways to ask, completions and chat, have in common: fields, and what the engine is asked for them."""
 
-import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -98,7 +97,7 @@ def engine_request(values: dict[str, Any], longest: int, stop_ids: Sequence[int]
     return {
         "max_tokens": service.context - longest if values["max_tokens"] is None else values["max_tokens"],
         "sampling": sampling,
-        "seed": secrets.randbits(63) if seed is None else seed % 2**64,
+        "seed": None if seed is None else seed % 2**64,
         "stop_ids": list(stop_ids),
         "stop": values["stop"],
     }

@@ -1,6 +1,9 @@
 """The JSON body of a request, read within bounds of size, depth and time."""
 
 import asyncio
+import itertools
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +13,8 @@ from mm01_jax.inference.serve.errors import Refused
 
 MOST_BYTES = 8 * 2**20  # of a body: a million tokens of text take about five
 MOST_WITH_IMAGES = 32 * 2**20  # of a server that takes images
+MOST_NAMES = 200_000  # of fields: while an object of more is made nobody else is heard. A long conversation has as many
+_NAME_ENDS, _ESCAPES = re.compile(rb'"[ \t\r\n]*+:'), 64  # a quote behind an odd number of \ is a text's own
 _SHORT_BYTES = 2**16
 _READ_TIMES = 8  # as much is read: a client that sends too much reads why, where it does not send for ever
 SECONDS = 30.0
@@ -39,9 +44,23 @@ async def read_json(request: Request, most: int = MOST_BYTES) -> Any:
         raise Refused(f"the body did not come within {SECONDS:g} s", status=408) from None
     try:
         # A long text takes seconds: others go on meanwhile.
-        return fields.parsed(raw) if len(raw) < _SHORT_BYTES else await asyncio.to_thread(fields.parsed, raw)
+        return fields.parsed(raw) if len(raw) < _SHORT_BYTES else await asyncio.to_thread(_parsed, raw)
     except ValueError as error:
         raise Refused(f"the body is no JSON: {error}") from None
+
+
+def _parsed(raw: bytes) -> Any:
+    if raw.count(b":") > MOST_NAMES and any(itertools.islice(_names(raw), MOST_NAMES, None)):
+        raise Refused(f"the body has more than {MOST_NAMES:,} names of fields")
+    return fields.parsed(raw)
+
+
+def _names(raw: bytes) -> Iterator[bool]:
+    """True for every name of a field in a JSON text."""
+    for end in _NAME_ENDS.finditer(raw):
+        before = raw[max(0, end.start() - _ESCAPES) : end.start()]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            yield True
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -43,6 +43,11 @@ class Calls:
             parts += new
         return parts
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether the arguments of a call have not ended yet."""
+        return self._state == self._arguments and (self._most is None or self.count <= self._most)
+
     def end(self) -> list[Part]:
         """What was held back, when nothing comes any more."""
         held, self._held = self._raw + self._held, ""

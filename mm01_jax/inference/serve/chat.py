@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mm01_jax.data.conversations import MOST_MESSAGES
-from mm01_jax.inference.serve import asked, fields, formats, tools, unused
+from mm01_jax.inference.serve import asked, fields, formats, tool_choice, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.calls import ARGUMENTS, CALL, THINKING, Part
 from mm01_jax.inference.serve.errors import Refused, wrong
@@ -62,7 +62,7 @@ def _own(service: Service) -> dict[str, Field]:
         "top_logprobs": Field(fields.whole(0, service.logprobs)),
         "response_format": Field(formats.response_format),
         "tools": Field(tools.definitions, []),
-        "tool_choice": Field(tools.choice),
+        "tool_choice": Field(tool_choice.choice, tool_choice.AUTO),
         "parallel_tool_calls": Field(fields.switch, True),
         "modalities": Field(fields.list_of(fields.one_of("text"), 1, 1)),
         "store": Field(fields.one_of(False)),
@@ -87,7 +87,7 @@ def _message(service: Service, name: str, value: Any) -> dict[str, Any]:
     role = value.get("role") if isinstance(value, dict) else None
     parts = {"text": _text_part} | ({"image_url": service.images.part} if service.images and role == "user" else {})
     has_calls = role == "assistant" and bool(value.get("tool_calls"))
-    known = {
+    known = (unused.OF_AN_ANSWER if role == "assistant" else {}) | {
         "role": Field(fields.one_of(*_ROLES), required=True),
         "content": Field(functools.partial(_content, parts), required=not has_calls),
         "name": Field(fields.text),
@@ -107,13 +107,7 @@ def _content(parts: Mapping[str, Rule], name: str, value: Any) -> str | list[dic
         return fields.text(name, value)
     if not isinstance(value, list) or not value:
         raise wrong(name, value, "a text, or a list of parts")
-
-    def part(name: str, value: Any) -> dict[str, Any]:
-        kind = value.get("type", "text") if isinstance(value, dict) else "text"
-        fields.one_of(*parts)(f"{name}.type", kind)  # before other fields, which belong to that type
-        return parts[kind](name, value)
-
-    return fields.list_of(part, 1, _MOST_PARTS)(name, value)
+    return fields.list_of(fields.by_type(parts), 1, _MOST_PARTS)(name, value)
 
 
 def _text_part(name: str, value: Any) -> dict[str, str]:
@@ -165,8 +159,9 @@ class Chat:
         }
 
     def _finish(self, place: int, piece: Piece) -> str | None:
-        """How an answer ended, as OpenAI's API says it."""
-        return "tool_calls" if piece.finish == "stop" and self._read[place].calls else piece.finish
+        """How an answer ended, as OpenAI's API says it: calls that are not whole are none to make."""
+        reader = self._read[place]
+        return "tool_calls" if piece.finish == "stop" and reader.calls and not reader.is_inside_call else piece.finish
 
     def opening(self, answers: Sequence[Answer]) -> list[dict]:
         delta = {"role": "assistant", "content": "", "refusal": None}

@@ -124,6 +124,10 @@ def whole(least: int, most: int) -> Rule:
     return rule
 
 
+def anything(name: str, value: Any) -> Any:
+    return value
+
+
 def text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise wrong(name, value, "a text")
@@ -139,6 +143,23 @@ def labels(name: str, value: Any) -> dict[str, str]:
 
 def object_of(fields: Mapping[str, Field]) -> Rule:
     return lambda name, value: read(value, fields, name)
+
+
+def by_type(rules: Mapping[str, Rule], unsaid: str | None = None) -> Rule:
+    """An object whose `type` says by which rule to read it: looked at before other fields, which belong to that type.
+
+    unsaid: the type of one that has none; None: there is none without.
+    """
+
+    def rule(name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise wrong(name, value, "an object")
+        kind = value.get("type")
+        if kind is None and unsaid is None:
+            raise Refused(f"{name}.type: missing", f"{name}.type", code="missing_required_parameter")
+        return rules[one_of(*rules)(f"{name}.type", unsaid if kind is None else kind)](name, value)
+
+    return rule
 
 
 def one_of(*allowed: Any) -> Rule:

@@ -27,7 +27,7 @@ from mm01_jax.inference.serve.replies import refusal
 from mm01_jax.inference.serve.service import Service, shutting_down
 
 _HEADER_BYTES = 64 * 2**10
-_HEADER_SECONDS = 20.0
+_HEADER_SECONDS = 20.0  # also between two requests: clients that keep connections let go of them after 5 to 15
 _LEAVE_SECONDS = 2.0  # for answers that are written already
 
 
@@ -115,9 +115,11 @@ async def serve(listening: socket.socket, end: socket.socket, host: str) -> None
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="error",  # what is no HTTP is refused, and that is all there is to say of it
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_HEADER_SECONDS,
         timeout_graceful_shutdown=_LEAVE_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )

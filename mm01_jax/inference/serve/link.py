@@ -6,6 +6,7 @@ Whoever reads slowly gets several tokens at a time: what came meanwhile is one p
 import asyncio
 import contextlib
 import itertools
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -117,13 +118,15 @@ class Link:
         return [answer for answers in asked for answer in answers if answer.finish is None]
 
     def ask(self, prompts: Sequence[Sequence[int]], count: int, request: dict[str, Any], *, streams: bool) -> Question:
-        """A request of no token gets one of the engine, which has to draw, and nobody hears of it."""
+        """A request of no token gets one of the engine, which has to draw, and nobody hears of it; without a seed each
+        prompt has its own, also one that stands there twice."""
         question = Question(prompts, count, streams, of_prompts=request["max_tokens"] == 0)
         request = request | {"max_tokens": max(1, request["max_tokens"])}
         for place, prompt in enumerate(prompts):
             number = next(self._numbers)
             self._asked[number] = question, place * count
-            self._say({"ask": number, "count": count, "prompt": prompt, **request})
+            seed = secrets.randbits(63) if request["seed"] is None else request["seed"]
+            self._say({"ask": number, "count": count, "prompt": prompt, **request, "seed": seed})
         return question
 
     def cancel(self, question: Question) -> None:

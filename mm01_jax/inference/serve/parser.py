@@ -34,6 +34,10 @@ class Parser:
         """What is certain after one more piece."""
         return self._parts(self._thoughts.take(piece) if self._thoughts else Said("", piece))
 
+    @property
+    def is_inside_call(self) -> bool:
+        return self._calls is not None and self._calls.is_inside
+
     def end(self) -> list[Part]:
         """What was held back, when nothing comes any more."""
         parts = self._parts(self._thoughts.end()) if self._thoughts else []
@@ -48,6 +52,11 @@ class Parser:
 
 class Reader:
     """The parts of one answer of the engine. thinking: what it thought so far. calls: how many it made."""
+
+    @property
+    def is_inside_call(self) -> bool:
+        """Whether the last call is not whole: where the answer has ended, it was cut there."""
+        return self._parser.is_inside_call
 
     def __init__(self, reading: Reading):
         self._parser, self.thinking, self.calls = Parser(reading), "", 0

@@ -54,11 +54,7 @@ def _item(service: Service, name: str, value: Any) -> dict[str, Any]:
         "function_call_output": _result,
         "reasoning": _reasoning,
     }
-    kind = value.get("type", "message") if isinstance(value, dict) else None
-    if not isinstance(value, dict):
-        raise wrong(name, value, "an object")
-    fields.one_of(*kinds)(f"{name}.type", kind)
-    return kinds[kind](name, value)
+    return fields.by_type(kinds, "message")(name, value)
 
 
 def _read(where: str, value: Any, **own: Field) -> dict[str, Any]:
@@ -80,7 +76,7 @@ def _message(service: Service, name: str, value: Any) -> dict[str, Any]:
 
 def _call(name: str, value: Any) -> dict[str, Any]:
     needed = {"call_id": fields.text, "name": tools.tool_name, "arguments": tools.arguments}
-    found = _read(name, value, **{key: Field(rule, required=True) for key, rule in needed.items()})
+    found = _read(name, value, **{key: Field(rule, required=True) for key, rule in needed.items()}, **unused.OF_A_CALL)
     call = {"id": found["call_id"], "call": Call(found["name"], found["arguments"])}
     return {"role": "assistant", "tool_calls": [call]}
 
@@ -129,10 +125,10 @@ def _part(name: str, value: Any) -> str:
     kinds = ("input_text", "output_text", "reasoning_text", "summary_text", "text")
     if isinstance(value, dict) and "type" in value:
         fields.one_of(*kinds)(f"{name}.type", value["type"])  # before other fields, which belong to that type
-    known = unused.OF_A_PART | {
+    known = {
         "type": Field(fields.one_of(*kinds), required=True),
         "text": Field(fields.text, required=True),
         "annotations": Field(fields.list_of(fields.one_of(), 0, 0)),
         "logprobs": Field(fields.list_of(fields.one_of(), 0, 0)),
     }
-    return fields.read(value, known, name)["text"]
+    return fields.read(value, unused.OF_A_PART | unused.OF_AN_ANSWER | known, name)["text"]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm01_jax.inference.serve import asked, fields, formats, tools, unused
+from mm01_jax.inference.serve import asked, fields, formats, tool_choice, tools, unused
 from mm01_jax.inference.serve.asked import Asked
 from mm01_jax.inference.serve.errors import Refused
 from mm01_jax.inference.serve.fields import Field
@@ -51,12 +51,12 @@ def parse(body: Any, service: Service) -> Asked:
 def _own(service: Service) -> dict[str, Field]:
     """The fields of this path. What does nothing here is allowed as far as leaving it out does the same."""
     return unused.OF_A_REQUEST | {
-        "input": Field(lambda name, value: value, required=True),  # `messages_of` reads it
+        "input": Field(fields.anything, required=True),  # `messages_of` reads it
         "instructions": Field(fields.text),
         "max_output_tokens": Field(fields.whole(1, service.context)),
         "text": Field(_text, {"form": None}),
         "tools": Field(tools.flat_definitions, []),
-        "tool_choice": Field(tools.flat_choice),
+        "tool_choice": Field(tool_choice.flat_choice, tool_choice.AUTO),
         "parallel_tool_calls": Field(fields.switch, True),
         "stream_options": Field(_stream_options),
         "max_tool_calls": Field(fields.whole(1, 2**31 - 1)),  # of tools that OpenAI runs
@@ -120,7 +120,7 @@ class Responses:
 
     def _take(self, piece: Piece) -> list[dict]:
         events = [event for part in self._reader.take(piece) for event in self._items.add(part)]
-        is_whole = piece.finish in (None, "stop")
+        is_whole = piece.finish == "stop" and not self._reader.is_inside_call
         return events if piece.finish is None else events + self._items.end(is_whole)
 
     def _numbered(self, events: list[dict]) -> list[dict]:

@@ -1,11 +1,12 @@
 """Tools of a request: what may be said of them, which may be called, and what an answer may therefore hold."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mm01_jax.data.tool_calls import Call
-from mm01_jax.inference.serve import fields, formats
+from mm01_jax.inference.serve import fields, formats, unused
 from mm01_jax.inference.serve.errors import Refused, wrong
 from mm01_jax.inference.serve.fields import Field
 from mm01_jax.inference.serve.parser import Reading
@@ -13,12 +14,12 @@ from mm01_jax.inference.serve.service import Service
 
 MOST_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-CHOICES = ("none", "auto", "required")
 
 
 def definitions(name: str, value: Any) -> list[dict[str, Any]]:
     """Tools as functions: {"name", "description", "parameters"} of each, names once."""
-    return _once(fields.list_of(_definition, 0, MOST_TOOLS)(name, value), name + "[{}].function.name")
+    rule = fields.by_type({"function": _definition})
+    return _once(fields.list_of(rule, 0, MOST_TOOLS)(name, value), name + "[{}].function.name")
 
 
 def _once(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -48,13 +49,8 @@ def function(name: str, value: Any, **beside: Field) -> dict[str, Any]:
 
 def flat_definitions(name: str, value: Any) -> list[dict[str, Any]]:
     """As `definitions`, of tools as /v1/responses has them: a function's fields beside its type."""
-    return _once(fields.list_of(_flat_definition, 0, MOST_TOOLS)(name, value), name + "[{}].name")
-
-
-def _flat_definition(name: str, value: Any) -> dict[str, Any]:
-    kind = Field(fields.one_of("function"))
-    kind.rule(f"{name}.type", value.get("type") if isinstance(value, dict) else None)  # whose the other fields are
-    return function(name, value, type=kind)
+    rule = fields.by_type({"function": functools.partial(function, type=Field(fields.text))})
+    return _once(fields.list_of(rule, 0, MOST_TOOLS)(name, value), name + "[{}].name")
 
 
 def flat(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,26 +62,6 @@ def tool_name(name: str, value: Any) -> str:
     if not _NAME.fullmatch(fields.text(name, value)):
         raise wrong(name, value, "1 to 64 letters, digits, _, - and .")
     return value
-
-
-def choice(name: str, value: Any) -> str | dict[str, Any]:
-    """One of CHOICES, or {"name": of the tool that has to be called}."""
-    if not isinstance(value, dict):
-        return fields.one_of(*CHOICES)(name, value)
-    known = {"type": Field(fields.one_of("function"), required=True), "function": Field(_chosen, required=True)}
-    return fields.read(value, known, name)["function"]
-
-
-def flat_choice(name: str, value: Any) -> str | dict[str, Any]:
-    """As `choice`, of /v1/responses."""
-    if not isinstance(value, dict):
-        return fields.one_of(*CHOICES)(name, value)
-    known = {"type": Field(fields.one_of("function"), required=True), "name": Field(tool_name, required=True)}
-    return fields.read(value, known, name)
-
-
-def _chosen(name: str, value: Any) -> dict[str, Any]:
-    return fields.read(value, {"name": Field(tool_name, required=True)}, name)
 
 
 def calls(name: str, value: Any) -> list[dict[str, Any]]:
@@ -106,7 +82,8 @@ def _call(name: str, value: Any) -> dict[str, Any]:
 
 def _called(name: str, value: Any) -> Call:
     known = {"name": Field(tool_name, required=True), "arguments": Field(arguments, required=True)}
-    return Call(**fields.read(value, known, name))
+    found = fields.read(value, unused.OF_A_CALL | known, name)
+    return Call(found["name"], found["arguments"])
 
 
 def arguments(name: str, value: Any) -> str:
@@ -138,20 +115,20 @@ class Offer(NamedTuple):
 
 def offer(values: Mapping[str, Any], service: Service) -> Offer:
     """What `tools` and `tool_choice` mean; refuses them where the model has no form for calls."""
-    found, chosen, parallel = values["tools"], values["tool_choice"], values["parallel_tool_calls"]
-    if not found and chosen not in (None, "none", "auto"):
+    found, chosen = values["tools"], values["tool_choice"]
+    places = {tool["name"]: place for place, tool in enumerate(found)}
+    if not found and (chosen.must or chosen.names):
         raise Refused("tool_choice: allowed with tools alone", "tool_choice")
-    if not found or chosen == "none":
-        return Offer([], False, parallel)
+    if not found or chosen.names == []:
+        return Offer([], False, False)
     if service.form is None:
         raise Refused("tools: this model's template has no form for calls of tools that is known here", "tools")
-    if isinstance(chosen, dict):
-        found, parallel = [tool for tool in found if tool["name"] == chosen["name"]], False
-        if not found:
-            allowed = ", ".join(tool["name"] for tool in values["tools"])
-            raise wrong("tool_choice", chosen["name"], f"a tool of the request: {allowed}")
-    places = {tool["name"]: place for place, tool in enumerate(values["tools"])}
-    return Offer(found, chosen not in (None, "auto"), parallel, places)
+    if chosen.names is not None:
+        for name in chosen.names:
+            if name not in places:
+                raise wrong("tool_choice", name, f"a tool of the request: {', '.join(places)}")
+        found = [tool for tool in found if tool["name"] in chosen.names]
+    return Offer(found, chosen.must, values["parallel_tool_calls"] and not chosen.one, places)
 
 
 def reading(offer: Offer, prompt: Sequence[int], service: Service) -> Reading:

@@ -13,3 +13,6 @@ OF_A_REQUEST = {
     "service_tier": Field(fields.one_of("auto", "default", "flex", "scale", "priority", "fast", "ultrafast")),
 }
 OF_A_PART = {"prompt_cache_breakpoint": Field(fields.object_of(_LIFETIME | {"mode": Field(fields.one_of("explicit"))}))}
+# What OpenAI's clients read out of an answer of a form, and send back beside it.
+OF_AN_ANSWER = {"parsed": Field(fields.anything)}
+OF_A_CALL = {"parsed_arguments": Field(fields.anything)}

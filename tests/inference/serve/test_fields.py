@@ -9,6 +9,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("llguidance")
 
+from mm01_jax.inference.serve.body import MOST_NAMES  # noqa: E402
 from tests.inference.serve import fronts  # noqa: E402
 from tests.inference.serve.test_bad_requests import ALONE, CHAT, COMPLETION, SAID, called, json_schema, tool  # noqa: E402
 
@@ -153,6 +154,9 @@ CASES = [
             ({"safety_identifier": {}}, "safety_identifier"),
             ({"service_tier": "gold"}, "service_tier"),
             ({"prediction": {"type": "content"}}, "prediction.content"),
+            ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+            ({"tools": [{"function": {"name": "f"}}]}, "tools[0].type"),
+            ({"messages": [*SAID, {"role": "user", "content": "x", "parsed": 1}]}, "messages[1].parsed"),
             ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
             (tool(parameters={"a": [HALF]}), "tools[0].function.parameters.a[0]"),
             (tool(parameters={HALF: 1}), "tools[0].function.parameters.\\ud800"),
@@ -176,6 +180,16 @@ def test_what_is_wrong_at_any_depth_is_named_and_the_next_good_request_is_answer
     assert not wrong, "\n".join(map(str, wrong))
 
 
+def test_a_body_of_more_names_than_a_long_conversation_has_is_not_read(running):
+    names = ", ".join(f'"{number}\\\\" : 1' for number in range(MOST_NAMES))
+    status, said, _ = running.ask(COMPLETION, f'{{"model": "tiny", {names}}}'.encode())
+    assert status == 400 and f"{MOST_NAMES:,} names" in said["error"]["message"]
+    text = json.dumps({str(number): 1 for number in range(MOST_NAMES)})  # names of a text are its own
+    status, said, _ = running.ask(COMPLETION, {"model": "tiny", "prompt": text, "max_tokens": 4})
+    assert (status, said["error"]["param"]) == (400, "prompt") and "tokens" in said["error"]["message"]
+    assert running.is_well()
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -190,6 +204,14 @@ def test_a_number_that_none_may_be_is_named_by_its_field(running, fields, named)
     status, said, _ = running.ask(COMPLETION, b'{"model": "tiny", ' + fields + b"}")
     assert (status, said["error"]["param"]) == (400, named), said
     assert running.is_well()
+
+
+def test_without_a_seed_each_prompt_of_a_request_has_its_own_also_one_that_stands_there_twice(running):
+    for seed, count in ((None, 3), (7, 1)):
+        while not running.engine.heard.empty():
+            running.engine.heard.get()
+        assert running.ask(COMPLETION, GOOD[COMPLETION] | {"prompt": ["x"] * 3, "seed": seed})[0] == 200
+        assert len({running.engine.heard.get(timeout=10)["seed"] for _ in range(3)}) == count
 
 
 def test_one_who_asks_for_the_prompt_alone_gets_it_and_no_token(running):

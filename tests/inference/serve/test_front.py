@@ -1,5 +1,6 @@
 """The HTTP process beside its engine: clients that leave or read slowly, a full queue, and how both processes end."""
 
+import http.client
 import json
 import os
 import re
@@ -126,6 +127,17 @@ def test_a_request_that_is_not_whole_when_the_server_ends_is_refused_in_the_form
         running.engine.wait_until(lambda message: "done" in message)
     log = capfd.readouterr().err
     assert "POST /v1/completions 503" in log and "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_a_connection_is_kept_for_longer_than_clients_keep_theirs(running):
+    """One that the server closes first is asked once more by a client that has not heard of it yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    for pause in (0, 16):
+        time.sleep(pause)
+        connection.request("GET", "/health")
+        assert connection.getresponse().read() == b'{"status":"ok"}'
+    connection.close()
 
 
 def test_a_front_without_its_engine_answers_what_is_open_and_ends():

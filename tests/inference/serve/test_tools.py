@@ -68,6 +68,83 @@ def test_one_call_at_a_time_and_none_where_that_is_asked_for(running):
     running.engine.says = None
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_of_the_tools_of_a_request_those_that_are_allowed_may_be_called(running, path):
+    def body(choice) -> dict:
+        if path == CHAT:
+            return BODY | {"tool_choice": choice}
+        flat = [{"type": "function"} | tool["function"] for tool in TOOLS]
+        return {"model": "tiny", "input": "?", "tools": flat, "tool_choice": choice}
+
+    def allowed(mode: str, *names: str) -> dict:
+        refers = [{"name": name} if path != CHAT else {"function": {"name": name}} for name in names]
+        inner = {"mode": mode, "tools": [{"type": "function"} | one for one in refers]}
+        return {"type": "allowed_tools"} | ({"allowed_tools": inner} if path == CHAT else inner)
+
+    def called(choice) -> list[str]:
+        _, said, _ = running.ask(path, body(choice))
+        if path == CHAT:
+            return [one["function"]["name"] for one in said["choices"][0]["message"].get("tool_calls", ())]
+        assert said["tool_choice"] == choice
+        return [item["name"] for item in said["output"] if item["type"] == "function_call"]
+
+    running.engine.says = MINIMAX_01.written(CALLS[:1])
+    assert called("auto") == called(allowed("auto", "find")) == called(allowed("required", "find", "stop")) == ["find"]
+    assert called(allowed("auto", "stop")) == called("none") == []
+    while not running.engine.heard.empty():
+        running.engine.heard.get()
+    for mode, is_held in (("auto", False), ("required", True)):
+        assert called(allowed(mode, "stop", "find")) == ["find"]
+        assert (running.engine.heard.get(timeout=10).get("grammar") is not None) == is_held
+    for choice, named in (
+        (allowed("auto", "other"), "tool_choice"),
+        (allowed("auto"), "tool_choice" + ".allowed_tools" * (path == CHAT) + ".tools"),
+        (allowed("none", "find"), "tool_choice" + ".allowed_tools" * (path == CHAT) + ".mode"),
+        ({"type": "custom", "custom": {"name": "find"}}, "tool_choice.type"),
+        ({"name": "find"}, "tool_choice.type"),
+    ):
+        status, said, _ = running.ask(path, body(choice))
+        assert (status, said["error"]["param"]) == (400, named), said
+    running.engine.says = None
+
+
+def test_a_call_that_an_answer_ends_inside_is_no_call_to_make(running):
+    """Of a client's own `stop`, or of a model that ends there; its arguments are no JSON."""
+    running.engine.says = MINIMAX_01.written(CALLS).partition("}")[0]
+    for finish in (
+        running.ask(CHAT, BODY)[1]["choices"][0]["finish_reason"],
+        streamed(running.stream(CHAT, BODY))[1],
+    ):
+        assert finish == "stop"
+    flat = [{"type": "function"} | tool["function"] for tool in TOOLS]
+    _, said, _ = running.ask("/v1/responses", {"model": "tiny", "input": "?", "tools": flat})
+    assert [(item["type"], item["status"]) for item in said["output"]] == [("function_call", "incomplete")]
+    running.engine.says = None
+
+
+def test_what_openais_client_read_out_of_an_answer_comes_back_with_it(running):
+    openai = pytest.importorskip("openai")
+    pydantic = pytest.importorskip("pydantic")
+    found = pydantic.create_model("Found", q=(str, ...))
+    running.engine.says = MINIMAX_01.written(CALLS[:1])
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="any", max_retries=0) as client:
+        tools = [openai.pydantic_function_tool(found, name="find")]
+        answer = client.chat.completions.parse(**BODY | {"tools": tools}).choices[0].message
+        assert answer.tool_calls[0].function.parsed_arguments.q == "é"
+        result = {"role": "tool", "tool_call_id": answer.tool_calls[0].id, "content": "x"}
+        running.engine.says = json.dumps({"q": "x"})
+        turns = [*BODY["messages"], answer, result]
+        answer = client.chat.completions.parse(model="tiny", messages=turns, response_format=found).choices[0].message
+        assert (
+            answer.parsed.q == "x"
+            and running.ask("/tokenize", {"messages": [answer.model_dump(warnings=False)]})[0] == 200
+        )
+        answer = client.responses.parse(model="tiny", input="?", text_format=found)
+        turns = [item.model_dump(warnings=False) for item in answer.output]
+        assert answer.output_parsed.q == "x" and client.responses.create(model="tiny", input=turns).output_text
+    running.engine.says = None
+
+
 SWITCH = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
 STRICT = {"name": "switch", "parameters": SWITCH | {"additionalProperties": False}}
 
