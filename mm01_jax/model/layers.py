@@ -119,7 +119,7 @@ def summed_in(weight: nnx.Param, dtype: jnp.dtype) -> np.dtype:
     A weight in use has that type, and values of `dtype`. What uses it casts it last, where its gradient is still of one
     device's tokens: in front of a product (`einsum`), over the tokens (`spread`), inside a `shard_map`.
     """
-    reduce_dtype = weight.get_metadata()["reduce_dtype"]
+    reduce_dtype = weight.get_metadata().get("reduce_dtype", "auto")  # int8 has no gradient, and no such type
     return np.dtype(dtype) if reduce_dtype == "auto" else np.promote_types(dtype, reduce_dtype)
 
 

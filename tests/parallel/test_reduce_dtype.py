@@ -11,8 +11,11 @@ from flax import nnx
 from mm01_jax import sharding
 from mm01_jax.config import MeshConfig
 from mm01_jax.model.decoder import TextModel
-from tests.parallel import hlo
+from tests.parallel import hlo, reduced
+from tests.parallel.mesh_model import exact
 from tests.parallel.test_collectives import VARIANT, lowered_gradient
+from tests.parallel.test_meshes import EPS, errors, errors_of_one_device
+from tests.slow import slow_but
 
 MESH = MeshConfig(data=2, expert=2, sequence=2)
 
@@ -37,3 +40,15 @@ def test_gradients_of_weights_are_summed_in_reduce_dtype(reduce_dtype, summed, t
     (text,) = (file.read_text() for file in tmp_path.glob("*after_spmd-partitioning*"))
     found = {(tuple(sorted(shape)), dtype) for dtype, shape in hlo.sums(text)}
     assert {(shape, dtype) for shape, dtype in found if shape in in_use(MESH)} == {(s, summed) for s in in_use(MESH)}
+
+
+ERRORS = {"data 2": MeshConfig(data=2), "data 4, expert 2": MeshConfig(data=4, expert=2)}
+
+
+@pytest.mark.parametrize("case", slow_but(["data 2"], ERRORS))
+def test_sums_in_float32_are_no_farther_from_float64(case):
+    narrow, wide = (reduced.found(ERRORS[case], name) for name in reduced.VARIANTS)
+    assert reduced.apart(wide, exact()) <= reduced.apart(narrow, exact())
+    alone = errors_of_one_device(reduced.VARIANTS["bfloat16"])["gradients"]
+    for found in (narrow, wide):
+        assert errors(found, exact())["gradients"] <= 2 * alone + EPS
