@@ -137,7 +137,7 @@ class TextModel(nnx.Module):
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self.slopes())
-        if cache is None and unrolls(config):
+        if cache is None and unrolls(config, self.compute.remat):
             h, stats = self._every_layer(Tokens(None, positions_BS, documents_BS, layout), h)
             return rms_norm(h, in_use(self.final_norm, h.dtype), config.norm_eps), None, stats
         (h, caches), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
@@ -211,13 +211,15 @@ class TextModel(nnx.Module):
         return (h, None if caches is None else tuple(new_caches)), stats
 
 
-def unrolls(config: ModelConfig) -> bool:
-    """Whether the program of a training step holds every layer: on GPUs, where they are few.
+def unrolls(config: ModelConfig, remat: str) -> bool:
+    """Whether the program of a training step holds every layer: on GPUs, where they are few and keep something.
 
     On an H200 a step of 16 layers takes 129.5 ms instead of 139.6 with full remat, and 105.5 with none, which in a scan
     is slower than full: there XLA stacks all that is kept, unrolled it keeps less (benchmarks/train_step.md).
+    With full remat memory is what is short, and of unrolled layers XLA's scheduler puts products of weights' gradients
+    off beside the messages of other layers, with all that they multiply (benchmarks/mesh.md, the longest row).
     """
-    return config.num_layers <= MOST_UNROLLED and dispatch.platform() == "gpu"
+    return config.num_layers <= MOST_UNROLLED and remat not in ("auto", "full") and dispatch.platform() == "gpu"
 
 
 def _taken_apart(stack: LayerStack, dtype: jnp.dtype) -> Iterator[LayerStack]:

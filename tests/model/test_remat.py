@@ -38,7 +38,7 @@ def gradients(remat: str, unrolled: bool) -> dict[str, np.ndarray]:
     def objective(model):
         return pretrain.objective(model, BATCH, jnp.sum(BATCH.weights), 1.0, config)[0]
 
-    with mock.patch.object(decoder, "unrolls", lambda config: unrolled):
+    with mock.patch.object(decoder, "unrolls", lambda config, remat: unrolled):
         return leaf_arrays(jax.jit(jax.grad(objective))(model))
 
 
@@ -119,6 +119,7 @@ def test_a_deeper_model_is_no_longer_program():
 @pytest.mark.parametrize(("periods", "unrolled"), [(10, True), (11, False)])
 def test_few_layers_are_unrolled_and_more_walked_on_gpus(monkeypatch, periods, unrolled):
     config = dataclasses.replace(MODEL, num_periods=periods)  # of 3 layers; 32 are the most
-    assert not decoder.unrolls(config)  # a CPU
+    assert not decoder.unrolls(config, "none")  # a CPU
     monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
-    assert decoder.unrolls(config) is unrolled
+    assert decoder.unrolls(config, "none") is unrolled
+    assert not decoder.unrolls(config, "full")  # one layer lives at a time
