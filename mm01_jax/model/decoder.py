@@ -212,14 +212,16 @@ class TextModel(nnx.Module):
 
 
 def unrolls(config: ModelConfig, remat: str) -> bool:
-    """Whether the program of a training step holds every layer: on GPUs, where they are few and keep something.
+    """Whether the program of a training step holds every layer: on GPUs, where they are few.
 
     On an H200 a step of 16 layers takes 129.5 ms instead of 139.6 with full remat, and 105.5 with none, which in a scan
     is slower than full: there XLA stacks all that is kept, unrolled it keeps less (benchmarks/train_step.md).
-    With full remat memory is what is short, and of unrolled layers XLA's scheduler puts products of weights' gradients
-    off beside the messages of other layers, with all that they multiply (benchmarks/mesh.md, the longest row).
+    With full remat over several devices memory is what is short, and of unrolled layers XLA puts products of
+    weights' gradients off beside the messages of others, with all that they multiply (benchmarks/mesh.md).
     """
-    return config.num_layers <= MOST_UNROLLED and remat not in ("auto", "full") and dispatch.platform() == "gpu"
+    if remat in ("auto", "full") and jax.sharding.get_abstract_mesh().size > 1:
+        return False
+    return config.num_layers <= MOST_UNROLLED and dispatch.platform() == "gpu"
 
 
 def _taken_apart(stack: LayerStack, dtype: jnp.dtype) -> Iterator[LayerStack]:

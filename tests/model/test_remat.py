@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mm01_jax.config import Rules
+from mm01_jax.config import MeshConfig, Rules
 from mm01_jax.model import decoder
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.sharding import make_mesh
 from mm01_jax.train.objectives import pretrain
 from tests import small
 from tests.model.jax_model import leaf_arrays
@@ -122,4 +123,10 @@ def test_few_layers_are_unrolled_and_more_walked_on_gpus(monkeypatch, periods, u
     assert not decoder.unrolls(config, "none")  # a CPU
     monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
     assert decoder.unrolls(config, "none") is unrolled
-    assert not decoder.unrolls(config, "full")  # one layer lives at a time
+    assert decoder.unrolls(config, "full") is unrolled
+
+
+def test_with_full_remat_over_several_devices_one_layer_lives_at_a_time(monkeypatch):
+    monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
+    with jax.set_mesh(make_mesh(MeshConfig(sequence=2), jax.devices()[:2])):
+        assert decoder.unrolls(MODEL, "named") and not decoder.unrolls(MODEL, "full")
