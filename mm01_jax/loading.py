@@ -168,9 +168,10 @@ def _structure(path, dtype: str | None, *, of_computation: bool) -> _Opened:
 
 
 def _onto(opened: _Opened, mesh, allow_nonfinite: bool) -> tuple[TextModel | VLModel, Config]:
-    # A training step with rows beyond its bound refuses itself; an answer is not refused, so nothing bounds it.
-    config = fields.replace(opened.config, "compute.dropless_bound", None)
-    config = fields.replace(config, "compute.dropless_shard_bound", None)
+    # A training step with rows beyond its bound refuses itself; an answer is not refused, and has no gradients to sum.
+    config = opened.config
+    for name, value in {"dropless_bound": None, "dropless_shard_bound": None, "reduce_dtype": "auto"}.items():
+        config = fields.replace(config, f"compute.{name}", value)
     config, placed = _on_mesh(config, mesh)
     abstract = abstract_model(config, placed)
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))

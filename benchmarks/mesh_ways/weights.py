@@ -88,11 +88,11 @@ def expert_layer(x, documents, weights, place=None, *, config, compute, rules, l
     return run(x, documents, tuple(weight.array for weight in weights))
 
 
-def embed(tokens_BS, table, *, rules):
+def embed(tokens_BS, table, dtype, *, rules):
     batch = sharding.spec(rules, "batch", "seq")
 
     def local(tokens, part):
-        return table.whole(part)[tokens]
+        return table.whole(part)[tokens].astype(dtype)
 
     run = jax.shard_map(local, in_specs=(batch, table.cut), out_specs=jax.P(*batch, None))
     return run(tokens_BS, table.array)

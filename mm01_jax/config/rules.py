@@ -172,6 +172,12 @@ def _dropless_bound(config: Config) -> Iterator[Problem]:
         yield Problem(key="compute.dropless_shard_bound", got=bound, allowed=allowed, nearest="None")
 
 
+def _reduce_dtype(config: Config) -> Iterator[Problem]:
+    if (config.compute.dtype, config.compute.reduce_dtype) == ("float32", "bfloat16"):
+        allowed = "'float32' or 'auto' for compute.dtype='float32': sums are no narrower than what is summed"
+        yield Problem(key="compute.reduce_dtype", got="bfloat16", allowed=allowed, nearest="float32")
+
+
 def _tokenizer(config: Config) -> Iterator[Problem]:
     if config.data.tokenizer == "bytes" and config.model.vocab_size < BYTES_VOCABULARY:
         allowed = f"at least {BYTES_VOCABULARY} for data.tokenizer='bytes' (256 bytes and the end of a document)"
@@ -277,6 +283,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("train.batch_size", "train.batch_ramp", "train.sequence_length"), _tokens),
     (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound", "compute.dropless_shard_bound"), _dropless_bound),
+    (("compute.dtype", "compute.reduce_dtype"), _reduce_dtype),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
     (("data.source", "data.records", "data.mixed_in"), _records),

@@ -68,6 +68,7 @@ _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes whi
 # Fields that a config saved by 0.2.0 does not have: what they say now was so then.
 _ADDED = (
     "compute.quantize",
+    "compute.reduce_dtype",
     "compute.dropless_shard_bound",
     "mesh.rules.act_seq",
     "data.records",

@@ -64,6 +64,9 @@ class ComputeConfig:
     # Compute dtype of activations and matmul operands. Norm statistics, softmax, states and logits are float32.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # of the weights that a training step holds
+    # In which type devices sum the gradients of weights; auto: in `dtype`, as they are computed. Float32 sends twice
+    # the bytes of bfloat16 and sums what left the products unrounded.
+    reduce_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # Matrices kept as int8 with a scale a column, for inference alone: those of experts, or the attention's as well.
     quantize: Literal["none", "int8", "int8_attention"] = "none"
     # What a layer keeps for its backward pass: all, what `pallas_kernels/kept.py` names, products, or its input alone.

@@ -24,7 +24,7 @@ from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache, StackCache, in_hand, laid_down
 from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
-from mm01_jax.model.layers import cast_and_gather, einsum, ones, param, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, in_use, ones, param, rms_norm, summed_in, xavier
 from mm01_jax.model.lightning import slopes
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.tokens import Tokens
@@ -57,10 +57,10 @@ class LayerStack(nnx.Module):
         stack: tuple[int, ...],
     ):
         gain = (8.0 * config.num_layers) ** -0.25  # DeepNorm's beta: an initialisation gain (paper 4.2)
-        D, dtype = config.embed_dim, compute.param_dtype
-        self.input_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
+        D = config.embed_dim
+        self.input_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, compute=compute)
         self.mixer = MIXERS[kind](config, compute, rules, rngs=rngs, stack=stack, gain=gain)
-        self.post_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, dtype=dtype)
+        self.post_norm = param(rngs, (D,), ("act_embed",), ones, stack=stack, compute=compute)
         self.experts = Experts(config, compute, rules, rngs=rngs, stack=stack, gain=gain)
         self.config, self.rules = config, rules
 
@@ -68,10 +68,10 @@ class LayerStack(nnx.Module):
         self, h_BSD: jax.Array, tokens: Tokens, cache: StackCache | None
     ) -> tuple[jax.Array, StackCache | None, RouterStats]:
         config, dtype = self.config, h_BSD.dtype
-        x = rms_norm(h_BSD, self.input_norm[...].astype(dtype), config.norm_eps)
+        x = rms_norm(h_BSD, in_use(self.input_norm, dtype), config.norm_eps)
         y, cache = self.mixer(sharding.whole_for_mixer(x, self.rules), tokens, cache)
         h = keep(self.residual(x, y, *self.mixer.residual(config)), STREAM)
-        x = rms_norm(h, self.post_norm[...].astype(dtype), config.norm_eps)
+        x = rms_norm(h, in_use(self.post_norm, dtype), config.norm_eps)
         y, stats = self.experts(x, tokens)
         return self.residual(x, y, config.experts_alpha, config.experts_beta), cache, stats
 
@@ -91,20 +91,20 @@ class TextModel(nnx.Module):
     """MiniMax-Text-01 as an immutable pytree: built once, then only read."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs):
-        V, D, M, dtype = config.vocab_size, config.embed_dim, config.num_periods, compute.param_dtype
-        self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), dtype=dtype)
+        V, D, M = config.vocab_size, config.embed_dim, config.num_periods
+        self.embed = param(rngs, (V, D), ("vocab", "embed"), xavier(V, D), compute=compute)
         self.stacks = nnx.List(
             [LayerStack(kind, config, compute, rules, rngs=rngs, stack=(M, count)) for kind, count in config.stacks]
         )
-        self.final_norm = param(rngs, (D,), ("act_embed",), ones, dtype=dtype)
-        self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), dtype=dtype)
+        self.final_norm = param(rngs, (D,), ("act_embed",), ones, compute=compute)
+        self.head = param(rngs, (D, V), ("embed", "vocab"), xavier(D, V), compute=compute)
         self.config, self.compute, self.rules = config, compute, rules
 
     @jax.named_scope("embed")
     def embed_tokens(self, tokens_BS: jax.Array) -> jax.Array:
         """int32 token ids (B, S) -> what the layers take in, (B, S, D) in the compute dtype."""
-        table_VD = cast_and_gather(self.embed, jnp.dtype(self.compute.dtype), self.rules)
-        return embed(tokens_BS, table_VD, rules=self.rules)
+        dtype = jnp.dtype(self.compute.dtype)
+        return embed(tokens_BS, cast_and_gather(self.embed, dtype, self.rules), dtype, rules=self.rules)
 
     def forward(
         self,
@@ -137,15 +137,15 @@ class TextModel(nnx.Module):
         # Training scans over the weights, so that their gradients come out stacked. With a cache every layer reads its
         # own in place: a scan over periods would copy each period's weights first, thrice the traffic of a decode step.
         xs = (jnp.arange(config.num_periods, dtype=jnp.int32), self.stacks if cache is None else None, self.slopes())
-        if cache is None and unrolls(config):
+        if cache is None and unrolls(config, self.compute.remat):
             h, stats = self._every_layer(Tokens(None, positions_BS, documents_BS, layout), h)
-            return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), None, stats
+            return rms_norm(h, in_use(self.final_norm, h.dtype), config.norm_eps), None, stats
         (h, caches), stats = jax.lax.scan(body, (h, None if cache is None else cache.stacks), xs)
         if cache is not None:
             seen = jnp.sum(by_row(segments_BS, len(cache.lengths)) >= 0, axis=1, dtype=jnp.int32)
             cache = DecodeCache(caches, cache.lengths + seen)
         stats = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1).reshape(-1, *x[0].shape[2:]), *stats)
-        return rms_norm(h, self.final_norm[...].astype(h.dtype), config.norm_eps), cache, stats
+        return rms_norm(h, in_use(self.final_norm, h.dtype), config.norm_eps), cache, stats
 
     @jax.named_scope("head")
     def logits(self, hidden_BSD: jax.Array) -> jax.Array:
@@ -178,7 +178,7 @@ class TextModel(nnx.Module):
 
         A stack is taken apart by one split, whose gradient is one concatenation.
         """
-        config, dtype, stats = self.config, h.dtype, []
+        config, dtype, stats = self.config, summed_in(self.final_norm, h.dtype), []
         layers = [_taken_apart(stack, dtype) for stack in self.stacks]
         # Traced and lowered once for all layers of a kind.
         step = functools.partial(_one_layer, tokens.layout)
@@ -211,12 +211,16 @@ class TextModel(nnx.Module):
         return (h, None if caches is None else tuple(new_caches)), stats
 
 
-def unrolls(config: ModelConfig) -> bool:
+def unrolls(config: ModelConfig, remat: str) -> bool:
     """Whether the program of a training step holds every layer: on GPUs, where they are few.
 
     On an H200 a step of 16 layers takes 129.5 ms instead of 139.6 with full remat, and 105.5 with none, which in a scan
     is slower than full: there XLA stacks all that is kept, unrolled it keeps less (benchmarks/train_step.md).
+    With full remat over several devices memory is what is short, and of unrolled layers XLA puts products of
+    weights' gradients off beside the messages of others, with all that they multiply (benchmarks/mesh.md).
     """
+    if remat in ("auto", "full") and jax.sharding.get_abstract_mesh().size > 1:
+        return False
     return config.num_layers <= MOST_UNROLLED and dispatch.platform() == "gpu"
 
 

@@ -28,10 +28,10 @@ class Experts(nnx.Module):
         stack: tuple[int, ...],
         gain: float,
     ):
-        D, E, F, dtype = config.embed_dim, config.num_experts, config.expert_dim, compute.param_dtype
-        self.router = param(rngs, (D, E), ("embed", None), xavier(D, E), stack=stack, dtype=dtype)
+        D, E, F = config.embed_dim, config.num_experts, config.expert_dim
+        self.router = param(rngs, (D, E), ("embed", None), xavier(D, E), stack=stack, compute=compute)
         inward, outward = ("expert", "embed", "ffn"), ("expert", "ffn", "embed")
-        told = {"summed": (-2,), "quantize": compute.quantize != "none", "stack": stack, "dtype": dtype}
+        told = {"summed": (-2,), "quantize": compute.quantize != "none", "stack": stack, "compute": compute}
         self.gate = matrix(rngs, (E, D, F), inward, xavier(D, F, gain), **told)
         self.up = matrix(rngs, (E, D, F), inward, xavier(D, F, gain), **told)
         self.down = matrix(rngs, (E, F, D), outward, xavier(F, D, gain), **told)

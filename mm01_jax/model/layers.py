@@ -4,6 +4,7 @@ A weight is stated once, by one `param` line: shape, logical axes, initializer. 
 through the rules, at birth (`shardings`) and in use (`cast_and_gather`).
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -15,10 +16,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mm01_jax import sharding
-from mm01_jax.config import Rules
+from mm01_jax.config import ComputeConfig, Rules
 from pallas_kernels.int8 import Int8, quantized
 from pallas_kernels.precision import matmul_precision
 
+_USUAL = ComputeConfig()
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 
@@ -39,7 +41,7 @@ def param(
     init: Initializer,
     *,
     stack: Sequence[int] = (),
-    dtype: str = "float32",
+    compute: ComputeConfig = _USUAL,
 ) -> nnx.Param:
     """A weight of `stack + shape`; `stack` (period, layer) goes in front and is scanned over.
 
@@ -47,9 +49,10 @@ def param(
       shape: dims of one layer's weight, without the stack.
       axes: logical axis of each dim of `shape` (None: never sharded).
       init: (key, full shape, dtype) -> array.
+      compute: how it is stored, and its gradient summed.
     """
-    value = _drawn(rngs, init, (*stack, *shape), dtype)
-    return nnx.Param(value, axes=("period", "layer")[: len(stack)] + tuple(axes))
+    value = _drawn(rngs, init, (*stack, *shape), compute.param_dtype)
+    return nnx.Param(value, axes=("period", "layer")[: len(stack)] + tuple(axes), reduce_dtype=compute.reduce_dtype)
 
 
 class Int8Weight(nnx.Module):
@@ -76,12 +79,12 @@ def matrix(
     summed: tuple[int, ...],
     quantize: bool,
     stack: Sequence[int] = (),
-    dtype: str = "float32",
+    compute: ComputeConfig = _USUAL,
 ) -> "nnx.Param | Int8Weight":
     """`param`, or the same in int8."""
     if quantize:
         return Int8Weight(rngs, shape, axes, init, summed=summed, stack=stack)
-    return param(rngs, shape, axes, init, stack=stack, dtype=dtype)
+    return param(rngs, shape, axes, init, stack=stack, compute=compute)
 
 
 def xavier(fan_in: int, fan_out: int, gain: float | Sequence[float] = 1.0, gain_axis: int = -1) -> Initializer:
@@ -110,6 +113,26 @@ def ones(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     return jnp.ones(shape, dtype)
 
 
+def summed_in(weight: nnx.Param, dtype: jnp.dtype) -> np.dtype:
+    """The type in which devices sum a weight's gradient where it is used in `dtype` (`compute.reduce_dtype`).
+
+    A weight in use has that type, and values of `dtype`. What uses it casts it last, where its gradient is still of one
+    device's tokens: in front of a product (`einsum`), over the tokens (`spread`), inside a `shard_map`.
+    """
+    reduce_dtype = weight.get_metadata().get("reduce_dtype", "auto")  # int8 has no gradient, and no such type
+    return np.dtype(dtype) if reduce_dtype == "auto" else np.promote_types(dtype, reduce_dtype)
+
+
+def in_use(weight: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+    """A weight that no axis only stores, ready for use."""
+    return weight[...].astype(summed_in(weight, dtype))
+
+
+def spread(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """A weight over the leading dims of x, in its dtype."""
+    return jnp.broadcast_to(weight.reshape((1,) * (x.ndim - weight.ndim) + weight.shape), x.shape).astype(x.dtype)
+
+
 def cast_and_gather(weight: nnx.Param | Int8Weight, dtype: jnp.dtype, rules: Rules) -> jax.Array | Int8:
     """A weight ready for use: cast to the compute dtype, then gathered over the axes that only store it.
 
@@ -118,7 +141,22 @@ def cast_and_gather(weight: nnx.Param | Int8Weight, dtype: jnp.dtype, rules: Rul
     if isinstance(weight, Int8Weight):
         return Int8(*(cast_and_gather(part, part.dtype, rules) for part in (weight.values, weight.scale)))
     axes = weight.get_metadata()["axes"][-weight[...].ndim :]
-    return sharding.constrain(weight[...].astype(dtype), sharding.gathered(rules), *axes)
+    place, wide = sharding.spec(sharding.gathered(rules), *axes), summed_in(weight, dtype)
+    if wide != dtype:
+        return _gathered_for_wide(weight[...], dtype, wide, place)
+    return jax.lax.with_sharding_constraint(weight[...].astype(dtype), place)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered_for_wide(weight: jax.Array, dtype: jnp.dtype, wide: jnp.dtype, place: P) -> jax.Array:
+    """Cast and gathered in `dtype`; `wide` for those who use it, whose gradient it takes as it is."""
+    return jax.lax.with_sharding_constraint(weight.astype(dtype), place).astype(wide)
+
+
+_gathered_for_wide.defvjp(
+    lambda weight, *told: (_gathered_for_wide(weight, *told), jnp.zeros((), weight.dtype)),
+    lambda dtype, wide, place, like, d: (jax.lax.with_sharding_constraint(d, place).astype(like.dtype),),
+)
 
 
 def stored_apart(rules: Rules) -> bool:
@@ -173,15 +211,43 @@ def einsum(equation: str, x: jax.Array, weight: jax.Array | Int8, out_dtype: jnp
 
     Of an int8 weight the result, whose last dims are those of the scale, is scaled before it is rounded.
     """
-    precision = matmul_precision(x.dtype)
     if isinstance(weight, Int8):
         wide = np.promote_types(x.dtype, np.float32)
         out = einsum(equation, x, weight.values.astype(x.dtype), wide)
         scale = weight.scale.astype(wide).reshape((1,) * (out.ndim - weight.scale.ndim) + weight.scale.shape)
         return (out * scale).astype(out_dtype or x.dtype)
+    if weight.dtype != x.dtype:
+        return _einsum_of_wide(equation, x, weight, out_dtype)
     # The result type is asked for, not cast to: matrix units accumulate in float32 either way, and a cast afterwards
     # would make the backward's matmuls take float32 operands.
+    precision = matmul_precision(x.dtype)
     return jnp.einsum(equation, x, weight, precision=precision, preferred_element_type=out_dtype or x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _einsum_of_wide(equation: str, x: jax.Array, weight: jax.Array, out_dtype: jnp.dtype | None) -> jax.Array:
+    """`einsum` of a weight cast to x's dtype, whose gradient leaves its product in the weight's own.
+
+    The partitioner sums over devices what leaves a product, so a cast behind it would be too late.
+    """
+    return einsum(equation, x, weight.astype(x.dtype), out_dtype)
+
+
+def _einsum_of_wide_backward(equation: str, out_dtype, residuals, d_out: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del out_dtype
+    x, weight, like = residuals
+    inputs, out = equation.split("->")
+    left, right = inputs.split(",")
+    d_x = einsum(f"{out},{right}->{left}", d_out, weight.astype(d_out.dtype), x.dtype)
+    return d_x, einsum(f"{left},{out}->{right}", x.astype(d_out.dtype), d_out, like.dtype)
+
+
+def _einsum_of_wide_forward(equation: str, x: jax.Array, weight: jax.Array, out_dtype):
+    narrow = weight.astype(x.dtype)
+    return einsum(equation, x, narrow, out_dtype), (x, narrow, jnp.zeros((), weight.dtype))
+
+
+_einsum_of_wide.defvjp(_einsum_of_wide_forward, _einsum_of_wide_backward)
 
 
 @jax.named_scope("norms")
@@ -190,8 +256,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, num_axes: int = 1) -> 
     axes = tuple(range(-num_axes, 0))
     wide = x.astype(np.promote_types(x.dtype, np.float32))
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
-    lead = (1,) * (x.ndim - num_axes)
-    return weight.reshape(lead + weight.shape) * (wide * inverse).astype(x.dtype)
+    return spread(weight, x) * (wide * inverse).astype(x.dtype)
 
 
 def rope(x_BSNH: jax.Array, positions_BS: jax.Array, rotary_dim: int, theta: float) -> jax.Array:

@@ -18,7 +18,7 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, matrix, ones, param, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, in_use, matrix, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel import lightning_prefill
 from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
@@ -56,14 +56,14 @@ class Lightning(nnx.Module):
         stack: tuple[int, ...],
         gain: float,
     ):
-        D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, compute.param_dtype
+        D, N, H = config.embed_dim, config.num_heads, config.head_dim
         qkv_init = xavier(D, N * H, (1.0, 1.0, gain), gain_axis=-2)
-        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "dtype": dtype}
+        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "compute": compute}
         inward, outward = ("embed", "heads", "head_dim"), ("heads", "head_dim", "embed")
         self.qkv = matrix(rngs, (D, N, 3, H), ("embed", "heads", None, "head_dim"), qkv_init, summed=(-4,), **told)
         gate_init = xavier(D, N * H)
         self.output_gate = matrix(rngs, (D, N, H), inward, gate_init, summed=(-3,), **told)
-        self.norm = param(rngs, (N, H), ("heads", "head_dim"), ones, stack=stack, dtype=dtype)
+        self.norm = param(rngs, (N, H), ("heads", "head_dim"), ones, stack=stack, compute=compute)
         out_init = xavier(N * H, D, gain)
         self.out = matrix(rngs, (N, H, D), outward, out_init, summed=(-3, -2), **told)
         self.config, self.rules = config, rules
@@ -89,7 +89,7 @@ class Lightning(nnx.Module):
         dtype, eps = x_BSD.dtype, self.config.lightning_norm_eps
         gate = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))
         gate = keep(gate, PROJECTED)
-        weight = self.norm[...].astype(dtype)
+        weight = in_use(self.norm, dtype)
         with jax.named_scope("norms"):
             y = gated_norm(out_BSNH, gate, weight, eps, rules=self.rules)
         if y is None:

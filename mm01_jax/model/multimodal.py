@@ -11,7 +11,7 @@ from flax import nnx
 
 from mm01_jax.config import ComputeConfig, Config, ModelConfig, Rules, VisionConfig
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import param, xavier
+from mm01_jax.model.layers import in_use, param, xavier
 from mm01_jax.model.vision import Projector, VisionTower
 from mm01_jax.parallel.tiles import place_features
 
@@ -26,7 +26,7 @@ class VLModel(nnx.Module):
         self.text = TextModel(config, compute, rules, rngs=rngs)
         self.vision = VisionTower(vision, compute, rules, rngs=rngs)
         self.projector = Projector(vision, config, compute, rules, rngs=rngs)
-        self.image_newline = param(rngs, (D,), ("act_embed",), xavier(D, D), dtype=compute.param_dtype)
+        self.image_newline = param(rngs, (D,), ("act_embed",), xavier(D, D), compute=compute)
 
     @jax.named_scope("vision")
     def features(self, tiles_BTCYX: jax.Array, *, training: bool = False) -> jax.Array:
@@ -37,7 +37,7 @@ class VLModel(nnx.Module):
     def place(self, tokens_BS: jax.Array, features_BTPD: jax.Array, index_BS: jax.Array) -> jax.Array:
         """Embeddings (B, S, D) of tokens and, where the index table says so, of features of the same row's tiles."""
         x = self.text.embed_tokens(tokens_BS)
-        newline = self.image_newline[...].astype(x.dtype)
+        newline = in_use(self.image_newline, x.dtype)
         return place_features(x, features_BTPD.astype(x.dtype), newline, index_BS, rules=self.rules)
 
     def embed_tokens(

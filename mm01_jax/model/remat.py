@@ -45,7 +45,7 @@ def settle(config: Config, state: Any, memory: int | None) -> Remat:
     if config.compute.remat != "auto":
         return config.compute.remat
     kept, least = named_bytes(config), _rest(config, state)
-    costs: dict[Remat, float] = {"none": NONE_OVER_NAMED * kept} if unrolls(config.model) else {}
+    costs: dict[Remat, float] = {"none": NONE_OVER_NAMED * kept} if unrolls(config.model, "none") else {}
     costs["named"] = kept
     room = OF_MEMORY * (memory or 0) - least
     return next((remat for remat, cost in costs.items() if cost <= room), "full")

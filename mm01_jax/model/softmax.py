@@ -44,9 +44,8 @@ class Softmax(nnx.Module):
         gain: float,
     ):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        dtype = compute.param_dtype
         heads, kv_heads = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
-        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "dtype": dtype}
+        told = {"quantize": compute.quantize == "int8_attention", "stack": stack, "compute": compute}
         self.query = matrix(rngs, (D, N, H), heads, xavier(D, N * H), summed=(-3,), **told)
         self.key = matrix(rngs, (D, K, H), kv_heads, xavier(D, K * H), summed=(-3,), **told)
         self.value = matrix(rngs, (D, K, H), kv_heads, xavier(D, K * H, gain), summed=(-3,), **told)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
-from mm01_jax.model.layers import Initializer, cast_and_gather, einsum, ones, param, xavier
+from mm01_jax.model.layers import Initializer, cast_and_gather, einsum, in_use, ones, param, spread, summed_in, xavier
 from mm01_jax.parallel.tiles import tile_attention, unseen_patches
 from pallas_kernels import dispatch
 
@@ -56,8 +56,7 @@ def gelu(x: jax.Array) -> jax.Array:
 def linear(equation: str, x: jax.Array, weight: nnx.Param, bias: nnx.Param, rules: Rules) -> jax.Array:
     """x W + b in x's dtype."""
     out = einsum(equation, x, cast_and_gather(weight, x.dtype, rules))
-    b = cast_and_gather(bias, x.dtype, rules)
-    return out + b.reshape((1,) * (out.ndim - b.ndim) + b.shape)
+    return out + spread(cast_and_gather(bias, x.dtype, rules), out)
 
 
 def _saved(remat: str):
@@ -83,7 +82,7 @@ class Blocks(nnx.Module):
         H = W // N
 
         def weight(shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-            return param(rngs, (n, *shape), ("layer", *axes), init, dtype=compute.param_dtype)
+            return param(rngs, (n, *shape), ("layer", *axes), init, compute=compute)
 
         heads = ("heads", "head_dim")
         self.mixer_norm = weight((W,), ("act_embed",), ones)
@@ -131,15 +130,15 @@ class VisionTower(nnx.Module):
     """Patches (row, column, channel, W), class token (W,), positions (P, W), input norm, blocks."""
 
     def __init__(self, vision: VisionConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs):
-        W, p, dtype = vision.embed_dim, vision.patch_size, compute.param_dtype
+        W, p = vision.embed_dim, vision.patch_size
         fan_in = p * p * CHANNELS
-        self.patches = param(rngs, (p, p, CHANNELS, W), (None, None, None, "embed"), xavier(fan_in, W), dtype=dtype)
-        self.class_token = param(rngs, (W,), ("act_embed",), xavier(W, W), dtype=dtype)
+        self.patches = param(rngs, (p, p, CHANNELS, W), (None, None, None, "embed"), xavier(fan_in, W), compute=compute)
+        self.class_token = param(rngs, (W,), ("act_embed",), xavier(W, W), compute=compute)
         self.positions = param(
-            rngs, (vision.num_patches + 1, W), ("patch", "embed"), xavier(vision.num_patches + 1, W), dtype=dtype
+            rngs, (vision.num_patches + 1, W), ("patch", "embed"), xavier(vision.num_patches + 1, W), compute=compute
         )
-        self.input_norm = param(rngs, (W,), ("act_embed",), ones, dtype=dtype)
-        self.input_norm_bias = param(rngs, (W,), ("act_embed",), zeros, dtype=dtype)
+        self.input_norm = param(rngs, (W,), ("act_embed",), ones, compute=compute)
+        self.input_norm_bias = param(rngs, (W,), ("act_embed",), zeros, compute=compute)
         self.blocks = Blocks(vision, compute, rules, rngs=rngs)
         self.config, self.compute, self.rules = vision, compute, rules
 
@@ -151,9 +150,8 @@ class VisionTower(nnx.Module):
         dtype = jnp.dtype(self.compute.dtype)
         weight = cast_and_gather(self.patches, dtype, self.rules)
         x = einsum("btpw,wv->btpv", self._cut(tiles_BTCYX.astype(dtype)), weight.reshape(-1, weight.shape[-1]))
-        first = jnp.broadcast_to(self.class_token[...].astype(dtype), (*x.shape[:2], 1, x.shape[-1]))
-        positions = cast_and_gather(self.positions, dtype, self.rules)
-        x = jnp.concatenate([first, x], axis=2) + positions[None, None]
+        x = jnp.concatenate([spread(in_use(self.class_token, dtype), x[:, :, :1]), x], axis=2)
+        x = x + spread(cast_and_gather(self.positions, dtype, self.rules), x)
         x = layer_norm(x, self.input_norm[...], self.input_norm_bias[...], self.config.norm_eps)
         patches = x.shape[2]
         x = jnp.pad(x, ((0, 0), (0, 0), (0, unseen_patches(patches, dtype)), (0, 0)))
@@ -170,10 +168,11 @@ class VisionTower(nnx.Module):
 
     def _every_block(self, x: jax.Array) -> jax.Array:
         """All blocks one behind the other, traced and lowered once; each weight is taken apart by one split."""
+        dtype = summed_in(self.patches, x.dtype)
         weights, tree = jax.tree_util.tree_flatten_with_path(self.blocks)
         columns = [
             [
-                part[0] if "norm" in jax.tree_util.keystr(path) else part[0].astype(x.dtype)  # norms are in float32
+                part[0] if "norm" in jax.tree_util.keystr(path) else part[0].astype(dtype)  # norms are in float32
                 for part in jax.lax.split(weight, (1,) * self.config.num_layers)
             ]
             for path, weight in weights
@@ -203,11 +202,11 @@ class Projector(nnx.Module):
     def __init__(
         self, vision: VisionConfig, config: ModelConfig, compute: ComputeConfig, rules: Rules, *, rngs: nnx.Rngs
     ):
-        W, D, dtype = vision.embed_dim, config.embed_dim, compute.param_dtype
-        self.first = param(rngs, (W, D), ("embed", "ffn"), xavier(W, D), dtype=dtype)
-        self.first_bias = param(rngs, (D,), ("ffn",), zeros, dtype=dtype)
-        self.second = param(rngs, (D, D), ("ffn", "embed"), xavier(D, D), dtype=dtype)
-        self.second_bias = param(rngs, (D,), ("act_embed",), zeros, dtype=dtype)
+        W, D = vision.embed_dim, config.embed_dim
+        self.first = param(rngs, (W, D), ("embed", "ffn"), xavier(W, D), compute=compute)
+        self.first_bias = param(rngs, (D,), ("ffn",), zeros, compute=compute)
+        self.second = param(rngs, (D, D), ("ffn", "embed"), xavier(D, D), compute=compute)
+        self.second_bias = param(rngs, (D,), ("act_embed",), zeros, compute=compute)
         self.rules = rules
 
     def __call__(self, x_BTPW: jax.Array) -> jax.Array:

@@ -163,6 +163,7 @@ def gated_norm(
     tokens = sharding.spec(rules, "batch", "seq", None, None)
 
     def local(out, gate, weight):
+        weight = vary_alike(weight, out)[0].astype(out.dtype)
         rows = (x.reshape(-1, weight.size) for x in (out, gate))
         return fused_gated_norm(*rows, weight.reshape(-1), eps).reshape(out.shape)
 

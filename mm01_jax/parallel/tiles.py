@@ -92,5 +92,5 @@ def _local_place(x_BSD, features_BTPD, newline_D, index_BS, *, seq_axes: tuple[s
     # Text asks for a place behind the last feature: it takes zeros, and its gradient goes nowhere.
     place_BS1 = jnp.where(index_BS1 > NEWLINE, index_BS1 - 1, T * P)
     taken = jnp.take_along_axis(features_BTPD.reshape(B, T * P, D), place_BS1, axis=1, mode="fill", fill_value=0)
-    newline = jnp.broadcast_to(newline_D[None, None], taken.shape)
+    newline = jnp.broadcast_to(newline_D[None, None], taken.shape).astype(taken.dtype)
     return jnp.where(index_BS1 > NEWLINE, taken, jnp.where(index_BS1 == NEWLINE, newline, x_BSD))

@@ -19,12 +19,12 @@ from pallas_kernels.precision import matmul_precision
 from pallas_kernels.varying import vary_over
 
 
-def embed(tokens_BS: jax.Array, table_VD: jax.Array, *, rules: Rules) -> jax.Array:
-    """Rows of the table: (B, S, D) in its dtype. Ids are validated on the host; one outside gives zeros."""
+def embed(tokens_BS: jax.Array, table_VD: jax.Array, dtype: jnp.dtype, *, rules: Rules) -> jax.Array:
+    """Rows of the table: (B, S, D) in `dtype`. Ids are validated on the host; one outside gives zeros."""
 
     def local(tokens, table):
         index, present = _local_index(tokens, table.shape[0], rules.vocab)
-        rows = jnp.where(present[..., None], table[index], jnp.zeros((), table.dtype))
+        rows = jnp.where(present[..., None], table[index].astype(dtype), jnp.zeros((), dtype))
         return lax.psum(rows, rules.vocab) if rules.vocab else rows
 
     batch, table = sharding.spec(rules, "batch", "seq"), sharding.spec(rules, "vocab", None)
@@ -92,10 +92,11 @@ def _local_cross_entropy(hidden, head_DV, targets, weights, total_weight, *, chu
 def _chunked_cross_entropy(vocab_axes, tokens, head_DV, scale):
     """Sum over G chunks of C tokens of weight * -log softmax(hidden head)[target].
 
-    tokens: hidden (G, C, D), targets and weights (G, C). scale: the cotangent that is expected, by which the gradients
-    are scaled before they are rounded.
+    tokens: hidden (G, C, D), targets and weights (G, C). head_DV: in its gradient's dtype. scale: the cotangent that is
+    expected, by which the gradients are scaled before they are rounded.
     """
-    return jnp.sum(lax.map(lambda chunk: _chunk_loss(vocab_axes, chunk, head_DV)[0], tokens))
+    narrow_DV = head_DV.astype(tokens[0].dtype)
+    return jnp.sum(lax.map(lambda chunk: _chunk_loss(vocab_axes, chunk, narrow_DV)[0], tokens))
 
 
 def _chunk_loss(vocab_axes, chunk, head_DV):
@@ -133,16 +134,18 @@ def _in_one_pass(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _chunked_forward(vocab_axes, tokens, head_DV, scale):
+    narrow_DV = head_DV.astype(tokens[0].dtype)
+
     def one_chunk(d_head, chunk):
         hidden_CD, target_C, weight_C = chunk
-        loss, loss_C, logits, lse_C = _chunk_loss(vocab_axes, chunk, head_DV)
+        loss, loss_C, logits, lse_C = _chunk_loss(vocab_axes, chunk, narrow_DV)
         index, present = _local_index(target_C, logits.shape[-1], vocab_axes)
         column = lax.broadcasted_iota(jnp.int32, logits.shape, 1)
         target = present[:, None] & (column == index[:, None])
         probability = jnp.exp(logits - lse_C[:, None])
         d_logits = (probability - target.astype(logits.dtype)) * (weight_C * scale)[:, None]
         d_logits = d_logits.astype(hidden_CD.dtype)
-        d_hidden = _einsum("cv,dv->cd", d_logits, head_DV)
+        d_hidden = _einsum("cv,dv->cd", d_logits, narrow_DV)
         if vocab_axes:
             d_hidden = lax.psum(d_hidden, vocab_axes)
         d_head = d_head + _einsum("cd,cv->dv", hidden_CD, d_logits)

@@ -89,7 +89,7 @@ def _dealt(tiles: float, config: Config) -> int:
 
 
 def _infer(kind: str, config: Config, mesh) -> Step:
-    compute = dataclasses.replace(config.compute, param_dtype=config.compute.dtype)
+    compute = dataclasses.replace(config.compute, param_dtype=config.compute.dtype, reduce_dtype="auto")
     mesh_config = dataclasses.replace(config.mesh, rules=of_answers(config.mesh.rules))
     config = dataclasses.replace(config, compute=compute, mesh=mesh_config)
     rules, rows = config.mesh.rules, config.train.batch_size

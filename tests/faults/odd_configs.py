@@ -38,6 +38,7 @@ ODD = {
     "model.capacity_scope": ("expert_group",),
     "compute.dtype": ("bfloat16",),
     "compute.param_dtype": ("bfloat16",),
+    "compute.reduce_dtype": ("bfloat16", "float32"),
     "compute.remat": ("auto", "named", "dots", "full"),
     "compute.dropless_bound": (1.0, 1e6),
     "compute.dropless_shard_bound": (1.0, 1e6),

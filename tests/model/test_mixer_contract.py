@@ -52,11 +52,11 @@ class Keys(NamedTuple):
 
 class Window(nnx.Module):
     def __init__(self, config, compute, rules, *, rngs, stack, gain):
-        D, N, H, dtype = config.embed_dim, config.num_heads, config.head_dim, compute.param_dtype
-        make = lambda init: param(rngs, (D, N, H), ("embed", "heads", "head_dim"), init, stack=stack, dtype=dtype)
+        D, N, H = config.embed_dim, config.num_heads, config.head_dim
+        make = lambda init: param(rngs, (D, N, H), ("embed", "heads", "head_dim"), init, stack=stack, compute=compute)
         self.query, self.key, self.value = make(xavier(D, N * H)), make(xavier(D, N * H)), make(xavier(D, N * H, gain))
         out = ("heads", "head_dim", "embed")
-        self.out = param(rngs, (N, H, D), out, xavier(N * H, D, gain), stack=stack, dtype=dtype)
+        self.out = param(rngs, (N, H, D), out, xavier(N * H, D, gain), stack=stack, compute=compute)
         self.rules = rules
 
     def __call__(self, x_BSD, tokens, cache):

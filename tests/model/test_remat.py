@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mm01_jax.config import Rules
+from mm01_jax.config import MeshConfig, Rules
 from mm01_jax.model import decoder
 from mm01_jax.model.decoder import TextModel
+from mm01_jax.sharding import make_mesh
 from mm01_jax.train.objectives import pretrain
 from tests import small
 from tests.model.jax_model import leaf_arrays
@@ -38,7 +39,7 @@ def gradients(remat: str, unrolled: bool) -> dict[str, np.ndarray]:
     def objective(model):
         return pretrain.objective(model, BATCH, jnp.sum(BATCH.weights), 1.0, config)[0]
 
-    with mock.patch.object(decoder, "unrolls", lambda config: unrolled):
+    with mock.patch.object(decoder, "unrolls", lambda config, remat: unrolled):
         return leaf_arrays(jax.jit(jax.grad(objective))(model))
 
 
@@ -119,6 +120,13 @@ def test_a_deeper_model_is_no_longer_program():
 @pytest.mark.parametrize(("periods", "unrolled"), [(10, True), (11, False)])
 def test_few_layers_are_unrolled_and_more_walked_on_gpus(monkeypatch, periods, unrolled):
     config = dataclasses.replace(MODEL, num_periods=periods)  # of 3 layers; 32 are the most
-    assert not decoder.unrolls(config)  # a CPU
+    assert not decoder.unrolls(config, "none")  # a CPU
     monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
-    assert decoder.unrolls(config) is unrolled
+    assert decoder.unrolls(config, "none") is unrolled
+    assert decoder.unrolls(config, "full") is unrolled
+
+
+def test_with_full_remat_over_several_devices_one_layer_lives_at_a_time(monkeypatch):
+    monkeypatch.setattr(decoder.dispatch, "platform", lambda: "gpu")
+    with jax.set_mesh(make_mesh(MeshConfig(sequence=2), jax.devices()[:2])):
+        assert decoder.unrolls(MODEL, "named") and not decoder.unrolls(MODEL, "full")

@@ -25,6 +25,12 @@ def collectives(program: str, mesh_shape: dict[str, int]) -> set[tuple[str, tupl
     return found
 
 
+def sums(program: str) -> set[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of everything that devices sum, none of it combined with others yet."""
+    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* (?:all-reduce|reduce-scatter)\(", program)
+    return {(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in found}
+
+
 def shapes(program: str) -> set[tuple[int, ...]]:
     """The shape of every array of the program."""
     return {

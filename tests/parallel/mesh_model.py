@@ -126,10 +126,11 @@ def total_loss(model: TextModel | VLModel, arrays: Batch, logits: bool = True):
     """(loss, (logits or None, router statistics)); the loss has every term that training has."""
     x = embeddings(model, arrays.tokens, arrays.tiles, arrays.image_index)
     hidden, _, stats = model.forward(x, arrays.positions, arrays.segments)
-    head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays.weights.astype(hidden.dtype)
+    wide = np.promote_types(hidden.dtype, np.float32)
+    head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays.weights.astype(wide)
     total = cross_entropy(hidden, head, arrays.targets, weights, chunk=16, rules=model.rules)
-    tokens_L = stats.tokens.astype(hidden.dtype)
-    share_LE = stats.assigned.astype(hidden.dtype) / tokens_L[:, None]
+    tokens_L = stats.tokens.astype(wide)
+    share_LE = stats.assigned.astype(wide) / tokens_L[:, None]
     balance = jnp.sum(share_LE * stats.probability) / (tokens_L[0] * share_LE.shape[1])
     loss = total / weights.sum() + BALANCE * balance + Z * jnp.sum(stats.z_square / tokens_L)
     return loss, (model.logits(hidden) if logits else None, stats)
@@ -164,7 +165,7 @@ def _model(variant: Variant, rules: Rules, devices, order: int, vision: VisionCo
         value = rng.normal(size=shape).astype(np.float32)
         value = 1 + 0.1 * value if "norm" in leaf_path(path) else value * (2.0 / sum(shape[-2:])) ** 0.5
         value = _permuted(value, weight, order)
-        return weight.replace(jax.device_put(value.astype(variant.compute.dtype), place.get_value()))
+        return weight.replace(jax.device_put(value.astype(variant.compute.param_dtype), place.get_value()))
 
     is_weight = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, empty, shardings(empty, devices, rules), is_leaf=is_weight)

@@ -23,8 +23,12 @@ VARIANT = Variant(MODEL).replace(vocab_size=56, embed_dim=40, expert_dim=24)
 
 @functools.cache
 def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") -> str:
+    lowered = lowered_gradient(mesh, VARIANT.replace(sequence_attention=attention, sequence_layout=layout))
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": "0"}).as_text()
+
+
+def lowered_gradient(mesh: MeshConfig, variant: Variant) -> jax.stages.Lowered:
     """Forward and backward of the model with every term of the loss."""
-    variant = VARIANT.replace(sequence_attention=attention, sequence_layout=layout)
     size = mesh.data * mesh.expert * mesh.tensor * mesh.sequence
     devices = sharding.make_mesh(mesh, jax.devices()[:size])
     with jax.set_mesh(devices):
@@ -34,12 +38,8 @@ def compiled_text(mesh: MeshConfig, attention: str, layout: str = "contiguous") 
         where = sharding.named(devices, mesh.rules, "batch", "seq")
         ids, weights = (jax.ShapeDtypeStruct((ROWS, LENGTH), dtype, sharding=where) for dtype in ("int32", "float32"))
         batch = Batch(tokens=ids, targets=ids, positions=ids, segments=ids, weights=weights)
-        step = jax.jit(
-            jax.grad(lambda model, batch: total_loss(model, batch, logits=False)[0]),
-            out_shardings=placed,
-            compiler_options={"xla_backend_optimization_level": "0"},
-        )
-        return step.lower(model, batch).compile().as_text()
+        step = jax.jit(jax.grad(lambda model, batch: total_loss(model, batch, logits=False)[0]), out_shardings=placed)
+        return step.lower(model, batch)
 
 
 # What crosses which axis, and why (docs/sharding.md).

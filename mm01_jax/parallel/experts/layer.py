@@ -72,7 +72,8 @@ def expert_layer(
     """x (B, S, D), rows in `layout` -> (y (B, S, D), statistics, every token's choice among them where it `tells`).
 
     Args:
-      weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in x's dtype; the last three or Int8.
+      weights: router (D, E), gate (E, D, F), up (E, D, F), down (E, F, D), in their gradients' dtype; the last three
+        or Int8.
       place: (period, layer), where the experts' three are those of a whole stack, (M, n, ...).
     """
     stack = () if place is None else (None, None)
@@ -105,7 +106,8 @@ def _local(
     tells: bool,
 ):
     # Made to vary here, once: else every group would sum its weight gradients over all chips by itself.
-    router_DE, *ffn_weights = jax.tree.map(lambda w: vary_over(w, (*rules.batch, *rules.seq)), weights)
+    weights = jax.tree.map(lambda w: vary_over(w, (*rules.batch, *rules.seq)), weights)
+    router_DE, *ffn_weights = (w if isinstance(w, Int8) else w.astype(x_BSD.dtype) for w in weights)
     B, S, D = x_BSD.shape
     E = config.num_experts
     x_TD, valid_T = x_BSD.reshape(B * S, D), (documents_BS >= 0).reshape(B * S)
