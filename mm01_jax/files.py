@@ -127,8 +127,6 @@ def owners(root) -> tuple[pathlib.Path, ...]:
 
 def _inside(path, root) -> str:
     """Where a path leads. ValueError where that is outside its directory."""
-    if "\0" in os.fspath(path):
-        raise ValueError("a name with a NUL")
     if root is None:
         return os.fspath(path)
     real = pathlib.Path(path).resolve(strict=True)
@@ -155,8 +153,7 @@ def why(error: BaseException) -> str:
 
 def shown(name: object) -> str:
     """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
-    whole = str(name)
-    ends = whole[:_SHOWN] + whole[max(_SHOWN, len(whole) - _SHOWN) :]  # of a text of megabytes
+    ends = (whole := str(name))[:_SHOWN] + whole[max(_SHOWN, len(whole) - _SHOWN) :]  # of a text of megabytes
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in ends)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
@@ -210,8 +207,7 @@ def _once(pairs: list) -> dict:
 
 
 def _finite(text: str) -> float:
-    """`1e400` is JSON, but no number here: it would be read as infinity; `NaN` is neither."""
-    if not math.isfinite(float(text)):
+    if not math.isfinite(float(text)):  # `1e400` is JSON, and would be read as infinity; `NaN` is neither
         raise ValueError(f"{text[:40]} is {'beyond float64' if text[-1].isdigit() else 'not JSON'}")
     return float(text)
 
@@ -291,7 +287,10 @@ def remove(path, root) -> None:
     path, root = pathlib.Path(path), pathlib.Path(root)
     if path.parent != root or root.is_symlink():
         raise OSError(errno.EINVAL, f"not deleted: it does not lie in the directory {shown(root)}", os.fspath(path))
-    (shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink)(path)  # neither follows a link
+    try:
+        (shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink)(path)  # neither follows a link
+    except RecursionError:
+        raise OSError(errno.ENAMETOOLONG, "not deleted: its folders are too deep", os.fspath(path)) from None
 
 
 def remove_unfinished(folder) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import subprocess
 import time
 import tracemalloc
 
@@ -127,3 +128,17 @@ def test_a_folder_in_the_place_of_a_file_is_named_and_not_the_file_that_was_to_r
     assert caught.value.filename == str(tmp_path / "a.json") and [path.name for path in tmp_path.iterdir()] == [
         "a.json"
     ]
+
+
+def test_folders_too_deep_to_be_deleted_are_left_and_named(tmp_path, monkeypatch):
+    deep = tmp_path / "retired"
+    deep.mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir(deep)
+        for _ in range(2000):
+            os.mkdir("d")
+            os.chdir("d")
+    with pytest.raises(OSError, match="too deep") as caught:
+        files.remove(deep, tmp_path)
+    assert caught.value.filename == str(deep) and deep.exists()
+    subprocess.run(["rm", "-r", deep], check=True)
