@@ -158,10 +158,10 @@ def others(client) -> int:
     return 9
 
 
-def comply(url: str, model: str, kind: str) -> dict[str, str]:
+def comply(url: str, model: str, kind: str, *more: str) -> dict[str, str]:
     """What llm-comply says of each of its cases."""
     command = [sys.executable, "-m", "llm_comply.cli", "run", "--format", kind, "-u", url, "-m", model, "-k", "any"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*command, "--json", *more], capture_output=True, text=True, timeout=300, check=False)
     return {one["id"]: one["status"] for one in json.loads(done.stdout)["results"]}
 
 
