@@ -60,6 +60,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _ABSENT = "nothing"
+_MOST_ITEMS = 10_000  # of a list; each is looked at several times, and no model has more layers
 # Fields that 0.2.0 had not. A config without them means their defaults, which are what it did.
 _SINCE_0_2_0 = ("train.tensorboard", "train.profile")
 _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes which are never cut
@@ -129,7 +130,10 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
 
 
 def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
-    if not fields.fits(fields.canonical(value, annotation), annotation):
+    if isinstance(value, list) and len(value) > _MOST_ITEMS:
+        got, allowed = f"a list of {len(value):,}", f"a list of at most {_MOST_ITEMS:,}"
+        yield Problem(key=key, got=got, allowed=allowed, nearest="a shorter one")
+    elif not fields.fits(fields.canonical(value, annotation), annotation):
         nearest = fields.nearest_value(key, value, annotation)
         yield Problem(key=key, got=value, allowed=fields.describe(annotation), nearest=nearest)
 

@@ -5,10 +5,12 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 from mm01_jax.config import ConfigError, command_line, fields, saved
+from tests import small
 from tests.config import wrong_base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -154,3 +156,12 @@ def test_equal_configs_give_equal_text_and_another_value_another_text():
     config = wrong_base.get_config()
     assert saved.to_json(dataclasses.replace(config)) == saved.to_json(config)
     assert saved.to_json(dataclasses.replace(config, name="other")) != saved.to_json(config)
+
+
+def test_a_list_of_very_many_is_refused_before_each_of_it_is_looked_at():
+    plain = json.loads(saved.to_json(small.config()))
+    plain["train"]["batch_ramp"] = [[step, 2] for step in range(1, 200_000)]
+    text, began = json.dumps(plain), time.process_time()
+    with pytest.raises(ConfigError, match="train.batch_ramp: got .*199,999.*; allowed: a list of at most 10,000"):
+        saved.from_json(text)
+    assert time.process_time() - began < 2
