@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
-from mm01_jax.data.text import DataError
+from mm01_jax.data.text import PROGRESS_SECONDS, DataError
 from mm01_jax.data.token_files import FILES, is_token_folder
 from mm01_jax.data.token_folder import TokenFolder
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
@@ -92,6 +93,22 @@ def _verify(folder: TokenFolder, log: Log) -> None:
             log(f"verified {number + 1:,} of {len(shards):,} shards")
     if wrong:
         raise DataError(f"{len(wrong):,} of {len(shards):,} shards are damaged: {listing(wrong)}")
+    _read_all(folder, log)
+
+
+def _read_all(folder: TokenFolder, log: Log) -> None:
+    """Digests can be made to fit: what they fit is read as training reads it."""
+    wrong, clock = [], time.monotonic()
+    for document in range(len(folder)):
+        try:
+            folder.tokens(document)
+        except DataError as error:
+            wrong.append(str(error))
+        if time.monotonic() - clock > PROGRESS_SECONDS:
+            clock = time.monotonic()
+            log(f"verified {document + 1:,} of {len(folder):,} documents")
+    if wrong:
+        raise DataError(f"{len(wrong):,} of {len(folder):,} documents cannot be read: {listing(wrong)}")
 
 
 def _text(source: str, samples: int, text_field: str, log: Log) -> Found:

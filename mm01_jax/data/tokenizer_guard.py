@@ -55,6 +55,7 @@ _MOST_PIECES = 16  # of a template for texts, and ids of a piece
 _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
+MOST_VALUES = 4_000_000  # of such a file: 40 bytes each while it is loaded. Published ones have up to 1,800,000
 _MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
 # Ids of a text: what may stand before it (`_LONG_PREFIX`), and of each byte; three bytes become 33 in NFKD.
 _TOKENS, _TOKENS_A_BYTE = 200, 16
@@ -78,7 +79,7 @@ def harmless(content: bytes) -> list[dict[str, Any]] | None:
 
     None of any other, which is for `Guarded`.
     """
-    if content.count(b",") + content.count(b"[") > _MOST_VALUES or _names(content) > _MOST_NAMES:
+    if _values(content) > _MOST_VALUES or _names(content) > _MOST_NAMES:
         return None
     try:
         plain = parse_json(content, most=_PARSED)
@@ -87,6 +88,11 @@ def harmless(content: bytes) -> list[dict[str, Any]] | None:
         return added if plain_parts and _is_sound(plain["model"]) and _are_few(added) else None
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return None
+
+
+def _values(content: bytes) -> int:
+    """About how many values the lists and objects of a JSON text have."""
+    return content.count(b",") + content.count(b"[")
 
 
 def _names(content: bytes) -> int:
@@ -175,6 +181,8 @@ class Guarded:
             raise BadFile(f"data.tokenizer={name!r}: {what}")
         if (count := _names(content)) > MOST_NAMES:
             raise BadFile(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
+        if (count := _values(content)) > MOST_VALUES:
+            raise BadFile(f"data.tokenizer={name!r}: has about {count:,} values; allowed: at most {MOST_VALUES:,}")
         if _LONG_PREFIX.search(content):
             raise BadFile(f"data.tokenizer={name!r}: puts more than 100 bytes before every text")
         self.facts: dict[str, Any] = self._start()

@@ -236,6 +236,18 @@ def test_a_tokenizer_file_of_more_tokens_than_any_is_refused_before_it_is_loaded
         open_tokenizer(str(bpe))
 
 
+def test_a_tokenizer_file_of_very_many_values_is_refused_before_it_is_loaded(bpe, tmp_path, monkeypatch):
+    """Wherever they stand: a template of thirty million ids took 1.3 GB, and was accepted."""
+    piece = {"SpecialToken": {"id": "x", "type_id": 0}}
+    special = {"x": {"id": "x", "ids": [1] * 4_000_001, "tokens": ["x"]}}
+    template = {"type": "TemplateProcessing", "single": [piece], "pair": [piece], "special_tokens": special}
+    plain = json.loads(pathlib.Path(bpe).read_text()) | {"post_processor": template}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
+    monkeypatch.setattr(tokenizer_guard.Guarded, "_start", lambda self: pytest.fail("its process was started"))
+    with pytest.raises(ValueError, match=r"has about 4,00\d,\d\d\d values; allowed: at most 4,000,000$"):
+        open_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
 def test_a_tokenizer_file_of_very_many_added_tokens_is_refused_before_it_is_loaded(bpe, tmp_path, monkeypatch):
     plain = json.loads(pathlib.Path(bpe).read_text())
     added = plain["added_tokens"][0]

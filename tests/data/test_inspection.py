@@ -1,5 +1,6 @@
 """python -m mm01_jax.data inspect: counts, lengths, samples, what was skipped; damage by name."""
 
+import hashlib
 import re
 import shutil
 
@@ -67,6 +68,20 @@ def test_verify_names_every_damaged_shard(place, tmp_path, capsys):
     complained = capsys.readouterr().err
     assert "2 of" in complained and "tokens-00001" in complained and "tokens-00003" in complained
     assert "every byte verified" in said(capsys, f"--source={place / 'tokens'}", "--verify")
+
+
+def test_verify_reads_records_whose_digests_were_made_to_fit(place, tmp_path, capsys):
+    folder = tmp_path / "tokens"
+    shutil.copytree(place / "tokens", folder)
+    victim = max(folder.glob("*.arrayrecord"), key=lambda path: path.stat().st_size)
+    raw = bytearray(victim.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    before, after = (hashlib.sha256(content).hexdigest() for content in (victim.read_bytes(), raw))
+    victim.write_bytes(raw)
+    for path in folder.glob("*.json"):
+        path.write_text(path.read_text().replace(before, after))
+    assert main(["inspect", f"--source={folder}", "--verify"]) == 3
+    assert "documents cannot be read: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
