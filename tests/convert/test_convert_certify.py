@@ -223,7 +223,7 @@ def test_numbers_that_do_not_fit_are_refused_by_name(source, tmp_path):
         ("a", 3, "logits has shape [1, 8, 96], the model gives [1, 8, 97]"),
         ("b", 3, "no array 'logits'"),
         ("c", 2, "has none; give --ids"),
-        ("d", 2, "allowed: 0 to 96"),
+        ("d", 3, "allowed: 0 to 96"),
         ("e", 3, "not an .npy or .npz of plain arrays"),
         ("f", 3, "logits is |V2; allowed: float32 (save bfloat16 as that), float64"),
         ("g", 3, "'state_7' is none of the model's; allowed: ids, logits, state_0,"),

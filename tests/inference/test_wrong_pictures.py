@@ -123,7 +123,7 @@ def test_what_is_wrong_is_refused_in_one_line_before_any_compute(what, vl_run, w
     monkeypatch.setattr(fitting, "Engine", lambda *_, **__: pytest.fail("something was computed"))
     arguments, message = WRONG[what]
     code, out, err = inference.main([f"--checkpoint={vl_run}", *arguments]), *capsys.readouterr()
-    data_is_wrong = re.search(r"truncated|No such file|ends at token|outside", message) is not None
+    data_is_wrong = re.search(r"truncated|No such file|ends at token|outside", message) or ".jsonl line " in err
     assert code == (3 if data_is_wrong else 2) and not out and err.count("\n") == 1, err
     assert re.search(message, err), err
 
