@@ -2,8 +2,7 @@
 
 jax lowers up to ten programs of a thread into one MLIR context (0.12). Compiling one, or looking it up in the compile
 cache, runs passes in that context, and these load dialects into it, which no lock guards. A program that one thread
-lowered and another compiled shared its context with what the first lowered next: the likeliest cause of a segmentation
-fault seen once in three whole test suites. The stack of a thread that reads a program is none: 64 KiB suffice for
+lowered and another compiled shared its context with what the first lowered next, so none does. The stack of a thread that reads a program is none: 64 KiB suffice for
 decode of `tiny`, 96 for its training step, and Linux gives 8 MiB.
 
 In a command programs are kept as they were traced (`kept_programs.py`).
@@ -36,11 +35,11 @@ class _Now(concurrent.futures.Executor):
 def threads(count: int) -> Iterator[concurrent.futures.Executor]:
     """A pool for `Compiler.begin`; on a CPU the thread that asks is all of it.
 
-    There a start has little to gain (the compiler wants the same cores), and three whole test suites of some hundred
-    ended in a segmentation fault while a program was looked up in one thread and traced in another.
+    There a start gains nothing (the compiler wants the same cores), and a few of many whole test suites ended in a
+    segmentation fault while an engine started. Its cause is not known; where a stack was seen, the pool was at work.
 
     Python's collector waits for the pool's end: it runs in whichever thread is at hand, and frees what another has left
-    in a context of MLIR that is in use. One of those faults was inside of a collection.
+    in a context of MLIR that is in use. One of those faults was inside of a collection, a later one came without any.
     """
     if dispatch.platform() == "cpu":
         yield _Now()
