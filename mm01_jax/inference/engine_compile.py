@@ -2,8 +2,8 @@
 
 jax lowers up to ten programs of a thread into one MLIR context (0.12). Compiling one, or looking it up in the compile
 cache, runs passes in that context, and these load dialects into it, which no lock guards. A program that one thread
-lowered and another compiled shared its context with what the first lowered next, so none does. The stack of a thread that reads a program is none: 64 KiB suffice for
-decode of `tiny`, 96 for its training step, and Linux gives 8 MiB.
+lowered and another compiled shared its context with what the first lowered next, so none does. The stack of a thread
+that reads a program is no limit: 64 KiB suffice for decode of `tiny`, 96 for its training step; Linux gives 8 MiB.
 
 In a command programs are kept as they were traced (`kept_programs.py`).
 """
