@@ -175,11 +175,13 @@ def apart(losses: list[float], others: list[float]) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses, others, strict=True))
 
 
-def configured(mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", *, times: int = 1) -> Config:
+def configured(
+    mesh: dict[str, int], length: int | None = None, shapes: str = "bench_1b", *, times: float = 1
+) -> Config:
     """The benchmark's config on a mesh; with a length, of one row; else with so many times its rows."""
     config = SHAPES[shapes]()
     size = {"batch_size": 1, "sequence_length": length} if length else {}
-    size = size or {"batch_size": times * config.train.batch_size}
+    size = size or {"batch_size": int(times * config.train.batch_size)}
     rules = {name: axes for axis in mesh if mesh[axis] > 1 for name, axes in RULES.get(axis, {}).items()}
     bound = None if config.compute.dropless_bound is None else SHARD_BOUND
     return dataclasses.replace(

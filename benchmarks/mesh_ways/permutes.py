@@ -45,13 +45,8 @@ def all_to_all(x, axis_name, split_axis, concat_axis, *, tiled=False, **told):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gather(x, axes, dim):
     """Every shard's part along `dim`."""
-    n, here = _size(axes), lax.axis_index(axes)
-    shape = (*x.shape[:dim], n * x.shape[dim], *x.shape[dim + 1 :])
-    whole = lax.pcast(jnp.zeros(shape, x.dtype), tuple(jax.typeof(x).mat.varying), to="varying")
-    for step in range(n):
-        part = _passed(x, axes, step) if step else x
-        whole = lax.dynamic_update_slice_in_dim(whole, part, lax.rem(here - step + n, n) * x.shape[dim], dim)
-    return whole
+    x = lax.optimization_barrier(x)  # sent and kept from one array: XLA else makes it anew where it is kept
+    return _in_order([x, *(_passed(x, axes, step) for step in range(1, _size(axes)))], axes, dim)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -84,6 +79,13 @@ def exchange(x, axes):
 gather.defvjp(lambda x, axes, dim: (gather(x, axes, dim), None), lambda axes, dim, _, d: (scatter(d, axes, dim),))
 scatter.defvjp(lambda x, axes, dim: (scatter(x, axes, dim), None), lambda axes, dim, _, d: (gather(d, axes, dim),))
 exchange.defvjp(lambda x, axes: (exchange(x, axes), None), lambda axes, _, d: (exchange(d, axes),))
+
+
+def _in_order(parts, axes, dim):
+    """One array of the parts of this shard, the one before it, and so on, by shards; in one pass over them."""
+    n, size = len(parts), parts[0].shape[dim]
+    twice = lax.concatenate([*parts[::-1], *parts[:0:-1]], dim)  # shards here + 1, ..., here, here + 1, ...
+    return lax.dynamic_slice_in_dim(twice, (n - 1 - lax.axis_index(axes)) * size, n * size, dim)
 
 
 def _passed(x, axes, step):

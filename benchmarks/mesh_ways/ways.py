@@ -4,6 +4,7 @@ with smaller grids of our kernels beside: messages took two to four times as lon
 import dataclasses
 from typing import Literal
 
+TIMES = {0.5: "half the rows", 2: "twice the rows"}
 COPIED = {"xla_gpu_collective_permute_mode": "COLLECTIVES_PEER_MEMORY"}  # permutes by the copy engines
 
 
@@ -14,14 +15,15 @@ class Way:
     copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or
     every message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between
     mixers, over `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows.
-    rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU.
+    rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU has; half of
+    them on one GPU is what two would take if messages cost nothing.
     """
 
     axis: Literal["data", "sequence", "expert", "tensor"] | None
     copies: Literal["nothing", "sums", "all"] = "nothing"
     gathered: bool = False
     rows: bool = False
-    times: int = 1
+    times: float = 1
 
     @property
     def subject(self) -> str:
@@ -29,7 +31,7 @@ class Way:
         parts = [f"{self.axis} 2" if self.axis else "one GPU"]
         parts += ["all tokens to every shard"] * self.gathered + ["rows cut between mixers"] * self.rows
         parts += {"nothing": [], "sums": ["sums by copies"], "all": ["all by copies"]}[self.copies]
-        return ", ".join(parts + ["twice the rows"] * (self.times == 2))
+        return ", ".join(parts + [TIMES[self.times]] * (self.times != 1))
 
     @property
     def plain(self) -> bool:
@@ -74,6 +76,7 @@ def rows_cut(rules):
 # The plain ones, then in the order of what they would tell.
 WAYS = {
     "one": Way(None),
+    "one-half": Way(None, times=0.5),
     "data": Way("data"),
     "sequence": Way("sequence"),
     "expert": Way("expert"),
@@ -84,6 +87,7 @@ WAYS = {
     "expert-gathered-permuted": Way("expert", "all", gathered=True),
     "tensor-permuted": Way("tensor", "all"),
     "tensor-rows-permuted": Way("tensor", "all", rows=True),
+    "tensor-rows-gathered-permuted": Way("tensor", "all", gathered=True, rows=True),
     "expert-gathered": Way("expert", gathered=True),
     "tensor-rows": Way("tensor", rows=True),
     "data-twice-permuted": Way("data", "all", times=2),

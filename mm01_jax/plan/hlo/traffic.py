@@ -53,7 +53,7 @@ def _read(name: str, body: list[Instruction], program: Program) -> int:
     for user in (i for i in body if name in i.operands):
         if not user.root and (user.opcode in ("bitcast", "copy") or _only_copies(user, program)):
             total += _read(user.name, body, program)  # a copy in here gives what is taken other tiles, on its way
-        elif user.opcode == "dynamic-slice":
+        elif user.opcode in ("dynamic-slice", "slice"):
             total += sum(sizes(user.shape))
         elif user.opcode == "fusion":  # fusions nest
             inner = program.computations[user.calls["calls"][0]]
