@@ -31,7 +31,7 @@ class Way:
         parts = [f"{self.axis} 2" if self.axis else "one GPU"]
         parts += ["all tokens to every shard"] * self.gathered + ["rows cut between mixers"] * self.rows
         parts += {"nothing": [], "sums": ["sums by copies"], "all": ["all by copies"]}[self.copies]
-        return ", ".join(parts + [TIMES[self.times]] * (self.times != 1))
+        return ", ".join(parts + [TIMES[self.times]] if self.times in TIMES else parts)
 
     @property
     def plain(self) -> bool:
