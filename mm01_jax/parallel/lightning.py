@@ -1,18 +1,18 @@
 """Lightning attention on a mesh: heads over `tensor`, time over `sequence` (LASP+; paper 4.3; docs/model.md E).
 
-Each stripe of a row (one or two on a sequence shard, `layout.py`) runs the op from a zero state; the end states, small
+Each stripe of a row (one or two on a sequence shard, `layout.py`) says what state it leaves of nothing; these, small
 and independent of length, are gathered once; every stripe forms the state that enters it, decayed by the tokens
-between, and adds what that state contributes:
+between, and runs the op from there:
 
-    S_in[r] = sum_{i<r} decay(i+1..r-1) S_local[i]          o_t += exp(-s age_t) S_in' q_t
+    S_in[r] = sum_{i<r} decay(i+1..r-1) S_local[i]
 
-A document boundary cuts both: the decay from one document to another is 0, and only tokens of the document that was
-open when the stripe began see S_in. Which one that is follows from document ids, which count up along the row.
+The gradient is the same backward in time: what each stripe says of the state that entered it is gathered, and the op's
+own gradient begins with what the later stripes say. A document boundary cuts both: the decay from one document to
+another is 0, and a stripe that begins with a document lets nothing in. Document ids count up along the row.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
 from pallas_kernels.gated_norm import gated_norm as fused_gated_norm
-from pallas_kernels.precision import matmul_precision
 from pallas_kernels.varying import vary_alike
 
 
@@ -114,40 +113,44 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
     q, k, v, documents_BS = (
         x.reshape(B * stripes_per_shard, S // stripes_per_shard, *x.shape[2:]) for x in (q, k, v, documents_BS)
     )
-    out, state = kernels.lightning_attention(q, k, v, slope_N, None, segment_ids=documents_BS)
-    # Tokens since the stripe began, this one included.
-    age_BS = jnp.cumsum(documents_BS >= 0, axis=1, dtype=jnp.float32)
-    ends = _Ends(state, jnp.max(documents_BS, axis=1), age_BS[:, -1])
-    entering, open_B, final = _prefix(ends, slope_N, state_BNHH, seq_axes, stripes(shards, layout))
-    seen_BS = documents_BS == open_B[:, None]
-    decay_BSN = jnp.where(seen_BS[:, :, None], jnp.exp(-slope_N[None, None, :] * age_BS[:, :, None]), 0.0)
-    query = (q.astype(jnp.float32) * decay_BSN[..., None]).astype(q.dtype)
-    extra = _read_state(query, entering.astype(q.dtype))
-    return (out.astype(jnp.float32) + extra).astype(out.dtype).reshape(B, S, *out.shape[2:]), final
+    out, final = _across((seq_axes, layout), q, k, v, slope_N, state_BNHH, documents_BS)
+    return out.reshape(B, S, *out.shape[2:]), final
 
 
-@jax.custom_vjp
-def _read_state(query_BSNH: jax.Array, state_BNHH: jax.Array) -> jax.Array:
-    """What states add to their queries' output (B, S, N, H), float32."""
-    return _product("bsnk,bnkv->bsnv", query_BSNH, state_BNHH)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _across(place, q, k, v, slope_N, state_BNHH, documents_BS):
+    """(out, the state after the last stripe) of stripes, rows of (rows of the batch x stripes here).
+
+    place: (axes of the mesh, layout).
+    """
+    return _across_forward(place, q, k, v, slope_N, state_BNHH, documents_BS)[0]
 
 
-def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    precision = matmul_precision(left.dtype)
-    return jnp.einsum(equation, left, right, precision=precision, preferred_element_type=jnp.float32)
+def _across_forward(place, q, k, v, slope_N, state_BNHH, documents_BS):
+    left = kernels.lightning_state(k, v, slope_N, segment_ids=documents_BS)
+    entering, final = _entering(place, left, slope_N, state_BNHH, documents_BS)
+    out, _ = kernels.lightning_attention(q, k, v, slope_N, entering, segment_ids=documents_BS)
+    return (out, final), (q, k, v, slope_N, state_BNHH, documents_BS, entering)
 
 
-def _read_state_backward(residuals, d_out_BSNH):
-    # The output's gradient has the model's dtype before it is made wide for the sum: JAX's own rule would multiply it,
-    # and queries and states, as float32.
-    query_BSNH, state_BNHH = residuals
-    d_out_BSNH = d_out_BSNH.astype(query_BSNH.dtype)
-    d_query = _product("bsnv,bnkv->bsnk", d_out_BSNH, state_BNHH)
-    d_state = _product("bsnk,bsnv->bnkv", query_BSNH, d_out_BSNH)
-    return d_query.astype(query_BSNH.dtype), d_state.astype(state_BNHH.dtype)
+def _across_backward(place, residuals, cotangents):
+    q, k, v, slope_N, state_BNHH, documents_BS, entering = residuals
+    d_out, d_final = cotangents
+    d_entering = kernels.lightning_state(q, d_out, slope_N, segment_ids=documents_BS, reverse=True)
+
+    def passed_on(left, state_BNHH):
+        return _entering(place, left, slope_N, state_BNHH, documents_BS)
+
+    _, pull = jax.vjp(passed_on, jnp.zeros_like(entering), state_BNHH)  # linear: of what values is all the same
+    d_left, d_state = pull((d_entering, d_final))
+
+    def attend(q, k, v):
+        return kernels.lightning_attention(q, k, v, slope_N, entering, segment_ids=documents_BS)
+
+    return *jax.vjp(attend, q, k, v)[1]((d_out, d_left)), None, d_state, None
 
 
-_read_state.defvjp(lambda query, state: (_read_state(query, state), (query, state)), _read_state_backward)
+_across.defvjp(_across_forward, _across_backward)
 
 
 def gated_norm(
@@ -170,30 +173,18 @@ def gated_norm(
     return jax.shard_map(local, in_specs=(tokens, tokens, jax.P()), out_specs=tokens)(out_BSNH, gate_BSNH, weight_NH)
 
 
-class _Ends(NamedTuple):
-    """What the later stripes need to know of one: its state, its last document (PADDING where all is) and its tokens
-    that are not padding.
-    """
-
-    state_BNHH: jax.Array
-    last_B: jax.Array
-    count_B: jax.Array
-
-
-def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_by: np.ndarray):
-    """(states that enter the stripes here, the documents they are of, state after the last stripe), from the ends of
-    every shard's stripes.
+def _entering(place, left_BNHH, slope_N, initial_BNHH, documents_BS) -> tuple[jax.Array, jax.Array]:
+    """(states that enter the stripes here, the state after the last stripe), of what every shard's stripes leave.
 
     Each is one weighted sum of the states of all stripes: the decay from one to another is exp of the tokens between,
     rounded once, where a walk would round at every stripe. Stripes of padding pass everything through; the initial
     state continues into the first document.
-
-    Args:
-      held_by: (shards, stripes of a shard), which stripe of the row stands where.
     """
-    ends = _Ends(*(x.reshape(-1, held_by.shape[1], *x.shape[1:]) for x in ends))  # (B, stripes here, ...)
-    gathered = _Ends(*(jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1) for x in ends))
-    states, *small = (x.reshape(-1, *x.shape[2:]) for x in gathered)  # (P, B, ...): P stripes as they are held
+    seq_axes, layout = place
+    held_by = stripes(math.prod(lax.axis_size(axis) for axis in seq_axes), layout)  # which stripe stands where
+    valid_BS = documents_BS >= 0
+    last, count = jnp.max(documents_BS, axis=1), jnp.sum(valid_BS, axis=1, dtype=jnp.float32)
+    states, *small = (_gathered(x, seq_axes, held_by) for x in (left_BNHH, last, count))
     open_PB, tokens_PB = _boundaries(*(x[np.argsort(held_by.reshape(-1))] for x in small))
 
     def sum_into(boundary):
@@ -215,9 +206,17 @@ def _prefix(ends: _Ends, slope_N, initial_BNHH, seq_axes: tuple[str, ...], held_
 
     own_stripes = jnp.asarray(held_by)[lax.axis_index(seq_axes)]
     entering = jnp.stack([sum_into(own_stripes[place]) for place in range(own_stripes.size)], axis=1)
-    open_BP = jnp.moveaxis(open_PB[own_stripes], 0, 1)
-    final = unvarying(sum_into(held_by.size), seq_axes)
-    return entering.reshape(-1, *entering.shape[2:]), open_BP.reshape(-1), final
+    entering, open_B = entering.reshape(-1, *entering.shape[2:]), jnp.moveaxis(open_PB[own_stripes], 0, 1).reshape(-1)
+    first_B = jnp.min(jnp.where(valid_BS, documents_BS, np.iinfo(np.int32).max), axis=1)
+    goes_on_B = first_B == open_B  # the op takes what enters for the first document's
+    return jnp.where(goes_on_B[:, None, None, None], entering, 0.0), unvarying(sum_into(held_by.size), seq_axes)
+
+
+def _gathered(x: jax.Array, seq_axes: tuple[str, ...], held_by: np.ndarray) -> jax.Array:
+    """(rows x stripes here, ...) -> (stripes of the row as they are held, rows, ...)."""
+    x = x.reshape(-1, held_by.shape[1], *x.shape[1:])
+    x = jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1)
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _boundaries(last_PB, count_PB):

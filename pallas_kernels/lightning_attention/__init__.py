@@ -8,6 +8,7 @@ gradient of a state that is None is not looked at: `backward` may leave it None.
     forward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS) -> (out_BSNH, state_BNHH)
     backward(q, k, v, slope, state, segment_ids, d_out_BSNH, d_state_BNHH) -> (dq, dk, dv, d_state_BNHH)
     forward_joined(qkv_BSN3H, slope_N, state_BNHH, segment_ids_BS)     as forward; only where it saves a pass over them
+    state(k_BSNH, v_BSNH, slope_N, segment_ids_BS, reverse=)           of `lightning_state`; only where it is cheaper
     step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B) -> (out_BNH, state_BNHH)      active_B bool or None
 
 `unsupported` is asked before a step too, with q, k, v of three axes. It may depend on shapes, dtypes and the platform
@@ -21,6 +22,7 @@ from pallas_kernels.lightning_attention.api import (
     lightning_attention,
     lightning_attention_joined,
     lightning_attention_step,
+    lightning_state,
 )
 
-__all__ = ["lightning_attention", "lightning_attention_joined", "lightning_attention_step"]
+__all__ = ["lightning_attention", "lightning_attention_joined", "lightning_attention_step", "lightning_state"]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import dispatch
+from pallas_kernels.lightning_attention import xla
 from pallas_kernels.rows_of_vmap import rows_of_vmap
 from pallas_kernels.varying import vary_alike
 
@@ -76,6 +77,28 @@ def lightning_attention_joined(
     if hasattr(module, "forward_joined"):
         return module.forward_joined(qkv_BSN3H, *arguments[SLOPE:])
     return module.forward(*arguments)
+
+
+def lightning_state(
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    slope_N: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    reverse: bool = False,
+    implementation: str | None = None,
+) -> jax.Array:
+    """The state (B, N, H, H) float32 that a sequence leaves of nothing; it promises no gradient.
+
+    With `reverse`, of q and the output's gradient in the places of k and v: the gradient of the state that enters, by
+    the output alone. Both are what sequences that follow each other on other devices need to know of one.
+
+    Raises: as `lightning_attention`.
+    """
+    _check_sequence(k_BSNH, k_BSNH, v_BSNH, slope_N, None, segment_ids)
+    k, v, *arguments = vary_alike(k_BSNH, v_BSNH, slope_N, segment_ids)
+    module = OPERATION.module(dispatch.choose(OPERATION, implementation, k, k, v, slope_N, None, segment_ids))
+    return getattr(module, "state", xla.state)(k, v, *arguments, reverse=reverse)
 
 
 def lightning_attention_step(

@@ -63,6 +63,12 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     return dq[:, :S], dk[:, :S], dv[:, :S], starts[0, 0] if has_state else None
 
 
+def state(k_BSNH, v_BSNH, slope_N, segment_ids_BS, *, reverse: bool):
+    """Contract in the package's docstring."""
+    run = _Pass(k_BSNH.shape, slope_N, segment_ids_BS)
+    return run.leaving(run.padded(k_BSNH, v_BSNH), reverse=reverse)
+
+
 class _Pass:
     """A call's chunks, ages and time segments, shared by its passes."""
 
@@ -78,7 +84,8 @@ class _Pass:
             self.ages = jnp.broadcast_to(chunk_ages, (B, *chunk_ages.shape[1:]))
         programs = B * N * (H // gpu_scan.VALUES)
         self.cut = gpu_split.cut(programs, (S + self.fill) // chunk, MULTIPROCESSORS)
-        self.split = gpu_split.split(chunks, self.cut, slope_N, B) if self.cut.segments > 1 else None
+        self.cutting = chunks, self.cut, slope_N, B
+        self.split = gpu_split.split(*self.cutting) if self.cut.segments > 1 else None
 
     def padded(self, *arrays):
         if not self.fill:
@@ -95,12 +102,24 @@ class _Pass:
         """
         if self.split is None:
             return None if state_BNHH is None else state_BNHH[None, None]
-        way = self.split.reverse if reverse else self.split.forward
+        partial = self._partial(arrays, self.split, reverse, joined)
+        return gpu_split.passed_on(self.split, partial, state_BNHH, reverse=reverse)[:-1, None]
+
+    def leaving(self, arrays, *, reverse: bool) -> jax.Array:
+        """The state that leaves the last segment, or in reverse the first one: (B, N, H, H)."""
+        if self.split is None:
+            _, ends = self._scan(((0, 0, 1),), arrays, None, (1, self.cut.part), reverse, {"writes_out": False})
+            return ends[0, 0]
+        whole = gpu_split.split(*self.cutting, needless=False)
+        return gpu_split.passed_on(whole, self._partial(arrays, whole, reverse), None, reverse=reverse)[-1]
+
+    def _partial(self, arrays, split: gpu_split.Split, reverse: bool, joined: bool = False) -> jax.Array:
+        """The states that the parts of all segments make of nothing: (pieces, B, N, H, H)."""
+        way = split.reverse if reverse else split.forward
         order = gpu_split.longest_first(way.steps) if self.cut.parts > 1 else None
         pieces = (self.cut.segments * self.cut.parts, self.cut.part)
         task, planned = ((0, 1, 2) if joined else (0, 0, 1),), {"writes_out": False, "joined": joined}
-        _, partial = self._scan(task, arrays, None, pieces, reverse, planned, skip=way.skip, order=order)
-        return gpu_split.entering(self.split, partial[:, 0], state_BNHH, reverse=reverse)[:, None]
+        return self._scan(task, arrays, None, pieces, reverse, planned, skip=way.skip, order=order)[1][:, 0]
 
     def _scan(self, tasks, arrays, states, pieces, reverse, planned, **which):
         packed = self.ages is not None

@@ -105,7 +105,8 @@ class Split:
     reverse: Direction
 
 
-def split(chunks: Chunks, cut: Cut, slope_N, B: int) -> Split:
+def split(chunks: Chunks, cut: Cut, slope_N, B: int, *, needless: bool = True) -> Split:
+    """needless: the last segment's end state and the first one's start gradient are left to the full pass."""
     number = chunks.age.shape[1] - 1
     pieces = cut.segments * cut.parts
     edges = np.minimum(np.arange(pieces + 1) * cut.part, number)
@@ -113,8 +114,7 @@ def split(chunks: Chunks, cut: Cut, slope_N, B: int) -> Split:
     length, ends = edges[1:] - edges[:-1], edges[:: cut.parts]
     real = (np.arange(cut.part) < length[:, None])[..., None, None]
     segment = np.arange(pieces) // cut.parts
-    # The last segment's end state and the first one's start gradient come from the full pass.
-    needless = [np.broadcast_to(segment == g, (1, 1, 1, pieces)).T for g in (cut.segments - 1, 0)]
+    left_out = [np.broadcast_to(needless & (segment == g), (1, 1, 1, pieces)).T for g in (cut.segments - 1, 0)]
 
     def at(indices):
         """(age, documents begun) at chunk boundaries: (*indices.shape, B or 1, 1)."""
@@ -135,8 +135,8 @@ def split(chunks: Chunks, cut: Cut, slope_N, B: int) -> Split:
 
     age, begun = at(within)
     (start_age, start_begun), (end_age, end_begun) = at(ends[segment]), at(ends[segment + 1])
-    before = far(end_age[:, None] - age[:, 1:]) | (begun[:, 1:] < end_begun[:, None]) | needless[0]
-    after = far(age[:, :-1] - start_age[:, None]) | (begun[:, :-1] > start_begun[:, None]) | needless[1]
+    before = far(end_age[:, None] - age[:, 1:]) | (begun[:, 1:] < end_begun[:, None]) | left_out[0]
+    after = far(age[:, :-1] - start_age[:, None]) | (begun[:, :-1] > start_begun[:, None]) | left_out[1]
     whole = jnp.broadcast_to(decay(*at(ends[:-1]), *at(ends[1:])), (cut.segments, B, slope_N.shape[0]))
     return Split(
         cut,
@@ -152,8 +152,9 @@ def longest_first(steps) -> jax.Array:
     return jax.lax.sort((-steps, jnp.arange(steps.size, dtype=jnp.int32)), num_keys=1)[1]
 
 
-def entering(split: Split, partial, first, *, reverse: bool) -> jax.Array:
-    """The states that enter the segments, (segments, B, N, H, H).
+def passed_on(split: Split, partial, first, *, reverse: bool) -> jax.Array:
+    """The states that enter the segments, in the order of time, and the one that leaves them behind the others:
+    (segments + 1, B, N, H, H).
 
     From the parts' states (pieces, B, N, H, H), of which those without steps are not looked at, and the state that
     enters the first segment, None for zero.
@@ -162,7 +163,6 @@ def entering(split: Split, partial, first, *, reverse: bool) -> jax.Array:
     weighted = jnp.where((way.steps > 0)[..., None, None], way.weight[..., None, None] * partial, jnp.float32(0))
     partial = weighted.reshape(split.cut.segments, split.cut.parts, *partial.shape[1:]).sum(axis=1)
     states = [jnp.zeros_like(partial[0]) if first is None else first]
-    order = range(split.cut.segments - 1)
-    for g in (g + 1 for g in reversed(order)) if reverse else order:
+    for g in reversed(range(split.cut.segments)) if reverse else range(split.cut.segments):
         states.append(split.decay[g][..., None, None] * states[-1] + partial[g])
-    return jnp.stack(states[::-1] if reverse else states)
+    return jnp.stack((states[-2::-1] if reverse else states[:-1]) + states[-1:])

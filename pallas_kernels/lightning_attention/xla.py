@@ -80,6 +80,14 @@ def backward(q_BSNH, k_BSNH, v_BSNH, slope_N, state_BNHH, segment_ids_BS, d_out_
     return dq_BSNH, _whole(dk, S), _whole(dv, S), d_state_BNHH
 
 
+def state(k_BSNH, v_BSNH, slope_N, segment_ids_BS, *, reverse: bool):
+    """Contract in the package's docstring. Under jit nothing is computed but the state: what else is has no use."""
+    if reverse:
+        start = or_zeros(None, k_BSNH)
+        return backward(k_BSNH, k_BSNH, v_BSNH, slope_N, None, segment_ids_BS, v_BSNH, start)[-1]
+    return forward(k_BSNH, k_BSNH, v_BSNH, slope_N, None, segment_ids_BS)[1]
+
+
 def step(q_BNH, k_BNH, v_BNH, slope_N, state_BNHH, active_B):
     """Contract in the package's docstring. All in float32: the state's bytes, not its arithmetic, take the time."""
     q, k, v = (x.astype(jnp.float32) for x in (q_BNH, k_BNH, v_BNH))

@@ -76,6 +76,33 @@ def test_lightning_gpu_of_joined_arrays_has_the_bits_of_three(two_segments):
         np.testing.assert_array_equal(ours, expected)
 
 
+def _states_alone_and_beside_the_outputs():
+    """For each direction: the state by `gpu.state`, and as the passes that make outputs and gradients leave it."""
+    q, k, v, slope, state, ids, d_out, _ = cases.case(
+        250, "bfloat16", H=64, slopes=cases.SLOPES[1:3], segment_ids=_packed(250)
+    )
+    with plgpu.force_gpu_interpret_mode():
+        _, end = jax.block_until_ready(jax.jit(gpu.forward)(q, k, v, slope, None, ids))
+        *_, start = jax.block_until_ready(jax.jit(gpu.backward)(q, k, v, slope, state, ids, d_out, 0 * state))
+        alone = jax.jit(gpu.state, static_argnames="reverse")
+        ahead = jax.block_until_ready(alone(k, v, slope, ids, reverse=False))
+        back = jax.block_until_ready(alone(q, d_out, slope, ids, reverse=True))
+    return [(ahead, end), (back, start)]
+
+
+def test_lightning_gpu_state_alone_has_the_bits_of_the_one_beside_the_outputs():
+    for alone, beside in _states_alone_and_beside_the_outputs():
+        np.testing.assert_array_equal(alone, beside)
+
+
+def test_lightning_gpu_state_of_segments_is_that_of_the_outputs_pass(two_segments):
+    for alone, beside in _states_alone_and_beside_the_outputs():
+        # The same products; the segments' sums in another order, of float32.
+        np.testing.assert_allclose(
+            alone, beside, rtol=0, atol=4 * cases.UNIT["float32"] * np.abs(np.asarray(beside)).max()
+        )
+
+
 def test_lightning_gpu_of_documents_without_padding_is_no_worse_than_xla():
     """A boundary in either half of a chunk, at its start, and none: with and without blocks beside the diagonal."""
     ids = np.searchsorted([40, 228, 384], np.arange(512), side="right")[None]
@@ -118,7 +145,7 @@ def test_lightning_gpu_split_state_does_not_depend_on_the_split():
     nothing = np.zeros((B, N, H, H))
     pieces = [slice(4 * p, 4 * p + 4) for p in range(12)]
     partial = [reference.forward(k[:, p], k[:, p], v[:, p], slope, nothing, ids[:, p])[1] for p in pieces]
-    entering = gpu_split.entering(split, jnp.asarray(np.stack(partial), jnp.float32), state, reverse=False)
+    entering = gpu_split.passed_on(split, jnp.asarray(np.stack(partial), jnp.float32), state, reverse=False)
     for g in range(1, 4):
         _, whole = reference.forward(k[:, : 12 * g], k[:, : 12 * g], v[:, : 12 * g], slope, state, ids[:, : 12 * g])
         np.testing.assert_allclose(entering[g], whole, rtol=1e-5, atol=1e-5 * np.abs(whole).max())

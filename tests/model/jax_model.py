@@ -112,6 +112,7 @@ def float64_operations():
     operations = {
         "mm01_jax.parallel.lightning.kernels.lightning_attention": lightning_attention,
         "mm01_jax.parallel.lightning.kernels.lightning_attention_step": lightning_attention_step,
+        "mm01_jax.parallel.lightning.kernels.lightning_state": lightning_state,
         "mm01_jax.parallel.experts.layer.expert_ffn": expert_ffn,
     }
     with contextlib.ExitStack() as stack:
@@ -141,6 +142,18 @@ def lightning_attention(q, k, v, slope_N, state_BNHH=None, *, segment_ids):
     xs = [jnp.swapaxes(x, 0, 1) for x in (q, k, v, segment_ids)]
     (state, _), out = jax.lax.scan(token, (start, open_id), xs)
     return jnp.swapaxes(out, 0, 1), state
+
+
+def lightning_state(k, v, slope_N, *, segment_ids, reverse=False):
+    """What the recurrence leaves of nothing; in reverse the gradient of the state before it, of q and the output's."""
+    if not reverse:
+        return lightning_attention(k, k, v, slope_N, segment_ids=segment_ids)[1]
+
+    def read(state_BNHH):
+        return lightning_attention(k, 0 * k, 0 * v, slope_N, state_BNHH, segment_ids=segment_ids)[0]
+
+    start = 0 * (k[:, 0, :, :, None] * v[:, 0, :, None, :])
+    return jax.vjp(read, start)[1](v)[0]
 
 
 def lightning_attention_step(q, k, v, slope_N, state_BNHH, *, active_B):
