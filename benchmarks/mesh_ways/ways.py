@@ -16,7 +16,7 @@ class Way:
     every message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between
     mixers, over `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows.
     rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU has; half of
-    them on one GPU is what two would take if messages cost nothing.
+    them on one GPU is what two would take if messages cost nothing. beside: most messages that run beside each other.
     """
 
     axis: Literal["data", "sequence", "expert", "tensor"] | None
@@ -24,6 +24,7 @@ class Way:
     gathered: bool = False
     rows: bool = False
     times: float = 1
+    beside: int = 1
 
     @property
     def subject(self) -> str:
@@ -31,6 +32,7 @@ class Way:
         parts = [f"{self.axis} 2" if self.axis else "one GPU"]
         parts += ["all tokens to every shard"] * self.gathered + ["rows cut between mixers"] * self.rows
         parts += {"nothing": [], "sums": ["sums by copies"], "all": ["all by copies"]}[self.copies]
+        parts += [f"{self.beside} at once"] * (self.beside != 1)
         return ", ".join(parts + [TIMES[self.times]] if self.times in TIMES else parts)
 
     @property
@@ -65,7 +67,10 @@ class Way:
         """Of the compiler."""
         from mm01_jax.parallel.overlap import compiler_options
 
-        return compiler_options(platform) | (COPIED if platform == "gpu" and self.copies != "nothing" else {})
+        if platform != "gpu" or self.copies == "nothing":
+            return compiler_options(platform)
+        at_once = {"xla_gpu_experimental_parallel_collective_overlap_limit": self.beside} if self.beside > 1 else {}
+        return compiler_options(platform) | COPIED | at_once
 
 
 def rows_cut(rules):
@@ -93,6 +98,10 @@ WAYS = {
     "data-twice-permuted": Way("data", "all", times=2),
     "sequence-twice-permuted": Way("sequence", "all", times=2),
     "expert-twice-gathered-permuted": Way("expert", "all", gathered=True, times=2),
+    "data-permuted-4": Way("data", "all", beside=4),
+    "sequence-permuted-4": Way("sequence", "all", beside=4),
+    "expert-gathered-permuted-4": Way("expert", "all", gathered=True, beside=4),
+    "tensor-rows-gathered-permuted-4": Way("tensor", "all", gathered=True, rows=True, beside=4),
     "data-copies": Way("data", "sums"),
     "sequence-copies": Way("sequence", "sums"),
 }
