@@ -84,11 +84,11 @@ class Bench:
         began = time.monotonic()
         mesh, programs = trace(config)
         self.tell(f"{name}: traced and lowered in {time.monotonic() - began:.0f} s")
-        return Job(name, config, mesh, self.pool.submit(self._compile, name, programs))
+        options = compiler_options(jax.devices()[0].platform, config.compute.collectives)
+        return Job(name, config, mesh, self.pool.submit(self._compile, name, programs, options))
 
-    def _compile(self, name: str, programs):
+    def _compile(self, name: str, programs, options):
         began = time.monotonic()
-        options = compiler_options(jax.devices()[0].platform)
         compiled = [program.compile(compiler_options=options) for program in programs]
         self.tell(f"{name}: compiled in {time.monotonic() - began:.0f} s, {gib(compiled[0]):.1f} GiB")
         return *compiled, time.monotonic() - began

@@ -6,9 +6,9 @@
 
 The ways: {ways}.
 
--copies: gradients are summed into stored weights by copies; -permuted: every gather, scattered sum and exchange of
-floats that the model writes is copies, other sums and what XLA makes of shardings are not; -gathered: all tokens go to
-every expert shard; -rows: rows are cut between mixers; -twice: as many rows a GPU as one has alone.
+-permuted: every gather, scattered sum and exchange of floats that the model writes is copies (`compute.collectives`),
+other sums and what XLA makes of shardings are not; -gathered: all tokens go to every expert shard; -rows: rows are cut
+between mixers; -twice: as many rows a GPU as one has alone; -4: so many messages beside each other.
 
 Each way is a process: the plain ones compile beside each other, then the rest, which take over how their kernels are
 tuned; then they run one after another, with nothing beside. Rows are written when they are known. A way that fails or

@@ -5,22 +5,20 @@ import dataclasses
 from typing import Literal
 
 TIMES = {0.5: "half the rows", 2: "twice the rows"}
-COPIED = {"xla_gpu_collective_permute_mode": "COLLECTIVES_PEER_MEMORY"}  # permutes by the copy engines
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
     """axis: of the mesh, over two GPUs; None: one GPU.
 
-    copies: what goes by the GPU's copy engines, as permutes: nothing, the gradients' sums into stored weights, or
-    every message of floats that the model writes; sums over all shards, and what XLA makes of shardings (between
+    copies: `compute.collectives` is "copies"; sums over all shards, and what XLA makes of shardings (between
     mixers, over `tensor`), stay NCCL's. gathered: all tokens to every expert shard instead of an exchange of rows.
     rows: over `tensor`, rows are cut between mixers instead of positions. times: as many rows as one GPU has; half of
     them on one GPU is what two would take if messages cost nothing. beside: most messages that run beside each other.
     """
 
     axis: Literal["data", "sequence", "expert", "tensor"] | None
-    copies: Literal["nothing", "sums", "all"] = "nothing"
+    copies: bool = False
     gathered: bool = False
     rows: bool = False
     times: float = 1
@@ -31,7 +29,7 @@ class Way:
         """What its rows of results are said of."""
         parts = [f"{self.axis} 2" if self.axis else "one GPU"]
         parts += ["all tokens to every shard"] * self.gathered + ["rows cut between mixers"] * self.rows
-        parts += {"nothing": [], "sums": ["sums by copies"], "all": ["all by copies"]}[self.copies]
+        parts += ["all by copies"] * self.copies
         parts += [f"{self.beside} at once"] * (self.beside != 1)
         return ", ".join(parts + [TIMES[self.times]] if self.times in TIMES else parts)
 
@@ -46,20 +44,13 @@ class Way:
         config = mesh.configured({self.axis: 2} if self.axis else {}, shapes=shapes, times=self.times)
         compute = dataclasses.replace(config.compute, remat="none")  # what fits more must not change the program
         compute = dataclasses.replace(compute, exchange="gathered") if self.gathered else compute
+        compute = dataclasses.replace(compute, collectives="copies") if self.copies else compute
         return dataclasses.replace(config, compute=compute)
 
     def prepare(self) -> None:
         """Changes what this process traces; before anything is."""
         from mm01_jax import sharding
 
-        if self.copies == "all":
-            from benchmarks.mesh_ways import permutes
-
-            permutes.use()
-        if self.copies != "nothing" and self.axis in ("data", "sequence"):  # over which weights are stored in parts
-            from benchmarks.mesh_ways import weights
-
-            weights.use()
         if self.rows:
             sharding.of_stream = rows_cut
 
@@ -67,10 +58,10 @@ class Way:
         """Of the compiler."""
         from mm01_jax.parallel.overlap import compiler_options
 
-        if platform != "gpu" or self.copies == "nothing":
-            return compiler_options(platform)
-        at_once = {"xla_gpu_experimental_parallel_collective_overlap_limit": self.beside} if self.beside > 1 else {}
-        return compiler_options(platform) | COPIED | at_once
+        options = compiler_options(platform, "copies" if self.copies else "auto")
+        if platform == "gpu" and self.beside > 1:
+            options |= {"xla_gpu_experimental_parallel_collective_overlap_limit": self.beside}
+        return options
 
 
 def rows_cut(rules):
@@ -86,22 +77,20 @@ WAYS = {
     "sequence": Way("sequence"),
     "expert": Way("expert"),
     "tensor": Way("tensor"),
-    "data-permuted": Way("data", "all"),
-    "sequence-permuted": Way("sequence", "all"),
-    "expert-permuted": Way("expert", "all"),
-    "expert-gathered-permuted": Way("expert", "all", gathered=True),
-    "tensor-permuted": Way("tensor", "all"),
-    "tensor-rows-permuted": Way("tensor", "all", rows=True),
-    "tensor-rows-gathered-permuted": Way("tensor", "all", gathered=True, rows=True),
+    "data-permuted": Way("data", copies=True),
+    "sequence-permuted": Way("sequence", copies=True),
+    "expert-permuted": Way("expert", copies=True),
+    "expert-gathered-permuted": Way("expert", copies=True, gathered=True),
+    "tensor-permuted": Way("tensor", copies=True),
+    "tensor-rows-permuted": Way("tensor", copies=True, rows=True),
+    "tensor-rows-gathered-permuted": Way("tensor", copies=True, gathered=True, rows=True),
     "expert-gathered": Way("expert", gathered=True),
     "tensor-rows": Way("tensor", rows=True),
-    "data-twice-permuted": Way("data", "all", times=2),
-    "sequence-twice-permuted": Way("sequence", "all", times=2),
-    "expert-twice-gathered-permuted": Way("expert", "all", gathered=True, times=2),
-    "data-permuted-4": Way("data", "all", beside=4),
-    "sequence-permuted-4": Way("sequence", "all", beside=4),
-    "expert-gathered-permuted-4": Way("expert", "all", gathered=True, beside=4),
-    "tensor-rows-gathered-permuted-4": Way("tensor", "all", gathered=True, rows=True, beside=4),
-    "data-copies": Way("data", "sums"),
-    "sequence-copies": Way("sequence", "sums"),
+    "data-twice-permuted": Way("data", copies=True, times=2),
+    "sequence-twice-permuted": Way("sequence", copies=True, times=2),
+    "expert-twice-gathered-permuted": Way("expert", copies=True, gathered=True, times=2),
+    "data-permuted-4": Way("data", copies=True, beside=4),
+    "sequence-permuted-4": Way("sequence", copies=True, beside=4),
+    "expert-gathered-permuted-4": Way("expert", copies=True, gathered=True, beside=4),
+    "tensor-rows-gathered-permuted-4": Way("tensor", copies=True, gathered=True, rows=True, beside=4),
 }

@@ -178,6 +178,12 @@ def _reduce_dtype(config: Config) -> Iterator[Problem]:
         yield Problem(key="compute.reduce_dtype", got="bfloat16", allowed=allowed, nearest="float32")
 
 
+def _collectives(config: Config) -> Iterator[Problem]:
+    if (config.compute.collectives, config.compute.reduce_dtype) == ("copies", "float32"):
+        allowed = "'auto' or 'bfloat16' with compute.collectives='copies', which sums in float32 what comes in bfloat16"
+        yield Problem(key="compute.reduce_dtype", got="float32", allowed=allowed, nearest="auto")
+
+
 def _tokenizer(config: Config) -> Iterator[Problem]:
     if config.data.tokenizer == "bytes" and config.model.vocab_size < BYTES_VOCABULARY:
         allowed = f"at least {BYTES_VOCABULARY} for data.tokenizer='bytes' (256 bytes and the end of a document)"
@@ -284,6 +290,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound", "compute.dropless_shard_bound"), _dropless_bound),
     (("compute.dtype", "compute.reduce_dtype"), _reduce_dtype),
+    (("compute.collectives", "compute.reduce_dtype"), _collectives),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
     (("data.source", "data.records", "data.mixed_in"), _records),

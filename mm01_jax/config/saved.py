@@ -70,6 +70,7 @@ _GONE_RULES = ("period", "layer", "head_dim", "patch")  # that 0.1 had: axes whi
 _ADDED = (
     "compute.quantize",
     "compute.reduce_dtype",
+    "compute.collectives",
     "compute.dropless_shard_bound",
     "mesh.rules.act_seq",
     "data.records",

@@ -82,6 +82,9 @@ class ComputeConfig:
     # finds that right and faster (auto; without the check it is padded); or all tokens to every shard (gathered), which
     # sends no more where shards are as few as a token's choices.
     exchange: Literal["auto", "padded", "ragged", "gathered"] = "auto"
+    # How devices exchange floats in training: by XLA's collectives, or as copies by the copy engines of GPUs, which
+    # leave the multiprocessors to what runs beside them; sums arrive in parts and are added up in float32.
+    collectives: Literal["auto", "copies"] = "auto"
     # How queries meet keys on other sequence shards: all keys gathered, or passed around a ring; auto counts bytes.
     sequence_attention: Literal["auto", "gather", "ring"] = "auto"
     # Which stretches of a row a sequence shard holds: one, or an early one and a late one, which balances causality.

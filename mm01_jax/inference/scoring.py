@@ -6,7 +6,7 @@ from jax import lax
 
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import cast_and_gather
+from mm01_jax.model.layers import for_product
 from mm01_jax.model.multimodal import VLModel, embeddings
 from mm01_jax.parallel.vocabulary import cross_entropy
 
@@ -45,5 +45,5 @@ def token_loss(
 
     chunk: tokens of one device whose float32 logits exist at a time.
     """
-    head = cast_and_gather(model.head, hidden_BSD.dtype, model.rules)
+    head = for_product(model.head, hidden_BSD.dtype, model.rules)
     return cross_entropy(hidden_BSD, head, batch.targets, batch.weights, total_weight, chunk=chunk, rules=model.rules)

@@ -24,7 +24,7 @@ from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache, StackCache, in_hand, laid_down
 from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
-from mm01_jax.model.layers import cast_and_gather, einsum, in_use, ones, param, rms_norm, summed_in, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, for_product, in_use, ones, param, rms_norm, summed_in, xavier
 from mm01_jax.model.lightning import slopes
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.tokens import Tokens
@@ -104,7 +104,7 @@ class TextModel(nnx.Module):
     def embed_tokens(self, tokens_BS: jax.Array) -> jax.Array:
         """int32 token ids (B, S) -> what the layers take in, (B, S, D) in the compute dtype."""
         dtype = jnp.dtype(self.compute.dtype)
-        return embed(tokens_BS, cast_and_gather(self.embed, dtype, self.rules), dtype, rules=self.rules)
+        return embed(tokens_BS, for_product(self.embed, dtype, self.rules), dtype, rules=self.rules)
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
-from mm01_jax.model.layers import Int8Weight, cast_and_gather, matrix, param, stored_apart, xavier
+from mm01_jax.model.layers import Int8Weight, for_product, matrix, param, stored_apart, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
@@ -56,7 +56,7 @@ class Experts(nnx.Module):
         return expert_layer(
             x_BSD,
             tokens.documents_BS,
-            tuple(cast_and_gather(weight, x_BSD.dtype, self.rules) for weight in weights),
+            tuple(for_product(weight, x_BSD.dtype, self.rules) for weight in weights),
             place,
             config=self.config,
             compute=self.compute,

@@ -18,7 +18,7 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, in_use, matrix, ones, param, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, for_product, in_use, matrix, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel import lightning_prefill
 from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
@@ -70,7 +70,7 @@ class Lightning(nnx.Module):
 
     def project(self, x_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v (B, S, N, H): SiLU on all three."""
-        qkv = einsum("bsd,dnch->bsnch", x_BSD, cast_and_gather(self.qkv, x_BSD.dtype, self.rules))
+        qkv = einsum("bsd,dnch->bsnch", x_BSD, for_product(self.qkv, x_BSD.dtype, self.rules))
         qkv = jax.nn.silu(keep(qkv, PROJECTED))
         return qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2]
 
@@ -87,14 +87,14 @@ class Lightning(nnx.Module):
     def finish(self, x_BSD: jax.Array, out_BSNH: jax.Array) -> jax.Array:
         """Norm over all heads, output gate, output projection."""
         dtype, eps = x_BSD.dtype, self.config.lightning_norm_eps
-        gate = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.output_gate, dtype, self.rules))
+        gate = einsum("bsd,dnh->bsnh", x_BSD, for_product(self.output_gate, dtype, self.rules))
         gate = keep(gate, PROJECTED)
         weight = in_use(self.norm, dtype)
         with jax.named_scope("norms"):
             y = gated_norm(out_BSNH, gate, weight, eps, rules=self.rules)
         if y is None:
             y = jax.nn.sigmoid(gate) * rms_norm(out_BSNH, weight, eps, num_axes=2)
-        return einsum("bsnh,nhd->bsd", y, cast_and_gather(self.out, dtype, self.rules))
+        return einsum("bsnh,nhd->bsd", y, for_product(self.out, dtype, self.rules))
 
     @jax.named_scope("lightning")
     def __call__(

@@ -10,7 +10,7 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, matrix, rope, xavier
+from mm01_jax.model.layers import einsum, for_product, matrix, rope, xavier
 from mm01_jax.model.tokens import Tokens
 from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
 from mm01_jax.parallel.softmax.cached import chunk_over_cache
@@ -77,16 +77,16 @@ class Softmax(nnx.Module):
     def project(self, x_BSD: jax.Array, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """query (B, S, N, H), key and value (B, S, K, H): the first two rotated."""
         config, dtype, rules = self.config, x_BSD.dtype, self.rules
-        query = einsum("bsd,dnh->bsnh", x_BSD, cast_and_gather(self.query, dtype, rules))
-        key = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.key, dtype, rules))
-        value = einsum("bsd,dkh->bskh", x_BSD, cast_and_gather(self.value, dtype, rules))
+        query = einsum("bsd,dnh->bsnh", x_BSD, for_product(self.query, dtype, rules))
+        key = einsum("bsd,dkh->bskh", x_BSD, for_product(self.key, dtype, rules))
+        value = einsum("bsd,dkh->bskh", x_BSD, for_product(self.value, dtype, rules))
         query, key, value = (keep(x, PROJECTED) for x in (query, key, value))
         query = rope(query, positions_BS, config.rotary_dim, config.rope_theta)
         return query, rope(key, positions_BS, config.rotary_dim, config.rope_theta), value
 
     def finish(self, out_BSNH: jax.Array) -> jax.Array:
         """The output projection."""
-        return einsum("bsnh,nhd->bsd", out_BSNH, cast_and_gather(self.out, out_BSNH.dtype, self.rules))
+        return einsum("bsnh,nhd->bsd", out_BSNH, for_product(self.out, out_BSNH.dtype, self.rules))
 
     @staticmethod
     def residual(config: ModelConfig) -> tuple[float, float]:

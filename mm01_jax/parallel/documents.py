@@ -14,6 +14,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules, SequenceLayout
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import documents
 
@@ -39,7 +40,7 @@ def _local(segments_BS: jax.Array, *, axes: tuple[str, ...], layout: SequenceLay
     inside_BS = documents.document_ids(segments_BS)
     first_B, last_B = _first_segment(segments_BS), _first_segment(segments_BS[:, ::-1])
     ends_3BP = jnp.stack([first_B, last_B, jnp.max(inside_BS, axis=1)]).reshape(3, B, -1)
-    before_BP = _before(lax.all_gather(ends_3BP, axes), held_by)[:, jnp.stack(held_here(axes, layout))]
+    before_BP = _before(collectives.all_gather(ends_3BP, axes), held_by)[:, jnp.stack(held_here(axes, layout))]
     ids_BS = jnp.where(segments_BS >= 0, inside_BS + before_BP.reshape(-1, 1), documents.PADDING)
     return ids_BS.reshape(B, S)
 

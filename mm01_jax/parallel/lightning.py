@@ -21,6 +21,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules, SequenceLayout
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from pallas_kernels import dispatch
 from pallas_kernels import lightning_attention as kernels
@@ -215,7 +216,7 @@ def _entering(place, left_BNHH, slope_N, initial_BNHH, documents_BS) -> tuple[ja
 def _gathered(x: jax.Array, seq_axes: tuple[str, ...], held_by: np.ndarray) -> jax.Array:
     """(rows x stripes here, ...) -> (stripes of the row as they are held, rows, ...)."""
     x = x.reshape(-1, held_by.shape[1], *x.shape[1:])
-    x = jnp.moveaxis(lax.all_gather(x, seq_axes, tiled=False), 2, 1)
+    x = jnp.moveaxis(collectives.all_gather(x, seq_axes, tiled=False), 2, 1)
     return x.reshape(-1, *x.shape[2:])
 
 

@@ -19,6 +19,11 @@ OPTIONS: dict[str, dict[str, str | bool | int]] = {
 }
 
 
-def compiler_options(platform: str) -> dict[str, str | bool | int]:
-    """For `jax.jit(..., compiler_options=...)` of a train step on devices of this platform ("cuda" is "gpu")."""
-    return OPTIONS.get("gpu" if platform == "cuda" else platform, {})
+COPIES = {"xla_gpu_collective_permute_mode": "COLLECTIVES_PEER_MEMORY"}  # permutes by the copy engines
+
+
+def compiler_options(platform: str, collectives: str = "auto") -> dict[str, str | bool | int]:
+    """For `jax.jit(..., compiler_options=...)` of a train step on devices of this platform ("cuda" is "gpu"), whose
+    collectives are made so (`compute.collectives`)."""
+    platform = "gpu" if platform == "cuda" else platform
+    return OPTIONS.get(platform, {}) | (COPIES if (platform, collectives) == ("gpu", "copies") else {})

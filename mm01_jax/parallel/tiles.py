@@ -14,6 +14,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from mm01_jax.parallel import collectives
 from pallas_kernels import dispatch
 from pallas_kernels.precision import matmul_precision
 
@@ -86,7 +87,7 @@ def place_features(
 
 def _local_place(x_BSD, features_BTPD, newline_D, index_BS, *, seq_axes: tuple[str, ...]):
     if math.prod(lax.axis_size(axis) for axis in seq_axes) > 1:
-        features_BTPD = lax.all_gather(features_BTPD, seq_axes, axis=1, tiled=True)
+        features_BTPD = collectives.all_gather(features_BTPD, seq_axes, axis=1, tiled=True)
     B, T, P, D = features_BTPD.shape
     index_BS1 = index_BS[..., None]
     # Text asks for a place behind the last feature: it takes zeros, and its gradient goes nowhere.

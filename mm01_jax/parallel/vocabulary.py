@@ -14,6 +14,7 @@ from jax import lax
 
 from mm01_jax import sharding
 from mm01_jax.config import Rules
+from mm01_jax.parallel.stored import entering
 from pallas_kernels import dispatch
 from pallas_kernels.precision import matmul_precision
 from pallas_kernels.varying import vary_over
@@ -22,15 +23,15 @@ from pallas_kernels.varying import vary_over
 def embed(tokens_BS: jax.Array, table_VD: jax.Array, dtype: jnp.dtype, *, rules: Rules) -> jax.Array:
     """Rows of the table: (B, S, D) in `dtype`. Ids are validated on the host; one outside gives zeros."""
 
-    def local(tokens, table):
+    def local(tokens, part):
+        table = whole(part)
         index, present = _local_index(tokens, table.shape[0], rules.vocab)
         rows = jnp.where(present[..., None], table[index].astype(dtype), jnp.zeros((), dtype))
         return lax.psum(rows, rules.vocab) if rules.vocab else rows
 
-    batch, table = sharding.spec(rules, "batch", "seq"), sharding.spec(rules, "vocab", None)
-    return jax.shard_map(local, in_specs=(batch, table), out_specs=sharding.spec(rules, "batch", "seq", None))(
-        tokens_BS, table_VD
-    )
+    batch, out = sharding.spec(rules, "batch", "seq"), sharding.spec(rules, "batch", "seq", None)
+    table, spec, whole = entering(table_VD, sharding.spec(rules, "vocab", None))
+    return jax.shard_map(local, in_specs=(batch, spec), out_specs=out)(tokens_BS, table)
 
 
 @jax.named_scope("loss")
@@ -51,12 +52,16 @@ def cross_entropy(
         gradient is rounded to the model's dtype once.
       chunk: tokens of one device whose float32 logits exist at a time.
     """
-    tokens, head = sharding.spec(rules, "batch", "seq"), sharding.spec(rules, None, "vocab")
-    in_specs = (sharding.spec(rules, "batch", "seq", None), head, tokens, tokens, jax.P())
-    local = functools.partial(_local_cross_entropy, chunk=chunk, rules=rules)
+    tokens = sharding.spec(rules, "batch", "seq")
+    head, spec, whole = entering(head_DV, sharding.spec(rules, None, "vocab"))
+    in_specs = (sharding.spec(rules, "batch", "seq", None), spec, tokens, tokens, jax.P())
+
+    def local(hidden, part, *others):
+        return _local_cross_entropy(hidden, whole(part), *others, chunk=chunk, rules=rules)
+
     total_weight = jnp.asarray(total_weight, weights_BS.dtype)
     return jax.shard_map(local, in_specs=in_specs, out_specs=jax.P())(
-        hidden_BSD, head_DV, targets_BS, weights_BS, total_weight
+        hidden_BSD, head, targets_BS, weights_BS, total_weight
     )
 
 

@@ -69,7 +69,7 @@ def _train(config: Config, mesh) -> Step:
         functools.partial(training.train_step, config=config),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-        compiler_options=compiler_options(dispatch.platform()),
+        compiler_options=compiler_options(dispatch.platform(), config.compute.collectives),
     )
     parts = {"parameters": state.model, "optimizer": (state.step, state.opt_state), "batch": batch}
     return Step(function, (state, batch), parts, shape[0] * shape[1])

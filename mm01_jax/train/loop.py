@@ -122,7 +122,7 @@ class _Loop:
             None if config.train.profile_steps else described,  # a profile asks the program itself for its scopes
             log,
             out_shardings=(state_placed, None),
-            compiler_options=compiler_options(mesh.devices.flat[0].platform),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform, config.compute.collectives),
         )
         self.score = jax.jit(functools.partial(scoring.score, chunk=config.train.loss_chunk))
         self.peak = peak_flops(mesh.devices.flat[0].device_kind)

@@ -15,6 +15,7 @@ from mm01_jax.model.abstract import abstract
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import shardings
 from mm01_jax.model.multimodal import VLModel, build
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.train.objectives import captions_and_contrast, pretrain
 from mm01_jax.train.optimizer import (
@@ -98,7 +99,8 @@ def train_step(
     """
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     chosen = objective or OBJECTIVES[config.train.objective]
-    losses, stats, gradients = _gradients(state.model, batch, config, chosen)
+    with collectives.made(config.compute.collectives):
+        losses, stats, gradients = _gradients(state.model, batch, config, chosen)
     overflow = jnp.sum(stats.overflow)
     with jax.named_scope("optimizer"):
         norm = global_norm(gradients)

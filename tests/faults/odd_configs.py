@@ -39,6 +39,7 @@ ODD = {
     "compute.dtype": ("bfloat16",),
     "compute.param_dtype": ("bfloat16",),
     "compute.reduce_dtype": ("bfloat16", "float32"),
+    "compute.collectives": ("auto", "copies"),
     "compute.remat": ("auto", "named", "dots", "full"),
     "compute.dropless_bound": (1.0, 1e6),
     "compute.dropless_shard_bound": (1.0, 1e6),

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,9 +12,22 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _INSTRUCTION = re.compile(rf"= (?P<shape>\S.*?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\((?P<rest>.*)$", re.MULTILINE)
 
 
+_DIMS = re.compile(r"\w+\[([\d,]*)\]")
+
+
 def collectives(program: str, mesh_shape: dict[str, int]) -> set[tuple[str, tuple[str, ...]]]:
     """{(kind, mesh axes)} of every collective over more than one device."""
-    found = set()
+    return {(kind, axes) for kind, axes, _ in _each(program, mesh_shape)}
+
+
+def summed(program: str, mesh_shape: dict[str, int]) -> set[tuple[int, ...]]:
+    """The shape of everything that more than one device sum."""
+    found = (shape for kind, _, shape in _each(program, mesh_shape) if kind in ("all-reduce", "reduce-scatter"))
+    return {tuple(map(int, filter(None, dims.split(",")))) for shape in found for dims in _DIMS.findall(shape)}
+
+
+def _each(program: str, mesh_shape: dict[str, int]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """(kind, mesh axes, shape) of every collective over more than one device."""
     for match in _INSTRUCTION.finditer(program):
         named = re.search(r"replica_groups=mesh\[[^\]]*\] \{(.*?)\}", match["rest"])  # as jax 0.12 writes it
         if named:
@@ -21,8 +35,7 @@ def collectives(program: str, mesh_shape: dict[str, int]) -> set[tuple[str, tupl
         else:
             axes = _axes(_groups(match["rest"]), mesh_shape)
         if axes:
-            found.add((match["kind"], axes))
-    return found
+            yield match["kind"], axes, match["shape"]
 
 
 def sums(program: str) -> set[tuple[str, tuple[int, ...]]]:

@@ -15,9 +15,9 @@ from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import cast_and_gather, shardings
+from mm01_jax.model.layers import for_product, shardings
 from mm01_jax.model.multimodal import VLModel, embeddings
-from mm01_jax.parallel import sequence_layout
+from mm01_jax.parallel import collectives, sequence_layout
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests.model.jax_model import compiled, float64_operations, leaf_path
 from tests.small import Variant
@@ -105,7 +105,8 @@ def evaluate(
         arrays = batch() if vision is None else batch_with_images(vision)
         tiles = None if vision is None else put(arrays.tiles)
         arrays = jax.tree.map(lambda array: put(array[:, order]), arrays._replace(tiles=None))._replace(tiles=tiles)
-        (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
+        with collectives.made(variant.compute.collectives):
+            (loss, (logits, stats)), gradients = _value_and_gradient(model, arrays)
         flat = jax.tree_util.tree_leaves_with_path(gradients, is_leaf=lambda x: isinstance(x, nnx.Variable))
         return Evaluation(
             logits=np.asarray(logits)[:, np.argsort(order)],
@@ -127,7 +128,7 @@ def total_loss(model: TextModel | VLModel, arrays: Batch, logits: bool = True):
     x = embeddings(model, arrays.tokens, arrays.tiles, arrays.image_index)
     hidden, _, stats = model.forward(x, arrays.positions, arrays.segments)
     wide = np.promote_types(hidden.dtype, np.float32)
-    head, weights = cast_and_gather(model.head, hidden.dtype, model.rules), arrays.weights.astype(wide)
+    head, weights = for_product(model.head, hidden.dtype, model.rules), arrays.weights.astype(wide)
     total = cross_entropy(hidden, head, arrays.targets, weights, chunk=16, rules=model.rules)
     tokens_L = stats.tokens.astype(wide)
     share_LE = stats.assigned.astype(wide) / tokens_L[:, None]

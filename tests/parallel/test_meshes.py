@@ -30,6 +30,7 @@ RING = VARIANT.replace(sequence_attention="ring")
 ZIGZAG = VARIANT.replace(sequence_layout="zigzag")
 ZIGZAG_RING = RING.replace(sequence_layout="zigzag")
 ZIGZAG_CAPACITY = CAPACITY.replace(sequence_layout="zigzag")
+COPIES = VARIANT.replace(collectives="copies", dropless_bound=4.0, dropless_shard_bound=2.5)
 ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
 POSITIONS = Rules(act_seq=("tensor",), expert=("expert", "tensor"), ffn=())
@@ -45,7 +46,21 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         VARIANT,
     ),
     "expert 2, tensor 2, positions over tensor": (MeshConfig(expert=2, tensor=2, rules=POSITIONS), SHARES),
+    "data 2, expert 2, copies": (MeshConfig(data=2, expert=2), COPIES),
     # ---
+    "data 4, copies": (MeshConfig(data=4), COPIES),
+    "data 2, sequence 2, weights over both, copies": (
+        MeshConfig(data=2, sequence=2, rules=WEIGHTS_OVER_SEQUENCE),
+        COPIES.replace(sequence_layout="zigzag"),
+    ),
+    "data 2, expert 2, tokens gathered, copies": (MeshConfig(data=2, expert=2), COPIES.replace(exchange="gathered")),
+    "expert 4, two groups, copies": (MeshConfig(expert=4), COPIES.replace(exchange_groups=2)),
+    "data 2, expert 2, tensor 2, copies": (MeshConfig(data=2, expert=2, tensor=2), COPIES),
+    "data 2, tensor 2, sequence 2, positions over tensor, copies": (
+        MeshConfig(data=2, tensor=2, sequence=2, rules=POSITIONS),
+        COPIES,
+    ),
+    "sequence 8, ring, copies": (MeshConfig(sequence=8), COPIES.replace(sequence_attention="ring")),
     "tensor 2, sequence 2, zigzag, positions over tensor": (
         MeshConfig(tensor=2, sequence=2, rules=POSITIONS),
         SHARES.replace(sequence_layout="zigzag"),
@@ -104,13 +119,14 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
-BY_DEFAULT = list(CASES)[:5]
+BY_DEFAULT = list(CASES)[:6]
 
 
 def plain(variant: Variant) -> Variant:
     """The model without what only a mesh makes use of."""
     return variant.replace(
         exchange="auto",
+        collectives="auto",
         exchange_groups=1,
         dropless_bound=None,
         dropless_shard_bound=None,

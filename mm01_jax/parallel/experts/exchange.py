@@ -33,6 +33,7 @@ import numpy as np
 from jax import lax
 
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.experts.router import count, expert_capacity
 from mm01_jax.parallel.experts.rows import in_block, move_rows, permutation_by, sum_rows
 from mm01_jax.parallel.experts.transports import Transport
@@ -119,7 +120,7 @@ def compute_without_exchange(x_TD, choice_TA, weight_TA, apply_experts, buffers:
     else:
         y_TD = sum_rows(out, row_TA, token_of_row)
     if rules.ffn:
-        y_TD = lax.psum_scatter(y_TD, rules.ffn, scatter_dimension=1, tiled=True)
+        y_TD = collectives.psum_scatter(y_TD, rules.ffn, 1)
     return y_TD, unheld + jnp.sum(jnp.maximum(sizes - buffers.per_expert, 0))
 
 
@@ -144,13 +145,14 @@ def gather_and_compute(x_TD, choice_TA, weight_TA, apply_experts, buffers: Buffe
     row twice more.
     """
     x_TD = _slice(x_TD, rules.ffn)
-    x_TD, choice_TA, weight_TA = (lax.all_gather(x, rules.expert, tiled=True) for x in (x_TD, choice_TA, weight_TA))
+    tokens = x_TD, choice_TA, weight_TA
+    x_TD, choice_TA, weight_TA = (collectives.all_gather(x, rules.expert, tiled=True) for x in tokens)
     if rules.ffn:
-        x_TD = lax.all_gather(x_TD, rules.ffn, axis=1, tiled=True)
+        x_TD = collectives.all_gather(x_TD, rules.ffn, axis=1, tiled=True)
     own_TA = choice_TA - lax.axis_index(rules.expert) * buffers.experts_per_shard
     own_TA = jnp.where((own_TA >= 0) & (own_TA < buffers.experts_per_shard), own_TA, buffers.experts_per_shard)
     y_TD, overflow = compute_without_exchange(x_TD, own_TA, weight_TA, apply_experts, buffers, rules)
-    return lax.psum_scatter(y_TD, rules.expert, scatter_dimension=0, tiled=True), overflow
+    return collectives.psum_scatter(y_TD, rules.expert, 0), overflow
 
 
 @jax.named_scope("exchange")
@@ -168,22 +170,22 @@ def exchange_and_compute(
     )  # assignments of this device to every shard's experts
     assignment_of_slot, slot_of_assignment = (keep(x, ROUTED) for x in _send_slots(choice_TA, chosen, buffers))
     slots = move_rows(_slice(x_TD, rules.ffn), assignment_of_slot // A, slot_of_assignment)
-    arriving = _arriving(lax.all_to_all(chosen, rules.expert, split_axis=0, concat_axis=0, tiled=True), buffers)
+    arriving = _arriving(collectives.all_to_all(chosen, rules.expert), buffers)
     num_sent = jnp.minimum(chosen.sum(axis=1, dtype=jnp.int32), buffers.send)  # rows to each shard, later back from it
     num_received = arriving.sum(axis=1, dtype=jnp.int32)
     slots_shape = (buffers.shards, buffers.send)
     received = transport(slots.reshape(*slots_shape, -1), num_sent, num_received, rules.expert)
     if rules.ffn:
-        received = lax.all_gather(received, rules.ffn, axis=2, tiled=True)
+        received = collectives.all_gather(received, rules.ffn, axis=2, tiled=True)
     weight_S = None
     if buffers.multiple > 1:
         # As on one device: with their weights rows come back as they are added up, and a forward pass that is computed
         # again has no way back.
         weight_S = move_rows(weight_TA.reshape(-1, 1), assignment_of_slot, slot_of_assignment.reshape(-1, 1))
-        weight_S = lax.all_to_all(weight_S.reshape(*slots_shape, 1), rules.expert, 0, 0, tiled=True)
+        weight_S = collectives.all_to_all(weight_S.reshape(*slots_shape, 1), rules.expert)
     computed, beyond_bound = _compute_received(received, arriving, weight_S, apply_experts, buffers)
     if rules.ffn:
-        computed = lax.psum_scatter(computed, rules.ffn, scatter_dimension=2, tiled=True)
+        computed = collectives.psum_scatter(computed, rules.ffn, 2)
     returned = transport(computed, num_received, num_sent, rules.expert).reshape(slots.shape)
     unsent = jnp.sum(jnp.maximum(chosen.sum(axis=1) - buffers.send, 0))
     if weight_S is not None:

@@ -27,6 +27,7 @@ from mm01_jax.parallel.experts.exchange import (
     gather_and_compute,
 )
 from mm01_jax.parallel.experts.transports import TRANSPORTS
+from mm01_jax.parallel.stored import entering
 from pallas_kernels.expert_ffn import expert_ffn
 from pallas_kernels.grouped_matmul import row_multiple
 from pallas_kernels.int8 import Int8, shape_of
@@ -82,8 +83,13 @@ def expert_layer(
     outward = _with_scale(sharding.spec(rules, *stack, "expert", "ffn", None))
     of_experts = zip(weights[1:], (inward, inward, outward), strict=True)
     specs = (jax.P(), *(spec if isinstance(weight, Int8) else spec.values for weight, spec in of_experts))
+    weights, specs, whole = zip(*map(entering, weights, specs), strict=True)
     in_specs = (tokens, sharding.spec(rules, "batch", "seq"), specs, jax.P())
-    local = functools.partial(_local, config=config, compute=compute, rules=rules, layout=layout, tells=tells)
+    told = {"config": config, "compute": compute, "rules": rules, "layout": layout, "tells": tells}
+
+    def local(x, documents, parts, place):
+        return _local(x, documents, tuple(make(part) for make, part in zip(whole, parts, strict=True)), place, **told)
+
     out_specs = result, RouterStats(*[jax.P()] * 6, choice=tokens if tells else None)
     return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs)(x_BSD, documents_BS, weights, place)
 

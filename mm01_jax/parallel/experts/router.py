@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from mm01_jax.config import ModelConfig, Rules, SequenceLayout
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.sequence_layout import held_here
 from pallas_kernels.kept import ROUTED, keep
 from pallas_kernels.precision import matmul_precision
@@ -135,7 +136,7 @@ def _scope(config: ModelConfig, rules: Rules) -> tuple[tuple[str, ...], tuple[st
 
 
 def _gather(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    return lax.all_gather(x, axes) if axes else x[None]
+    return collectives.all_gather(x, axes) if axes else x[None]
 
 
 def _index(axes: tuple[str, ...]) -> jax.Array | int:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mm01_jax.parallel import collectives
+
 # (x (S, R, D), rows sent to each shard (S,), rows received from each (S,), mesh axes) -> (S, R, D)
 Transport = Callable[[jax.Array, jax.Array, jax.Array, tuple[str, ...]], jax.Array]
 
@@ -17,7 +19,7 @@ Transport = Callable[[jax.Array, jax.Array, jax.Array, tuple[str, ...]], jax.Arr
 def padded(x_SRD: jax.Array, sent_S: jax.Array, received_S: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """One all-to-all of whole buffers: runs everywhere."""
     del sent_S, received_S
-    return lax.all_to_all(x_SRD, axes, split_axis=0, concat_axis=0, tiled=True)
+    return collectives.all_to_all(x_SRD, axes)
 
 
 def ragged(x_SRD: jax.Array, sent_S: jax.Array, received_S: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from mm01_jax.config import SequenceLayout
+from mm01_jax.parallel import collectives
 from mm01_jax.parallel.sequence_layout import held_here, stripes
 from mm01_jax.parallel.softmax.stripes import Keys, StripeTags, add_gradients, attend_visible, join, nothing_yet, split
 from pallas_kernels.kept import MIXED, keep
@@ -40,7 +41,7 @@ def gathered_attention(
         return _at_once(query_BSNH, (key_BSKH, value_BSKH, *tags_BS), axes, layout)
     own, everywhere = jnp.stack(held_here(axes, layout)), stripes(lax.axis_size(axes), layout).reshape(-1)
     query, key, value, *tags = (split(x, own.size) for x in vary_alike(query_BSNH, key_BSKH, value_BSKH, *tags_BS))
-    gather = functools.partial(lax.all_gather, axis_name=axes, axis=0, tiled=True)
+    gather = functools.partial(collectives.all_gather, axis_name=axes, axis=0, tiled=True)
     key, value, *key_tags = map(gather, (key, value, *tags))
     all_tags = StripeTags(*key_tags, jnp.asarray(everywhere))
     return join(_attention(query, Keys(key, value), _Tags(StripeTags(*tags, own), all_tags)))
@@ -56,7 +57,7 @@ def _at_once(query_BSNH: jax.Array, keys_BS: tuple[jax.Array, ...], axes: tuple[
 
     def whole(x):
         """Of the whole row, in its order: a block of queries then reads one stretch of keys."""
-        parts = lax.all_gather(split(x, held.shape[1]), axes, axis=0, tiled=True)
+        parts = collectives.all_gather(split(x, held.shape[1]), axes, axis=0, tiled=True)
         parts = lax.split(parts, (1,) * held.size)
         return join(lax.concatenate([parts[place] for place in in_row], 0))
 

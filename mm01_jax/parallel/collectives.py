@@ -1,44 +1,60 @@
-"""Collectives of float arrays inside `shard_map` as permutes, which XLA can make copies by the GPU's copy engines: they
-take no multiprocessor from the kernels beside them, as NCCL's kernels do. XLA has no such copies for sums.
+"""Collectives inside `shard_map`, and how they are made: by XLA's own, or as copies by the GPUs' copy engines.
 
-Of n shards each message becomes n - 1 permutes; sums are added up in float32 where they arrive. Gradients are by hand:
-a gather's is a sum of ours, a sum's is a gather of ours.
+A kernel that runs beside one of NCCL's takes 1.4 times as long, since that holds multiprocessors; copies hold none
+(benchmarks/mesh.md). XLA makes them of permutes alone, and of no sums. So with `compute.collectives="copies"` each
+gather, scattered sum and exchange of floats is n - 1 permutes of n shards, and sums are added up in float32 where they
+arrive. Gradients are by hand: a gather's is a sum of ours, a sum's is a gather of ours.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-PLAIN = {name: getattr(lax, name) for name in ("all_gather", "psum_scatter", "all_to_all")}
+_BY_COPIES = contextvars.ContextVar("by copies", default=False)
 
 
-def use() -> None:
-    """From here on this process's collectives are permutes, where they can be; for a process that does one thing."""
-    lax.all_gather, lax.psum_scatter, lax.all_to_all = all_gather, psum_scatter, all_to_all
+@contextlib.contextmanager
+def made(how: Literal["auto", "copies"]) -> Iterator[None]:
+    """How collectives are made that are traced inside."""
+    token = _BY_COPIES.set(how == "copies")
+    try:
+        yield
+    finally:
+        _BY_COPIES.reset(token)
 
 
-def all_gather(x, axis_name, *, axis=0, tiled=False, **told):
+def by_copies() -> bool:
+    return _BY_COPIES.get()
+
+
+def all_gather(x: jax.Array, axis_name: str | tuple[str, ...], *, axis: int = 0, tiled: bool = False) -> jax.Array:
+    """`lax.all_gather`."""
     axes = _axes(axis_name)
-    if told or not _can(x, axes):
-        return PLAIN["all_gather"](x, axis_name, axis=axis, tiled=tiled, **told)
+    if not _can(x, axes):
+        return lax.all_gather(x, axis_name, axis=axis, tiled=tiled)
     return gather(x if tiled else jnp.expand_dims(x, axis), axes, axis)
 
 
-def psum_scatter(x, axis_name, *, scatter_dimension=0, tiled=False, **told):
+def psum_scatter(x: jax.Array, axis_name: str | tuple[str, ...], dim: int) -> jax.Array:
+    """`lax.psum_scatter`, tiled."""
     axes = _axes(axis_name)
-    if told or not tiled or not _can(x, axes):
-        return PLAIN["psum_scatter"](x, axis_name, scatter_dimension=scatter_dimension, tiled=tiled, **told)
-    return scatter(x, axes, scatter_dimension)
+    if not _can(x, axes):
+        return lax.psum_scatter(x, axis_name, scatter_dimension=dim, tiled=True)
+    return scatter(x, axes, dim)
 
 
-def all_to_all(x, axis_name, split_axis, concat_axis, *, tiled=False, **told):
-    """A permute where each shard's part is one entry of the first dim."""
+def all_to_all(x: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
+    """`lax.all_to_all` of the first dim, tiled; a permute where each shard's part is one entry of it."""
     axes = _axes(axis_name)
-    if told or not tiled or split_axis or concat_axis or not _can(x, axes) or _size(axes) != x.shape[0]:
-        return PLAIN["all_to_all"](x, axis_name, split_axis, concat_axis, tiled=tiled, **told)
+    if not _can(x, axes) or _size(axes) != x.shape[0]:
+        return lax.all_to_all(x, axis_name, split_axis=0, concat_axis=0, tiled=True)
     return exchange(x, axes)
 
 
@@ -95,7 +111,7 @@ def _passed(x, axes, step):
 
 
 def _can(x, axes) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating) and _size(axes) > 1
+    return _BY_COPIES.get() and jnp.issubdtype(x.dtype, jnp.floating) and _size(axes) > 1
 
 
 def _axes(axes) -> tuple[str, ...]:
