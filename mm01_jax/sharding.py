@@ -101,13 +101,14 @@ def put(array: np.ndarray, rules: Rules, *logical: str | None) -> jax.Array:
 
 
 def of_stream(rules: Rules) -> Rules:
-    """The rules between mixers and in the experts, where more axes may cut positions (`act_seq`)."""
-    return dataclasses.replace(rules, seq=(*rules.seq, *rules.act_seq), act_seq=())
+    """The rules between mixers and in the experts, where more axes may cut positions (`act_seq`) or rows."""
+    batch, seq = (*rules.batch, *rules.act_batch), (*rules.seq, *rules.act_seq)
+    return dataclasses.replace(rules, batch=batch, seq=seq, act_batch=(), act_seq=())
 
 
 def whole_for_mixer(x_BSD: jax.Array, rules: Rules) -> jax.Array:
-    """The stream as a mixer takes it: gathered over `act_seq`, its gradient summed into slices."""
-    return _whole(x_BSD, rules) if rules.act_seq else x_BSD
+    """The stream as a mixer takes it: gathered over `act_seq` and `act_batch`, its gradient summed into slices."""
+    return _whole(x_BSD, rules) if (*rules.act_seq, *rules.act_batch) else x_BSD
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -28,7 +28,6 @@ class Measured:
         from benchmarks import mesh
 
         began, platform = time.monotonic(), jax.devices()[0].platform
-        self.way.prepare()
         config = self.way.config(self.shapes)
         placed, lowered = mesh.trace(config)
         traced = time.monotonic() - began

@@ -4,6 +4,7 @@ with smaller grids of our kernels beside: messages took two to four times as lon
 import dataclasses
 from typing import Literal
 
+ROWS = {"act_seq": (), "act_batch": ("tensor",)}
 TIMES = {0.5: "half the rows", 2: "twice the rows"}
 
 
@@ -45,14 +46,8 @@ class Way:
         compute = dataclasses.replace(config.compute, remat="none")  # what fits more must not change the program
         compute = dataclasses.replace(compute, exchange="gathered") if self.gathered else compute
         compute = dataclasses.replace(compute, collectives="copies") if self.copies else compute
-        return dataclasses.replace(config, compute=compute)
-
-    def prepare(self) -> None:
-        """Changes what this process traces; before anything is."""
-        from mm01_jax import sharding
-
-        if self.rows:
-            sharding.of_stream = rows_cut
+        rules = dataclasses.replace(config.mesh.rules, **ROWS) if self.rows else config.mesh.rules
+        return dataclasses.replace(config, compute=compute, mesh=dataclasses.replace(config.mesh, rules=rules))
 
     def options(self, platform: str) -> dict[str, str | bool | int]:
         """Of the compiler."""
@@ -62,11 +57,6 @@ class Way:
         if platform == "gpu" and self.beside > 1:
             options |= {"xla_gpu_experimental_parallel_collective_overlap_limit": self.beside}
         return options
-
-
-def rows_cut(rules):
-    """In the place of `sharding.of_stream`."""
-    return dataclasses.replace(rules, batch=(*rules.batch, *rules.act_seq), act_seq=())
 
 
 # The plain ones, then in the order of what they would tell.

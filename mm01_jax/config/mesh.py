@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from mm01_jax.config import MESH_AXES, Change, Config, MeshConfig, Problem, Rules, fields
 
-# Logical axis -> the field that is its dimension. `batch` is apart: it also divides into microbatches.
+# Logical axis -> the field that is its dimension. Rows are apart: they also divide into microbatches.
 _DIMS = {
     "seq": "train.sequence_length",
     "act_embed": "model.embed_dim",
@@ -25,16 +25,17 @@ _DIMS = {
     "expert": "model.num_experts",
 }
 
+_OF_STREAM = ("act_seq", "act_batch")  # what cuts the stream between mixers, and nothing else
 # Sets of logical axes of which no array has two: these may lie on one mesh axis. Any other two may meet.
 _NEVER_MEET = (
     # what a matmul makes of the model's width, and that width in an activation
     {"act_embed", "heads", "kv_heads", "ffn", "vocab"},
     # rows and positions of activations, against dims of stored weights
-    *({tokens, stored} for tokens in ("batch", "seq", "act_seq", "act_embed") for stored in ("embed", "expert")),
+    *({tokens, stored} for tokens in ("batch", "seq", *_OF_STREAM, "act_embed") for stored in ("embed", "expert")),
     # experts' weights have no heads and no vocabulary
     *({"expert", inside} for inside in ("heads", "kv_heads", "vocab")),
-    # a mixer takes whole stretches of a row
-    *({"act_seq", inside} for inside in ("heads", "kv_heads", "vocab")),
+    # a mixer takes whole stretches of a row, and whole rows
+    *({stream, inside} for stream in _OF_STREAM for inside in ("heads", "kv_heads", "vocab")),
 )
 
 
@@ -182,15 +183,22 @@ def _slices_rule(config: Config) -> Iterator[Problem]:
 
 
 def of_answers(rules: Rules) -> Rules:
-    """The rules of a model that answers: a token cannot be cut, so what cuts positions further cuts experts' widths."""
-    if not rules.act_seq:
+    """The rules of a model that answers: a token cannot be cut, and rows are few, so what cuts the stream further cuts
+    experts' widths.
+    """
+    cuts = (*rules.act_seq, *rules.act_batch)
+    if not cuts:
         return rules
-    expert = tuple(axis for axis in rules.expert if axis not in rules.act_seq)
-    return dataclasses.replace(rules, act_seq=(), expert=expert, ffn=rules.ffn or rules.act_seq)
+    expert = tuple(axis for axis in rules.expert if axis not in cuts)
+    return dataclasses.replace(rules, act_seq=(), act_batch=(), expert=expert, ffn=rules.ffn or cuts)
 
 
 def _batch_rule(config: Config) -> Iterator[Problem]:
-    axes = [*_axes(config, "batch"), ("train.num_microbatches", config.train.num_microbatches)]
+    axes = [
+        *_axes(config, "batch"),
+        *_axes(config, "act_batch"),
+        ("train.num_microbatches", config.train.num_microbatches),
+    ]
     parts = math.prod(size for _, size in axes)
     sizes = [("train.batch_size", config.train.batch_size)]
     sizes += [("train.batch_ramp", size) for _, size in config.train.batch_ramp]
@@ -204,10 +212,13 @@ def _batch_rule(config: Config) -> Iterator[Problem]:
 def _expert_rule(config: Config) -> Iterator[Problem]:
     """Shards of experts exchange tokens, so the axes of the experts have to cut the tokens too."""
     rules = config.mesh.rules
-    strangers = [axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq, *rules.act_seq)]
+    strangers = [
+        axis for axis in rules.expert if axis not in (*rules.batch, *rules.seq, *rules.act_seq, *rules.act_batch)
+    ]
     if config.mesh.size(strangers) > 1:
         allowed = f"axes of mesh.rules.batch={rules.batch!r} or mesh.rules.seq={rules.seq!r}, which cut the tokens"
-        allowed += f", or of mesh.rules.act_seq={rules.act_seq!r}" if rules.act_seq else ""
+        for name in _OF_STREAM:
+            allowed += f", or of mesh.rules.{name}={getattr(rules, name)!r}" if getattr(rules, name) else ""
         nearest = repr(tuple(axis for axis in rules.expert if axis not in strangers))
         yield Problem(key="mesh.rules.expert", got=rules.expert, allowed=allowed, nearest=nearest)
 
@@ -259,7 +270,7 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]]
     *(((*_SIZES, f"mesh.rules.{name}", key), _dim_rule(name, key)) for name, key in _DIMS.items()),
     # The experts' result leaves with its width cut as the experts' is.
     ((*_SIZES, "mesh.rules.ffn", "model.embed_dim"), _dim_rule("ffn", "model.embed_dim")),
-    ((*_SIZES, "mesh.rules.batch", "mesh.rules.seq", "mesh.rules.act_seq", "mesh.rules.expert"), _expert_rule),
+    ((*_SIZES, *(f"mesh.rules.{name}" for name in ("batch", "seq", *_OF_STREAM, "expert"))), _expert_rule),
     ((*_SIZES, "mesh.rules.heads", "mesh.rules.kv_heads", "model.num_kv_heads"), _shared_keys_rule),
     ((*_SIZES, "mesh.rules.seq", "train.sequence_length", "compute.sequence_layout"), _stripes_rule),
     (
@@ -270,7 +281,14 @@ CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]]
         _slices_rule,
     ),
     (
-        (*_SIZES, "mesh.rules.batch", "train.batch_size", "train.batch_ramp", "train.num_microbatches"),
+        (
+            *_SIZES,
+            "mesh.rules.batch",
+            "mesh.rules.act_batch",
+            "train.batch_size",
+            "train.batch_ramp",
+            "train.num_microbatches",
+        ),
         _batch_rule,
     ),
 )

@@ -73,6 +73,7 @@ _ADDED = (
     "compute.collectives",
     "compute.dropless_shard_bound",
     "mesh.rules.act_seq",
+    "mesh.rules.act_batch",
     "data.records",
     "data.template",
     "data.mixed_in",

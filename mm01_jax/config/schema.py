@@ -125,6 +125,7 @@ class Rules:
     # Beyond `seq`: positions between mixers and in the experts, whole again for a mixer. Over `tensor` norms, residuals
     # and experts work on a slice of the row, and a mixer's result is summed into slices; `ffn` is () then.
     act_seq: tuple[str, ...] = ()
+    act_batch: tuple[str, ...] = ()  # beyond `batch`: the same of whole rows, where there are enough
     embed: tuple[str, ...] = ("data",)
     heads: tuple[str, ...] = ("tensor",)
     kv_heads: tuple[str, ...] = ("tensor",)

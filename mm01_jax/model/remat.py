@@ -30,7 +30,7 @@ def named_bytes(config: Config) -> int:
     mixers = sum(MIXERS[kind].kept(model) for kind in model.period) // mesh.shards("heads")
     expanded = 2 * model.num_experts_per_token * model.expert_dim // mesh.shards("ffn")
     # A layer's input, the stream between mixer and experts, the experts' results; float32 logits of its router.
-    others = ((2 + model.num_experts_per_token) * model.embed_dim + expanded) // mesh.shards("act_seq")
+    others = ((2 + model.num_experts_per_token) * model.embed_dim + expanded) // mesh.shards("act_seq", "act_batch")
     period = item * (mixers + len(model.period) * others) + len(model.period) * 4 * model.num_experts
     return config.device_tokens * model.num_periods * period
 

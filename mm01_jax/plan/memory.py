@@ -51,7 +51,7 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
     }
     if kind == "train":
         sizes["gradients"] = parameters
-        cut = config.mesh.shards("act_embed", "act_seq")
+        cut = config.mesh.shards("act_embed", "act_seq", "act_batch")
         sizes["layer inputs"] = model.num_layers * chip_tokens * width * item // cut
         if compute.remat in ("named", "none"):
             sizes["named values"] = named_bytes(config)
@@ -62,7 +62,7 @@ def estimated(kind: str, config: Config, tokens: int, parameters: int) -> dict[s
 def expert_buffers(config: Config, device_tokens: int) -> Buffers:
     """Of the experts' exchange when every chip has so many tokens."""
     axis_size = functools.partial(getattr, config.mesh)
-    own = max(device_tokens // config.mesh.shards("act_seq"), 1)
+    own = max(device_tokens // config.mesh.shards("act_seq", "act_batch"), 1)
     return Buffers.of(own, config.model, config.compute, sharding.of_stream(config.mesh.rules), axis_size)
 
 

@@ -147,7 +147,7 @@ def abstract_mesh(config: Config, target: Target) -> AbstractMesh:
 
 def _balanced_rows(config: Config, step: Step) -> int:
     """Rows of one grouped matmul on one chip when every expert is chosen equally often."""
-    tokens = step.tokens // config.mesh.shards("batch", "seq", "act_seq")
+    tokens = step.tokens // config.mesh.shards("batch", "seq", "act_seq", "act_batch")
     if step.parts.keys() >= {"optimizer"}:
         tokens //= config.train.num_microbatches
     return max(1, tokens * config.model.num_experts_per_token // config.compute.exchange_groups)

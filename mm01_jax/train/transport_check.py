@@ -71,7 +71,7 @@ def training_shape(config: Config) -> tuple[int, int, float, jnp.dtype]:
     exchange, rows cut to `MOST_BYTES`.
     """
     model, mesh, dtype = config.model, config.mesh, jnp.dtype(config.compute.dtype)
-    own, rules = config.device_tokens // mesh.shards("act_seq"), sharding.of_stream(mesh.rules)
+    own, rules = config.device_tokens // mesh.shards("act_seq", "act_batch"), sharding.of_stream(mesh.rules)
     buffers = Buffers.of(own, model, config.compute, rules, functools.partial(getattr, mesh))
     width = model.embed_dim // mesh.shards("ffn")
     used = min(1.0, buffers.tokens * model.num_experts_per_token / buffers.shards / buffers.send)

@@ -85,9 +85,9 @@ def test_every_cut_dim_of_the_text_model_is_the_one_that_the_rules_divide(path):
 
 def test_every_rule_cuts_a_dim_of_a_weight_or_of_an_activation():
     in_weights = {name for axes, _ in WHOLE.values() for name in axes}
-    assert {*fields.field_types(Rules)} == (in_weights | {"batch", "seq", "act_seq"}) - {None} - NEVER_CUT
+    assert {*fields.field_types(Rules)} == (in_weights | {"batch", "seq", "act_seq", "act_batch"}) - {None} - NEVER_CUT
     assert in_weights >= NEVER_CUT
-    assert {*mesh_rules._DIMS} == {*fields.field_types(Rules)} - {"batch"}
+    assert {*mesh_rules._DIMS} == {*fields.field_types(Rules)} - {"batch", "act_batch"}
 
 
 @pytest.mark.parametrize("pair", [*itertools.combinations(fields.field_types(Rules), 2)], ids="-".join)

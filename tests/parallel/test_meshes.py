@@ -34,6 +34,7 @@ COPIES = VARIANT.replace(collectives="copies", dropless_bound=4.0, dropless_shar
 ONE_KV_HEAD = VARIANT.replace(num_kv_heads=1)
 KV_EVERYWHERE = Rules(kv_heads=())
 POSITIONS = Rules(act_seq=("tensor",), expert=("expert", "tensor"), ffn=())
+BETWEEN_ROWS = Rules(act_batch=("tensor",), expert=("expert", "tensor"), ffn=())
 WEIGHTS_OVER_SEQUENCE = Rules(embed=("data", "sequence"))
 OTHER_AXES = Rules(batch=("data",), expert=("data",), embed=(), ffn=(), vocab=())
 
@@ -47,7 +48,16 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
     ),
     "expert 2, tensor 2, positions over tensor": (MeshConfig(expert=2, tensor=2, rules=POSITIONS), SHARES),
     "data 2, expert 2, copies": (MeshConfig(data=2, expert=2), COPIES),
+    "expert 2, tensor 2, rows over tensor between mixers": (MeshConfig(expert=2, tensor=2, rules=BETWEEN_ROWS), SHARES),
     # ---
+    "tensor 2, sequence 2, zigzag, rows over tensor between mixers, copies": (
+        MeshConfig(tensor=2, sequence=2, rules=BETWEEN_ROWS),
+        COPIES.replace(sequence_layout="zigzag"),
+    ),
+    "data 2, tensor 2, rows over tensor between mixers, capacity": (
+        MeshConfig(data=2, tensor=2, rules=BETWEEN_ROWS),
+        CAPACITY,
+    ),
     "data 4, copies": (MeshConfig(data=4), COPIES),
     "data 2, sequence 2, weights over both, copies": (
         MeshConfig(data=2, sequence=2, rules=WEIGHTS_OVER_SEQUENCE),
@@ -119,7 +129,7 @@ CASES = {  # name: (mesh, variant); those above the line run by default: each ax
         ZIGZAG_CAPACITY.replace(sequence_attention="ring"),
     ),
 }
-BY_DEFAULT = list(CASES)[:6]
+BY_DEFAULT = list(CASES)[:7]
 
 
 def plain(variant: Variant) -> Variant:
