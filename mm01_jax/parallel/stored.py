@@ -4,7 +4,6 @@ XLA's own gathers and sums of weights follow from shardings, and nobody can tell
 gather is a collective of ours, and of its gradient, which leaves the product of one device's tokens, a scattered sum.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -26,13 +25,9 @@ class Stored:
         self.array, self.spec, self.cut = array, spec, cut
         self.over, self.dim, self.rules = over, dim, rules
 
-    @property
-    def dtype(self):
-        return self.array.dtype
-
     def whole(self, part: jax.Array) -> jax.Array:
         """Inside a `shard_map`, of this device's part."""
-        return vary_over(_gathered(part, self.over, self.dim), (*self.rules.batch, *self.rules.seq))
+        return vary_over(collectives.gather(part, self.over, self.dim), (*self.rules.batch, *self.rules.seq))
 
 
 def entering(weight, spec: jax.P) -> tuple[jax.Array, jax.P, Callable[[jax.Array], jax.Array]]:
@@ -52,14 +47,3 @@ def product(local: Callable[..., jax.Array], equation: str, x: jax.Array, weight
         return local(x, weight.whole(part))
 
     return jax.shard_map(run, in_specs=(specs[0], weight.cut), out_specs=specs[1])(x, weight.array)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(part: jax.Array, axes: tuple[str, ...], dim: int) -> jax.Array:
-    return collectives.gather(part, axes, dim)
-
-
-_gathered.defvjp(
-    lambda part, axes, dim: (_gathered(part, axes, dim), None),
-    lambda axes, dim, _, d: (collectives.scatter(d, axes, dim),),
-)
