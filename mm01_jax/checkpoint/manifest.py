@@ -186,7 +186,7 @@ def read_file(path: pathlib.Path) -> Manifest:
     leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
     keys = ("files", "step", "meta", "versions", "source_sha256")
     manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
-    if manifest.tree_sha256() != body["tree_sha256"]:
+    if digest.tree_sha256({name: body["leaves"][name]["sha256"] for name in leaves}) != body["tree_sha256"]:
         raise CheckpointError(f"{path}: tree_sha256 does not follow from the digests of the leaves")
     return manifest
 
@@ -197,19 +197,16 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     plain.check_keys(entry, _LEAF, path, f"leaves.{name}")
     lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)
     shapes = {key: tuple(entry[key]) for key in ("shape", "file", "block")}
-    try:
-        leaf = Leaf(**shapes, dtype=entry["dtype"], stack=entry["stack"])
-    except ValueError as error:
-        raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
-    chunks = leaf.shape[: leaf.stack]
+    chunks = shapes["shape"][: entry["stack"]]
     if lanes.size != math.prod(chunks) * digest.LANES:
         got = f"{lanes.size / digest.LANES:g} digests for {math.prod(chunks):,} chunks"
         raise CheckpointError(f"{path}: leaves.{name}.lanes: got {got}; allowed: one each")
+    lanes = lanes.reshape(*chunks, digest.LANES)
     try:
+        leaf = Leaf(**shapes, dtype=entry["dtype"], stack=entry["stack"], lanes=lanes)
         leaf.check_grid()
     except ValueError as error:
         raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
-    leaf = leaf.with_lanes(lanes.reshape(*chunks, digest.LANES))
     if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
         raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")
     return leaf

@@ -49,7 +49,7 @@ KNOWN = frozenset(
 # Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
 _MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
 MOST_NAMES = 1_000_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 900,000
-_PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
+_PARSED = 350 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
 _MOST_PIECES = 16  # of a template for texts, and ids of a piece
 _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
