@@ -52,6 +52,11 @@ def screen(message: object) -> str:
     return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
 
 
+def say(message: object) -> None:
+    """On stdout, as `screen` has it."""
+    print(screen(message))
+
+
 def answer(text: str, out: TextIO) -> str:
     """What a model says as it is written to `out`: to a terminal, without what moves its cursor or gives it orders."""
     return text.translate(_MOVING) if out.isatty() else text
