@@ -205,16 +205,19 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     plain.check_keys(entry, _LEAF, path, f"leaves.{name}")
     lanes = np.frombuffer(bytes.fromhex(entry["lanes"]), "<u4").astype(np.uint32)
     shapes = {key: tuple(entry[key]) for key in ("shape", "file", "block")}
-    chunks = shapes["shape"][: entry["stack"]]
+    try:
+        leaf = Leaf(**shapes, dtype=entry["dtype"], stack=entry["stack"])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
+    chunks = leaf.shape[: leaf.stack]
     if lanes.size != math.prod(chunks) * digest.LANES:
         got = f"{lanes.size / digest.LANES:g} digests for {math.prod(chunks):,} chunks"
         raise CheckpointError(f"{path}: leaves.{name}.lanes: got {got}; allowed: one each")
-    lanes = lanes.reshape(*chunks, digest.LANES)
     try:
-        leaf = Leaf(**shapes, dtype=entry["dtype"], stack=entry["stack"], lanes=lanes)
         leaf.check_grid()
     except ValueError as error:
         raise CheckpointError(f"{path}: leaves.{name}: {error}") from None
+    leaf = leaf.with_lanes(lanes.reshape(*chunks, digest.LANES))
     if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
         raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")
     return leaf
