@@ -155,7 +155,7 @@ def why(error: BaseException) -> str:
 def shown(name: object) -> str:
     """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
     ends = (whole := str(name))[:_SHOWN] + whole[max(_SHOWN, len(whole) - _SHOWN) :]  # of a text of megabytes
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in ends)
+    text = ends if ends.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ends)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 
