@@ -6,6 +6,7 @@ deleted, so no listed step is ever half there.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -27,6 +28,7 @@ from mm01_jax.messages import counted, listing, say
 _RETIRED = "retired"  # steps on their way out
 _DAMAGED = "damaged"  # steps that did not verify, kept for a look
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_MOST_DELETED = 1000  # folders at a time: a killed run leaves one or two
 
 
 class Restored(NamedTuple):
@@ -225,7 +227,8 @@ class Checkpoints:
         """Deletes what is not a step: retired steps and saves that did not finish."""
         if jax.process_index() == 0:
             failed = {}
-            for path in [*self.directory.glob(f"{_RETIRED}/*"), *self.directory.glob(_TEMPORARY)]:
+            found = itertools.chain(self.directory.glob(f"{_RETIRED}/*"), self.directory.glob(_TEMPORARY))
+            for path in list(itertools.islice((path for path in found if path not in self._kept), _MOST_DELETED)):
                 try:
                     files.remove(path, path.parent)
                 except OSError as error:

@@ -150,7 +150,8 @@ def _is_plain_part(part: dict[str, Any]) -> bool:
     if part["type"] == "TemplateProcessing" and not _adds_little(part):
         return False
     pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}
-    return not isinstance(pattern, dict) or pattern.get("Regex", next(iter(KNOWN))) in KNOWN
+    # An empty one matches between all characters.
+    return not isinstance(pattern, dict) or (pattern.get("Regex", next(iter(KNOWN))) in KNOWN and all(pattern.values()))
 
 
 def _adds_little(template: dict[str, Any]) -> bool:

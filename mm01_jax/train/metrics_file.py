@@ -21,6 +21,7 @@ _WHOLE = 2**21  # bytes of a file, or of its end, whose every record a picture t
 _PLACES, _PIECE = 2000, 2**20  # of a picture, in what is before, and bytes looked at from each
 _LOOKED_AT = 2**25  # bytes of all records there: where lines are long, places are fewer
 _STEP = re.compile(rb'\{"step": ([0-9]{1,18})[,}]')  # how `MetricsLog` begins a line
+_LONG = re.compile(rb"[0-9]{40}")  # digits, whose number takes the square of their time
 _HELD_OUT = b'"held_out_loss"'
 
 
@@ -141,7 +142,7 @@ def _records(file: BinaryIO, path: pathlib.Path, log: Callable[[str], None]) -> 
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n") or line.count(b"[") + line.count(b"{") > _MOST_LISTS:
+    if not line.endswith(b"\n") or line.count(b"[") + line.count(b"{") > _MOST_LISTS or _LONG.search(line):
         return None
     try:
         record = json.loads(line)

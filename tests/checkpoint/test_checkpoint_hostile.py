@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mm01_jax import checkpoint, files
-from mm01_jax.checkpoint import manifest
+from mm01_jax.checkpoint import manifest, steps
 from tests.checkpoint.standin import META, abstract, make_mesh, make_state
 
 
@@ -86,6 +86,15 @@ def test_what_cannot_be_deleted_is_one_line_said_once_by_an_escaped_name(run, st
             checkpoints.wait()
     (said,) = capsys.readouterr().out.splitlines()
     assert "3 folders could not be deleted, the first " in said and "\\x1b[2J: not deleted: its folders" in said
+
+
+def test_of_very_many_folders_to_delete_some_are_deleted_at_a_time(run, monkeypatch):
+    monkeypatch.setattr(steps, "_MOST_DELETED", 3)
+    for number in range(5):
+        (run / f"checkpoints/{number}.orbax-checkpoint-tmp-1").mkdir()
+    for left in (2, 0):
+        checkpoint.Checkpoints(run).close()
+        assert len(list(run.glob("checkpoints/*tmp*"))) == left
 
 
 def test_a_damaged_step_is_moved_aside_though_what_lay_there_cannot_be_deleted(run, state, undeletable):

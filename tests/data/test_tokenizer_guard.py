@@ -36,6 +36,8 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
         (True, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}),
         (True, {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}}),
         (True, {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}}}),
+        (False, {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}}}),
+        (True, {"pre_tokenizer": {"type": "Split", "pattern": {"String": ""}}}),
         (False, {"added_tokens": [ADDED]}),
         (False, {"added_tokens": [ADDED | {"normalized": False}], "normalizer": {"type": "StripAccents"}}),
         (True, {"added_tokens": [ADDED], "normalizer": {"type": "StripAccents"}}),

@@ -21,6 +21,7 @@ DAMAGED = [
     b'{"step": true}',
     b"\xff\xfe",
     b"[" * 9999,
+    b'{"step": 3, "x": ' + b"1" * 400 + b"}",
 ]
 
 LISTS = b'{"step": 1, "x": [' + b"[]," * 10**6 + b"0]}\n"
