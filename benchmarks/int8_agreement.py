@@ -6,7 +6,6 @@ Every layer is given the float32 model's input (the same), and what the layers b
 computed in float32, so that what is apart is the int8 of its matrices alone.
 """
 
-import math
 import pathlib
 import sys
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from benchmarks.results import Report, add_json, device
 from mm01_jax.convert import int8_layers
-from mm01_jax.evals.perplexity import perplexity
+from mm01_jax.evals.perplexity import of_loss, perplexity
 from mm01_jax.loading import data_of, load
 from tests.command_line import Parser, whole
 
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     shape = 1, arguments.tokens
     ids = jnp.asarray(np.random.default_rng(SEED).integers(0, exact.config.model.vocab_size, shape, np.int32))
     trained_on = data_of(arguments.checkpoint)
-    expected = math.exp(perplexity(exact.model, exact.config, trained_on=trained_on).loss)
+    expected = of_loss(perplexity(exact.model, exact.config, trained_on=trained_on).loss)
     add("float32", "perplexity", expected)
     for kind, how in KINDS.items():
         other = load(arguments.checkpoint, **how)
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             add(f"{kind}, layer {number}", "routers agree on the same inputs", 100 * layer.same_inputs, "%")
             add(f"{kind}, layer {number}", "routers agree on their own inputs", 100 * layer.own_inputs, "%")
             add(f"{kind}, layer {number}", "output apart", layer.output)
-        found = math.exp(perplexity(other.model, other.config, trained_on=trained_on).loss)
+        found = of_loss(perplexity(other.model, other.config, trained_on=trained_on).loss)
         add(kind, "perplexity", found)
         add(kind, "perplexity over float32's", 100 * (found / expected - 1), "%")
     return 0

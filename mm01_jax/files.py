@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
 MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
+_TAKES = {b"[": 250, b"{": 250, b",": 110, b":": 170}  # bytes at most: a list, an object, a value, its name besides
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT, _TEXTS = (re.compile(rb'(?s)(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)' + end) for end in (b")", rb'[^"]*+){1,4096}+'))
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
@@ -154,7 +155,7 @@ def why(error: BaseException) -> str:
 def shown(name: object) -> str:
     """A name that stands in a file or is one, for a message: nothing in it moves a cursor or begins a line."""
     ends = (whole := str(name))[:_SHOWN] + whole[max(_SHOWN, len(whole) - _SHOWN) :]  # of a text of megabytes
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in ends)
+    text = ends if ends.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in ends)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"
 
 
@@ -180,21 +181,21 @@ def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, gu
     """
     text = utf8(raw)
     if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
-        lists, commas = raw.count(b"[") + raw.count(b"{"), raw.count(b",")  # some in texts, looked at if need be
-        fixed = len(raw) + 2 * sys.getsizeof(text)
-        if fixed + 250 * lists + 110 * commas > most:
-            for piece in (match[0] for match in _TEXTS.finditer(raw)):  # of all of it the parts take hundreds of MiB
-                bare = _TEXT.sub(b"", piece)
-                lists -= sum(piece.count(mark) - bare.count(mark) for mark in (b"[", b"{"))
-                commas -= piece.count(b",") - bare.count(b",")
-        if (needed := fixed + 250 * lists + 110 * commas) > most:
-            raise ValueError(f"{lists + commas:,} values would take {needed >> 20} MiB, too many")
+        needed = len(raw) + 2 * sys.getsizeof(text) + _takes(raw)
+        if needed > most:  # some is in texts, taken out piece by piece: of all of it the parts take hundreds of MiB
+            needed -= sum(_takes(match[0]) - _takes(_TEXT.sub(b"", match[0])) for match in _TEXTS.finditer(raw))
+        if needed > most:
+            raise ValueError(f"its values would take {needed >> 20} MiB, too many")
     finite, whole = guard(_finite), guard(_whole) if _LONG.search(raw) else None
     hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole}
     try:
         return _checked_depth(json.loads(text, object_pairs_hook=pairs or _once, **hooks))
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
+
+
+def _takes(raw: bytes) -> int:
+    return sum(each * raw.count(mark) for mark, each in _TAKES.items())
 
 
 def _once(pairs: list) -> dict:

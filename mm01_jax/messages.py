@@ -3,8 +3,8 @@
 import functools
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
 
 LINES = 20  # of a message
 _MOVING = {number: ascii(chr(number))[1:-1] for number in (*range(32), *range(127, 160)) if number not in (9, 10)}
@@ -18,10 +18,10 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listing(problems: Sequence[str], between: str = "; ") -> str:
-    """The first problems in one text, and how many more there are."""
+def listing(problems: Sequence, between: str = "; ", said: Callable[[Any], str] = str) -> str:
+    """The first problems in one text, and how many more there are. said: what one is in words."""
     more = [f"and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []
-    return between.join([*problems[:LISTED], *more])
+    return between.join([*map(said, problems[:LISTED]), *more])
 
 
 def grouped(what: str, names: Iterable[str]) -> list[str]:
@@ -50,6 +50,11 @@ def screen(message: object) -> str:
         lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1:,} more lines"]
     text = "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
     return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
+
+
+def say(message: object) -> None:
+    """On stdout, as `screen` has it."""
+    print(screen(message))
 
 
 def answer(text: str, out: TextIO) -> str:

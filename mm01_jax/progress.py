@@ -1,8 +1,10 @@
-"""One line that says how far a program is, and times as people write them. Imports nothing of ours."""
+"""One line that says how far a program is, and times as people write them."""
 
 import sys
 import time
 from typing import TextIO
+
+from mm01_jax.messages import screen
 
 
 class Progress:
@@ -37,7 +39,7 @@ class Progress:
     def log(self, text: str) -> None:
         """A message of its own line."""
         self.end()
-        self.out.write(text + "\n")
+        self.out.write(screen(text) + "\n")
         self.out.flush()
 
     def end(self) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: training steps and converted weights in one format on disk (docs/checkpoints.md)."""
 
-from mm01_jax.checkpoint.disk_grid import leaf_paths, leaf_stacks
+from mm01_jax.checkpoint.disk_grid import MOST_LEAVES, leaf_paths, leaf_stacks
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, SaveFailed, Unfit
 from mm01_jax.checkpoint.finite import check_finite
 from mm01_jax.checkpoint.lock import Locked, RunLock
@@ -15,6 +15,7 @@ from mm01_jax.checkpoint.writer import ArrayWriter
 
 __all__ = [
     "FILES",
+    "MOST_LEAVES",
     "ArrayWriter",
     "Checkpoint",
     "CheckpointError",

@@ -10,6 +10,7 @@ The manifest is enough to read the arrays: a reader trusts no other metadata.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ from mm01_jax.files import shown
 
 NAME = "manifest.json"
 CONFIG = "config.json"
+MOST_BYTES = 16 * 2**20  # of a manifest: that of 456 B parameters has 808,252
 _FORMAT = "mm01-checkpoint-2"
 # Formats that are not read any more -> who wrote them, and what to do.
 _OLD_FORMATS = {
@@ -154,27 +156,31 @@ class Manifest:
         return b'{"sha256": "' + hashlib.sha256(raw).hexdigest().encode() + b'",\n' + raw
 
 
-def read(directory: pathlib.Path) -> Manifest:
+def read(directory: pathlib.Path, most_leaves: int = disk_grid.MOST_LEAVES) -> Manifest:
     """The manifest of a checkpoint, after its own checksum and those of the small files beside it.
 
     Raises:
       CheckpointError: a file is missing, cut, altered or not ours; the message names it.
     """
-    manifest = read_file(directory / NAME)
+    manifest = read_file(directory / NAME, most_leaves)
     for name, sha256 in manifest.files.items():
         if hashlib.sha256(FILES.read(directory / name, root=directory)).hexdigest() != sha256:
             raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
     return manifest
 
 
-def read_file(path: pathlib.Path) -> Manifest:
+def read_file(path: pathlib.Path, most_leaves: int = disk_grid.MOST_LEAVES) -> Manifest:
     """A manifest by itself, after its own checksum.
 
     Raises:
       OtherVersion: a version wrote it whose checkpoints are not read any more.
       CheckpointError: it is missing, cut, altered or not ours; a key that is missing or of another type is named.
     """
-    raw = FILES.read(path, root=path.parent)
+    return _read(FILES.read(path, root=path.parent, most=MOST_BYTES), path, most_leaves)
+
+
+@functools.lru_cache(maxsize=1)  # a command opens its checkpoint several times
+def _read(raw: bytes, path: pathlib.Path, most_leaves: int) -> Manifest:
     first = _FIRST_LINE.match(raw)
     if not first or hashlib.sha256(raw[first.end() :]).hexdigest().encode() != first[1]:
         raise CheckpointError(f"{path}: the manifest does not match its own checksum")
@@ -183,10 +189,12 @@ def read_file(path: pathlib.Path) -> Manifest:
         raise OtherVersion(f"{path}: {_OLD_FORMATS[body['format']]}")
     plain.check_keys(body, {"format": plain.one_of(_FORMAT)}, path)
     plain.check_keys(body, _BODY, path)
+    if len(body["leaves"]) > most_leaves:
+        raise CheckpointError(f"{path}: leaves: got {len(body['leaves']):,}; allowed: at most {most_leaves:,}")
     leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
     keys = ("files", "step", "meta", "versions", "source_sha256")
     manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
-    if manifest.tree_sha256() != body["tree_sha256"]:
+    if digest.tree_sha256({name: body["leaves"][name]["sha256"] for name in leaves}) != body["tree_sha256"]:
         raise CheckpointError(f"{path}: tree_sha256 does not follow from the digests of the leaves")
     return manifest
 

@@ -53,12 +53,15 @@ def check_keys(plain: Any, kinds: Mapping[str, Kind], path: pathlib.Path, where:
     if type(plain) is not dict:
         raise CheckpointError(f"{path}: {where or 'the file'}: got {_short(plain)}; allowed: an object")
     for key, kind in kinds.items():
-        name = shown(f"{where}.{key}" if where else key)
         if key not in plain or not kind.holds(plain[key]):
             got = _short(plain[key]) if key in plain else "nothing"
-            raise CheckpointError(f"{path}: {name}: got {got}; allowed: {kind.words}")
+            raise CheckpointError(f"{path}: {_name(where, key)}: got {got}; allowed: {kind.words}")
         if kind.inner:
-            check_keys(plain[key], dict.fromkeys(plain[key], kind.inner), path, name)
+            check_keys(plain[key], dict.fromkeys(plain[key], kind.inner), path, _name(where, key))
+
+
+def _name(where: str, key: str) -> str:
+    return shown(f"{where}.{key}" if where else key)
 
 
 def _short(value: Any) -> str:

@@ -21,17 +21,24 @@ from mm01_jax.values import nearest_words
 CHECKPOINTS = "checkpoints"  # the steps of a run, inside its work directory
 STATE = "state"  # the checkpoint proper, inside a step or a conversion
 _NUMBER = re.compile("[0-9]{1,18}")  # of a step: `isdecimal` takes the digits of every script
-_MOST_TRIED = 12  # steps of a run: where so many are damaged, something else is wrong, and each may cost a second
+_MOST_TRIED = 12  # steps of a run: where so many are damaged, something else is wrong
 
 
 class Checkpoint:
     """One verified manifest and the arrays it describes."""
 
-    def __init__(self, directory: pathlib.Path, prefix: str = "", *, root: pathlib.Path | None = None):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        prefix: str = "",
+        *,
+        root: pathlib.Path | None = None,
+        most_leaves: int = disk_grid.MOST_LEAVES,
+    ):
         """root: the run that owns the directory; None where a person named it."""
         self.directory = pathlib.Path(directory) / STATE
         FILES.inside(self.directory, root or directory)
-        self.manifest = manifest.read(self.directory)
+        self.manifest = manifest.read(self.directory, most_leaves)
         self._check_step()
         self.prefix = prefix
         self.passed_over: tuple[str, ...] = ()  # what is wrong with each newer step of its run
@@ -156,7 +163,9 @@ class Checkpoint:
         return f"{self.directory}: {what}; files {', '.join(files[:8])}"
 
 
-def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
+def open_checkpoint(
+    directory, prefix: str = disk_grid.WEIGHTS, *, most_leaves: int = disk_grid.MOST_LEAVES
+) -> Checkpoint:
     """The checkpoint in `directory`: a conversion, one step of a run, or a run's newest step with a sound manifest.
 
     By default only the weights are seen, under the paths of the model itself.
@@ -167,14 +176,14 @@ def open_checkpoint(directory, prefix: str = disk_grid.WEIGHTS) -> Checkpoint:
     """
     directory = pathlib.Path(directory)
     if (directory / STATE).is_dir():
-        return Checkpoint(directory, prefix)
+        return Checkpoint(directory, prefix, most_leaves=most_leaves)
     for name in (CHECKPOINTS, STATE):
         if os.path.lexists(directory / name):
             FILES.inside(directory / name, directory)
     problems = []
     for _, step in newest_steps(directory / CHECKPOINTS):
         try:
-            checkpoint = Checkpoint(step, prefix, root=directory)
+            checkpoint = Checkpoint(step, prefix, root=directory, most_leaves=most_leaves)
             checkpoint.passed_over = tuple(problems)
             return checkpoint
         except OtherVersion:
@@ -211,11 +220,22 @@ def newest_steps(directory: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
     """The steps to try, the newest first.
 
     Raises:
-      NoValidCheckpoint: more than `_MOST_TRIED` are asked for.
+      NoValidCheckpoint: more than `_MOST_TRIED` are asked for, or some with manifests of more bytes than one may have.
     """
-    steps = list_steps(directory)[::-1]
-    yield from steps[:_MOST_TRIED]
-    if len(steps) > _MOST_TRIED:
-        last, left = steps[_MOST_TRIED - 1][0], len(steps) - _MOST_TRIED
-        what = f"none of the newest {_MOST_TRIED} steps verifies; the {left:,} before step {last}"
-        raise NoValidCheckpoint(f"{directory}: {what} are tried when those are moved elsewhere")
+    steps, read = list_steps(directory)[::-1], 0
+    for tried, (step, path) in enumerate(steps):
+        read += _manifest_bytes(path)
+        if tried and (tried == _MOST_TRIED or read > manifest.MOST_BYTES):
+            left, last = len(steps) - tried, steps[tried - 1][0]
+            what = f"none of the newest {tried} steps verifies; the {left:,} before step {last}"
+            raise NoValidCheckpoint(f"{directory}: {what} are tried when those are moved elsewhere")
+        yield step, path
+
+
+def _manifest_bytes(step: pathlib.Path) -> int:
+    """What is read of it at most; one that is too large is refused unread."""
+    try:
+        size = os.stat(step / STATE / manifest.NAME).st_size
+    except OSError:
+        return 0
+    return size if size <= manifest.MOST_BYTES else 0

@@ -6,9 +6,12 @@ deleted, so no listed step is ever half there.
 """
 
 import contextlib
+import itertools
+import os
 import pathlib
 import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +23,12 @@ from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint
 from mm01_jax.checkpoint.lock import Locked, RunLock
 from mm01_jax.checkpoint.reader import CHECKPOINTS, STATE, Checkpoint, list_steps, newest_steps, step_name
 from mm01_jax.checkpoint.snapshot import Snapshot
-from mm01_jax.messages import listing
+from mm01_jax.messages import counted, listing, say
 
 _RETIRED = "retired"  # steps on their way out
 _DAMAGED = "damaged"  # steps that did not verify, kept for a look
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_MOST_DELETED = 1000  # folders at a time: a killed run leaves one or two
 
 
 class Restored(NamedTuple):
@@ -52,7 +56,7 @@ class Checkpoints:
         workdir,
         *,
         keep: int = 3,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = say,
     ):
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
@@ -63,6 +67,7 @@ class Checkpoints:
         self._lock = RunLock(workdir) if jax.process_index() == 0 else None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._kept: set[pathlib.Path] = set()  # what could not be retired or deleted, as was said
         try:
             FILES.folder(self.directory)
             for name in (_RETIRED, _DAMAGED):
@@ -206,32 +211,47 @@ class Checkpoints:
     def _retire(self):
         steps = [path for _, path in list_steps(self.directory)]
         whole = [path for path in steps if (path / STATE / manifest.NAME).is_file()]  # a folder without one is no step
+        failed = {}
         for path in steps[: steps.index(whole[-self._keep])] if len(whole) >= self._keep else []:
             retired = self.directory / _RETIRED / path.name
             try:
                 FILES.folder(retired.parent)
                 path.rename(retired)
-            except OSError as error:  # as in `_purge`: the new step is saved
-                self._log(f"{path} could not be retired: {error}")
+            except OSError as error:
+                failed[path] = error
+        self._say_kept("retired", failed)
         files.sync_directory(self.directory)
         self._purge()
 
     def _purge(self):
         """Deletes what is not a step: retired steps and saves that did not finish."""
         if jax.process_index() == 0:
-            for path in [*self.directory.glob(f"{_RETIRED}/*"), *self.directory.glob(_TEMPORARY)]:
+            failed = {}
+            found = itertools.chain(self.directory.glob(f"{_RETIRED}/*"), self.directory.glob(_TEMPORARY))
+            for path in list(itertools.islice((path for path in found if path not in self._kept), _MOST_DELETED)):
                 try:
                     files.remove(path, path.parent)
-                except OSError as error:  # costs room, not correctness: the run goes on
-                    self._log(f"{path} could not be deleted: {error}")
+                except OSError as error:
+                    failed[path] = error
+            self._say_kept("deleted", failed)
+
+    def _say_kept(self, what: str, failed: dict[pathlib.Path, OSError]) -> None:
+        """One line for all, the first time: they cost room, not correctness, and the run goes on."""
+        if new := sorted(failed.keys() - self._kept):
+            first = f"{files.shown(new[0])}: {files.why(failed[new[0]])}"
+            self._log(f"{counted(len(new), 'folder')} could not be {what}, the first {first}")
+        self._kept.update(new)
 
     def _set_aside(self, paths: list[pathlib.Path]):
         """Frees the names of damaged steps, which the run will reach again."""
         for path in paths if jax.process_index() == 0 else []:
             damaged = FILES.folder(self.directory / _DAMAGED)
+            aside = damaged / path.name
             with contextlib.suppress(OSError):
-                files.remove(damaged / path.name, damaged)
-            path.rename(damaged / path.name)
+                files.remove(aside, damaged)
+            if os.path.lexists(aside):  # folders that are too deep to be deleted
+                aside = damaged / f"{path.name}.{uuid.uuid4().hex}"
+            path.rename(aside)
 
 
 def _meta(checkpoint: Checkpoint) -> dict:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from mm01_jax.config import Config, Problem
+from mm01_jax.config import Config, Problem, VisionConfig
 
 
 @functools.cache
@@ -53,11 +53,18 @@ def replace(config: Any, key: str, value: Any) -> Any:
 
 def default(key: str) -> Any:
     """The default of the leaf at a dotted key, `dataclasses.MISSING` where it must be given."""
+    section, name = _section(key)
+    return {field.name: field.default for field in dataclasses.fields(section)}[name]
+
+
+def _section(key: str) -> tuple[type, str]:
+    """The section that the last name of a dotted key is in, which may be optional as `VisionConfig | None` is."""
     *sections, name = key.split(".")
     section = Config
     for step in sections:
-        section = field_types(section)[step]
-    return {field.name: field.default for field in dataclasses.fields(section)}[name]
+        declared = field_types(section)[step]
+        section = next(kind for kind in (declared, *typing.get_args(declared)) if dataclasses.is_dataclass(kind))
+    return section, name
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
@@ -158,7 +165,9 @@ def default_text(key: str) -> str:
     fallback = default(key)
     if fallback is not dataclasses.MISSING:
         return repr(fallback)
-    return {int: "1", str: "'my_run'"}.get(leaf_types()[key], "see configs/tiny.py")
+    section, name = _section(key)
+    shipped = "vl_01" if section is VisionConfig else "tiny"
+    return {int: "1", str: "'my_run'"}.get(field_types(section)[name], f"see configs/{shipped}.py")
 
 
 def _choices(annotation: Any) -> tuple:

@@ -48,15 +48,16 @@ def from_json(text: str) -> Config:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, list] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(value)
-    if len(values) < len(pairs):
+    plain = dict(pairs)
+    if len(plain) < len(pairs):
+        values: dict[str, list] = {}
+        for name, value in pairs:
+            values.setdefault(name, []).append(value)
         repeated = sorted((files.shown(name), value) for name, value in values.items() if len(value) > 1)
         raise ConfigError(
             [Problem(key=k, got=v, allowed="each key once", nearest=f"{k}: {v[0]!r}") for k, v in repeated]
         )
-    return dict(pairs)
+    return plain
 
 
 _ABSENT = "nothing"

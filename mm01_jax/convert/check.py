@@ -12,10 +12,10 @@ from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, buffer_problems, open_source, read_origin
 from mm01_jax.convert.torch import decay, files
 from mm01_jax.convert.torch.settings import Settings
-from mm01_jax.messages import listing, together
+from mm01_jax.messages import listing, say, together
 
 
-def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = print) -> None:
+def check(source, against=None, *, check_finite: bool = False, log: Callable[[str], None] = say) -> None:
     """Checks the checkpoint in `source`, PyTorch's or ours.
 
     Without `against`: names, shapes and dtypes against its config, and every tensor whose digest is known.
@@ -218,7 +218,7 @@ def _each(source, work: Callable[[table.Tensor], str | None]) -> list[str | None
     return parallel.for_each(source.tensors, nbytes, counted)
 
 
-def inspect(source, *, log: Callable[[str], None] = print) -> None:
+def inspect(source, *, log: Callable[[str], None] = say) -> None:
     """Says what lies in a directory, without reading the weights.
 
     Raises:

@@ -19,6 +19,7 @@ from mm01_jax.convert import companions, parallel, table
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import TorchSource, check_buffers, with_dtype
 from mm01_jax.files import Door, write
+from mm01_jax.messages import say
 
 _ORIGIN = "source.json"  # beside an interrupted conversion: what it was reading
 
@@ -30,7 +31,7 @@ def from_torch(
     dtype: str | None = None,
     check_finite: bool = False,
     dry_run: bool = False,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> None:
     """Converts the PyTorch checkpoint in `source` into a checkpoint of ours at `target`.
 

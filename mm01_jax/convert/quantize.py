@@ -20,6 +20,7 @@ from mm01_jax.convert.int8 import PARTS, matrices, with_int8
 from mm01_jax.convert.progress import Plan, Progress
 from mm01_jax.convert.sources import CheckpointSource, TorchSource, is_checkpoint, open_source, with_dtype
 from mm01_jax.files import write
+from mm01_jax.messages import say
 from mm01_jax.model.abstract import abstract_weights
 from pallas_kernels.int8 import LEAST, MOST
 
@@ -51,7 +52,7 @@ def quantize(
     *,
     form: str = "int8",
     dtype: str | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> list[Error]:
     """Writes the checkpoint in `source`, of either kind, as one with int8 matrices at `target`; resumable.
 

@@ -23,7 +23,7 @@ from mm01_jax.convert.torch.files import SHA256S, TensorFiles, check_sha256s, sh
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.convert.torch.settings import read as read_settings
 from mm01_jax.files import write
-from mm01_jax.messages import listing, say_once, together
+from mm01_jax.messages import LISTED, listing, say_once, together
 
 
 class TorchSource:
@@ -222,12 +222,14 @@ def _refuse_nonfinite(where: str, start: int, block: np.ndarray) -> None:
 
 
 def buffer_problems(source: TorchSource | CheckpointSource) -> list[str]:
-    """Decay buffers of transformers' native class that are not this model's: they are read nowhere else."""
+    """The first decay buffers of transformers' native class that are not this model's: they are read nowhere else."""
     problems = []
     for buffer in source.buffers:
-        problem = decay.problem(buffer, source.files.rows(buffer.name, 0, buffer.shape[0]), source.config.model)
-        if problem:
+        heads = (source.files.box(buffer.name, bounds) for bounds in decay.heads(buffer))
+        if problem := decay.problem(buffer, heads, source.config.model):
             problems.append(f"{source.files.where(buffer.name)}: {problem}")
+        if len(problems) == LISTED:
+            return [*problems, "no decay buffer was looked at beyond these"]
     return problems
 
 

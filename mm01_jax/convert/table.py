@@ -8,7 +8,6 @@ are the stack axes in front, so one PyTorch tensor is one logical chunk of one l
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -151,8 +150,9 @@ def tensors(model: ModelConfig, vision: VisionConfig | None = None) -> list[Tens
     """Every tensor of the model, in the order of the layers; names without a dialect's prefix."""
     sizes = text_sizes(model)
     text_tensors = [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[:1]]
+    places = [(stack, place) for stack, (_, count) in enumerate(model.stacks) for place in range(count)]
     for layer in range(model.num_layers):
-        text_tensors += _layer(layer, model, sizes)
+        text_tensors += _layer(layer, model, sizes, places)
     text_tensors += [Tensor(row.torch, row.ours, (), row, sizes) for row in WHOLE[1:]]
     if vision is None:
         return text_tensors
@@ -160,12 +160,12 @@ def tensors(model: ModelConfig, vision: VisionConfig | None = None) -> list[Tens
     return text + list(_vision(vision, model))
 
 
-def _layer(layer: int, model: ModelConfig, sizes: Mapping[str, int]) -> Iterator[Tensor]:
+def _layer(layer: int, model: ModelConfig, sizes: Mapping[str, int], places: list[tuple[int, int]]) -> Iterator[Tensor]:
+    """places: (stack, layer inside it) of each layer of a period."""
     period, place = divmod(layer, len(model.period))
-    starts = [0, *itertools.accumulate(count for _, count in model.stacks)]
-    stack = max(r for r in range(len(model.stacks)) if starts[r] <= place)
+    stack, inside = places[place]
     for row in (*EVERY_LAYER, *mixer(model, layer).rows):
-        index = (period, place - starts[stack])
+        index = (period, inside)
         for expert in range(model.num_experts) if "{expert}" in row.torch else [None]:
             name = row.torch.format(layer=layer, expert=expert)
             yield Tensor(name, f"stacks/{stack}/{row.ours}", index if expert is None else (*index, expert), row, sizes)

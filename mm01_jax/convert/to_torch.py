@@ -22,6 +22,7 @@ from mm01_jax.convert.torch import decay, files, released
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
 from mm01_jax.convert.torch.shard import ShardFile
 from mm01_jax.files import parse_json, sync_directory, update, write
+from mm01_jax.messages import say
 
 SHARD_BYTES = 4_900_000_000  # below the 5 GB that hubs and their tools take for a file
 _JOURNAL = "journal.jsonl"
@@ -46,7 +47,7 @@ def to_torch(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     dry_run: bool = False,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> None:
     """Exports the checkpoint in `source` (ours) as safetensors files at `target`.
 

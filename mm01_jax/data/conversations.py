@@ -44,7 +44,7 @@ def check_messages(messages: Any) -> None:
     if len(messages) > MOST_MESSAGES:
         raise ValueError(f"messages: got {len(messages):,}; allowed: at most {MOST_MESSAGES:,} of a conversation")
     for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in HEADERS:
+        if not isinstance(message, dict) or message.get("role") not in tuple(HEADERS):
             role = message.get("role") if isinstance(message, dict) else message
             raise ValueError(f"message {number} has role {quoted(role)}; allowed are {', '.join(HEADERS)}")
         check_calls(number, message)

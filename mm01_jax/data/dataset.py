@@ -23,7 +23,7 @@ from mm01_jax.data.tokenized import TokenizedDocuments
 from mm01_jax.data.tokenizer import Tokenizer, open_tokenizer
 from mm01_jax.data.whole_rows import MixedRows, WholeRows
 from mm01_jax.files import quoted, shown
-from mm01_jax.messages import counted
+from mm01_jax.messages import counted, say
 
 NAMED = 4  # files named in a message before "and n more"
 
@@ -62,7 +62,7 @@ def open_dataset(
     *,
     vision: VisionConfig | None = None,
     cache: pathlib.Path | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> Dataset:
     """Finds, checks and splits the data of a run. Every byte of a text is read once, and of a folder of tokens none.
 

@@ -89,9 +89,10 @@ class _Walk:
                 self._refuse(f"leads into {place}, which is no folder of data")
             with os.scandir(place or ".") as entries:
                 for entry in entries:
-                    self._found += self._is_data(entry.name)
+                    is_folder = _is_folder(entry)
+                    self._found += not is_folder and self._is_data(entry.name)  # a link `x.txt` to `.` is none
                     self._count()
-                    names.append((entry.name, _is_folder(entry)))
+                    names.append((entry.name, is_folder))
         return names
 
     def _count(self) -> None:

@@ -16,7 +16,7 @@ from mm01_jax.data.token_files import FILES, is_token_folder
 from mm01_jax.data.token_folder import TokenFolder
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
 from mm01_jax.files import shown, written
-from mm01_jax.messages import listing
+from mm01_jax.messages import listing, say
 
 _BAR = 40  # characters of the longest bar
 _MOST_BAD = 300_000  # records that are skipped and counted: what has more is no text
@@ -35,7 +35,7 @@ class Found(NamedTuple):
     num_skipped: int
 
 
-def inspect(source: str, *, samples: int, verify: bool, text_field: str = "text", log: Log = print) -> Found:
+def inspect(source: str, *, samples: int, verify: bool, text_field: str = "text", log: Log = say) -> Found:
     """Looks at a folder of tokens, or at every byte of a text.
 
     Args:

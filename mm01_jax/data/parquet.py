@@ -96,7 +96,15 @@ class ParquetText(Copied):
 
         try:
             yield
-        except (pyarrow.ArrowException, OSError, EOFError, MemoryError, OverflowError, UnicodeDecodeError) as error:
+        except (
+            pyarrow.ArrowException,
+            OSError,
+            EOFError,
+            MemoryError,
+            OverflowError,
+            IndexError,
+            UnicodeDecodeError,
+        ) as error:
             raise DataError(f"{self.name} is no whole Parquet file: {shown(why(error))}.") from error
 
 

@@ -5,8 +5,10 @@ reference that `help()` prints; `recall:SIZE` are documents that teach to find a
 directory or a glob of a user's files.
 """
 
+import contextlib
 import difflib
 import functools
+import itertools
 import os
 import pathlib
 import time
@@ -22,6 +24,7 @@ from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, Unreada
 from mm01_jax.data.token_files import MANIFEST, is_token_folder
 from mm01_jax.files import quoted, shown, why
 
+_MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
 
 
@@ -142,9 +145,10 @@ def _refuse(error: OSError) -> None:
 def _nothing_found(source: str) -> str:
     if os.path.isdir(source):
         return f"data.source={source!r} is a directory without {', '.join(SUFFIXES)} files."
-    parent = pathlib.Path(source).parent
-    names = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []
-    near = difflib.get_close_matches(source, ["stdlib", *names], n=1, cutoff=0.5)
+    parent, names = pathlib.Path(source).parent, ["stdlib"]
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        names += [str(parent / entry.name) for entry in itertools.islice(entries, _MOST_BESIDE)]
+    near = difflib.get_close_matches(source, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"data.source={source!r} is neither 'stdlib' nor a path or glob of {', '.join(SUFFIXES)} files.{hint}"
 

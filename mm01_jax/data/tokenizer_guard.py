@@ -49,7 +49,7 @@ KNOWN = frozenset(
 # Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
 _MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
 MOST_NAMES = 1_000_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 900,000
-_PARSED = 300 << 20  # bytes that those take, by the bound that `parse_json` counts with
+_PARSED = 350 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
 _MOST_PIECES = 16  # of a template for texts, and ids of a piece
 _MOST_CHARACTERS = 100  # of a word that WordPiece takes, in the square of its time, and of a text in a part
@@ -59,6 +59,7 @@ MOST_VALUES = 4_000_000  # of such a file: 40 bytes each while it is loaded. Pub
 _MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
 # Ids of a text: what may stand before it (`_LONG_PREFIX`), and of each byte; three bytes become 33 in NFKD.
 _TOKENS, _TOKENS_A_BYTE = 200, 16
+_NAME = re.compile(rb'"\s*:')
 _OBJECT = re.compile(rb'\{\s*"')  # how an added token begins
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{101}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: Replace and Prepend make any text of one,
@@ -67,7 +68,7 @@ _TYPES = {
     "normalizer": {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Nmt"},
     "pre_tokenizer": {"Split", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "BertPreTokenizer"},
     "post_processor": {"TemplateProcessing", "BertProcessing", "RobertaProcessing"},
-    "decoder": {"ByteFallback", "Fuse", "Strip", "WordPiece"},
+    "decoder": {"ByteFallback", "Fuse", "WordPiece"},  # `Strip` panics where it takes more than is there
     "model": {"BPE", "WordPiece", "WordLevel"},
 }
 _GROWING = {"ByteLevel", "Metaspace"}  # by two or three times, so one of them
@@ -85,7 +86,10 @@ def harmless(content: bytes) -> list[dict[str, Any]] | None:
         plain = parse_json(content, most=_PARSED)
         added = plain.get("added_tokens", [])
         plain_parts = all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
-        return added if plain_parts and _is_sound(plain["model"]) and _are_few(added) else None
+        # Of an added token that the normalizer changes nothing may be left, at which the library panics.
+        changed = plain.get("normalizer") is not None and any(token.get("normalized", True) for token in added)
+        sound = plain_parts and not changed and _is_sound(plain["model"]) and _are_few(added)
+        return added if sound else None
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return None
 
@@ -97,7 +101,7 @@ def _values(content: bytes) -> int:
 
 def _names(content: bytes) -> int:
     """About how many names the objects of a JSON text have."""
-    return content.count(b'":') + content.count(b'" :')
+    return sum(1 for _ in _NAME.finditer(content))
 
 
 def _is_sound(model: dict[str, Any]) -> bool:
@@ -143,12 +147,11 @@ def _is_plain_part(part: dict[str, Any]) -> bool:
         return False
     if part["type"] == "WordPiece" and not part.get("max_input_chars_per_word", 0) <= _MOST_CHARACTERS:
         return False
-    if part["type"] == "Strip" and max(part.get("start", 0), part.get("stop", 0)) > _MOST_CHARACTERS:
-        return False  # the library panics where a number is too large
     if part["type"] == "TemplateProcessing" and not _adds_little(part):
         return False
     pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}
-    return not isinstance(pattern, dict) or pattern.get("Regex", next(iter(KNOWN))) in KNOWN
+    # An empty one matches between all characters.
+    return not isinstance(pattern, dict) or (pattern.get("Regex", next(iter(KNOWN))) in KNOWN and all(pattern.values()))
 
 
 def _adds_little(template: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.progress import Progress
 
 TOKENS = 2**16  # of a batch on one device, at most
+_MOST_NATS = math.log(sys.float_info.max)
 
 
 class Band(NamedTuple):
@@ -43,7 +45,7 @@ class Perplexity(NamedTuple):
 
     def __str__(self) -> str:
         said = (
-            f"loss {self.loss:.4f} nats a token, perplexity {math.exp(self.loss):.3f}, {self.bits_per_byte:.3f} bits "
+            f"loss {self.loss:.4f} nats a token, perplexity {of_loss(self.loss):.3f}, {self.bits_per_byte:.3f} bits "
             f"a byte on {self.num_targets:,} targets; counting on the same targets: unigram {self.unigram:.4f}, "
             f"bigram {self.bigram:.4f}"
         )
@@ -52,8 +54,13 @@ class Perplexity(NamedTuple):
         lines = [f"{'position in the document':>25}{'nats a token':>15}{'perplexity':>13}{'targets':>13}"]
         for band in self.bands:
             where = f"{band.first:,} to {band.last:,}"
-            lines.append(f"{where:>25}{band.loss:>15.4f}{math.exp(band.loss):>13.3f}{band.num_targets:>13,}")
+            lines.append(f"{where:>25}{band.loss:>15.4f}{of_loss(band.loss):>13.3f}{band.num_targets:>13,}")
         return "\n".join([*lines, "", said])
+
+
+def of_loss(nats: float) -> float:
+    """exp(nats), infinite where float64 has no such number: a model may be as wrong as its weights are large."""
+    return math.exp(nats) if nats < _MOST_NATS else math.inf
 
 
 def perplexity(

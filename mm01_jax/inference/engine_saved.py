@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mm01_jax.checkpoint import (
+    MOST_LEAVES,
     CheckpointError,
     Checkpoints,
     check_finite,
@@ -77,7 +78,8 @@ def load(engine: Engine, directory) -> int:
       CheckpointError: it is damaged, no conversation, not finite, or of other weights, another config or another grid.
     """
     memory = _memory(engine)
-    checkpoint = open_checkpoint(_place(directory), prefix="")
+    pages = engine.sizes.max_length // engine.sizes.grid * len(jax.tree.leaves(engine.devices.page_like))
+    checkpoint = open_checkpoint(_place(directory), prefix="", most_leaves=MOST_LEAVES + pages)
     told = checkpoint.manifest.meta.get(_FIELD)
     if not isinstance(told, dict) or type(told.get("tokens")) is not int or not isinstance(told.get("content"), str):
         raise CheckpointError(f"{directory}: no saved conversation")

@@ -26,6 +26,7 @@ from mm01_jax.data.entropy import entropy
 from mm01_jax.data.tokenizer import save_beside
 from mm01_jax.inference import scoring
 from mm01_jax.kept_programs import kept_step
+from mm01_jax.messages import say
 from mm01_jax.model.flops import mfu, train_flops_per_token
 from mm01_jax.model.remat import with_remat_settled
 from mm01_jax.parallel import sequence_layout
@@ -48,7 +49,7 @@ def run(
     config: Config,
     workdir: str,
     init_from: str | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
     *,
     allow_nonfinite: bool = False,
     save_on: Sequence[signal.Signals] = (),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mm01_jax import files
+from mm01_jax.messages import say
 from mm01_jax.train import metrics_file
 
 _MOST_WAITING = 2**24  # characters that wait for room on the disk
@@ -34,7 +35,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool, log: Callable[[str], None] = print
+        self, workdir: pathlib.Path, resumed_step: int, *, tensorboard: bool, log: Callable[[str], None] = say
     ):
         self._path, self._log = workdir / metrics_file.NAME, log
         self._waiting: list[str] = []  # lines that the disk has not taken

@@ -19,7 +19,9 @@ _MOST_LINE, _MOST_LISTS = 2**22, 2**12  # bytes of one line, the longest of laye
 _DAMAGED = 1000  # lines looked at from one place for one that is whole
 _WHOLE = 2**21  # bytes of a file, or of its end, whose every record a picture takes
 _PLACES, _PIECE = 2000, 2**20  # of a picture, in what is before, and bytes looked at from each
+_LOOKED_AT = 2**25  # bytes of all records there: where lines are long, places are fewer
 _STEP = re.compile(rb'\{"step": ([0-9]{1,18})[,}]')  # how `MetricsLog` begins a line
+_LONG = re.compile(rb"[0-9]{40}")  # digits, whose number takes the square of their time
 _HELD_OUT = b'"held_out_loss"'
 
 
@@ -92,25 +94,25 @@ def spread(workdir: pathlib.Path, log: Callable[[str], None]) -> Iterator[dict[s
         return
     with open(path, "rb") as file:
         before = max(0, os.fstat(file.fileno()).st_size - _WHOLE)
-        stretch = max(_WHOLE // _PLACES, before // _PLACES)
-        for place in range(0, before, stretch):
+        stretch, place = max(_WHOLE // _PLACES, before // _PLACES), 0
+        while place < before:
             file.seek(place)
             piece = file.read(min(stretch, _PIECE, before - place))
-            if b"\n" in piece:
-                yield from _some(piece + file.readline(_MOST_LINE))
+            line = _some(piece + file.readline(_MOST_LINE)) if b"\n" in piece else b""
+            if (record := _record(line)) is not None:
+                yield record
+            place += max(stretch, len(line) * before // _LOOKED_AT)
         file.seek(before)
         if before:
             file.readline(_MOST_LINE)
         yield from _records(file, path, log)
 
 
-def _some(piece: bytes) -> Iterator[dict[str, Any]]:
-    """A record that begins in a piece of the file: of an evaluation, if there is one."""
+def _some(piece: bytes) -> bytes:
+    """A line that begins in a piece of the file: of an evaluation, if there is one."""
     first = piece.index(b"\n") + 1
     begin = piece.rfind(b"\n", 0, max(first, piece.find(_HELD_OUT, first))) + 1
-    record = _record(piece[begin : piece.find(b"\n", begin) + 1])
-    if record is not None:
-        yield record
+    return piece[begin : piece.find(b"\n", begin) + 1]
 
 
 def _is_regular(path: pathlib.Path, log: Callable[[str], None]) -> bool:
@@ -140,7 +142,7 @@ def _records(file: BinaryIO, path: pathlib.Path, log: Callable[[str], None]) -> 
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n") or line.count(b"[") + line.count(b"{") > _MOST_LISTS:
+    if not line.endswith(b"\n") or line.count(b"[") + line.count(b"{") > _MOST_LISTS or _LONG.search(line):
         return None
     try:
         record = json.loads(line)

@@ -144,7 +144,7 @@ def test_a_step_that_cannot_be_retired_is_said_and_the_new_one_is_saved(run, sta
         checkpoints._retire = refused
         checkpoints.save(3, states[3], META)
         checkpoints.wait()
-    assert len(said) == 1 and "00000000 could not be retired" in said[0]
+    assert len(said) == 1 and "1 folder could not be retired, the first " in said[0] and "00000000: " in said[0]
     assert listed(run) == ["00000000", "00000001", "00000002", "00000003"]
 
 

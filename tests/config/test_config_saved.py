@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from configs import vl_01
 from mm01_jax.config import ConfigError, command_line, fields, saved
 from tests import small
 from tests.config import wrong_base
@@ -61,8 +62,8 @@ def _refusal(text: str) -> str:
 
 
 def _edited(*path: str, value: object) -> str:
-    plain = json.loads(saved.to_json(wrong_base.get_config()))
-    section = plain
+    config = vl_01 if path[0] == "vision" else wrong_base
+    section = plain = json.loads(saved.to_json(config.get_config()))
     for name in path[:-1]:
         section = section[name]
     section[path[-1]] = value
@@ -146,6 +147,8 @@ def test_a_refusal_names_the_file_that_is_wrong(tmp_path, values):
         (("model",), None),
         (("optimizer", "clip_norm"), "1"),
         (("train", "steps"), -1),
+        (("vision", "norm_eps"), 0.0),
+        (("vision", "embed_dim"), []),
     ],
 )
 def test_saved_value_of_another_type_or_out_of_range_is_refused_by_key(path, value):

@@ -198,7 +198,7 @@ def test_config_that_is_no_json_object_is_refused(raw, room):
 
 @pytest.mark.parametrize(
     ("key", "says"),
-    [("num_periods", "at most 10,000 with all periods"), ("num_experts", "allowed: at most 100,000 experts")],
+    [("num_periods", "at most 10,000 with all periods"), ("num_experts", "allowed: at most 30,000 experts")],
 )
 def test_config_of_a_billion_tensors_is_refused_before_they_are_listed(key, says, room):
     plain = json.loads((room / "ours" / "state" / "config.json").read_text())
@@ -210,7 +210,7 @@ def test_config_of_a_billion_tensors_is_refused_before_they_are_listed(key, says
 @pytest.mark.parametrize(
     ("field", "says"),
     [
-        ({"num_local_experts": 10**9}, "allowed: at most 100,000 experts"),
+        ({"num_local_experts": 10**9}, "allowed: at most 30,000 experts"),
         ({"block_size": "x"}, "block_size='x'"),
         ({"block_size": 10**9}, "block_size=1000000000"),
     ],

@@ -71,6 +71,8 @@ def test_more_or_fewer_marks_than_images_are_refused(images):
         ("hello", "messages: got 'hello'; allowed: a list"),
         (["hello"], "message 0 has role 'hello'; allowed are system, user"),
         ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'"),
+        ([{"role": ["user"], "content": {"a": 1}}, 5], r"message 0 has role \['user'\]"),
+        ([{"role": {}, "content": "x"}], "message 0 has role {}"),
         ([{"role": "user"}], "'user' has content None"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "a part of a message is {'type': 'audio'}"),
     ],

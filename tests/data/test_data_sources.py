@@ -1,5 +1,6 @@
 """Sources: the standard library, and a user's .txt, .jsonl and .arrayrecord files."""
 
+import difflib
 import glob
 import json
 import os
@@ -111,10 +112,13 @@ def test_globs_find_what_the_standard_library_finds(tmp_path, monkeypatch):
         ("{0}/" + "*/" * 12 + "*.txt", "looks at more than 5,000 names"),
         ("/proc/**/x/**/*.txt", "leads into /proc, which is no folder of data"),
         ("{0}/" + "*/" * 40, "more than 32 parts with wildcards"),
+        ("{0}/" + "*/" * 31 + "*.txt", "looked at 101 names and found 0 of data"),
     ],
 )
 def test_a_glob_without_end_is_refused_by_name(tmp_path, monkeypatch, pattern, said):
-    for name in ("x", "y", "z"):
+    if said.startswith("looked"):
+        monkeypatch.setattr(globs, "MOST_OTHERS", 100)
+    for name in ("x.txt", "y.txt", "z.txt"):
         (tmp_path / name).symlink_to(".")
     monkeypatch.setattr(globs, "MOST_NAMES", 5000)
     with pytest.raises(DataError, match=re.escape("data.source=") + f".*{said}") as error:
@@ -255,6 +259,16 @@ def test_a_source_that_names_no_data_is_refused_with_what_is_allowed(tmp_path, s
     (write_txt(tmp_path / "mixed", TEXTS) / "5.txt.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=said):
         open_dataset(DataConfig(source=source.format(tmp=tmp_path)), 8, 257)
+
+
+def test_the_near_name_of_a_source_is_looked_for_among_some_of_a_folder(tmp_path, monkeypatch):
+    for number in range(1200):
+        (tmp_path / f"document-{number:06}.text").touch()
+    asked = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda word, names, **_: asked.extend(names) or [])
+    with pytest.raises(ValueError, match="neither 'stdlib' nor a path"):
+        find_shards(f"{tmp_path}/document-000000.txt", "text")
+    assert len(asked) == 1001
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "arrayrecord"])

@@ -17,6 +17,7 @@ def says(times: int, ids: int = 1) -> dict:
     return {"post_processor": template | {"special_tokens": special}}
 
 
+ADDED = {"id": 300, "content": "\u0301", "normalized": True, "special": True}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 
 
@@ -35,14 +36,23 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
         (True, {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}}),
         (True, {"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}}),
         (True, {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}}}),
-        (False, {"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 0}}),
-        (True, {"decoder": {"type": "Strip", "content": "a", "start": 10**12, "stop": 0}}),
+        (False, {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}}}),
+        (True, {"pre_tokenizer": {"type": "Split", "pattern": {"String": ""}}}),
+        (False, {"added_tokens": [ADDED]}),
+        (False, {"added_tokens": [ADDED | {"normalized": False}], "normalizer": {"type": "StripAccents"}}),
+        (True, {"added_tokens": [ADDED], "normalizer": {"type": "StripAccents"}}),
+        (True, {"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 0}}),
         (True, {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1_000_000}}),
         (True, {"model": []}),
     ],
 )
 def test_what_is_not_known_to_be_harmless_is_guarded(needed, changed):
     assert (tokenizer_guard.harmless(json.dumps(bytes_json() | changed).encode()) is None) is needed
+
+
+def test_names_are_counted_whatever_stands_between_them_and_their_colon():
+    content = b'{"model": {"vocab": {' + b",".join(b'"%d"\n\t:1' % number for number in range(300_001)) + b"}}}"
+    assert tokenizer_guard._names(content) == 300_003
 
 
 def test_a_type_that_is_spelt_with_escapes_is_guarded():

@@ -8,7 +8,7 @@ import pytest
 
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.evals import __main__ as evals
-from mm01_jax.evals.perplexity import perplexity
+from mm01_jax.evals.perplexity import Band, Perplexity, perplexity
 from mm01_jax.loading import load
 from tests import small
 from tests.train import cheap_run
@@ -77,6 +77,12 @@ def test_perplexity_of_a_run_is_said_beside_what_counting_achieves(run, capsys):
     assert f"perplexity {math.exp(found.loss):.3f}" in last and "bigram" in last
     whole = command(capsys, "perplexity", f"--checkpoint={workdir}", f"--source={text}")[1].splitlines()[-1]
     assert int(whole.split(" targets")[0].split()[-1].replace(",", "")) > found.num_targets
+
+
+def test_a_loss_whose_perplexity_is_beyond_every_number_is_said_as_it_is():
+    for loss, said in ((2.0, "7.389"), (710.0, "inf"), (1e38, "inf")):
+        _, band, _, last = str(Perplexity(loss, loss, 5.0, 4.0, 7, (Band(0, 1, loss, 7),))).splitlines()
+        assert f" {said} " in band and f"loss {loss:.4f} nats a token, perplexity {said}," in last
 
 
 def test_perplexity_with_a_tokenizer_that_is_named_is_of_the_run_s_own_data(run, capsys):

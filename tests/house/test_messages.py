@@ -7,6 +7,8 @@ import pytest
 from mm01_jax import messages
 from mm01_jax.files import quoted, shown
 from mm01_jax.inference import chat
+from mm01_jax.progress import Progress
+from tests.house.checkout import files
 
 
 def test_a_message_is_a_screen_and_nothing_in_it_moves_a_cursor():
@@ -14,6 +16,14 @@ def test_a_message_is_a_screen_and_nothing_in_it_moves_a_cursor():
     assert said.count("\n") == messages.LINES - 1 and said.endswith("more lines")
     assert all(line.isprintable() for line in said.splitlines())
     assert len(messages.screen("x" * 10**6)) <= messages.CHARACTERS
+
+
+def test_what_is_said_on_the_way_goes_through_the_screen_in_every_command(capsys):
+    messages.say("a name \x1b[2J")
+    Progress(0, 1).log("a name \x1b[2J")
+    assert capsys.readouterr().out == "a name \\x1b[2J\n" * 2
+    code = [path for path in files() if path.suffix == ".py" and "mm01_jax" in path.parts]
+    assert len(code) > 200 and not [path for path in code if "= print" in path.read_text()]
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;x\x07", "a\nb", "\u202egpj", "\udcff", "k" * 10**6, "\r\n" * 5000])

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from mm01_jax.train import folder
+from mm01_jax.train import folder, metrics_file
 from mm01_jax.train.metrics import MetricsLog
 from mm01_jax.train.metrics_file import read_metrics, spread
 
@@ -21,6 +21,7 @@ DAMAGED = [
     b'{"step": true}',
     b"\xff\xfe",
     b"[" * 9999,
+    b'{"step": 3, "x": ' + b"1" * 400 + b"}",
 ]
 
 LISTS = b'{"step": 1, "x": [' + b"[]," * 10**6 + b"0]}\n"
@@ -103,6 +104,17 @@ def test_a_log_of_anything_is_opened_and_drawn_in_bounded_time_and_memory(tmp_pa
     seconds, (_, most) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < 15 and most < 100 << 20  # tracing takes most of them
+
+
+def test_of_long_lines_a_picture_takes_fewer_over_the_whole_of_the_log(tmp_path, monkeypatch):
+    numbers = ",".join(["0.5"] * 50_000)
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        file.writelines(f'{{"step": {step}, "x": [{numbers}]}}\n' for step in range(50))
+    at_the_end = metrics_file._WHOLE // len(numbers)
+    assert len(list(spread(tmp_path, print))) == 50 - 1  # of what is before the end each, but the one that it cuts
+    monkeypatch.setattr(metrics_file, "_LOOKED_AT", 10 * len(numbers))
+    steps = [record["step"] for record in spread(tmp_path, print)]
+    assert 5 < len(steps) - at_the_end < 15 and steps[0] < 5 and max(b - a for a, b in itertools.pairwise(steps)) < 10
 
 
 def test_lines_that_a_full_disk_does_not_take_wait_and_none_is_cut(tmp_path):

@@ -28,6 +28,7 @@ from mm01_jax.convert.certify.mistakes import MISTAKES
 from mm01_jax.convert.certify.vision import Vision, weights_of
 from mm01_jax.convert.certify.walk import Weights, walk
 from mm01_jax.convert.sources import check_buffers, open_source
+from mm01_jax.messages import say
 
 NONE, _EXACT = "no mistake", "float64"
 WITHIN = 30.0  # times the noise: two float32 implementations add in other orders
@@ -63,7 +64,7 @@ def certify(
     ids: np.ndarray | None = None,
     images: Images | None = None,
     where: str = "ids",
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> Verdict:
     """Compares the checkpoint in `source` with `against`: another checkpoint, or an npz of logits (and states).
 

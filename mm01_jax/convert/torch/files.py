@@ -24,6 +24,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHA256S = "sha256.json"  # of tensors, headers and small files, written beside every export
 _ADAPTER = "adapter_config.json"  # of a LoRA: transformers adds it to the weights beside it
+_MOST_SHARDS = 4_000  # Text-01 has 413
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Rows of one read: they are hashed and transposed before they leave the processor's cache. Read through the library,
 # a gigabyte took 0.93 s of processor time; so it takes 0.05.
@@ -84,9 +85,11 @@ class TensorFiles:
                 what = f"{got} is not the plain name of a .safetensors file"
                 advice = _pickle_advice([shard]) if isinstance(shard, str) else ""
                 raise CheckpointError(f"{path}: {what}{advice}")
+        if (count := len(set(weight_map.values()))) > _MOST_SHARDS:
+            raise CheckpointError(f"{path}: names {count:,} shards; allowed: at most {_MOST_SHARDS:,}")
         surplus = sorted({p.name for p in self.directory.glob("*.safetensors")} - set(weight_map.values()))
         if surplus:
-            names = listing([shown(name) for name in surplus], ", ")
+            names = listing(surplus, ", ", shown)
             raise CheckpointError(f"{path}: does not name the shards {names} that lie beside it")
         return weight_map
 

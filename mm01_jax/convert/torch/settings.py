@@ -48,6 +48,7 @@ KINDS = {mixer.original: kind for kind, mixer in table.MIXERS.items()}
 KINDS |= {mixer.native: kind for kind, mixer in table.MIXERS.items()}
 _MOST_LAYERS = 10_000
 _MOST_GRIDS = 1_000
+_MOST_BLOCK = 1_024  # whose square each head of each layer has as a buffer; transformers' is 256
 # Fields with one value that this model can have; `None` in the tuple lets the field be absent.
 _FIXED = {
     "hidden_act": ("silu",),
@@ -102,8 +103,8 @@ def read(plain: dict[str, Any], where: str) -> Settings:
         if dialect.native and values["num_heads"]:
             problems += native_problems(values["num_heads"])
         block = text.get("block_size")
-        if block is not None and (type(block) is not int or not 0 < block <= 2**16):
-            problems.append(f"block_size={quoted(block)} is not a whole number from 1 to {2**16:,}")
+        if block is not None and (type(block) is not int or not 0 < block <= _MOST_BLOCK):
+            problems.append(f"block_size={quoted(block)} is not a whole number from 1 to {_MOST_BLOCK:,}")
         vision = _vision(plain, problems) if dialect.vision else None
         dtypes = _dtypes(plain, text, problems)
     elif dialect:

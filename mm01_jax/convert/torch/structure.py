@@ -15,10 +15,10 @@ from mm01_jax.messages import grouped
 
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
 _WEIGHTS = ("bfloat16", "float32", "float16")
-_MOST_EXPERTS = 100_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
+_MOST_EXPERTS = 30_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
 # Kind of layer -> its first tensor, which no other kind has.
 _FIRST = {
-    kind: re.compile(re.escape(mixer.rows[0].torch).replace(r"\{layer\}", r"(\d+)") + "$")
+    kind: re.compile(re.escape(mixer.rows[0].torch).replace(r"\{layer\}", r"([0-9]{1,6})") + "$")
     for kind, mixer in table.MIXERS.items()
 }
 

@@ -35,7 +35,7 @@ def problems(section: str, plain: dict[str, Any], read: Iterable[str]) -> list[s
     unknown = [name for name, value in said.items() if value is not None and value != _OFF.get(name)]
     if not unknown:
         return []
-    what = listing([f"{section}{shown(name)}={quoted(plain[name])}" for name in unknown], ", ")
+    what = listing(unknown, ", ", lambda name: f"{section}{shown(name)}={quoted(plain[name])}")
     return [f"{what}: not known to leave every number as it is; take out of config.json what does"]
 
 
@@ -52,5 +52,6 @@ def rope_problems(text: dict[str, Any]) -> list[str]:
         for name in allowed[:2]
         if rope.get(name) not in (None, "default")
     ]
-    other = [f"rope_parameters.{shown(name)}={quoted(value)}" for name, value in rope.items() if name not in allowed]
-    return found + ([f"{listing(other, ', ')}; allowed: {', '.join(allowed)}"] if other else [])
+    other = [name for name in rope if name not in allowed]
+    what = listing(other, ", ", lambda name: f"rope_parameters.{shown(name)}={quoted(rope[name])}")
+    return found + ([f"{what}; allowed: {', '.join(allowed)}"] if other else [])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from mm01_jax import arguments, command, files
 from mm01_jax.flag import Command, Flag
-from mm01_jax.messages import counted
+from mm01_jax.messages import counted, screen
 from mm01_jax.progress import clock
 
 if TYPE_CHECKING:  # NumPy is imported when the flags are right, not before
@@ -156,7 +156,7 @@ def _end(plan: "Plan", parts: int, numbers: Sequence[int]) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{COMMAND.name}: {text}", flush=True)
+    print(screen(f"{COMMAND.name}: {text}"), flush=True)
 
 
 class _Progress:
