@@ -16,6 +16,7 @@ from mm01_jax.config.mesh import CROSS_RULES, axis_problems, nearest_divisor
 
 BYTES_VOCABULARY = 257  # the bytes and one end of document
 MOST_LAYERS = 10_000
+MOST_STACKS = 300  # some ten weights each, and two moments of each: a checkpoint is read with 10,000 leaves at most
 MOST_TILES = 1000  # along a side of an image
 MOST_ELEMENTS = 2**32 - 1  # of one layer's array: what a chunk of a checkpoint holds
 
@@ -113,9 +114,10 @@ def _top_k(config: Config) -> Iterator[Problem]:
 
 def _period(config: Config) -> Iterator[Problem]:
     period = config.model.period
-    if not period or config.model.num_layers > MOST_LAYERS:
+    if not period or config.model.num_layers > MOST_LAYERS or len(config.model.stacks) > MOST_STACKS:
         kinds = typing.get_args(MixerKind)
-        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}, and at most {MOST_LAYERS:,} with all periods"
+        most = f"at most {MOST_LAYERS:,} with all periods, in at most {MOST_STACKS} stretches of one kind"
+        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}, and {most}"
         yield Problem(key="model.period", got=period, allowed=allowed, nearest=repr(kinds[:1]))
 
 
@@ -163,9 +165,8 @@ def _tokens(config: Config) -> Iterator[Problem]:
 
 def _dropless_bound(config: Config) -> Iterator[Problem]:
     if config.model.routing == "capacity" and config.compute.dropless_bound is not None:
-        bound = config.compute.dropless_bound
         allowed = "None, as model.routing='capacity' is bounded by model.capacity_factor"
-        yield Problem(key="compute.dropless_bound", got=bound, allowed=allowed, nearest="None")
+        yield Problem(key="compute.dropless_bound", got=config.compute.dropless_bound, allowed=allowed, nearest="None")
     if config.compute.dropless_bound is None and config.compute.dropless_shard_bound is not None:
         bound = config.compute.dropless_shard_bound
         allowed = "None where compute.dropless_bound is None"
@@ -176,9 +177,6 @@ def _reduce_dtype(config: Config) -> Iterator[Problem]:
     if (config.compute.dtype, config.compute.reduce_dtype) == ("float32", "bfloat16"):
         allowed = "'float32' or 'auto' for compute.dtype='float32': sums are no narrower than what is summed"
         yield Problem(key="compute.reduce_dtype", got="bfloat16", allowed=allowed, nearest="float32")
-
-
-def _collectives(config: Config) -> Iterator[Problem]:
     if (config.compute.collectives, config.compute.reduce_dtype) == ("copies", "float32"):
         allowed = "'auto' or 'bfloat16' with compute.collectives='copies', which sums in float32 what comes in bfloat16"
         yield Problem(key="compute.reduce_dtype", got="float32", allowed=allowed, nearest="auto")
@@ -289,8 +287,7 @@ _CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]
     (("train.batch_size", "train.batch_ramp", "train.sequence_length"), _tokens),
     (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound", "compute.dropless_shard_bound"), _dropless_bound),
-    (("compute.dtype", "compute.reduce_dtype"), _reduce_dtype),
-    (("compute.collectives", "compute.reduce_dtype"), _collectives),
+    (("compute.dtype", "compute.collectives", "compute.reduce_dtype"), _reduce_dtype),
     (("data.tokenizer", "model.vocab_size"), _tokenizer),
     (("data.source",), _source),
     (("data.source", "data.records", "data.mixed_in"), _records),

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from mm01_jax.checkpoint import MOST_LEAVES
 from mm01_jax.config import ConfigError, MeshConfig, Rules, VisionConfig, command_line, fields, resume, rules
 from mm01_jax.config.mesh import mesh_problems, nearest_meshes
 from tests.config import wrong_base, wrong_configs
@@ -86,6 +87,14 @@ def test_problems_of_all_sections_come_together():
         rules.check(config)
     keys = {problem.key for problem in refused.value.problems}
     assert keys == {"model.rotary_dim", "train.steps", "data.held_out", "mesh.tensor"}
+
+
+def test_more_stretches_of_layers_than_a_checkpoint_is_read_with_are_refused_before_they_are_trained():
+    for stretches, keys in ((rules.MOST_STACKS, []), (rules.MOST_STACKS + 1, ["model.period"])):
+        period = tuple(("lightning", "softmax")[at % 2] for at in range(stretches))
+        assert [problem.key for problem in rules.problems(_with(model__period=period))] == keys
+    of_one = 10 * 3  # ten weights, and two moments of each
+    assert rules.MOST_STACKS * of_one + of_one <= MOST_LEAVES
 
 
 def test_section_of_another_type_is_refused_and_judged_no_further():
