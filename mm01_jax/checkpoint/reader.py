@@ -1,5 +1,6 @@
 """Reads a checkpoint, chunk by chunk or onto a mesh, and believes nothing that its digests do not confirm."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -234,8 +235,7 @@ def newest_steps(directory: pathlib.Path) -> Iterator[tuple[int, pathlib.Path]]:
 
 def _manifest_bytes(step: pathlib.Path) -> int:
     """What is read of it at most; one that is too large is refused unread."""
-    try:
+    size = 0
+    with contextlib.suppress(OSError):  # who opens it says what is wrong
         size = os.stat(step / STATE / manifest.NAME).st_size
-    except OSError:
-        return 0
     return size if size <= manifest.MOST_BYTES else 0

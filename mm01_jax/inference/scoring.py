@@ -6,8 +6,8 @@ from jax import lax
 
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import for_product
 from mm01_jax.model.multimodal import VLModel, embeddings
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel.vocabulary import cross_entropy
 
 BANDS = 31  # of positions, each twice as long as the one before

@@ -24,10 +24,11 @@ from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache, StackCache, in_hand, laid_down
 from mm01_jax.model.drafts import by_row
 from mm01_jax.model.experts import Experts
-from mm01_jax.model.layers import cast_and_gather, einsum, for_product, in_use, ones, param, rms_norm, summed_in, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, in_use, ones, param, rms_norm, summed_in, xavier
 from mm01_jax.model.lightning import slopes
 from mm01_jax.model.mixers import MIXERS
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel.documents import document_ids
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.vocabulary import embed

@@ -8,8 +8,9 @@ from flax import nnx
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
-from mm01_jax.model.layers import Int8Weight, for_product, matrix, param, stored_apart, xavier
+from mm01_jax.model.layers import Int8Weight, matrix, param, stored_apart, xavier
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel.experts.layer import RouterStats, expert_layer
 
 

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 
 from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, Rules
-from mm01_jax.parallel import collectives
 from mm01_jax.parallel.stored import Stored, product
 from pallas_kernels.int8 import Int8, quantized
 from pallas_kernels.precision import matmul_precision
@@ -161,25 +160,6 @@ _gathered_for_wide.defvjp(
 )
 
 
-def for_product(weight: nnx.Param | Int8Weight, dtype: jnp.dtype, rules: Rules) -> "jax.Array | Int8 | Stored":
-    """`cast_and_gather` for `einsum`, the experts, the embedding and the loss: as it is stored, where these are to
-    gather it themselves (`compute.collectives`) and nothing else cuts it but experts over `expert`.
-    """
-    sizes = jax.sharding.get_abstract_mesh().shape
-    over = tuple(axis for axis in rules.embed if sizes.get(axis, 1) > 1)
-    if not (collectives.by_copies() and over) or isinstance(weight, Int8Weight):
-        return cast_and_gather(weight, dtype, rules)
-    array = weight[...]
-    axes = weight.get_metadata()["axes"][-array.ndim :]
-    spec = _parts(array.shape, axes, sizes, rules)
-    parts = [tuple(a for a in ((part,) if isinstance(part, str) else part or ()) if sizes[a] > 1) for part in spec]
-    dim = next((dim for dim, part in enumerate(parts) if set(over) & set(part)), None)
-    others = {a for part in parts for a in part} - {*over, *rules.expert}
-    if dim is None or others or parts[dim][-len(over) :] != over:
-        return cast_and_gather(weight, dtype, rules)
-    return Stored(array.astype(dtype), spec, P(*parts), over, dim, rules)
-
-
 def stored_apart(rules: Rules) -> bool:
     """Whether the mesh in force cuts weights over axes that only store them: each is then gathered before its use."""
     sizes = jax.sharding.get_abstract_mesh().shape
@@ -215,10 +195,11 @@ def _stored(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, rules:
     Parts of a first dim are gathered, and gradients summed into them, as they lie; parts of a later one are transposed
     before and after, which by its kernels' times is much of what two GPUs add to a step (benchmarks/mesh.md).
     """
-    return NamedSharding(mesh, _parts(shape, axes, mesh.shape, rules))
+    return NamedSharding(mesh, lies(shape, axes, mesh.shape, rules))
 
 
-def _parts(shape: Sequence[int], axes: Sequence[str | None], sizes: Mapping[str, int], rules: Rules) -> P:
+def lies(shape: Sequence[int], axes: Sequence[str | None], sizes: Mapping[str, int], rules: Rules) -> P:
+    """Where a stored weight is cut, on a mesh of these sizes."""
     placed = sharding.spec(rules, *axes)
     first = sum(axis in ("period", "layer") for axis in axes)
     if axes[first] is None or "embed" not in axes[first + 1 :] or math.prod(sizes[a] for a in rules.embed) == 1:

@@ -18,8 +18,9 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import cast_and_gather, einsum, for_product, in_use, matrix, ones, param, rms_norm, xavier
+from mm01_jax.model.layers import cast_and_gather, einsum, in_use, matrix, ones, param, rms_norm, xavier
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel import lightning_prefill
 from mm01_jax.parallel.lightning import gated_norm, lightning_attention, lightning_attention_step
 from pallas_kernels.kept import MIXED, PROJECTED, keep

@@ -10,8 +10,9 @@ from mm01_jax import sharding
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules
 from mm01_jax.model import drafts
 from mm01_jax.model.cache import StackCache
-from mm01_jax.model.layers import einsum, for_product, matrix, rope, xavier
+from mm01_jax.model.layers import einsum, matrix, rope, xavier
 from mm01_jax.model.tokens import Tokens
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel.softmax.attention import cached_attention, self_attention
 from mm01_jax.parallel.softmax.cached import chunk_over_cache
 from pallas_kernels.kept import PROJECTED, keep

@@ -114,30 +114,31 @@ def _local(q, k, v, slope_N, documents_BS, state_BNHH=None, *, seq_axes: tuple[s
     q, k, v, documents_BS = (
         x.reshape(B * stripes_per_shard, S // stripes_per_shard, *x.shape[2:]) for x in (q, k, v, documents_BS)
     )
-    out, final = _across((seq_axes, layout), q, k, v, slope_N, state_BNHH, documents_BS)
+    out, final = _across((seq_axes, layout), (q, k, v), slope_N, state_BNHH, documents_BS)
     return out.reshape(B, S, *out.shape[2:]), final
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _across(place, q, k, v, slope_N, state_BNHH, documents_BS):
+def _across(place, qkv, slope_N, state_BNHH, documents_BS):
     """(out, the state after the last stripe) of stripes, rows of (rows of the batch x stripes here).
 
     place: (axes of the mesh, layout).
     """
-    return _across_forward(place, q, k, v, slope_N, state_BNHH, documents_BS)[0]
+    return _across_forward(place, qkv, slope_N, state_BNHH, documents_BS)[0]
 
 
-def _across_forward(place, q, k, v, slope_N, state_BNHH, documents_BS):
+def _across_forward(place, qkv, slope_N, state_BNHH, documents_BS):
+    q, k, v = qkv
     left = kernels.lightning_state(k, v, slope_N, segment_ids=documents_BS)
     entering, final = _entering(place, left, slope_N, state_BNHH, documents_BS)
     out, _ = kernels.lightning_attention(q, k, v, slope_N, entering, segment_ids=documents_BS)
-    return (out, final), (q, k, v, slope_N, state_BNHH, documents_BS, entering)
+    return (out, final), (qkv, slope_N, state_BNHH, documents_BS, entering)
 
 
 def _across_backward(place, residuals, cotangents):
-    q, k, v, slope_N, state_BNHH, documents_BS, entering = residuals
+    qkv, slope_N, state_BNHH, documents_BS, entering = residuals
     d_out, d_final = cotangents
-    d_entering = kernels.lightning_state(q, d_out, slope_N, segment_ids=documents_BS, reverse=True)
+    d_entering = kernels.lightning_state(qkv[0], d_out, slope_N, segment_ids=documents_BS, reverse=True)
 
     def passed_on(left, state_BNHH):
         return _entering(place, left, slope_N, state_BNHH, documents_BS)
@@ -148,7 +149,7 @@ def _across_backward(place, residuals, cotangents):
     def attend(q, k, v):
         return kernels.lightning_attention(q, k, v, slope_N, entering, segment_ids=documents_BS)
 
-    return *jax.vjp(attend, q, k, v)[1]((d_out, d_left)), None, d_state, None
+    return jax.vjp(attend, *qkv)[1]((d_out, d_left)), None, d_state, None
 
 
 _across.defvjp(_across_forward, _across_backward)

@@ -4,6 +4,7 @@ XLA's own gathers and sums of weights follow from shardings, and nobody can tell
 gather is a collective of ours, and of its gradient, which leaves the product of one device's tokens, a scattered sum.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ from mm01_jax.parallel import collectives
 from pallas_kernels.varying import vary_over
 
 
+@dataclasses.dataclass(frozen=True)
 class Stored:
     """A weight in the compute dtype as it is stored: cut over the axes of `embed`, and experts over `expert`.
 
@@ -21,9 +23,12 @@ class Stored:
     over: the axes of `embed`, which cut `dim` behind all others.
     """
 
-    def __init__(self, array: jax.Array, spec: jax.P, cut: jax.P, over: tuple[str, ...], dim: int, rules: Rules):
-        self.array, self.spec, self.cut = array, spec, cut
-        self.over, self.dim, self.rules = over, dim, rules
+    array: jax.Array
+    spec: jax.P
+    cut: jax.P
+    over: tuple[str, ...]
+    dim: int
+    rules: Rules
 
     def whole(self, part: jax.Array) -> jax.Array:
         """Inside a `shard_map`, of this device's part."""

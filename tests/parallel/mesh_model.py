@@ -15,8 +15,9 @@ from mm01_jax import sharding
 from mm01_jax.config import MeshConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.data.batch import Batch
 from mm01_jax.model.decoder import TextModel
-from mm01_jax.model.layers import for_product, shardings
+from mm01_jax.model.layers import shardings
 from mm01_jax.model.multimodal import VLModel, embeddings
+from mm01_jax.model.weights import for_product
 from mm01_jax.parallel import collectives, sequence_layout
 from mm01_jax.parallel.vocabulary import cross_entropy
 from tests.model.jax_model import compiled, float64_operations, leaf_path
