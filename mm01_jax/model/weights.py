@@ -25,7 +25,7 @@ def for_product(weight: nnx.Param | Int8Weight, dtype: jnp.dtype, rules: Rules) 
     spec = lies(array.shape, axes, sizes, rules)
     parts = [tuple(a for a in ((part,) if isinstance(part, str) else part or ()) if sizes[a] > 1) for part in spec]
     dim = next((dim for dim, part in enumerate(parts) if set(over) & set(part)), None)
-    others = {a for part in parts for a in part} - {*over, *rules.expert}
+    others = {a for part, name in zip(parts, axes, strict=True) if name != "expert" for a in part} - {*over}
     if dim is None or others or parts[dim][-len(over) :] != over:
         return cast_and_gather(weight, dtype, rules)
     return Stored(array.astype(dtype), spec, P(*parts), over, dim, rules)
