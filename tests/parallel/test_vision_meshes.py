@@ -15,7 +15,7 @@ from mm01_jax.config import MeshConfig, Rules, VisionConfig
 from mm01_jax.model.abstract import abstract_model
 from tests import small
 from tests.parallel.mesh_model import VARIANT, evaluate, exact
-from tests.parallel.test_meshes import EPS, GROUPS, KV_EVERYWHERE, ZIGZAG_CAPACITY, ZIGZAG_RING, errors, plain
+from tests.parallel.test_meshes import COPIES, EPS, GROUPS, KV_EVERYWHERE, ZIGZAG_CAPACITY, ZIGZAG_RING, errors, plain
 from tests.slow import slow_but
 
 VISION = VisionConfig(embed_dim=16, num_layers=2, num_heads=4, mlp_dim=32, image_size=8, patch_size=4, image_token=47)
@@ -24,6 +24,7 @@ CASES = {
     "data 2, tensor 2, sequence 2, zigzag ring": (MeshConfig(data=2, tensor=2, sequence=2), ZIGZAG_RING),
     # ---
     "data 2, expert 2, tensor 2, two groups": (MeshConfig(data=2, expert=2, tensor=2), GROUPS),
+    "data 2, expert 2, sequence 2, copies": (MeshConfig(data=2, expert=2, sequence=2), COPIES),
     "data 8": (MeshConfig(data=8), VARIANT),
     "expert 8": (MeshConfig(expert=8), VARIANT),
     "data 2, tensor 4": (MeshConfig(data=2, tensor=4, rules=KV_EVERYWHERE), VARIANT),
