@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from mm01_jax import job, pulse
 
-HEARTBEAT_SECONDS = int(1.5 * job.SILENT_SECONDS)  # jax aborts the others of a dead process then: `pulse` is sooner
+HEARTBEAT_SECONDS = 45  # after which jax aborts the others of a dead process; `pulse` has long been sooner (jax: 100)
 
 
 def join(*, saves: bool = False) -> bool:

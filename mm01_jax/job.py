@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-SILENT_SECONDS = 30.0  # after which `pulse` takes a process for dead
+SILENT_SECONDS = 20.0  # after which `pulse` takes a process for dead
 _MOMENT = 2.0  # seconds that the others have for saying what is wrong with them, when the first one ends
 
 
