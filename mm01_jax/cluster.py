@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mm01_jax import job
+from mm01_jax import job, pulse
 
-HEARTBEAT_SECONDS = 30  # after which a process that is not heard of counts as dead, and ends the others (jax: 100)
+HEARTBEAT_SECONDS = 45  # after which jax aborts the others of a dead process; `pulse` has long been sooner (jax: 100)
 
 
 def join(*, saves: bool = False) -> bool:
@@ -22,18 +22,21 @@ def join(*, saves: bool = False) -> bool:
 
     Args:
       saves: SIGTERM is noted by jax, for all processes to save and end at one step (`train/preemption.py`). Otherwise
-        it ends the process that gets it, and the others within `HEARTBEAT_SECONDS`.
+        it ends the process that gets it, and the others soon after (`pulse`).
 
     Raises:
       RuntimeError: a cluster is there and its processes do not find each other.
       ValueError: JAX_PLATFORMS names devices that are not here.
     """
     jax.config.update("jax_enable_preemption_service", saves)
+    already = jax.distributed.is_initialized()
     joined = _join()
     try:
         jax.devices()
         if joined:
             job.set_process(jax.process_index(), jax.process_count())
+            if not already and job.is_one_of_several():  # otherwise whether a process ends is for the program to say
+                pulse.start(multihost_utils.distributed.global_state)
     except (AssertionError, RuntimeError) as error:  # jax asserts that of several platforms one is there
         named = os.environ.get("JAX_PLATFORMS", "")
         if not named:

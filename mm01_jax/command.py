@@ -17,7 +17,7 @@ An exception says its own code in an attribute `exit_code`. A plain ValueError, 
 and an error of absl's flags are what was typed; a file that is there and may not be read is bad data, an OSError of a
 full or broken disk the disk's. Memory that
 does not suffice is what was typed, too. Anything else is a bug: it shows its traceback. A process of several that ends
-with an error ends at once; jax ends the others.
+with an error ends at once; `pulse` ends the others.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ from mm01_jax import job, messages, signals
 from mm01_jax.files import OF_THE_DISK, FileError, shown
 
 TYPED, DISK, PREEMPTED, CLOSED_PIPE = 2, 74, 75, 141
+_STATUS = re.compile("[A-Z_]+: ")  # in front of what jaxlib says, also where it makes a ValueError of it
 _ELSEWHERE = re.compile("Gloo|NCCL|[Hh]eartbeat|[Cc]oordination|Connection (reset|closed|refused)|Socket closed")
 
 
@@ -65,6 +66,7 @@ def run(
     prefix = f"{name}: " if name else ""
     os.environ.pop("JAX_ENABLE_X64", None)  # before jax is imported: whoever set it, results are the same
     _open_what_is_closed()
+    job.set_prefix(prefix)
     ends = signals.Ends(prefix, interrupted, alone=argv is None)
     try:
         code = _ended(function, argv, ends, prefix)
@@ -127,8 +129,8 @@ def _message(error: Exception) -> str:
 
 def _is_of_another_process(error: Exception) -> bool:
     """Of jaxlib, in a collective that another process does not take part in any more."""
-    of_jax = type(error).__name__ == "JaxRuntimeError" and job.is_one_of_several()
-    return of_jax and bool(_ELSEWHERE.search(str(error)))
+    of_jax = type(error).__name__ == "JaxRuntimeError" or (type(error) is ValueError and _STATUS.match(str(error)))
+    return bool(of_jax and job.is_one_of_several() and _ELSEWHERE.search(str(error)))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -89,7 +88,7 @@ class Launch:
     def words(self, index: int) -> str:
         """The last line of a process, of those that name another process the last."""
         lines = [line for line in (self.logs / str(index)).read_text(errors="replace").splitlines() if line.strip()]
-        lines = [line for line in lines if re.search(r"of this job|\btasks?\b", line)] or lines or ["nothing"]
+        lines = [line for line in lines if "of this job" in line] or lines or ["nothing"]
         return " ".join(lines[-1].split())[:300]
 
 

@@ -1,7 +1,6 @@
 """Several processes of one job, one of which dies, stalls or is ended: the others do not wait for it for ever."""
 
 import pathlib
-import re
 import signal
 import subprocess
 import threading
@@ -17,8 +16,6 @@ MOST_SECONDS = 60.0
 START_SECONDS = 600.0
 INT, TERM, KILL, STOP = signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP
 GONE, SAVED = 69, 75
-# What jax's own threads end a process with, where they notice it before Python does; they name the task.
-OF_JAX = (-signal.SIGABRT, 1)
 
 
 class Fate(NamedTuple):
@@ -29,7 +26,7 @@ class Fate(NamedTuple):
     number: signal.Signals
     who: int
     mine: tuple[int, ...]
-    theirs: tuple[int, ...] = (GONE, *OF_JAX)
+    theirs: tuple[int, ...] = (GONE,)
 
 
 MEMBERS = {
@@ -104,6 +101,5 @@ def _broken(fate: Fate, codes: list[int], said: list[str]) -> str | None:
         return f"exit {mine} and {theirs}, allowed: {fate.mine} and {fate.theirs}: {said}"
     if "Traceback" in said[0] + said[1]:
         return f"says where a bug would be: {said}"
-    named = rf"process {fate.who} of this job|[Tt]asks?\b[^\n]*\n?{fate.who}\b"
-    named += "" if fate.who else "|[Cc]oordination ?[Ss]ervice"  # what jax calls the first process
-    return None if theirs == SAVED or re.search(named, said[1 - fate.who]) else f"no process is named: {said}"
+    named = f"process {fate.who} of this job"
+    return None if theirs == SAVED or named in said[1 - fate.who] else f"no process is named: {said}"

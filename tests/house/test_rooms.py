@@ -16,6 +16,7 @@ LEVELS = (
         "mm01_jax.chips",
         "mm01_jax.progress",
         "mm01_jax.cluster",
+        "mm01_jax.pulse",
     ),
     ("mm01_jax.command", "mm01_jax.flag"),
     ("mm01_jax.sharding", "mm01_jax.arguments", "mm01_jax.compile_cache", "mm01_jax.kept_programs", "mm01_jax.scopes"),
@@ -35,6 +36,7 @@ PRODUCT = ("train_main", "configs", "mm01_jax", "pallas_kernels")
 
 # A room -> the others on its own level that it may import. Doors may import each other.
 BESIDE = {
+    "mm01_jax.cluster": ("mm01_jax.pulse",),  # which it starts, and nobody else
     "mm01_jax.plan": ("mm01_jax.train",),  # it compiles the training step
 }
 
