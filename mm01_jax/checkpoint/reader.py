@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mm01_jax import guard
 from mm01_jax.checkpoint import digest, disk_grid, manifest, processes
 from mm01_jax.checkpoint.arrays import StoredArray
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, NoValidCheckpoint, OtherVersion, Unfit
@@ -39,7 +40,8 @@ class Checkpoint:
         """root: the run that owns the directory; None where a person named it."""
         self.directory = pathlib.Path(directory) / STATE
         FILES.inside(self.directory, root or directory)
-        self.manifest = manifest.read(self.directory, most_leaves)
+        with guard.reading(root or directory, times=most_leaves / disk_grid.MOST_LEAVES):
+            self.manifest = manifest.read(self.directory, most_leaves)
         self._check_step()
         self.prefix = prefix
         self.passed_over: tuple[str, ...] = ()  # what is wrong with each newer step of its run
@@ -82,7 +84,8 @@ class Checkpoint:
           CheckpointError: it is none, or one of another version.
         """
         try:
-            return saved.from_json(self.config_json)
+            with guard.reading(self.directory):
+                return saved.from_json(self.config_json)
         except ConfigError as error:
             raise CheckpointError(f"{self.directory / manifest.CONFIG}: {error}") from None
 

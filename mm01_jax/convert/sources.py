@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mm01_jax import guard
 from mm01_jax.checkpoint import Checkpoint, CheckpointError, Manifest, check_keys, open_checkpoint
 from mm01_jax.checkpoint.plain import OBJECT, one_of
 from mm01_jax.config import Config
@@ -35,6 +36,11 @@ class TorchSource:
 
     def __init__(self, directory, *, check_finite: bool = False, rounds: bool = False):
         """rounds: values of a wider dtype than the weights' may be rounded to it, because one was asked for."""
+        with guard.reading(directory):
+            self._read(directory)
+        self._check_finite, self._rounds = check_finite, rounds
+
+    def _read(self, directory) -> None:
         self.files = TensorFiles(directory)
         self.directory = self.files.directory
         settings = read_settings(self.files.json("config.json"), str(self.directory / "config.json"))
@@ -49,7 +55,6 @@ class TorchSource:
         if problems:
             raise CheckpointError(f"{self.directory}: {listing(problems)}")
         self.sha256s = self._known_sha256s()
-        self._check_finite, self._rounds = check_finite, rounds
 
     def _known_sha256s(self) -> dict[str, str]:
         """The SHA-256 of every tensor, where the directory has a list of them."""
@@ -146,9 +151,13 @@ class CheckpointSource:
             raise CheckpointError(
                 f"{directory}: no checkpoint of mm01_jax but a PyTorch directory, which from-torch reads"
             )
+        self._check_finite = check_finite
+        with guard.reading(directory):
+            self._read(directory)
+
+    def _read(self, directory) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(directory)
         say_once(self.checkpoint.notice)
-        self._check_finite = check_finite
         where = self.checkpoint.directory / "config.json"
         self.config: Config = self.checkpoint.config
         structure.check_count(self.config, str(where))
