@@ -1,6 +1,5 @@
 """Where numbers first are none: in the embedding, in which layer, in the head. Asked when logits or a loss are not."""
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NoReturn
@@ -82,9 +81,9 @@ def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> st
     return f"in the head, {at}" if (at := _first(logits, segments)) else None
 
 
-@functools.partial(jax.jit, static_argnames=("place",))
-def _layer(stack, h, slope_N, positions, segments, place: tuple[int, int]):
-    """One layer of a stack, without a cache."""
+@jax.jit
+def _layer(stack, h, slope_N, positions, segments, place: tuple[jax.Array, jax.Array]):
+    """One layer of a stack, without a cache: one program for all layers of a kind."""
     documents = document_ids(segments, rules=stack.rules, layout="contiguous")
     layer = jax.tree.map(lambda weight: weight[place], stack)
     return decoder._one_layer("contiguous", (slope_N, positions, documents), h, layer)[0]
