@@ -1,7 +1,8 @@
 """Where numbers first are none: in the embedding, in which layer, in the head. Asked when logits or a loss are not."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
@@ -9,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mm01_jax import sharding
+from mm01_jax.messages import say_once
 from mm01_jax.model import decoder
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.layers import rms_norm
 from mm01_jax.model.multimodal import VLModel
 from mm01_jax.parallel.documents import document_ids
+from pallas_kernels import dispatch
 
 MOST_TOKENS = 8192  # of a row that are looked at
 
@@ -37,6 +40,8 @@ def report(model: TextModel | VLModel, tokens_BS: np.ndarray, segments_BS: np.nd
     """
     text = model.text if isinstance(model, VLModel) else model
     dtype = text.compute.dtype
+    if jax.process_index() == 0:
+        say_once("numbers are not finite: looking for the layer in which that begins")
     with jax.set_mesh(sharding.mesh_of(model)):
         place = _walk(text, tokens_BS[:, :MOST_TOKENS], segments_BS[:, :MOST_TOKENS])
     found = place or f"in none of the layers, of the first {MOST_TOKENS} tokens"
@@ -70,7 +75,7 @@ def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> st
     for period in range(text.config.num_periods):
         for (kind, count), stack, slope_MnN in zip(text.config.stacks, text.stacks, slopes, strict=True):
             for index in range(count):
-                h = _layer(stack, h, slope_MnN[period, index], positions, segments, (period, index))
+                h = _compiled()(stack, h, slope_MnN[period, index], positions, segments, (period, index))
                 if at := _first(h, segments):
                     return f"in layer {number} ({kind}), {at}"
                 number += 1
@@ -81,9 +86,15 @@ def _walk(text: TextModel, tokens_BS: np.ndarray, segments_BS: np.ndarray) -> st
     return f"in the head, {at}" if (at := _first(logits, segments)) else None
 
 
-@jax.jit
+@functools.cache
+def _compiled() -> Callable:
+    """`_layer`, one program for all layers of a kind; on a processor compiling it well takes longer than running it."""
+    quick = {"xla_backend_optimization_level": "0"} if dispatch.platform() == "cpu" else None
+    return jax.jit(_layer, compiler_options=quick)
+
+
 def _layer(stack, h, slope_N, positions, segments, place: tuple[jax.Array, jax.Array]):
-    """One layer of a stack, without a cache: one program for all layers of a kind."""
+    """One layer of a stack, without a cache."""
     documents = document_ids(segments, rules=stack.rules, layout="contiguous")
     layer = jax.tree.map(lambda weight: weight[place], stack)
     return decoder._one_layer("contiguous", (slope_N, positions, documents), h, layer)[0]
