@@ -6,7 +6,7 @@ import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import perplexity
-from mm01_jax.inference import engine_devices, text
+from mm01_jax.inference import engine_devices, nonfinite, text
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.nonfinite import NotFinite
@@ -62,3 +62,12 @@ def test_scoring_says_so_too(tmp_path):
     config = small.config(small.write_text(tmp_path), train__batch_size=2)
     with pytest.raises(NotFinite, match=r"layer 1 \(softmax\)"):
         perplexity.perplexity(spoilt("stacks/1/experts/down", np.nan), config)
+
+
+def test_however_many_layers_are_looked_at_one_program_is_compiled_for_each_kind():
+    nonfinite._compiled.cache_clear()
+    with small.one_device():
+        model = small.model(small.variant(num_periods=3))
+    with pytest.raises(NotFinite, match="first are none in none of the layers"):
+        nonfinite.report_texts(model, [[65, 66, 67]])
+    assert nonfinite._compiled()._cache_size() == 2  # lightning, softmax
