@@ -65,9 +65,19 @@ def test_scoring_says_so_too(tmp_path):
 
 
 def test_however_many_layers_are_looked_at_one_program_is_compiled_for_each_kind():
-    nonfinite._compiled.cache_clear()
+    compiled = nonfinite._compiled(nonfinite._layer)
+    before = compiled._cache_size()
     with small.one_device():
         model = small.model(small.variant(num_periods=3))
     with pytest.raises(NotFinite, match="first are none in none of the layers"):
         nonfinite.report_texts(model, [[65, 66, 67]])
-    assert nonfinite._compiled()._cache_size() == 2  # lightning, softmax
+    assert compiled._cache_size() == before + 2  # lightning, softmax
+
+
+def test_what_is_wrong_beyond_the_first_tokens_is_found_too(monkeypatch):
+    monkeypatch.setattr(nonfinite, "_FIRST_TOKENS", 2)
+    model = spoilt("embed", np.nan)
+    rows = np.arange(8, dtype=np.int32)[None] % 2
+    segments = np.where(np.arange(8) < 5, -1, 0)[None]  # padding is looked at by nobody
+    with pytest.raises(NotFinite, match="in the embedding, at token 5 of row 0"):
+        nonfinite.report(model, rows, segments)
