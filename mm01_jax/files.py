@@ -15,7 +15,6 @@ import pathlib
 import re
 import shutil
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -179,13 +178,14 @@ def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, gu
 
     ValueError: it is none, more than `DEPTH` deep, or would take over `most` bytes. guard: wraps what reads a number.
     """
-    text = utf8(raw)
     if len(raw) > 2**20:  # less takes less than MEMORY, whatever it says
-        needed = len(raw) + 2 * sys.getsizeof(text) + _takes(raw)
+        each = 1 if raw.isascii() else 4 if re.search(rb"[\xf0-\xff]", raw) else 2  # bytes a character will take
+        needed = len(raw) + 2 * each * len(raw.translate(None, bytes(range(0x80, 0xC0)))) + _takes(raw)
         if needed > most:  # some is in texts, taken out piece by piece: of all of it the parts take hundreds of MiB
             needed -= sum(_takes(match[0]) - _takes(_TEXT.sub(b"", match[0])) for match in _TEXTS.finditer(raw))
         if needed > most:
             raise ValueError(f"its values would take {needed >> 20} MiB, too many")
+    text = utf8(raw)
     finite, whole = guard(_finite), guard(_whole) if _LONG.search(raw) else None
     hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole}
     try:

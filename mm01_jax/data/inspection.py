@@ -19,7 +19,7 @@ from mm01_jax.files import shown, written
 from mm01_jax.messages import listing, say
 
 _BAR = 40  # characters of the longest bar
-_MOST_BAD = 300_000  # records that are skipped and counted: what has more is no text
+_MOST_BAD = 100_000  # records that are skipped and counted: what has more is no text
 _SAMPLE = 160  # characters of a sample that are shown
 Log = Callable[[str], None]
 
@@ -44,10 +44,9 @@ def inspect(source: str, *, samples: int, verify: bool, text_field: str = "text"
     Raises:
       DataError: what is damaged, by name.
     """
-    found = (
-        _tokens(source, samples, verify, log) if is_token_folder(source) else _text(source, samples, text_field, log)
-    )
-    return found._replace(skipped=tuple(map(shown, found.skipped)))
+    if is_token_folder(source):
+        return _tokens(source, samples, verify, log)
+    return _text(source, samples, text_field, log)
 
 
 def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
@@ -152,7 +151,7 @@ def report(found: Found) -> Iterator[str]:
     for label, text in found.samples:
         yield f"sample       {label}: {shown(text)!r}"
     if found.num_skipped:
-        yield f"skipped      {found.num_skipped:,}: {listing(found.skipped)}"
+        yield f"skipped      {found.num_skipped:,}: {listing(found.skipped, said=shown)}"
 
 
 def draw(found: Found, path: str) -> None:

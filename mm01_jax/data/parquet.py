@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from mm01_jax.data.compressed import MOST_TIMES, MOST_UNPACKED
 from mm01_jax.data.copied import Copied
+from mm01_jax.data.parquet_sizes import MOST_FOOTER, check_footer, check_pages
 from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
 from mm01_jax.files import quoted, shown, why
 
 _ROWS = 256  # made together
-_MOST_FOOTER = 1 << 25  # bytes of it, which is read whole and takes five times as much
-_LIMITS = {"thrift_string_size_limit": 1 << 25, "thrift_container_size_limit": 1 << 22}  # of what a footer says
+_GROUPS = 64  # of rows, looked at together before they are read
+_LIMITS = {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
 
 
 class ParquetText(Copied):
@@ -29,14 +30,14 @@ class ParquetText(Copied):
         parquet = _library()
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
-            self._check_footer(source, size)
+            check_footer(source.fileno(), self.name)
             options = {"page_checksum_verification": True, "pre_buffer": False} | _LIMITS
             file = parquet.ParquetFile(source, **options)
-            self._check(file, size)
+            place = self._check(file, size)
             # A text that many rows have stands once in memory, as it does in the file.
             file = parquet.ParquetFile(source, metadata=file.metadata, read_dictionary=[self.field], **options)
             row = unpacked = told = 0
-            for batch in file.iter_batches(_ROWS, columns=[self.field], use_threads=False):
+            for batch in self._batches(file, source.fileno(), place):
                 for text in _texts(batch.column(0)):
                     unpacked += len(text or b"")
                     if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
@@ -51,11 +52,13 @@ class ParquetText(Copied):
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
 
-    def _check_footer(self, source, size: int) -> None:
-        source.seek(max(0, size - 8))  # its length, and four letters
-        if (footer := int.from_bytes(source.read(4), "little")) > _MOST_FOOTER:
-            raise DataError(f"{self.name}: a footer of {footer:,} bytes; allowed: at most {_MOST_FOOTER:,}.")
-        source.seek(0)
+    def _batches(self, file, fd: int, place: int) -> Iterator:
+        """The rows of the column `place`, of groups whose pages have been looked at."""
+        count = file.metadata.num_row_groups
+        for groups in (range(start, min(start + _GROUPS, count)) for start in range(0, count, _GROUPS)):
+            for group in groups:
+                check_pages(fd, self.name, file.metadata.row_group(group).column(place))
+            yield from file.iter_batches(_ROWS, row_groups=groups, columns=[self.field], use_threads=False)
 
     def _document(self, row: int, text: bytes | None) -> tuple[Record, bytes]:
         label = f"{self.name} row {row}"
@@ -64,8 +67,8 @@ class ParquetText(Copied):
         record = examine(row, label, [text])
         return record, b"" if record.problem else text
 
-    def _check(self, file, size: int) -> None:
-        """DataError where the column is none of text, or says that it takes very much memory."""
+    def _check(self, file, size: int) -> int:
+        """Which column it is; DataError where it is none of text, or says that it takes very much memory."""
         import pyarrow
 
         names = file.schema_arrow.names
@@ -80,14 +83,13 @@ class ParquetText(Copied):
             kind = kind.value_type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise DataError(f"{self.name}: the column {quoted(self.field)} is of {shown(kind)}, not of text.")
+        place = next(n for n in range(file.metadata.num_columns) if file.schema.column(n).path == self.field)
         for group in range(file.metadata.num_row_groups):
-            for place in range(file.metadata.num_columns):
-                column = file.metadata.row_group(group).column(place)
-                if column.path_in_schema == self.field and column.total_uncompressed_size > max(
-                    MOST_UNPACKED, MOST_TIMES * size
-                ):
-                    what = f"a column takes {column.total_uncompressed_size:,} bytes, the whole file {size:,}"
-                    raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+            unpacked = file.metadata.row_group(group).column(place).total_uncompressed_size
+            if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
+                what = f"a column takes {unpacked:,} bytes, the whole file {size:,}"
+                raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+        return place
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

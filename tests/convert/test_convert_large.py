@@ -10,7 +10,7 @@ from mm01_jax.config import ModelConfig
 from mm01_jax.convert import table
 from mm01_jax.convert.check import check
 from mm01_jax.convert.sources import open_source
-from mm01_jax.convert.torch import decay, files
+from mm01_jax.convert.torch import decay, files, structure
 from mm01_jax.convert.torch.settings import read
 from mm01_jax.loading import load_model
 from tests.convert import samples
@@ -32,6 +32,17 @@ def test_an_index_of_very_many_shards_is_refused_before_one_is_opened(tmp_path, 
     monkeypatch.setattr(files, "_MOST_SHARDS", 2)
     with pytest.raises(CheckpointError, match=r"index.json: names 3 shards; allowed: at most 2"):
         open_source(source)
+
+
+def test_of_very_many_surplus_names_the_first_are_looked_at_and_their_number_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure, "_MOST_TOLD", 10)
+    found = samples.tensors("original")
+    found |= {f"a{n}.shared_mlp.\x1b": np.zeros(0, np.uint8) for n in range(2 * len(found))}
+    source = samples.write(tmp_path / "in", samples.settings("original"), found, shards=1)
+    many, every = len(found) * 2 // 3, len(found)
+    with pytest.raises(CheckpointError) as caught:
+        open_source(source)
+    assert f"but {many:,} of {every:,} tensors are U8; surplus {many:,} tensors; surplus 10 of a*." in str(caught.value)
 
 
 def test_of_decay_buffers_of_another_model_one_head_is_read_and_a_listing_is_named(tmp_path, monkeypatch):

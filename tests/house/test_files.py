@@ -36,6 +36,16 @@ def test_an_object_takes_no_more_memory_than_it_is_counted_with(value):
         files.parse_json(b"{" + entries + b"}", most=most)
 
 
+def test_a_text_with_a_wide_character_is_refused_before_its_characters_are_made():
+    raw = '{"text": "\N{GRINNING FACE}'.encode() + b"a" * 20_000_000 + b'"}'
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="values would take 171 MiB"):
+        files.parse_json(raw)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * len(raw)
+
+
 @pytest.mark.parametrize(
     "rest",
     [b'"' + b'\\"' * 200_000, b'"\\\n' * 200_000, b'"",' * 500_000, b'{"a":0},' * 200_000],

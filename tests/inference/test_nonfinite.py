@@ -6,7 +6,7 @@ import pytest
 
 from mm01_jax.data.tokenizer import BytesTokenizer
 from mm01_jax.evals import perplexity
-from mm01_jax.inference import engine_devices, text
+from mm01_jax.inference import engine_devices, nonfinite, text
 from mm01_jax.inference.engine import Engine
 from mm01_jax.inference.engine_request import Request
 from mm01_jax.inference.nonfinite import NotFinite
@@ -62,3 +62,22 @@ def test_scoring_says_so_too(tmp_path):
     config = small.config(small.write_text(tmp_path), train__batch_size=2)
     with pytest.raises(NotFinite, match=r"layer 1 \(softmax\)"):
         perplexity.perplexity(spoilt("stacks/1/experts/down", np.nan), config)
+
+
+def test_however_many_layers_are_looked_at_one_program_is_compiled_for_each_kind():
+    compiled = nonfinite._compiled(nonfinite._layer)
+    before = compiled._cache_size()
+    with small.one_device():
+        model = small.model(small.variant(num_periods=3))
+    with pytest.raises(NotFinite, match="first are none in none of the layers"):
+        nonfinite.report_texts(model, [[65, 66, 67]])
+    assert compiled._cache_size() == before + 2  # lightning, softmax
+
+
+def test_what_is_wrong_beyond_the_first_tokens_is_found_too(monkeypatch):
+    monkeypatch.setattr(nonfinite, "_FIRST_TOKENS", 2)
+    model = spoilt("embed", np.nan)
+    rows = np.arange(8, dtype=np.int32)[None] % 2
+    segments = np.where(np.arange(8) < 5, -1, 0)[None]  # padding is looked at by nobody
+    with pytest.raises(NotFinite, match="in the embedding, at token 5 of row 0"):
+        nonfinite.report(model, rows, segments)

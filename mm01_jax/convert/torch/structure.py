@@ -3,6 +3,7 @@
 import collections
 import itertools
 import re
+from collections.abc import Callable
 
 from mm01_jax.checkpoint import CheckpointError
 from mm01_jax.config import Config, ModelConfig
@@ -16,6 +17,7 @@ from mm01_jax.messages import grouped
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
 _WEIGHTS = ("bfloat16", "float32", "float16")
 _MOST_EXPERTS = 30_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
+_MOST_TOLD = 10_000  # names that are looked at one by one, so that those alike are told together
 # Kind of layer -> its first tensor, which no other kind has.
 _FIRST = {
     kind: re.compile(re.escape(mixer.rows[0].torch).replace(r"\{layer\}", r"([0-9]{1,6})") + "$")
@@ -57,10 +59,16 @@ def problems(source) -> list[str]:
     shapes |= {buffer.name: buffer.shape for buffer in source.buffers}
     problems = _layer_kinds(entries, source.config.model)
     problems += _dtypes(source)
-    problems += grouped("missing", (name for name in shapes if name not in entries))
+    problems += _grouped("missing", [name for name in shapes if name not in entries])
     surplus = [name for name in entries if name not in shapes]
-    problems += grouped("surplus", (f"{shown(name)}{_surplus_advice(name)}" for name in surplus))
+    problems += _grouped("surplus", surplus, lambda name: f"{shown(name)}{_surplus_advice(name)}")
     return problems + _shapes(source, shapes)
+
+
+def _grouped(what: str, names: list[str], said: Callable[[str], str] = str) -> list[str]:
+    """`grouped`, of very many names how many they are, and the first. said: what one is in words."""
+    told = grouped(what, map(said, names[:_MOST_TOLD]))
+    return [f"{what} {len(names):,} tensors", *told] if len(names) > _MOST_TOLD else told
 
 
 def _shapes(source, shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -85,15 +93,16 @@ def _dtypes(source) -> list[str]:
         return [f"{config}: torch_dtype (or dtype) = {quoted(source.dtype)}; allowed: {', '.join(_WEIGHTS)}"]
     most = common_dtype(source.files)
     if most != source.dtype:
-        count = sum(header.DTYPES.get(entry.dtype) == most for entry in source.files.entries.values())
+        count = sum(header.DTYPES.get(e.dtype, e.dtype) == most for e in source.files.entries.values())
         got = f"{count:,} of {len(source.files.entries):,} tensors are {most}"
         return [f"{config}: torch_dtype (or dtype) = {source.dtype}, but {got}"]
-    others = ((n, e) for n, e in source.files.entries.items() if header.DTYPES.get(e.dtype) not in (most, "float32"))
-    names = (
-        f"{shown(name)} of {source.files.shard[name]} is {entry.dtype}, the weights are {source.dtype}"
-        for name, entry in others
-    )
-    return grouped("tensor", names)
+    entries, shard = source.files.entries, source.files.shard
+    others = [name for name, entry in entries.items() if header.DTYPES.get(entry.dtype) not in (most, "float32")]
+
+    def said(name: str) -> str:
+        return f"{shown(name)} of {shard[name]} is {entries[name].dtype}, the weights are {source.dtype}"
+
+    return _grouped("tensor", others, said)
 
 
 def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:

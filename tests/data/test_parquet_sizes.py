@@ -1,0 +1,77 @@
+"""What a Parquet file says of its sizes is looked at before its library believes it."""
+
+import os
+import types
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mm01_jax.data import parquet_sizes
+from mm01_jax.data.corpus import scan_corpus
+from mm01_jax.data.sources import find_shards
+from mm01_jax.data.text import DataError
+
+
+def corpus_of(path):
+    return scan_corpus(find_shards(str(path), "text"), 0, print)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_page_that_unpacks_to_very_many_times_its_size_is_refused_whatever_the_footer_says(
+    tmp_path, monkeypatch, version, dictionary
+):
+    options = {"compression": "zstd", "use_dictionary": dictionary, "data_page_version": version}
+    table = pyarrow.table({"text": ["hi", "a" * 40_000_000]})  # so much a footer may say of a column
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", write_statistics=False, **options)
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", None)  # nothing is unpacked
+    with pytest.raises(DataError, match=r"a.parquet: a page of .* bytes .* unpacks to 40,000,0.*; allowed: at most 32"):
+        corpus_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_every_page_of_a_sound_file_is_found_with_its_size(tmp_path, version, compression):
+    texts = [f"{n} " * 2000 for n in range(3000)]
+    options = {"compression": compression, "data_page_version": version, "write_batch_size": 10, "row_group_size": 2000}
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, use_dictionary=False, **options)
+    metadata = pyarrow.parquet.read_metadata(path)
+    with open(path, "rb") as file:
+        for group in range(metadata.num_row_groups):
+            column = metadata.row_group(group).column(0)
+            pages = [sizes for _, sizes in parquet_sizes._pages(file.fileno(), "a", column)]
+            assert len(pages) > 5
+            headers = column.total_compressed_size - sum(packed for packed, _ in pages)
+            assert 0 < headers < 100 * len(pages) + 2 * 20_000 * len(pages)  # with the least and the greatest text
+            assert sum(unpacked for _, unpacked in pages) + headers == column.total_uncompressed_size
+    assert len(corpus_of(path)) == 3000
+
+
+def test_pages_without_values_or_without_an_end_are_refused(tmp_path):
+    empty = bytes([0x15, 0, 0x15, 0, 0x15, 0, 0x2C, 0x15, 0, 0, 0])  # of 0 bytes, with 0 values
+    for content, said in ((empty * 1000, "hold no values"), (b"\x19" * 9000, "12 deep"), (b"\x18", "does not end")):
+        (tmp_path / "a.parquet").write_bytes(content)
+        column = types.SimpleNamespace(
+            data_page_offset=0, dictionary_page_offset=None, num_values=9, total_compressed_size=len(content)
+        )
+        with open(tmp_path / "a.parquet", "rb") as file, pytest.raises(DataError, match=f"^a.parquet.*{said}"):
+            parquet_sizes.check_pages(file.fileno(), "a.parquet", column)
+
+
+def test_a_footer_of_very_many_row_groups_or_columns_is_refused_before_the_library_reads_it(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["h"] * 20} | {f"c{n}": pyarrow.nulls(20, pyarrow.int8()) for n in range(500)})
+    options = {"compression": "none", "write_statistics": False, "use_dictionary": False, "store_schema": False}
+    pyarrow.parquet.write_table(table, path, row_group_size=1, **options)
+    assert len(corpus_of(path)) == 20
+    monkeypatch.setattr(parquet_sizes, "_MOST_TAKEN", 10_000 * 900)  # as much as so many columns take
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", None)
+    with pytest.raises(DataError, match=r"a.parquet: its footer, of [0-9,]* bytes, holds very many values"):
+        corpus_of(path)
+    with open(path, "r+b") as file:  # one that ends before what it says
+        file.seek(-(1 << 18), os.SEEK_END)
+        file.write(b"\x19\xfc" + b"\xff" * (1 << 17))
+    with pytest.raises(DataError, match=r"a.parquet: its footer, of [0-9,]* bytes, "):
+        corpus_of(path)
