@@ -1,6 +1,7 @@
 """A tokenizer.json that somebody has made to harm: what is guarded, what is refused."""
 
 import json
+import os
 
 import pytest
 
@@ -93,5 +94,13 @@ def test_a_vocabulary_of_very_many_pieces_takes_bounded_memory(tmp_path, monkeyp
     path.write_text(json.dumps(plain))
     assert open_tokenizer(str(path)).vocab_size == len(pieces) + 1
     monkeypatch.setattr(tokenizer_guard, "MOST_MEMORY", 16 << 20)
-    with pytest.raises(ValueError, match=r"tokenizer\.json': .* while it is loaded"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json': while it is loaded: MemoryError"):
         open_tokenizer(str(path))
+
+
+def test_a_tokenizer_that_is_there_and_no_regular_file_is_bad_data_by_its_kind(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    for path, kind in (("/dev/zero", "device"), (tmp_path / "tokenizer.json", "FIFO")):
+        with pytest.raises(ValueError, match=f"{path}: .*{kind}") as error:
+            open_tokenizer(str(path))
+        assert command.exit_code(error.value) == 3
