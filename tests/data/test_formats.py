@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from mm01_jax.config import DataConfig
-from mm01_jax.data import compressed, copied, parquet
+from mm01_jax.data import copied, parquet
 from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.dataset import open_dataset
@@ -110,15 +110,6 @@ def test_several_members_and_frames_are_one_file(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES[:half]) + gzip.compress(LINES[half:]))
     (tmp_path / "b.jsonl.zst").write_bytes(compress(LINES[:half]) + skippable + compress(LINES[half:]))
     assert texts_of(tmp_path / "a.jsonl.gz") == TEXTS and texts_of(tmp_path / "b.jsonl.zst") == TEXTS
-
-
-def test_very_many_members_of_little_are_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "_MOST_SMALL", 100)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES) + gzip.compress(b"") * 90)
-    assert texts_of(tmp_path / "a.jsonl.gz") == TEXTS
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES) + gzip.compress(b"") * (120 + len(LINES) // 32))
-    with pytest.raises(DataError, match=r"^a\.jsonl\.gz: its first .* allowed: at least 32 bytes each"):
-        corpus_of(tmp_path / "a.jsonl.gz")
 
 
 @pytest.mark.parametrize("kind", PACKED)
