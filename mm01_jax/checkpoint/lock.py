@@ -64,11 +64,11 @@ class RunLock:
         except OSError as error:
             raise Locked(f"{self._path}: this file system has no file locks ({error.strerror}); use another") from error
         holder = self._holder()
-        if holder.get("host", socket.gethostname()) != socket.gethostname() and self._age() < _STALE_SECONDS:
-            raise Locked(
-                f"{self._path}: {_describe(holder)} wrote here {self._age():.0f} s ago; if that host is gone, "
-                f"wait {_STALE_SECONDS:.0f} s or delete this file"
-            )
+        if holder.get("host", socket.gethostname()) != socket.gethostname() and (age := self._age()) < _STALE_SECONDS:
+            when, does = f"{age:.0f} s ago", f"wait {_STALE_SECONDS:.0f} s or delete this file"
+            if age < 0:  # a clock was set: a living holder's next beat is of today
+                when, does = "in the future, by the clock of this file system", "delete this file"
+            raise Locked(f"{self._path}: {_describe(holder)} wrote here {when}; if that host is gone, {does}")
         me = {"pid": os.getpid(), "host": socket.gethostname(), "id": self._id}
         self._replace(me | {"start": time.strftime("%Y-%m-%d %H:%M:%S %z")})
 

@@ -72,6 +72,8 @@ class Checkpoints:
             FILES.folder(self.directory)
             for name in (_RETIRED, _DAMAGED):
                 FILES.refuse_link(self.directory / name)
+                if (self.directory / name).exists():  # as a folder, or it is said before anything is trained
+                    FILES.folder(self.directory / name)
             self._purge()
         except BaseException:
             self.close()

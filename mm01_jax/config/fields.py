@@ -144,7 +144,8 @@ def type_problems(section: Any, annotation: type = Config, prefix: str = "") -> 
 
 def nearest_value(key: str, value: Any, annotation: Any) -> str:
     """The nearest value of the declared type: the like-named choice, the number that was meant, else the default."""
-    for as_tuple in ((value,), tuple(value) if isinstance(value, list) else ()):
+    listed = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else ()
+    for as_tuple in (listed, (value,), tuple(value) if isinstance(value, list) else ()):
         if as_tuple and fits(as_tuple, annotation):
             return repr(as_tuple)
     choices = [choice for choice in _choices(annotation) if isinstance(choice, str)]

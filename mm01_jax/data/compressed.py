@@ -22,6 +22,8 @@ _ZSTD_READ = 1 << 8  # of .zst, whose library has none: so much unpacks to 8 MiB
 _ZSTD_WINDOW = 1 << 27  # what `zstd --long` makes and `zstd -d` takes
 # A file that unpacks to more than this, and to so many times what has been read of it, is a bomb.
 MOST_UNPACKED, MOST_TIMES = 1 << 26, 100
+# Each member of a file takes as long as many lines: so many may have less than so many bytes, `cat` of empty ones too.
+_MOST_SMALL, _SMALL = 1 << 16, 1 << 5
 
 
 class CompressedLines(Copied):
@@ -48,7 +50,7 @@ class CompressedLines(Copied):
 
     def _pieces(self, file: BinaryIO, seen: Seen) -> Iterator[bytes]:
         """What the file unpacks to; DataError where that is very many times as much."""
-        packed = unpacked = 0
+        packed = unpacked = pieces = 0
 
         def blocks(size: int) -> Iterator[bytes]:
             nonlocal packed
@@ -59,11 +61,14 @@ class CompressedLines(Copied):
 
         unpack = _gzip if str(self.path).endswith(".gz") else _zstd
         for piece in unpack(blocks):
-            unpacked += len(piece)
+            unpacked, pieces = unpacked + len(piece), pieces + 1
             seen(0)  # of one block a minute's worth of lines may come
             if unpacked > max(MOST_UNPACKED, MOST_TIMES * packed):
                 what = f"its first {packed:,} bytes unpack to more than {unpacked:,}"
                 raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+            if pieces > _MOST_SMALL + unpacked // _SMALL:
+                what = f"its first {packed:,} bytes unpack to {pieces:,} pieces of {unpacked:,} bytes together"
+                raise DataError(f"{self.name}: {what}; allowed: at least {_SMALL} bytes each.")
             yield piece
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Renders a chat template: a program of its own, given a stranger's code (`data/templates.py` starts it).
 
-stdin has a JSON object: `template`; `variables`, of every rendering; `calls`, the variables of each; `limit`, the
-characters that any rendering may have; `seconds` of the processor and `bytes` of memory that all may take. stdout gets
+stdin has a JSON object: `template`; `variables`, of every rendering; `calls`, the variables of each; `added`, the
+characters that any rendering may have beside `times` those of its call; `seconds` of the processor and `bytes` of
+memory that all may take. stdout gets
 [{"text": ...} or {"error": ...}, ...], one a call. Nothing of ours is imported here.
 
 The template sees what it would in transformers: `messages`, `tools`, `add_generation_prompt`, `raise_exception`,
@@ -87,13 +88,13 @@ def answer(request: dict) -> list[dict[str, str]]:
         template = made.from_string(request["template"])
     except jinja2.TemplateSyntaxError as error:
         return [{"error": f"line {error.lineno}: {error.message}"}] * len(request["calls"])
-    return [one(template, request["variables"] | call, request) for call in request["calls"]]
+    return [one(template, call, request) for call in request["calls"]]
 
 
-def one(template: jinja2.Template, variables: dict, request: dict) -> dict[str, str]:
-    said = len(json.dumps(variables, ensure_ascii=False))
+def one(template: jinja2.Template, call: dict, request: dict) -> dict[str, str]:
+    limit = request["added"] + request["times"] * len(json.dumps(call, ensure_ascii=False))
     try:
-        return {"text": render(template, variables, max(request["limit"], 4 * said))}
+        return {"text": render(template, request["variables"] | call, limit)}
     except MemoryError:
         return {"error": f"more than {request['bytes']:,} bytes of memory"}
     except Exception as error:  # whatever a stranger's code can raise is its answer

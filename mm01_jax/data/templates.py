@@ -8,18 +8,17 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mm01_jax.config.fields import nearest_name
-from mm01_jax.data import conversations
+from mm01_jax.data import conversations, marked_text
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
 from mm01_jax.data.text import DataError
@@ -30,10 +29,14 @@ Message = dict[str, Any]
 FILES = Door(ValueError)
 SECONDS = 2  # of the processor, for all renderings of one conversation
 MEMORY, MEMORY_A_BYTE = 224 << 20, 64  # and so many of each byte of the conversation, its copies and its text
-CHARACTERS = 1 << 20  # that any rendering may have; a long conversation's may have four times its own
+# What a template may make: so many times the conversation's characters, and so many more; published ones add 8,000.
+_TIMES, _MORE = 4, 1 << 14
+# Tokens: each character may be said four times, of four bytes; 4,096 more are taken in on one core within seconds.
+_TOKENS_TIMES, _MORE_TOKENS = 16, 1 << 12
+_MOST_SOURCE = 1 << 18  # characters of a template; published ones have up to 30,000
+_MOST_TOKENS = 10_000  # characters of the special tokens together
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
-_PRIVATE = range(0xE000, 0xF900)  # code points that Unicode leaves to programs
 _PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of parts as Python does shows no newline
 
 
@@ -56,7 +59,7 @@ class Template(NamedTuple):
     def ids(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> np.ndarray:
         """int32 ids of a conversation and the header of the answer that is to come; errors as of `render`."""
         (text,), mark = self._texts([(messages, True)], tokenizer, tools)
-        return _encode(text, [], tokenizer, mark).ids
+        return self._few(marked_text.encode(text, [], tokenizer, mark), messages, tools).ids
 
     def render(self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Sequence[Any] | None = None) -> Rendered:
         """A conversation's tokens, those that the assistant said marked: from its header to its end token.
@@ -72,9 +75,17 @@ class Template(NamedTuple):
         for before, after in zip(parts[::2], parts[1::2], strict=True):
             if not (whole.startswith(after) and after.startswith(before)):
                 raise ValueError(f"{self.name}: the template changes an answer once it is past; its tokens are unknown")
-            ends = [match.end() for match in _specials(tokenizer).finditer(after, len(before))]
+            ends = [match.end() for match in marked_text.specials(tokenizer).finditer(after, len(before))]
             bounds.append((len(before), max(ends, default=len(after))))
-        return _encode(whole, bounds, tokenizer, mark)
+        return self._few(marked_text.encode(whole, bounds, tokenizer, mark), messages, tools)
+
+    def _few(self, found: Rendered, messages: Sequence[Message], tools: Sequence[Any] | None) -> Rendered:
+        """What it is given; ValueError where that is many more tokens than the conversation: a model takes them all."""
+        said = len(json.dumps([messages, tools], ensure_ascii=False))
+        if len(found.ids) > (most := _MORE_TOKENS + _TOKENS_TIMES * said):
+            what = f"makes {len(found.ids):,} tokens of a conversation of {said:,} characters"
+            raise self._refused(f"{what}; allowed: at most {most:,}")
+        return found
 
     def stop(self, tokenizer: Tokenizer) -> int | None:
         """The special token that ends an answer; None where the template has none."""
@@ -83,7 +94,7 @@ class Template(NamedTuple):
             (text,), _ = self._texts([([user, answer], False)], tokenizer, None)
         except ValueError as error:
             raise self.damaged(str(error)) from None
-        found = _specials(tokenizer).search(text, text.rfind(_PROBE))
+        found = marked_text.specials(tokenizer).search(text, text.rfind(_PROBE))
         return tokenizer.special(found[0]) if found else None
 
     def _texts(self, calls: Sequence[tuple[Sequence[Message], bool]], tokenizer: Tokenizer, tools):
@@ -91,10 +102,14 @@ class Template(NamedTuple):
         has_parts = any(isinstance(message.get("content"), list) for messages, _ in calls for message in messages)
         forms = (_parts, _text) if has_parts else (_text, _parts)  # some templates know text alone, some parts alone
         calls = [([{"role": "user", "content": _PROBE}], False), *calls]
-        mark = _unused(json.dumps([[messages for messages, _ in calls], tools], ensure_ascii=False))
-        tools = _marked(tools, tokenizer, mark)
+        mark = marked_text.unused(json.dumps([[messages for messages, _ in calls], tools], ensure_ascii=False))
+        tools = marked_text.marked(tools, tokenizer, mark)
         inputs = [
-            {"messages": _marked(form(messages), tokenizer, mark), "tools": tools, "add_generation_prompt": generate}
+            {
+                "messages": marked_text.marked(form(messages), tokenizer, mark),
+                "tools": tools,
+                "add_generation_prompt": generate,
+            }
             for form in forms
             for messages, generate in calls
         ]
@@ -113,7 +128,7 @@ class Template(NamedTuple):
             raise ValueError(f"{self.name}: a chat template needs jinja2: pip install 'mm01_jax[chat]'")
         request = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
         memory = MEMORY + MEMORY_A_BYTE * len(json.dumps(request))
-        asked = json.dumps(request | {"seconds": SECONDS, "bytes": memory, "limit": CHARACTERS}).encode()
+        asked = json.dumps(request | {"seconds": SECONDS, "bytes": memory, "added": _MORE, "times": _TIMES}).encode()
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("template_process.py"))]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # and nothing of ours beside
         with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
@@ -195,11 +210,12 @@ def find(*folders: pathlib.Path) -> Template | None:
     """
     for folder in folders:
         config = _config(folder / _CONFIG)
-        tokens = {key: value for key, value in map(_token, config.items()) if value}
         if os.path.lexists(folder / _JINJA):  # a link that leads nowhere is a template that is lost, not none
-            return Template(FILES.text(folder / _JINJA, root=folder), str(folder / _JINJA), tokens)
+            source = _short(FILES.text(folder / _JINJA, root=folder), folder / _JINJA)
+            return Template(source, str(folder / _JINJA), _tokens(config, folder / _CONFIG))
         if (said := config.get("chat_template")) is not None:
-            return Template(_source(said, folder / _CONFIG), str(folder / _CONFIG), tokens)
+            source = _short(_source(said, folder / _CONFIG), folder / _CONFIG)
+            return Template(source, str(folder / _CONFIG), _tokens(config, folder / _CONFIG))
     return None
 
 
@@ -219,11 +235,28 @@ def from_file(path: str) -> Template:
     if not os.path.isfile(path):
         near = f"; nearest: {name}" if (name := nearest_name(path, OURS)) else ""
         raise ValueError(f"--template={path}: no such file; allowed: {', '.join(OURS)}, or a .jinja file" + near)
-    return Template(FILES.text(path), path)
+    return Template(_short(FILES.text(path), path), path)
+
+
+def _short(source: str, path: pathlib.Path | str) -> str:
+    if len(source) > _MOST_SOURCE:
+        what = f"a chat template of {len(source):,} characters; allowed: at most {_MOST_SOURCE:,}"
+        raise ValueError(f"{shown(path)}: {what}")
+    return source
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
     return FILES.json(path, root=path.parent) if os.path.lexists(path) else {}
+
+
+def _tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, str]:
+    """Special tokens by their names; ValueError where they are long: a template may say each any number of times."""
+    found = {key: value for key, value in map(_token, config.items()) if value}
+    if (size := sum(map(len, found.values()))) > _MOST_TOKENS:
+        longest = shown(max(found, key=lambda key: len(found[key])))
+        what = f"special tokens of {size:,} characters, the longest {longest}; allowed: at most {_MOST_TOKENS:,}"
+        raise ValueError(f"{shown(path)}: {what}")
+    return found
 
 
 def _token(entry: tuple[str, Any]) -> tuple[str, str | None]:
@@ -242,40 +275,3 @@ def _parts(messages: Sequence[Message]) -> list[Message]:
     """Every content as a list of parts, as those of models with images want it."""
     in_parts = ({"type": "text", "text": m["content"]} if isinstance(m.get("content"), str) else None for m in messages)
     return [m | {"content": [part]} if part else m for m, part in zip(messages, in_parts, strict=True)]
-
-
-def _specials(tokenizer: Tokenizer) -> re.Pattern:
-    """The tokenizer's special tokens in a text; of none, what never matches."""
-    names = sorted(tokenizer.specials, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
-
-
-def _unused(text: str) -> str:
-    return next(mark for mark in map(chr, _PRIVATE) if mark not in text)
-
-
-def _marked(value: Any, tokenizer: Tokenizer, mark: str) -> Any:
-    """A message or tools with a mark inside the name of every special token, so that it is none to `_encode`."""
-    split: Callable[[re.Match], str] = lambda match: match[0][:1] + mark + match[0][1:]  # noqa: E731
-    if isinstance(value, str):
-        return _specials(tokenizer).sub(split, value)
-    if isinstance(value, list | tuple):
-        return [_marked(one, tokenizer, mark) for one in value]
-    if isinstance(value, dict):
-        return {_marked(key, tokenizer, mark): _marked(one, tokenizer, mark) for key, one in value.items()}
-    return value
-
-
-def _encode(text: str, bounds: Sequence[tuple[int, int]], tokenizer: Tokenizer, mark: str) -> Rendered:
-    """Ids of a text: special tokens as such, the rest as text, cut where an answer begins or ends."""
-    cuts = sorted({0, len(text), *(at for pair in bounds for at in pair)})
-    ids, said = [], []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        is_answer = any(first <= start < last for first, last in bounds)
-        for piece in re.split(f"({_specials(tokenizer).pattern})", text[start:stop]):
-            if piece in tokenizer.specials:
-                ids.append(np.array([tokenizer.special(piece)], np.int32))
-            else:
-                ids.append(tokenizer.encode(piece.replace(mark, "")))
-            said.append(np.full(len(ids[-1]), is_answer))
-    return Rendered(np.concatenate([np.zeros(0, np.int32), *ids]), np.concatenate([np.zeros(0, bool), *said]))

@@ -255,7 +255,7 @@ def open_tokenizer(name: str, harmless: str | None = None) -> Tokenizer:
     """`bytes`, or a path to a tokenizer.json; ValueError for anything else. harmless: of `FileTokenizer`."""
     if name == "bytes":
         return BytesTokenizer()
-    if not os.path.isfile(name):
+    if not os.path.exists(name) or os.path.isdir(name):  # what else is there and no file is refused as such
         near = next(iter(difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)), None) or nearest_path(name)
         hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")

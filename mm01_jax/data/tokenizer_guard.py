@@ -27,8 +27,8 @@ SECONDS = 2.0  # of the processor, for all texts together, and a second more for
 CHARACTERS_A_SECOND = 100_000
 LOAD_BYTES_A_SECOND = 10_000_000
 MEMORY = 192 << 20  # of it, beside
-LOAD_MEMORY = 50  # times the file's bytes: a Unigram model of 250,000 pieces, 10.8 MB, takes 450 MB
-MOST_MEMORY = 2 << 30
+LOAD_MEMORY = 50  # times the file's bytes: a Unigram model of 250,000 pieces takes 340 MB
+MOST_MEMORY = 512 << 20
 _PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _LETTERS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -48,7 +48,7 @@ KNOWN = frozenset(
 )
 # Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
 _MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
-MOST_NAMES = 1_000_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 900,000
+MOST_NAMES = 400_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 262,144
 _PARSED = 350 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
 _MOST_PIECES = 16  # of a template for texts, and ids of a piece

@@ -132,11 +132,12 @@ def serve(requests, answers) -> None:
 
     def load() -> bytes:
         nonlocal tokenizer
-        plain = json.loads(content, object_pairs_hook=once)  # of a name that occurs twice the library takes the last
+        # Of a name that occurs twice the library takes the last. What is read here goes before the library reads.
+        added = json.loads(content, object_pairs_hook=once).get("added_tokens") or []
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(content)
-        return json.dumps(facts(tokenizer, first["ends"], plain.get("added_tokens") or [])).encode()
+        return json.dumps(facts(tokenizer, first["ends"], added)).encode()
 
     good = _say(answers, load)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

@@ -20,6 +20,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.progress import Progress
 
 TOKENS = 2**16  # of a batch on one device, at most
+_BLOCK = 2**11  # positions; a multiple of the mixers' own blocks
 _MOST_NATS = math.log(sys.float_info.max)
 
 
@@ -85,11 +86,12 @@ def perplexity(
       DataError: the text is damaged, or the run's own data is not what it was trained on.
       NotFinite: the loss is no number; says in which layer that began.
     """
-    mesh, length = sharding.mesh_of(model), config.train.sequence_length
+    mesh = sharding.mesh_of(model)
     sizes = MeshConfig(**mesh.shape, rules=model.rules)
-    order = sequence_layout.order(length, sizes, model.compute.sequence_layout)
     rows, targets_per_byte = _rows(config, source, trained_on)
-    size = _batch_size(config, sizes)
+    rows, length = _no_longer(rows, config.train.sequence_length, sizes)
+    order = sequence_layout.order(length, sizes, model.compute.sequence_layout)
+    size = _batch_size(config, sizes, length)
     batches = [b for _, b in pipeline.batches(rows, 0, lambda _: size, vocab_size=config.model.vocab_size)]
     placed = sharding.named(mesh, model.rules, "batch", "seq")
     progress, total = Progress(0, len(batches)) if jax.process_index() == 0 else None, np.zeros((2, 1))
@@ -138,8 +140,19 @@ def _rows(config: Config, source: str | None, trained_on: dict[str, Any] | None)
     return rows, dataset.targets_per_byte
 
 
-def _batch_size(config: Config, mesh: MeshConfig) -> int:
+def _no_longer(rows: Rows, length: int, mesh: MeshConfig) -> tuple[Rows, int]:
+    """(rows that hold what is in those, their length): a checkpoint's own may be any number, for a text of any size."""
+    tokens_D = rows.documents.num_tokens_D
+    needed = int(tokens_D.sum(dtype=np.int64)) + len(tokens_D)  # an end behind each
+    unit = _BLOCK * 2 * mesh.shards("seq", "act_seq")  # stripes and slices of whole blocks
+    if (enough := -(-needed // unit) * unit) >= length:
+        return rows, length
+    stream = getattr(rows, "stream", rows)
+    return type(stream)(rows.documents, enough, stream.seed, epochs=1), enough
+
+
+def _batch_size(config: Config, mesh: MeshConfig, length: int) -> int:
     """Rows of a batch: a multiple of the shards of `batch`; each at most as many as in training and as TOKENS allow."""
     shards = mesh.shards("batch")
     of_training = -(-config.train.batch_size // shards)
-    return shards * max(1, min(of_training, TOKENS * mesh.shards("seq") // config.train.sequence_length))
+    return shards * max(1, min(of_training, TOKENS * mesh.shards("seq") // length))

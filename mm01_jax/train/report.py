@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
             f"counting on the same targets: unigram {summary['unigram']:.4f}, bigram {summary['bigram']:.4f}"
         )
     try:
-        drawn = draw(root, metrics_file.spread(root, log), summary.get("bigram"))
+        with warnings.catch_warnings():  # a log may have numbers whose difference is none
+            warnings.simplefilter("ignore")
+            drawn = draw(root, metrics_file.spread(root, log), summary.get("bigram"))
         log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
     except (OSError, TypeError, ValueError) as error:  # the run is done and saved, whatever its log or the disk is
         log(f"no pictures: {error}")

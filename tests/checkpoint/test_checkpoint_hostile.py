@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import pathlib
 import shutil
 
@@ -86,6 +87,15 @@ def test_what_cannot_be_deleted_is_one_line_said_once_by_an_escaped_name(run, st
             checkpoints.wait()
     (said,) = capsys.readouterr().out.splitlines()
     assert "3 folders could not be deleted, the first " in said and "\\x1b[2J: not deleted: its folders" in said
+
+
+@pytest.mark.parametrize("name", ["retired", "damaged"])
+def test_a_folder_for_steps_that_is_none_is_said_before_anything_is_trained(run, name):
+    os.mkfifo(run / "checkpoints" / name)
+    with pytest.raises(checkpoint.CheckpointError, match=f"{name}: .*allowed: a directory"):
+        checkpoint.Checkpoints(run)
+    (run / "checkpoints" / name).unlink()
+    checkpoint.Checkpoints(run).close()  # nobody holds its lock
 
 
 def test_of_very_many_folders_to_delete_some_are_deleted_at_a_time(run, monkeypatch):

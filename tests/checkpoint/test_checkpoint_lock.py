@@ -93,6 +93,9 @@ def test_a_fresh_lock_of_another_host_is_honoured_and_a_stale_one_taken_over(tmp
     path.write_text('{"pid": 1, "host": "elsewhere", "start": "then", "id": "x"}')
     with pytest.raises(Locked, match="process 1 on elsewhere, started then, wrote here .* delete this file"):
         RunLock(tmp_path)
+    os.utime(path, (4e9, 4e9))
+    with pytest.raises(Locked, match="wrote here in the future, .* gone, delete this file"):
+        RunLock(tmp_path)
     long_ago = time.time() - 2 * lock._STALE_SECONDS
     os.utime(path, (long_ago, long_ago))
     held = RunLock(tmp_path)

@@ -61,6 +61,7 @@ def test_train_main_refuses_a_typo_within_two_seconds_with_exit_code_2_and_no_tr
         (["--config=configs/tiny.py", "--confg.train.steps=3"], "nearest: --config.train.steps"),
         (["--config=configs/tinny.py"], "nearest: configs/tiny.py"),
         (["--config=tinny"], "nearest: tiny"),
+        (["--config=tiny", "--config.mesh.rules.expert=expert,tensor"], "nearest: ('expert', 'tensor')"),
         (["configs/tiny.py"], "nearest: --config=configs/tiny.py"),
         (["--config=tiny"], "nearest: --workdir=runs/tiny"),
         ([], "nearest: --config=tiny"),

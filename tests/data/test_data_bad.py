@@ -10,6 +10,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mm01_jax.config import DataConfig
+from mm01_jax.data import compressed
 from mm01_jax.data.batch import Batch
 from mm01_jax.data.dataset import open_dataset
 from mm01_jax.data.pipeline import batches, check_batch
@@ -288,3 +289,10 @@ def test_documents_of_one_byte_are_all_there(tmp_path):
     row = open_dataset(DataConfig(source=str(path), held_out=0.0), 16, 257).train.row(0)
     assert sorted(row["tokens"][::2].tolist()) == list(b"abcdefgh")
     assert row["weights"].tolist() == [1.0, 0.0] * 8
+
+
+def test_very_many_members_of_nothing_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "_MOST_SMALL", 100)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n') + gzip.compress(b"") * 120)
+    with pytest.raises(DataError, match=r"^a\.jsonl\.gz: its first .* allowed: at least 32 bytes each"):
+        open_dataset(DataConfig(source=str(tmp_path)), 8, 257)

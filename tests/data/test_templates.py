@@ -122,6 +122,37 @@ def test_a_template_has_memory_for_its_conversation_and_little_beside():
     assert len(template("{{ message.content }}").ids([{"role": "user", "content": said}], BYTES)) > 7 * 500_000
 
 
+@pytest.mark.parametrize("source", ["{{ 'ab ' * 6000 }}", "{{ bos_token * 9 }}", "{{ messages * 500 }}"])
+def test_a_template_adds_little_to_a_conversation_however_it_is_made(source):
+    said = {"role": "user", "content": "hello"}
+    loop = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"^x\.jinja: chat template: more than 16,\d{3} characters of text$"):
+        Template(source + loop, "x.jinja", {"bos_token": "b" * 2000}).ids([said], BYTES)
+    long = {"role": "user", "content": "hello " * 20_000}  # a person's own words may be any number
+    assert len(Template(loop, "x.jinja").ids([long], BYTES)) == 120_000
+
+
+def test_a_template_adds_few_tokens_though_its_tokenizer_makes_many_of_a_character():
+    class Many(BytesTokenizer):
+        def encode(self, text):
+            return np.repeat(super().encode(text), 33)
+
+    loop = "{{ 'x' * 1000 }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"makes 33,165 tokens of a conversation of \d+ characters; allowed: at most"):
+        Template(loop, "x.jinja").ids([{"role": "user", "content": "hello"}], Many())
+
+
+def test_special_tokens_and_templates_of_great_length_are_bad_data_by_their_file(tmp_path):
+    config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    config.write_text(json.dumps({"bos_token": {"content": "b" * 9000}, "eos_token": "e" * 2000, "chat_template": "x"}))
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: special tokens of 11,000 .* longest bos_token; a"):
+        templates.choose(None, [tmp_path], BYTES)
+    config.write_text("{}")
+    jinja.write_text("x" * 300_000)
+    with pytest.raises(DataError, match=r"\.jinja: a chat template of 300,000 characters; allowed: at most 262,144"):
+        templates.choose(None, [tmp_path], BYTES)
+
+
 def test_a_config_of_a_template_whose_link_leads_nowhere_is_not_left_out(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}")
     (tmp_path / "tokenizer_config.json").symlink_to(tmp_path / "gone")

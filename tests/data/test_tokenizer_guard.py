@@ -1,6 +1,7 @@
 """A tokenizer.json that somebody has made to harm: what is guarded, what is refused."""
 
 import json
+import os
 
 import pytest
 
@@ -81,3 +82,25 @@ def test_a_file_that_says_a_name_twice_is_bad_data_by_that_name(tmp_path, name, 
     with pytest.raises(ValueError, match=rf"t\.json'.*the name '{name}' occurs twice") as error:
         open_tokenizer(str(tmp_path / "t.json"))
     assert command.exit_code(error.value) == 3
+
+
+def test_a_vocabulary_of_very_many_pieces_takes_bounded_memory(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    plain = bytes_json()
+    pieces = [["<unk>", 0.0], *([f"w{number}", -1.5] for number in range(50_000))]
+    plain["model"] = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False}
+    plain["added_tokens"][0]["id"] = len(pieces)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(plain))
+    assert open_tokenizer(str(path)).vocab_size == len(pieces) + 1
+    monkeypatch.setattr(tokenizer_guard, "MOST_MEMORY", 16 << 20)
+    with pytest.raises(ValueError, match=r"tokenizer\.json': while it is loaded: MemoryError"):
+        open_tokenizer(str(path))
+
+
+def test_a_tokenizer_that_is_there_and_no_regular_file_is_bad_data_by_its_kind(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    for path, kind in (("/dev/zero", "device"), (tmp_path / "tokenizer.json", "FIFO")):
+        with pytest.raises(ValueError, match=f"{path}: .*{kind}") as error:
+            open_tokenizer(str(path))
+        assert command.exit_code(error.value) == 3

@@ -1,6 +1,7 @@
 """The command of evaluations: its tasks, what it refuses, and a perplexity that is the mean over every held-out row."""
 
 import math
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -89,6 +90,17 @@ def test_perplexity_with_a_tokenizer_that_is_named_is_of_the_run_s_own_data(run,
     workdir, _ = run
     code, out, err = command(capsys, "perplexity", f"--checkpoint={workdir}", "--tokenizer=bytes")
     assert (code, err) == (0, "") and "perplexity" in out
+
+
+def test_a_row_of_a_checkpoint_s_own_length_is_no_longer_than_its_text_needs(run):
+    workdir, _ = run
+    with small.one_device():
+        model, _, config = load(str(workdir))
+
+        def of_length(length: int) -> Perplexity:
+            return perplexity(model, replace(config, train=replace(config.train, sequence_length=length)))
+
+        assert of_length(2**30 - 1) == of_length(2**12)
 
 
 def test_perplexity_is_the_mean_over_every_held_out_row(run):

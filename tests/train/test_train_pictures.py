@@ -1,10 +1,12 @@
 """The pictures of a run: drawn from its metrics, without touching what shows pictures in the process."""
 
+import json
 import sys
 
 from matplotlib.image import imread
 
 from mm01_jax.train import report
+from tests import small
 
 RECORDS = [
     {"step": step, "loss": 5.0 - step, "expert_load": [[0.5, 1.5], [1.0, 1.0]]}
@@ -43,3 +45,10 @@ def test_records_of_anything_are_no_part_of_a_picture_and_end_no_run(tmp_path):
     many = [{"step": step, "loss": f"a text {step}"} for step in range(20_000)]  # each would be a tick of an axis
     assert [path.name for path in report.draw(tmp_path, [*ODD, *many], None)] == ["loss.png"]
     assert [path.name for path in report.draw(tmp_path, [*ODD, *RECORDS], None)] == ["loss.png", "router_load.png"]
+
+
+def test_numbers_at_the_ends_of_all_that_there_are_are_drawn_in_silence(tmp_path, recwarn):
+    ends = [{"step": 2**62, "loss": 1e308, "expert_load": [[1e308]]}, {"step": -(2**62), "loss": -1e308}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ends * 2))
+    report.end(small.config(tmp_path), tmp_path, {}, lambda _: None)
+    assert not recwarn.list
