@@ -2,33 +2,32 @@
 
 Every reader refuses what it knows to grow without end; this is for what nobody thought of. Only what describes weights
 is read under it (configs, manifests, headers, names), of which the released 456 B parameters take a second; weights,
-text and tokenizers, whose cost is of their size, have bounds of their own.
+text and tokenizers, whose cost is of their size, have bounds of their own. Threads other than the main one are not
+watched: commands read there what they were told to, before anything else.
 """
 
-import contextlib
-import ctypes
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from mm01_jax.files import FileError, shown
 
-SECONDS, BYTES = 4.0, 160 * 2**20  # of this thread's processor time; that the process may grow by
-_EVERY = 0.02  # seconds between looks
-_raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_inside = threading.local()
+SECONDS, BYTES = 4.0, 160 * 2**20  # of the main thread's processor time; that the process may grow by
+_EVERY, _AGAIN = 0.02, 0.2  # seconds between looks, and interruptions
 _LONG, _LATELY = 0.5, 30.0  # seconds of a reading that counts again in the next one, and until when
+_SIGNAL = signal.SIGVTALRM  # nothing else of ours uses it
 _spent: dict[str, tuple[float, float]] = {}  # of a directory: seconds, and when: a command may open it several times
+_running: "_Watch | None" = None
 
 
 class _Exceeded(BaseException):
     """Raised in the thread that reads, wherever it is; no reader that goes on after an Exception catches it."""
 
 
-@contextlib.contextmanager
-def reading(directory, times: float = 1) -> Iterator[None]:
-    """A context in which a directory may take so much and no more; the outermost counts.
+def reading[T](directory, read: Callable[[], T], times: float = 1) -> T:
+    """What `read` makes of a directory, within what one may take; of readings inside one another the outermost counts.
 
     Args:
       times: of what it may take, where a caller knows that more is there.
@@ -36,70 +35,70 @@ def reading(directory, times: float = 1) -> Iterator[None]:
     Raises:
       FileError: it takes more; names the directory and the bound.
     """
-    if getattr(_inside, "watch", None):
-        yield
-        return
+    global _running
+    if _running or threading.current_thread() is not threading.main_thread():
+        return read()
     place = os.path.realpath(directory)
     before, when = _spent.pop(place, (0.0, 0.0))
     before = before if time.monotonic() - when < _LATELY else 0.0
-    watch = _inside.watch = _Watch(SECONDS * times - before, BYTES * times)
-    try:
-        try:
-            yield
-        finally:
-            watch.end()
+    signal.signal(_SIGNAL, _interrupt)  # and stays: one may be on its way when all is read
+    watch = _Watch(SECONDS * times - before, BYTES * times)
+    try:  # no context manager: in its own first instructions it could be interrupted, and would not end
+        _running = watch
+        made = read()
+        _running = None  # from here on the signal does nothing
     except _Exceeded:
-        watch.end()  # the first may have been interrupted
+        pass
     finally:
-        _inside.watch = None
+        _running = None
+        watch.over.set()
         if watch.seconds() > _LONG:
             _spent[place] = before + watch.seconds(), time.monotonic()
     if watch.found:
         what = "what it says about its weights (configs, manifests, names) takes more than"
         raise FileError(f"{shown(directory)}: {what} {watch.found} to read, so it is none that was made in good faith")
+    return made
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Runs in the main thread between two instructions, so that what it finds running is what it interrupts."""
+    if _running and _running.found:  # a signal for an earlier one may come late
+        raise _Exceeded
 
 
 class _Watch:
-    """Looks at the thread that makes it, from another one, and interrupts it where it exceeds its bounds."""
+    """Looks at the main thread from another one, and signals to it where it exceeds its bounds."""
 
     def __init__(self, seconds: float, nbytes: float):
-        self.found = ""
-        self._thread, self._lock, self._over = threading.get_ident(), threading.Lock(), threading.Event()
-        self._clock, self._most = _clock(self._thread), (seconds, nbytes)
+        self.found, self.over, self._most = "", threading.Event(), (seconds, nbytes)
+        self._clock, self._main = _clock(), threading.get_ident()
         self._began, self._grown = self._clock(), _memory()
         threading.Thread(target=self._look, daemon=True, name="guard").start()
 
     def seconds(self) -> float:
         return self._clock() - self._began
 
-    def end(self) -> None:
-        while not self._over.is_set():
-            with contextlib.suppress(_Exceeded), self._lock:
-                self._over.set()
-                _raise_in(ctypes.c_ulong(self._thread), None)  # what is on its way still
-
     def _look(self) -> None:
         seconds, nbytes = self._most
-        while not self._over.wait(_EVERY):
+        while not self.over.wait(_EVERY):
             if self.seconds() > seconds:
-                self._interrupt(f"{SECONDS:g} s of processor time")
+                self._end(f"{SECONDS:g} s of processor time")
             elif _memory() - self._grown > nbytes:
-                self._interrupt(f"{int(nbytes) >> 20} MiB of memory")
+                self._end(f"{int(nbytes) >> 20} MiB of memory")
 
-    def _interrupt(self, found: str) -> None:
+    def _end(self, found: str) -> None:
         """Again, until it is over: what is raised while a destructor runs is lost."""
-        with self._lock:
-            if not self._over.is_set():
-                self.found = self.found or found
-                _raise_in(ctypes.c_ulong(self._thread), ctypes.py_object(_Exceeded))
-        self._over.wait(10 * _EVERY)
+        if _running is self:
+            self.found = self.found or found
+            signal.pthread_kill(self._main, _SIGNAL)
+        self.over.wait(_AGAIN)
 
 
-def _clock(thread: int):
-    """A thread's processor time in seconds; where a system does not tell it, that of the process."""
+def _clock() -> Callable[[], float]:
+    """This thread's processor time in seconds, for any thread; where a system does not tell it, the process's."""
     if not hasattr(time, "pthread_getcpuclockid"):
         return time.process_time
-    clock = time.pthread_getcpuclockid(thread)
+    clock = time.pthread_getcpuclockid(threading.get_ident())
     return lambda: time.clock_gettime(clock)
 
 

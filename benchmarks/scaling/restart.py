@@ -80,9 +80,13 @@ class Launch:
         return self.began + MOST_SECONDS - time.monotonic()
 
     def finish(self) -> None:
-        """RuntimeError with its last words where a process ends with an error, TimeoutExpired where it does not end."""
+        """RuntimeError with its last words where a process ends with an error, or does not end."""
         for index, process in enumerate(self.processes):
-            if code := process.wait(max(1.0, self.left)):
+            try:
+                code = process.wait(max(1.0, self.left))
+            except subprocess.TimeoutExpired:
+                code = f"nothing for {MOST_SECONDS:.0f} s"
+            if code:
                 raise RuntimeError(f"process {index} ended with {code}: {self.words(index)}")
 
     def words(self, index: int) -> str:
@@ -114,16 +118,14 @@ class Run:
         newest, losses = _steps(run)[-1], _losses(run)
         step = int(newest.name)
         yield [("saved step", step, ""), ("steps after it", max(losses) - step, "")]
-        begun: dict[str, tuple[Launch, Launch]] = {}
-        for name, mesh in places.items():  # all beside each other: nothing is timed
-            shutil.copytree(run, copy := self.folder / f"next {name}")
+        for name, mesh in places.items():  # one after another: two jobs that wait in NCCL on one GPU take turns
             argv = ["-c", RESTORE, run, self.folder / f"again {name}", self.config, *_sizes(mesh)]
-            begun[name] = self._launch(mesh, argv), self._launch(mesh, self._train(copy, mesh, step + PAST))
-        for name, (again, onward) in begun.items():
-            again.finish()
+            self._launch(mesh, argv).finish()
             same = _digest(_steps(self.folder / f"again {name}")[-1]) == _digest(newest)
             yield [(f"restored on {name}", "the same bits" if same else "other bits", "")]
-            onward.finish()
+            shutil.rmtree(self.folder / f"again {name}")
+            shutil.copytree(run, copy := self.folder / f"next {name}")
+            self._launch(mesh, self._train(copy, mesh, step + PAST)).finish()
             found = _losses(self.folder / f"next {name}")
             apart = max(abs(found[at] / losses[at] - 1) for at in range(step + 1, step + PAST + 1))
             yield [(f"losses of the next start on {name}", apart, "relative")]

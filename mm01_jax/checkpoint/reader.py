@@ -40,8 +40,8 @@ class Checkpoint:
         """root: the run that owns the directory; None where a person named it."""
         self.directory = pathlib.Path(directory) / STATE
         FILES.inside(self.directory, root or directory)
-        with guard.reading(root or directory, times=most_leaves / disk_grid.MOST_LEAVES):
-            self.manifest = manifest.read(self.directory, most_leaves)
+        times = most_leaves / disk_grid.MOST_LEAVES
+        self.manifest = guard.reading(root or directory, lambda: manifest.read(self.directory, most_leaves), times)
         self._check_step()
         self.prefix = prefix
         self.passed_over: tuple[str, ...] = ()  # what is wrong with each newer step of its run
@@ -84,8 +84,7 @@ class Checkpoint:
           CheckpointError: it is none, or one of another version.
         """
         try:
-            with guard.reading(self.directory):
-                return saved.from_json(self.config_json)
+            return guard.reading(self.directory, lambda: saved.from_json(self.config_json))
         except ConfigError as error:
             raise CheckpointError(f"{self.directory / manifest.CONFIG}: {error}") from None
 

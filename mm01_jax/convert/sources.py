@@ -36,8 +36,7 @@ class TorchSource:
 
     def __init__(self, directory, *, check_finite: bool = False, rounds: bool = False):
         """rounds: values of a wider dtype than the weights' may be rounded to it, because one was asked for."""
-        with guard.reading(directory):
-            self._read(directory)
+        guard.reading(directory, lambda: self._read(directory))
         self._check_finite, self._rounds = check_finite, rounds
 
     def _read(self, directory) -> None:
@@ -152,8 +151,7 @@ class CheckpointSource:
                 f"{directory}: no checkpoint of mm01_jax but a PyTorch directory, which from-torch reads"
             )
         self._check_finite = check_finite
-        with guard.reading(directory):
-            self._read(directory)
+        guard.reading(directory, lambda: self._read(directory))
 
     def _read(self, directory) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(directory)
