@@ -72,12 +72,13 @@ def array_digest(array: jax.Array, num_stack: int) -> np.ndarray:
     """This process's part of the lanes of a (sharded) array: uint32 of shape stack axes + (4,).
 
     Every element counts once: of the copies of a replicated shard only the first. Add the parts of all processes mod
-    2^32. No device talks to another, so that a process that fails leaves none waiting.
+    2^32. No device talks to another, so that a process that fails leaves none waiting. All processes compile the same
+    programs, one that has none of those shards, too: for GPUs XLA shares what it tries, and waits for the others' part.
     """
     strides = _strides(array.shape[num_stack:])
     shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
     lanes = np.zeros(array.shape[:num_stack] + (LANES,), np.uint32)
-    if sum(shard.data.size for shard in shards) <= _FEW_ELEMENTS:
+    if array.size <= _FEW_ELEMENTS:
         for shard in shards:
             starts = [place.indices(size)[0] for place, size in zip(shard.index, array.shape, strict=True)][num_stack:]
             lanes[shard.index[:num_stack]] += _host_lanes(np.asarray(shard.data), starts, num_stack, strides)

@@ -92,3 +92,28 @@ def test_digest_of_shards_is_that_of_the_whole(spec):
     mesh = jax.make_mesh((2, 2), ("a", "b"), devices=jax.devices()[:4])
     placed = jax.device_put(leaf, jax.sharding.NamedSharding(mesh, jax.P(*spec)))
     np.testing.assert_array_equal(digest.array_digest(placed, 1), [oracle(chunk) for chunk in leaf])
+
+
+def test_a_process_without_an_element_to_count_compiles_what_the_others_do(monkeypatch):
+    """For GPUs XLA shares what it tries among processes: one that compiles another program waits for a day."""
+
+    class Seen:
+        """An array as a process sees it that has only second copies of its shards."""
+
+        addressable_shards = ()
+        shape, size = (3, 8), 24
+
+        def __init__(self, sharding):
+            self.sharding = sharding
+
+    class Compiled(Exception):
+        pass
+
+    def compiled(*args, **kwargs):
+        raise Compiled
+
+    monkeypatch.setattr(digest, "_FEW_ELEMENTS", 10)
+    monkeypatch.setattr(digest, "_mesh_digest", compiled)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    with pytest.raises(Compiled):
+        digest.array_digest(Seen(jax.NamedSharding(mesh, jax.P())), 1)
