@@ -67,9 +67,7 @@ class ArrayRecordFile:
         found = stop = nbytes = 0
         with FILES.open(self.path) as file:
             for records, packed, unpacked in _chunks(file):
-                if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * packed):
-                    what = f"records from {found} on take {unpacked:,} bytes, packed into {packed:,}"
-                    raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
+                self._check_chunk(found, packed, unpacked)
                 if found > stop and nbytes + unpacked > _READ_BYTES:
                     yield (stop := found)
                     nbytes = 0
@@ -83,6 +81,19 @@ class ArrayRecordFile:
             raise DataError(f"{self.name} is damaged in records {found} to {count - 1}: their chunk is none.")
         if stop < count:
             yield count
+
+    def _check_chunk(self, found: int, packed: int, unpacked: int) -> None:
+        if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * packed):
+            what = f"records from {found} on take {unpacked:,} bytes, packed into {packed:,}"
+            raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
+
+    def check_chunks(self) -> None:
+        """DataError of a chunk that would take the memory, for who reads records by their number alone."""
+        found = 0
+        with FILES.open(self.path) as file:
+            for records, packed, unpacked in _chunks(file):
+                self._check_chunk(found, packed, unpacked)
+                found += records
 
     def record(self, number: int) -> bytes:
         """The bytes of a record, whatever they are; DataError when they are not as they were written."""

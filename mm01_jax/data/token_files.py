@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm01_jax.data.text import DataError
-from mm01_jax.files import SMALL, Door, quoted, shown
+from mm01_jax.files import Door, quoted, shown
 
 FORMAT = "mm01 tokens 1"
 FILES = Door(DataError)
 PLAN, MANIFEST = "tokens_plan.json", "tokens.json"
-MOST_MANIFEST = 4 * SMALL
+MOST_MANIFEST = 48 * 2**20
 LISTED = 50_000  # files and bad records that a manifest names: it is read whole
 MOST_DOCUMENTS = 20_000_000  # of a shard: its index is read whole
 # tokens: ids of the document. size: bytes of its text. text: the first 16 bytes of the text's sha256; ids: the first 8

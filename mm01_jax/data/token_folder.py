@@ -15,7 +15,7 @@ import numpy as np
 from mm01_jax.data import token_files
 from mm01_jax.data.corpus import FileSummary
 from mm01_jax.data.text import DataError
-from mm01_jax.data.token_files import FILES, MANIFEST, MOST_MANIFEST, ids_digest
+from mm01_jax.data.token_files import FILES, LISTED, MANIFEST, MOST_DOCUMENTS, MOST_MANIFEST, ids_digest
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import shown
 
@@ -49,7 +49,7 @@ class TokenFolder:
         self.bad = tuple(self.manifest["bad_records"])
         self._itemsize = np.dtype(self.manifest["dtype"]).itemsize
         shards = self.manifest["shards"]
-        _check_files(self._folder, shards)
+        _check_files(self._folder, shards, self._itemsize)
         self._first_S = np.cumsum([0, *(shard[0] for shard in shards)])  # document of each shard
         documents = int(self._first_S[-1])
         self.num_tokens_D, self._ids_D, self.size_D = np.empty((3, documents), np.uint32)
@@ -114,18 +114,30 @@ class TokenFolder:
         see(index)
 
     def _check_totals(self) -> None:
-        found = {"documents": len(self), "tokens": int(self.num_tokens_D.sum(dtype=np.uint64))}
-        for name, value in found.items():
+        sums = {"documents": len(self)}
+        for name, values_D in (("tokens", self.num_tokens_D), ("text_bytes", self.size_D)):
+            sums[name] = int(values_D.sum(dtype=np.uint64))
+        for name, value in sums.items():
             if value != self.manifest[name] or not value:
                 said = f"{name} is {self.manifest[name]:,}, its shards have {value:,}"
                 raise DataError(f"{self._folder / MANIFEST}: {said}.")
+        listed = {"num_files": len(self.files), "bad": len(self.bad)}  # of more than LISTED not all are
+        for name, value in listed.items():
+            if value < min(self.manifest[name], LISTED) or value > self.manifest[name]:
+                said = f"{name} is {self.manifest[name]:,}, and {value:,} are named"
+                raise DataError(f"{self._folder / MANIFEST}: {said}.")
+        for name, most in (("documents_dropped", "documents"), ("dropped", "text_bytes")):
+            if (value := self.manifest[name]) > sums[most]:
+                raise DataError(f"{self._folder / MANIFEST}: {name} is {value:,}, more than {most}, {sums[most]:,}.")
 
     def _open(self, shard: int):
         from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
 
         path = token_files.paths(self._folder, shard).tokens
         FILES.check(path, root=self._folder)
-        return ArrayRecordFile(str(path), path)
+        file = ArrayRecordFile(str(path), path)
+        file.check_chunks()
+        return file
 
     def _tokens(self, document: int) -> np.ndarray:
         """int32 ids of a document; DataError where they are not those that were written."""
@@ -169,12 +181,16 @@ def _manifest(folder: pathlib.Path) -> dict:
     return token_files.check(FILES.json(path, root=folder, most=MOST_MANIFEST), token_files.MANIFEST_KINDS, path)
 
 
-def _check_files(folder: pathlib.Path, shards: list[list]) -> None:
-    """Every file of tokens is there, of its size, and no other one."""
+def _check_files(folder: pathlib.Path, shards: list[list], itemsize: int) -> None:
+    """Every file of tokens is there, of a size that holds its tokens, and no other one."""
     wanted = {}
-    for number, (documents, _, size, _, _) in enumerate(shards):
+    for number, (documents, tokens, size, _, _) in enumerate(shards):
         if documents:
             paths = token_files.paths(folder, number)
+            if documents > min(tokens, MOST_DOCUMENTS) or tokens * itemsize > size:
+                said = f"shard {number} has {documents:,} documents of {tokens:,} tokens in {size:,} bytes"
+                allowed = f"at most {MOST_DOCUMENTS:,}, of a token or more, each of {itemsize} bytes"
+                raise DataError(f"{folder / MANIFEST}: {said}; allowed: {allowed}.")
             wanted[paths.tokens.name] = size
             wanted[paths.index.name] = documents * token_files.INDEX.itemsize
     with FILES.errors(folder), os.scandir(folder) as entries:

@@ -148,6 +148,12 @@ def change_manifest(folder, **values):
     (folder / MANIFEST).write_text(json.dumps(plain | values))
 
 
+def change_shard(folder, place: int, value: int):
+    shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    shards[0][place] = value
+    change_manifest(folder, shards=shards)
+
+
 def rewrite(folder, record: bytes):
     """The first shard with one document, everything said of it made to fit."""
     import hashlib
@@ -165,8 +171,14 @@ def rewrite(folder, record: bytes):
     before = shards[0]
     digest = hashlib.sha256(row.tobytes()).hexdigest()
     shards[0] = [1, len(record) // 2, paths.tokens.stat().st_size, before[3], digest]
+    indexes = [
+        np.fromfile(token_files.paths(folder, number).index, INDEX)
+        for number in range(len(shards))
+        if shards[number][0]
+    ]
     totals = {"documents": sum(s[0] for s in shards), "tokens": sum(s[1] for s in shards)}
-    change_manifest(folder, shards=shards, **totals)
+    text_bytes = int(sum(index["size"].sum() for index in indexes))
+    change_manifest(folder, shards=shards, text_bytes=text_bytes, dropped=0, documents_dropped=0, **totals)
 
 
 DAMAGES = {
@@ -192,8 +204,31 @@ DAMAGES = {
     "a format": (lambda f: change_manifest(f, format="mm01 tokens 2"), "format is 'mm01 tokens 2'"),
     "a name": (lambda f: change_manifest(f, more=1), "'more' is a name that mm01-tokenize never writes"),
     "shards": (lambda f: change_manifest(f, shards=[[1, 2]]), "shards is"),
+    "bytes of text": (lambda f: change_manifest(f, text_bytes=2**63 - 1), "text_bytes is 9,223,372,.* its shards have"),
+    "files": (lambda f: change_manifest(f, num_files=2**62), "num_files is 4,611,686,.* are named"),
+    "bad records": (lambda f: change_manifest(f, bad=2**62), "bad is 4,611,686,.* are named"),
+    "dropped": (lambda f: change_manifest(f, dropped=2**62), "dropped is 4,611,686,.* more than text_bytes"),
+    "more documents than a shard may have": (
+        lambda f: (change_shard(f, 0, 10**11), change_shard(f, 1, 10**11)),
+        "tokens.json: shard 0 has 100,000,000,000 documents .* allowed: at most 20,000,000",
+    ),
+    "more tokens than its bytes": (
+        lambda f: change_shard(f, 1, 2**40),
+        "tokens.json: shard 0 has .* of 1,099,511,627,776 tokens in .* bytes",
+    ),
     "another tokenizer": (lambda f: change_manifest(f, tokenizer="0" * 64), "tokens of another tokenizer"),
 }
+
+
+def test_a_record_that_unpacks_to_very_many_bytes_is_refused_before_it_is_read(damaged):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder, paths = TokenFolder(str(damaged)), token_files.paths(damaged, 0)
+    writer = ArrayRecordWriter(str(paths.tokens), "group_size:1,zstd")
+    writer.write(bytes(80 * 2**20))
+    writer.close()
+    with pytest.raises(DataError, match="tokens-00000.arrayrecord: records from 0 on take 83,8.*packed into"):
+        folder.tokens(0)
 
 
 @pytest.mark.parametrize("name", DAMAGES)
