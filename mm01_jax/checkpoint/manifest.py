@@ -52,7 +52,7 @@ _LEAF = {
     "stack": plain.WHOLE,
     "file": plain.SIZES,
     "block": plain.SIZES,
-    "lanes": plain.Kind("hex digits", lambda x: isinstance(x, str) and bool(re.fullmatch("([0-9a-f]{8})*", x))),
+    "lanes": plain.Kind("hex digits", lambda x: isinstance(x, str) and bool(re.fullmatch("(?:[0-9a-f]{8})*+", x))),
     "sha256": plain.SHA256,
 }
 _PACKAGES = ("mm01_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")

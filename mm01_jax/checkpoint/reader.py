@@ -212,10 +212,10 @@ def step_name(step: int) -> str:
 
 
 def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    """Committed steps in rising order; whether they are sound is another question."""
+    """What stands under the names of steps, in rising order; whether they are sound, or folders, is another question."""
     if not directory.is_dir():
         return []
-    numbered = ((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
+    numbered = ((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name))
     return sorted((step, p) for step, p in numbered if p.name == step_name(step))
 
 
