@@ -91,7 +91,7 @@ def read_file(path: str) -> Config:
     if file.suffix == ".py":
         return _run_file(file)
     try:
-        return saved.from_json(files.Door().text(file))
+        return saved.from_json(files.Door().text(file, most=saved.MOST_BYTES))
     except files.FileError as error:
         raise _refused("--config", path, f"{ALLOWED}, that can be read ({error})", _EXAMPLE) from None
     except ConfigError as error:

@@ -141,3 +141,9 @@ def test_a_manifest_of_very_many_digests_takes_little_more_than_its_bytes():
         assert tracemalloc.get_traced_memory()[1] < 1e6
     finally:
         tracemalloc.stop()
+
+
+def test_a_run_that_is_a_step_as_well_is_refused_by_both_names(run):
+    shutil.copytree(run / "checkpoints/00000001/state", run / "state")
+    with pytest.raises(checkpoint.CheckpointError, match="both state, .* and checkpoints, "):
+        checkpoint.open_checkpoint(run)
