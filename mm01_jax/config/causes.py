@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from mm01_jax.config import Change, Config, Problem, fields
 
 Judge = Callable[[Config], Iterable[Problem]]
+_MOST_ITEMS = 1000  # of all lists: more are judged once, not for each of thousands of changes
 _FARTHEST = 256  # how far from a number with several problems one without any is looked for
 
 
 def named_once(config: Config, judge: Judge) -> list[Problem]:
     """What `judge` has against a config, each cause once: first those of several problems, then the other problems."""
     named, broken = [], list(judge(config))
+    if sum(len(value) for value in fields.values(config).values() if isinstance(value, tuple)) > _MOST_ITEMS:
+        return broken
     while changes := _causes(config, judge, broken):
         mended = _with(config, changes)
         left = list(judge(mended))
