@@ -21,7 +21,6 @@ with an error ends at once; `pulse` ends the others.
 """
 
 import contextlib
-import difflib
 import gc
 import io
 import itertools
@@ -38,6 +37,7 @@ from absl import flags
 
 from mm01_jax import job, messages, signals
 from mm01_jax.files import OF_THE_DISK, FileError, shown
+from mm01_jax.values import similar
 
 TYPED, DISK, PREEMPTED, CLOSED_PIPE = 2, 74, 75, 141
 _STATUS = re.compile("[A-Z_]+: ")  # in front of what jaxlib says, also where it makes a ValueError of it
@@ -267,7 +267,7 @@ def refuse_what_is_no_command(typed: Sequence[str]) -> None:
         return
     commands = [f"{package}.{main.parent.name}" for main in sorted(here.glob("*/__main__.py"))]
     nearest = next((name for name in commands if f"{module}.".startswith(f"{name}.")), None)
-    nearest = nearest or (difflib.get_close_matches(module, commands, n=1, cutoff=0) or commands)[0]
+    nearest = nearest or (similar(module, commands, cutoff=0) or commands)[0]
     allowed = f"{', '.join(commands)}; nearest: {nearest} (see --help)"
     print(f"python -m: got {module}, which is no command; allowed: {allowed}", file=sys.stderr)
     sys.exit(TYPED)

@@ -244,7 +244,7 @@ def _tokenizer(root: pathlib.Path, config: Config, asked: str | None) -> Tokeniz
     if not asked and beside is not None:
         FILES.check(beside, root=beside.parent)
         name = str(beside)
-    elif not asked and name != "bytes" and not pathlib.Path(name).is_file():
+    elif not asked and name != "bytes" and not os.path.isfile(name):
         raise ValueError(
             f"{root}: no {TOKENIZER_FILE} beside the weights, and data.tokenizer={name!r} is no file here: put the "
             "tokenizer of the model there"

@@ -30,9 +30,9 @@ def grouped(what: str, names: Iterable[str]) -> list[str]:
 
 
 def together(texts: Iterable[str]) -> list[str]:
-    """Texts, of which those that differ in numbers alone are one, with the first of them."""
+    """Texts, a line each, of which those that differ in numbers alone are one, with the first of them."""
     alike: dict[str, list[str]] = {}
-    for text in texts:
+    for text in map(_line, texts):
         alike.setdefault(re.sub(r"\d+", "*", text), []).append(text)
     told = []
     for pattern, group in alike.items():
@@ -48,8 +48,12 @@ def screen(message: object) -> str:
     lines = str(message).splitlines() or [""]
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], f"and {len(lines) - LINES + 1:,} more lines"]
-    text = "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
+    text = "\n".join(map(_line, lines))
     return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 4]} ..."
+
+
+def _line(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def say(message: object) -> None:

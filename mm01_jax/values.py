@@ -7,10 +7,12 @@ import itertools
 import math
 import os
 import pathlib
+from collections.abc import Iterable
 
 from mm01_jax import taken
 
 MOST_TOKENS = 10_240_000  # of an answer: positions that the released model has (max_position_embeddings)
+MOST_NAME = 4096  # characters of a name, which may be a path
 _FILE = "a file in a folder that exists, new or to be replaced"
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 
@@ -53,9 +55,14 @@ def _exists(path: str) -> bool:
     return True
 
 
+def similar(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The names most like a word, the nearest first; none of a text that is too long for a name."""
+    return difflib.get_close_matches(word, names, n=n, cutoff=cutoff) if len(word) <= MOST_NAME else []
+
+
 def nearest_path(path: object) -> str | None:
     """What exists and is most like a path that does not, whose first missing part is taken for a slip."""
-    place = pathlib.Path(str(path))
+    place = pathlib.Path(str(path)[: MOST_NAME + 1])  # a longer one exists nowhere
     with contextlib.suppress(OSError, ValueError):
         missing = next((part for part in (*reversed(place.parents), place) if not part.exists()), None)
         if missing is None:
@@ -64,7 +71,7 @@ def nearest_path(path: object) -> str | None:
             names = {entry.name.lower(): entry.name for entry in itertools.islice(entries, _MOST_BESIDE)}
         if names.get(missing.name.lower()) == missing.name:  # a link that leads nowhere
             return None
-        near = difflib.get_close_matches(missing.name.lower(), names, n=1)
+        near = similar(missing.name.lower(), names)
         if near:
             meant = missing.parent / names[near[0]]
             whole = meant / place.relative_to(missing)

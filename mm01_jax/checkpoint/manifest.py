@@ -23,6 +23,7 @@ import numpy as np
 
 from mm01_jax.checkpoint import digest, disk_grid, plain
 from mm01_jax.checkpoint.errors import FILES, CheckpointError, OtherVersion
+from mm01_jax.config import saved
 from mm01_jax.files import shown
 
 NAME = "manifest.json"
@@ -52,7 +53,7 @@ _LEAF = {
     "stack": plain.WHOLE,
     "file": plain.SIZES,
     "block": plain.SIZES,
-    "lanes": plain.Kind("hex digits", lambda x: isinstance(x, str) and bool(re.fullmatch("([0-9a-f]{8})*", x))),
+    "lanes": plain.Kind("hex digits", lambda x: isinstance(x, str) and bool(re.fullmatch("(?:[0-9a-f]{8})*+", x))),
     "sha256": plain.SHA256,
 }
 _PACKAGES = ("mm01_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
@@ -164,7 +165,7 @@ def read(directory: pathlib.Path, most_leaves: int = disk_grid.MOST_LEAVES) -> M
     """
     manifest = read_file(directory / NAME, most_leaves)
     for name, sha256 in manifest.files.items():
-        if hashlib.sha256(FILES.read(directory / name, root=directory)).hexdigest() != sha256:
+        if hashlib.sha256(FILES.read(directory / name, root=directory, most=saved.MOST_BYTES)).hexdigest() != sha256:
             raise CheckpointError(f"{directory / name}: the file does not match its checksum in {NAME}")
     return manifest
 

@@ -69,12 +69,12 @@ class Checkpoint:
     @property
     def config_json(self) -> str:
         """The run's configuration, as saved: JSON text, never code."""
-        return FILES.text(self.directory / manifest.CONFIG, root=self.directory)
+        return FILES.text(self.directory / manifest.CONFIG, root=self.directory, most=saved.MOST_BYTES)
 
     @property
     def config_object(self) -> dict:
         """The run's configuration as parsed JSON, its fields not yet checked."""
-        return FILES.json(self.directory / manifest.CONFIG, root=self.directory)
+        return FILES.json(self.directory / manifest.CONFIG, root=self.directory, most=saved.MOST_BYTES)
 
     @property
     def config(self) -> Config:
@@ -179,6 +179,9 @@ def open_checkpoint(
     """
     directory = pathlib.Path(directory)
     if (directory / STATE).is_dir():
+        if os.path.lexists(directory / CHECKPOINTS):
+            what = f"it has both {STATE}, of a step or a conversion, and {CHECKPOINTS}, of a run"
+            raise CheckpointError(f"{directory}: {what}: move one of them elsewhere")
         return Checkpoint(directory, prefix, most_leaves=most_leaves)
     for name in (CHECKPOINTS, STATE):
         if os.path.lexists(directory / name):
@@ -212,10 +215,10 @@ def step_name(step: int) -> str:
 
 
 def list_steps(directory: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
-    """Committed steps in rising order; whether they are sound is another question."""
+    """What has the name of a step, in rising order; whether it is one, and sound, is another question."""
     if not directory.is_dir():
         return []
-    numbered = ((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name) and p.is_dir())
+    numbered = ((int(p.name), p) for p in directory.iterdir() if _NUMBER.fullmatch(p.name))
     return sorted((step, p) for step, p in numbered if p.name == step_name(step))
 
 

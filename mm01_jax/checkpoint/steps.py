@@ -86,17 +86,15 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state, meta: dict) -> None:
-        """Starts saving; when this returns, `state` may be donated. A step that is already there is left alone.
+        """Starts saving; when this returns, `state` may be donated.
 
         Args:
           meta: a JSON object; `meta["config"]` becomes config.json, the rest (mesh, data position) joins the manifest.
 
         Raises:
-          SaveFailed: the previous save failed, or there is no room for this one.
+          SaveFailed: the previous save failed, there is no room for this one, or its name is taken.
         """
         self.wait()
-        if (self.directory / step_name(step)).exists():
-            return
         processes.agree(self._obstacle(step, state), SaveFailed)
         snapshot = Snapshot(step, state, meta)
         response = self._begin(self.directory / step_name(step), snapshot)
@@ -104,12 +102,14 @@ class Checkpoints:
         self._thread.start()
 
     def _obstacle(self, step: int, state) -> Exception | None:
-        """Why this save need not be tried: another writer took over, or there is no room."""
+        """Why this save need not be tried: another writer took over, its name is taken, or there is no room."""
         try:
             if self._lock:
                 self._lock.check()
         except Locked as error:
             return error
+        if os.path.lexists(place := self.directory / step_name(step)):  # put there since the run began
+            return SaveFailed(f"step {step}: {place} is there already, and this run did not save it: move it elsewhere")
         needed = sum(x.nbytes for x in jax.tree.leaves(state))
         try:
             free = shutil.disk_usage(self.directory).free

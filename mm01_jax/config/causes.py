@@ -4,6 +4,7 @@ A mesh axis of 3 leaves every dim that it cuts without a whole number of shards.
 all of them are gone when the axis is 2, so the axis is what is wrong. What is left is judged as if that were mended.
 """
 
+import dataclasses
 import itertools
 import os.path
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from mm01_jax.config import Change, Config, Problem, fields
 
 Judge = Callable[[Config], Iterable[Problem]]
+_MOST_ITEMS = 1000  # of all lists: more are judged once, not for each of thousands of changes
 _FARTHEST = 256  # how far from a number with several problems one without any is looked for
 
 
 def named_once(config: Config, judge: Judge) -> list[Problem]:
     """What `judge` has against a config, each cause once: first those of several problems, then the other problems."""
     named, broken = [], list(judge(config))
+    if _items(config) > _MOST_ITEMS:
+        return broken
     while changes := _causes(config, judge, broken):
         mended = _with(config, changes)
         left = list(judge(mended))
@@ -27,6 +31,13 @@ def named_once(config: Config, judge: Judge) -> list[Problem]:
             named.append(Problem(key=key, got=fields.get(config, key), allowed=allowed, nearest=repr(value)))
         config, broken = mended, left
     return named + broken
+
+
+def _items(section: object) -> int:
+    """Of all lists in a config, whose sections may be anything."""
+    if not dataclasses.is_dataclass(section):
+        return len(section) if isinstance(section, tuple) else 0
+    return sum(_items(getattr(section, field.name)) for field in dataclasses.fields(section))
 
 
 def _causes(config: Config, judge: Judge, broken: list[Problem]) -> tuple[Change, ...]:

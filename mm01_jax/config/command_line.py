@@ -29,7 +29,6 @@ from mm01_jax import config, files
 from mm01_jax.config import Config, ConfigError, Problem, fields, rules, saved
 
 _EXAMPLE = "configs/tiny.py"
-MOST_BYTES = 2**20  # of a config's file
 _MOST_BESIDE = 1000  # files of a folder that are looked at for a near name
 _FOLDER = "folder_of_the_config_file"
 ALLOWED = "a shipped config's name, a .py file with get_config, or a saved config in .json"
@@ -86,12 +85,12 @@ def read_file(path: str) -> Config:
         raise _refused("--config", path, f"{ALLOWED}, that exists", _nearest(file))
     if not os.path.isfile(file):
         raise _refused("--config", path, f"{ALLOWED}; it is no regular file", None)
-    if (size := os.path.getsize(file)) > MOST_BYTES:
-        raise _refused("--config", path, f"a file of at most {MOST_BYTES:,} bytes; it has {size:,}", None)
+    if (size := os.path.getsize(file)) > saved.MOST_BYTES:
+        raise _refused("--config", path, f"a file of at most {saved.MOST_BYTES:,} bytes; it has {size:,}", None)
     if file.suffix == ".py":
         return _run_file(file)
     try:
-        return saved.from_json(files.Door().text(file))
+        return saved.from_json(files.Door().text(file, most=saved.MOST_BYTES))
     except files.FileError as error:
         raise _refused("--config", path, f"{ALLOWED}, that can be read ({error})", _EXAMPLE) from None
     except ConfigError as error:

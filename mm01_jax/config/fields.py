@@ -4,7 +4,6 @@ A key is the path of a field, `train.steps` or `mesh.rules.batch`. Sections are 
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from mm01_jax.config import Config, Problem, VisionConfig
+from mm01_jax.values import similar
 
 
 @functools.cache
@@ -188,7 +188,7 @@ def _number(value: str | int | float, *, whole: bool) -> int | float | None:
 def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The most similar of some names, None where nothing resembles."""
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=cutoff)
+    close = similar(name.lower(), by_lower, n=3, cutoff=cutoff)
     close.sort(key=lambda other: sorted(other) != sorted(name.lower()))  # swapped letters are the commonest slip
     return by_lower[close[0]] if close else None
 

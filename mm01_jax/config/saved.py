@@ -8,6 +8,9 @@ from typing import Any
 
 from mm01_jax import files
 from mm01_jax.config import ComputeConfig, Config, ConfigError, Problem, fields, rules
+from mm01_jax.values import MOST_NAME
+
+MOST_BYTES = 2**21  # of a config: with lists of 10,000 and names of 4,096 characters it has less
 
 
 def to_json(config: Config) -> str:
@@ -135,6 +138,9 @@ def _shape_problems(plain: Any, section: type, prefix: str) -> Iterator[Problem]
 def _value_problems(key: str, value: Any, annotation: Any) -> Iterator[Problem]:
     if isinstance(value, list) and len(value) > _MOST_ITEMS:
         got, allowed = f"a list of {len(value):,}", f"a list of at most {_MOST_ITEMS:,}"
+        yield Problem(key=key, got=got, allowed=allowed, nearest="a shorter one")
+    elif isinstance(value, str) and len(value) > MOST_NAME:
+        got, allowed = f"text of {len(value):,} characters", f"at most {MOST_NAME:,}"
         yield Problem(key=key, got=got, allowed=allowed, nearest="a shorter one")
     elif not fields.fits(fields.canonical(value, annotation), annotation):
         nearest = fields.nearest_value(key, value, annotation)

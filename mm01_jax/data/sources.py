@@ -6,7 +6,6 @@ directory or a glob of a user's files.
 """
 
 import contextlib
-import difflib
 import functools
 import itertools
 import os
@@ -23,6 +22,7 @@ from mm01_jax.data.stdlib import stdlib_shards
 from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, Unreadable
 from mm01_jax.data.token_files import MANIFEST, is_token_folder
 from mm01_jax.files import quoted, shown, why
+from mm01_jax.values import similar
 
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrayrecord")
@@ -148,7 +148,7 @@ def _nothing_found(source: str) -> str:
     parent, names = pathlib.Path(source).parent, ["stdlib"]
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         names += [str(parent / entry.name) for entry in itertools.islice(entries, _MOST_BESIDE)]
-    near = difflib.get_close_matches(source, names, n=1, cutoff=0.5)
+    near = similar(source, names, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"data.source={source!r} is neither 'stdlib' nor a path or glob of {', '.join(SUFFIXES)} files.{hint}"
 

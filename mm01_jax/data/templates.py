@@ -22,7 +22,7 @@ from mm01_jax.data import conversations, marked_text
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
 from mm01_jax.data.text import DataError
-from mm01_jax.data.tokenizer import Tokenizer
+from mm01_jax.data.tokenizer import Tokenizer, check_utf8
 from mm01_jax.files import Door, quoted, shown
 
 Message = dict[str, Any]
@@ -250,12 +250,14 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, str]:
-    """Special tokens by their names; ValueError where they are long: a template may say each any number of times."""
+    """Special tokens by their names; ValueError where they are long (a template may say each many times) or no text."""
     found = {key: value for key, value in map(_token, config.items()) if value}
     if (size := sum(map(len, found.values()))) > _MOST_TOKENS:
         longest = shown(max(found, key=lambda key: len(found[key])))
         what = f"special tokens of {size:,} characters, the longest {longest}; allowed: at most {_MOST_TOKENS:,}"
         raise ValueError(f"{shown(path)}: {what}")
+    for key, token in found.items():
+        check_utf8(f"{shown(path)}: {shown(key)}", token)
     return found
 
 

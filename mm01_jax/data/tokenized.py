@@ -15,6 +15,7 @@ from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import written
 
 _TOGETHER, _TEXTS_TOGETHER = 1 << 20, 64  # bytes and number of texts that are encoded together
+MOST_TOKENS = 100  # of a byte, and of a hundred bytes beside each text's: NFKC and bytes as tokens make eleven
 PAYS_SECONDS = 60.0  # of counting, from which on it pays to make tokens once
 
 
@@ -108,6 +109,9 @@ class TokenizedDocuments:
             raise DataError(f"{file} is no array of NumPy; delete it, it is made again.") from error
         if counts_D.shape != self._chosen_D.shape or counts_D.dtype != np.int64 or (counts_D < 1).any():
             raise DataError(f"{file} does not hold {len(self._chosen_D)} token counts; delete it, it is made again.")
+        if len(beyond := np.flatnonzero(counts_D > self._most_tokens(self._chosen_D))):
+            label, count = self._corpus.label(int(self._chosen_D[beyond[0]])), counts_D[beyond[0]]
+            raise DataError(f"{file} says {count:,} tokens of {label}, too many; delete it, it is made again.")
         return counts_D
 
     def _encode_once(self, document: int) -> np.ndarray:
@@ -120,7 +124,13 @@ class TokenizedDocuments:
             raise DataError(
                 f"{self._corpus.label(source)}: data.tokenizer={self._tokenizer.name!r} makes {what} of it."
             )
+        if len(ids) > (most := int(self._most_tokens(source))):
+            name, what = self._tokenizer.name, f"{len(ids):,} tokens; allowed: at most {most:,}"
+            raise DataError(f"{self._corpus.label(source)}: data.tokenizer={name!r} makes {what}.")
         return ids
+
+    def _most_tokens(self, source: np.ndarray | int) -> np.ndarray:
+        return MOST_TOKENS * (self._corpus.size_D[source] + 100)
 
 
 def _save(file: pathlib.Path, counts_D: np.ndarray) -> None:

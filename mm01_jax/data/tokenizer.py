@@ -1,7 +1,6 @@
 """Text to token ids and back: bytes, which need nothing, or a user's `tokenizer.json`."""
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import os
@@ -15,7 +14,7 @@ import numpy as np
 from mm01_jax.data import tokenizer_guard, tokenizer_process
 from mm01_jax.data.text import BadFile
 from mm01_jax.files import Door, shown, utf8, why, write
-from mm01_jax.values import nearest_path
+from mm01_jax.values import nearest_path, similar
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
@@ -256,7 +255,7 @@ def open_tokenizer(name: str, harmless: str | None = None) -> Tokenizer:
     if name == "bytes":
         return BytesTokenizer()
     if not os.path.exists(name) or os.path.isdir(name):  # what else is there and no file is refused as such
-        near = next(iter(difflib.get_close_matches(name, ["bytes"], n=1, cutoff=0.5)), None) or nearest_path(name)
+        near = next(iter(similar(name, ["bytes"], cutoff=0.5)), None) or nearest_path(name)
         hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")
     return BytesTokenizer() if _is_bytes(name) else FileTokenizer(name, harmless)

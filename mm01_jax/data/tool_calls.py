@@ -55,7 +55,7 @@ def _json_form(word: str, holds: int | None) -> Form:
         open=f"<{word}>",
         lead="",
         close=f"</{word}>",
-        head=re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\\n]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)'),
+        head=re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\\n]|\\.)*+")\s*,\s*"arguments"\s*:\s*(?=\{)'),
         partial=re.compile(r"\{.*", re.DOTALL),
         before='{"name": NAME, "arguments": ',
         after="}",

@@ -5,7 +5,6 @@ came; Ctrl-D ends. What a model thinks first is said aside, on stderr: a pipe ha
 """
 
 import contextlib
-import difflib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from mm01_jax import signals
 from mm01_jax.inference.thoughts import Said, Thoughts
 from mm01_jax.messages import answer, screen
+from mm01_jax.values import similar
 
 MOST = 2**25  # characters of a line of a pipe
 WORDS = {"/reset": "forgets the conversation", "/exit": "ends, as Ctrl-D does", "/help": "says this"}
@@ -77,7 +77,7 @@ class Chat:
         elif word == "/help":
             print("\n".join(f"{name:8}{does}" for name, does in WORDS.items()), file=out)
         elif word.startswith("/") and not word.startswith("//"):
-            near = difflib.get_close_matches(word, WORDS, n=1, cutoff=0.0)[0]
+            near = next(iter(similar(word, WORDS, cutoff=0.0)), "/help")
             print(f"({word}: allowed: {', '.join(WORDS)}; nearest: {near}; //... says a line that starts so)", file=out)
         else:
             self._answer(word[1:] if word.startswith("//") else line, out)

@@ -16,6 +16,7 @@ from mm01_jax import files
 NAME = "metrics.jsonl"
 _NAMED = 5  # of many damaged lines
 _MOST_LINE, _MOST_LISTS = 2**22, 2**12  # bytes of one line, the longest of layers x experts numbers; a list a layer
+_MOST_FOREIGN = 2**9  # bytes of a line that begins otherwise and is read for its step
 _DAMAGED = 1000  # lines looked at from one place for one that is whole
 _WHOLE = 2**21  # bytes of a file, or of its end, whose every record a picture takes
 _PLACES, _PIECE = 2000, 2**20  # of a picture, in what is before, and bytes looked at from each
@@ -65,7 +66,7 @@ def _step_from(file: BinaryIO, place: int) -> tuple[int, int | None]:
             break
         if (match := _STEP.match(line)) and line.endswith(b"}\n"):
             return file.tell(), int(match[1])
-        if (record := _record(line)) is not None:
+        if len(line) <= _MOST_FOREIGN and (record := _record(line)) is not None:
             return file.tell(), record["step"]
     return place, None
 

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -114,3 +115,35 @@ def test_a_damaged_step_is_moved_aside_though_what_lay_there_cannot_be_deleted(r
         assert checkpoints.restore_latest(abstract(state)).step == 1
     assert not (run / "checkpoints/00000002").exists()
     assert len(list((run / "checkpoints/damaged").glob("00000002.*/state/manifest.json"))) == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, pathlib.Path.touch, lambda path: os.symlink("nowhere", path)])
+def test_what_has_the_name_of_a_coming_step_and_is_none_is_set_aside_and_the_step_is_saved(run, state, make):
+    place = run / "checkpoints/00000006"
+    make(place)
+    assert f"{place}/state" in checkpoint.open_checkpoint(run).notice
+    with checkpoint.Checkpoints(run) as checkpoints:
+        assert checkpoints.restore_latest(abstract(state)).step == 2
+        checkpoints.save(6, state, META)
+        checkpoints.wait()
+        assert os.path.lexists(run / "checkpoints/damaged/00000006")
+        assert checkpoints.restore_latest(abstract(state)).step == 6
+        make(place.with_name("00000007"))  # while the run goes on
+        with pytest.raises(checkpoint.SaveFailed, match="00000007 is there already"):
+            checkpoints.save(7, state, META)
+
+
+def test_a_manifest_of_very_many_digests_takes_little_more_than_its_bytes():
+    digits, odd, holds = "0" * 8_000_000, "0" * 7_999_999, manifest._LEAF["lanes"].holds
+    tracemalloc.start()
+    try:
+        assert holds(digits) and not holds(odd)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_run_that_is_a_step_as_well_is_refused_by_both_names(run):
+    shutil.copytree(run / "checkpoints/00000001/state", run / "state")
+    with pytest.raises(checkpoint.CheckpointError, match="both state, .* and checkpoints, "):
+        checkpoint.open_checkpoint(run)

@@ -89,8 +89,8 @@ def test_only_the_newest_steps_are_kept_and_nothing_else_stays(tmp_path, states)
         checkpoint.Checkpoints(tmp_path, keep=0)
 
 
-def test_saving_a_step_that_is_there_leaves_it_alone(run, states):
-    with checkpoint.Checkpoints(run) as checkpoints:
+def test_saving_a_step_that_is_there_is_refused_and_leaves_it_alone(run, states):
+    with checkpoint.Checkpoints(run) as checkpoints, pytest.raises(checkpoint.SaveFailed, match="is there already"):
         checkpoints.save(2, states[3], META)
     assert bits(restore(run, states[0]).state) == bits(states[2])
 

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from configs import vl_01
-from mm01_jax.config import ConfigError, command_line, fields, saved
+from mm01_jax import values
+from mm01_jax.config import ConfigError, Problem, command_line, fields, saved
+from mm01_jax.config.causes import named_once
 from tests import small
 from tests.config import wrong_base
 
@@ -168,3 +170,25 @@ def test_a_list_of_very_many_is_refused_before_each_of_it_is_looked_at():
     with pytest.raises(ConfigError, match="train.batch_ramp: got .*199,999.*; allowed: a list of at most 10,000"):
         saved.from_json(text)
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(("section", "name"), [("data", "tokenizer"), ("data", "source"), ("model", "routing")])
+def test_a_text_of_very_many_characters_is_refused_by_key_before_it_is_compared(section, name):
+    plain = json.loads(saved.to_json(small.config()))
+    plain[section][name] = "a" * 2_000_000
+    text = json.dumps(plain)
+    with pytest.raises(ConfigError, match=f"{section}.{name}: got 'text of 2,000,000 characters'; .* at most 4,096"):
+        saved.from_json(text)
+
+
+def test_what_is_too_long_for_a_name_is_like_no_name(monkeypatch):
+    monkeypatch.setattr(values.difflib, "get_close_matches", None)  # it would note every letter
+    assert values.similar("a" * 5000, ["aa"]) == [] and fields.nearest_name("a" * 5000, ["aa"]) is None
+
+
+def test_what_is_wrong_with_long_lists_is_judged_once_and_not_for_every_change(monkeypatch):
+    judged = []
+    config = fields.replace(small.config(), "train.batch_ramp", tuple((step, 3) for step in range(1, 2000)))
+    problems = [Problem(key="model.embed_dim", got=8, allowed=text, nearest="16") for text in ("even", "large")]
+    assert named_once(config, lambda other: judged.append(other) or problems) == problems
+    assert len(judged) == 1

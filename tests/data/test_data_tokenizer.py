@@ -98,6 +98,10 @@ def test_token_counts_are_kept_and_a_damaged_file_of_them_is_refused(bpe, tmp_pa
     kept.write_bytes(kept.read_bytes()[:-3])
     with pytest.raises(DataError, match="token_counts_.*delete it"):
         open_dataset(config, 16, 300, cache=tmp_path / "cache")
+    for many in (2**62, 2**30):
+        np.save(kept, np.full_like(first.documents.num_tokens_D, many))
+        with pytest.raises(DataError, match=f"token_counts_.* says {many:,} tokens of .*, too many; delete"):
+            open_dataset(config, 16, 300, cache=tmp_path / "cache")
     np.save(kept, first.documents.num_tokens_D + 1)
     rows = open_dataset(config, 16, 300, cache=tmp_path / "cache").train
     with pytest.raises(DataError, match="tokens, .* were counted"):

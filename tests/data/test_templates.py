@@ -147,6 +147,9 @@ def test_special_tokens_and_templates_of_great_length_are_bad_data_by_their_file
     config.write_text(json.dumps({"bos_token": {"content": "b" * 9000}, "eos_token": "e" * 2000, "chat_template": "x"}))
     with pytest.raises(DataError, match=r"tokenizer_config\.json: special tokens of 11,000 .* longest bos_token; a"):
         templates.choose(None, [tmp_path], BYTES)
+    config.write_text('{"bos_token": "\\ud800", "chat_template": "x"}')
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: bos_token: character 0 is half a pair of surrogates"):
+        templates.choose(None, [tmp_path], BYTES)
     config.write_text("{}")
     jinja.write_text("x" * 300_000)
     with pytest.raises(DataError, match=r"\.jinja: a chat template of 300,000 characters; allowed: at most 262,144"):

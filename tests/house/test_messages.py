@@ -58,3 +58,7 @@ def test_what_a_model_says_gives_a_terminal_no_orders_and_a_pipe_has_it_as_it_is
     assert messages.answer(said, Out()) == (r"\x1b[2J\r\x07\x9b1A\x7f" if terminal else said)
     chat.Shown(out := Out(), thinks=False).take(f"a{said}")
     assert out.getvalue() == f"a{messages.answer(said, out)}"
+
+
+def test_a_name_of_several_lines_is_a_line_of_a_list():
+    assert messages.together(["missing x\nmm01-convert: all agrees"]) == ["missing x\\nmm01-convert: all agrees"]

@@ -73,6 +73,7 @@ OUTSIDE = {
     "lm_eval": ("mm01_jax.evals.harness",),
     "safetensors": ("mm01_jax.convert",),
     "jax.experimental.pallas": ("pallas_kernels",),
+    "difflib": ("mm01_jax.values", "pallas_kernels.dispatch"),  # the first bounds what is compared
     "absl": ("mm01_jax.arguments", "mm01_jax.command"),
 }
 

@@ -206,3 +206,10 @@ def test_a_tensorboard_of_another_version_is_said_once_and_the_lines_are_written
     log.close()
     assert len(said) == 1 and "nothing more is written there" in said[0]
     assert len(read_metrics(tmp_path)) == 1
+
+
+def test_the_end_of_a_step_is_looked_for_without_reading_long_lines_that_are_no_records(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 4}\n' + ('{"x": [' + "0.1," * 10_000 + "0.1]}\n") * 11)
+    monkeypatch.setattr(metrics_file, "_record", None)
+    assert metrics_file.cut(path, 4, print) == len('{"step": 4}\n')
