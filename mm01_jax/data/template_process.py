@@ -21,7 +21,6 @@ import jinja2.constants
 from jinja2 import nodes, sandbox
 from jinja2.ext import Extension
 
-
 _SAID = 400  # characters of an error, which may be of any length
 
 

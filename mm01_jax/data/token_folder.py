@@ -49,7 +49,7 @@ class TokenFolder:
         self.bad = tuple(self.manifest["bad_records"])
         self._itemsize = np.dtype(self.manifest["dtype"]).itemsize
         shards = self.manifest["shards"]
-        _check_files(self._folder, shards)
+        _check_files(self._folder, shards, self._itemsize)
         self._first_S = np.cumsum([0, *(shard[0] for shard in shards)])  # document of each shard
         documents = int(self._first_S[-1])
         self.num_tokens_D, self._ids_D, self.size_D = np.empty((3, documents), np.uint32)
@@ -115,10 +115,19 @@ class TokenFolder:
 
     def _check_totals(self) -> None:
         found = {"documents": len(self), "tokens": int(self.num_tokens_D.sum(dtype=np.uint64))}
+        found["text_bytes"] = int(self.size_D.sum(dtype=np.uint64))
         for name, value in found.items():
             if value != self.manifest[name] or not value:
                 said = f"{name} is {self.manifest[name]:,}, its shards have {value:,}"
                 raise DataError(f"{self._folder / MANIFEST}: {said}.")
+        # Of more than LISTED no file is named, and the first bad records.
+        for name, listed, of_more in (("num_files", len(self.files), 0), ("bad", len(self.bad), token_files.LISTED)):
+            said = self.manifest[name]
+            if listed != (said if said <= token_files.LISTED else of_more):
+                raise DataError(f"{self._folder / MANIFEST}: {name} is {said:,}, it lists {listed:,}.")
+        for name, most in (("dropped", found["text_bytes"]), ("documents_dropped", len(self))):
+            if (said := self.manifest[name]) > most:
+                raise DataError(f"{self._folder / MANIFEST}: {name} is {said:,}, of {most:,}.")
 
     def _open(self, shard: int):
         from mm01_jax.data.array_record import ArrayRecordFile  # loads a native library that only this kind needs
@@ -169,12 +178,15 @@ def _manifest(folder: pathlib.Path) -> dict:
     return token_files.check(FILES.json(path, root=folder, most=MOST_MANIFEST), token_files.MANIFEST_KINDS, path)
 
 
-def _check_files(folder: pathlib.Path, shards: list[list]) -> None:
-    """Every file of tokens is there, of its size, and no other one."""
+def _check_files(folder: pathlib.Path, shards: list[list], itemsize: int) -> None:
+    """Every file of tokens is there, of its size, and no other one; memory is taken for what is on the disk alone."""
     wanted = {}
-    for number, (documents, _, size, _, _) in enumerate(shards):
+    for number, (documents, tokens, size, _, _) in enumerate(shards):
         if documents:
             paths = token_files.paths(folder, number)
+            if documents > min(tokens, token_files.MOST_DOCUMENTS) or tokens * itemsize > size:  # none is packed
+                what = f"{documents:,} documents of {tokens:,} tokens, in a file of {size:,} bytes"
+                raise DataError(f"{folder / MANIFEST}: {what}, which mm01-tokenize never writes.")
             wanted[paths.tokens.name] = size
             wanted[paths.index.name] = documents * token_files.INDEX.itemsize
     with FILES.errors(folder), os.scandir(folder) as entries:

@@ -148,6 +148,12 @@ def change_manifest(folder, **values):
     (folder / MANIFEST).write_text(json.dumps(plain | values))
 
 
+def change_shard(folder, column: int, value: int):
+    shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    shards[0][column] = value
+    change_manifest(folder, shards=shards)
+
+
 def rewrite(folder, record: bytes):
     """The first shard with one document, everything said of it made to fit."""
     import hashlib
@@ -155,17 +161,19 @@ def rewrite(folder, record: bytes):
     from array_record.python.array_record_module import ArrayRecordWriter
 
     paths = token_files.paths(folder, 0)
+    plain, sizes = json.loads((folder / MANIFEST).read_text()), np.fromfile(paths.index, INDEX)["size"]
     writer = ArrayRecordWriter(str(paths.tokens), "group_size:1")
     writer.write(record)
     writer.close()
     row = np.zeros(1, INDEX)
     row["tokens"], row["size"], row["ids"], row["text"] = len(record) // 2, 9, ids_digest(record), 7
     paths.index.write_bytes(row.tobytes())
-    shards = json.loads((folder / MANIFEST).read_text())["shards"]
+    shards = plain["shards"]
     before = shards[0]
     digest = hashlib.sha256(row.tobytes()).hexdigest()
     shards[0] = [1, len(record) // 2, paths.tokens.stat().st_size, before[3], digest]
     totals = {"documents": sum(s[0] for s in shards), "tokens": sum(s[1] for s in shards)}
+    totals["text_bytes"] = plain["text_bytes"] - int(sizes.sum()) + 9
     change_manifest(folder, shards=shards, **totals)
 
 
@@ -187,6 +195,15 @@ DAMAGES = {
     "unfinished": (lambda f: (f / MANIFEST).unlink(), "unfinished work of mm01-tokenize"),
     "no manifest": (lambda f: (f / MANIFEST).write_text("[]"), "tokens.json: JSON of a list"),
     "a count": (lambda f: change_manifest(f, documents=7), "documents is 7, its shards have"),
+    "bytes": (lambda f: change_manifest(f, text_bytes=2**63 - 1), "text_bytes is 9,.* its shards have"),
+    "files": (lambda f: change_manifest(f, num_files=2**63 - 1), "num_files is 9,.* it lists"),
+    "bad records": (lambda f: change_manifest(f, bad=2**63 - 1), "bad is 9,.* it lists"),
+    "dropped": (lambda f: change_manifest(f, dropped=2**63 - 1), "dropped is 9,.*, of "),
+    "more documents than any": (lambda f: change_shard(f, 0, 10**11), "100,000,000,000 documents of .* never writes"),
+    "more tokens than bytes": (
+        lambda f: change_shard(f, 1, 10**9),
+        "of 1,000,000,000 tokens, in a file of .* never wr",
+    ),
     "a negative count": (lambda f: change_manifest(f, tokens=-1), "tokens is -1"),
     "a dtype": (lambda f: change_manifest(f, dtype="object"), "dtype is 'object'"),
     "a format": (lambda f: change_manifest(f, format="mm01 tokens 2"), "format is 'mm01 tokens 2'"),
