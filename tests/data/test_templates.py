@@ -150,6 +150,11 @@ def test_a_template_adds_few_tokens_though_its_tokenizer_makes_many_of_a_charact
         Template(loop, "x.jinja").ids([{"role": "user", "content": "hello"}], Many())
 
 
+def test_what_a_template_says_of_an_error_is_cut_where_it_is_said():
+    (found,) = Template("{{ raise_exception('z' * 4000000) }}", "x.jinja")._run([{}])
+    assert found == {"error": "z" * 400}
+
+
 def test_special_tokens_and_templates_of_great_length_are_bad_data_by_their_file(tmp_path):
     config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
     config.write_text(json.dumps({"bos_token": {"content": "b" * 9000}, "eos_token": "e" * 2000, "chat_template": "x"}))
