@@ -16,11 +16,15 @@ from mm01_jax.data.tokenizer import Tokenizer
 _PRIVATE = range(0xE000, 0xF900)  # code points that Unicode leaves to programs
 
 
-@functools.lru_cache(maxsize=4)  # it is asked for at every text
 def specials(tokenizer: Tokenizer) -> re.Pattern:
     """The tokenizer's special tokens in a text, a group; of none, what never matches."""
-    names = sorted(tokenizer.specials, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+    return _any_of(tuple(tokenizer.specials))
+
+
+@functools.lru_cache(maxsize=4)  # it is asked for at every text
+def _any_of(names: tuple[str, ...]) -> re.Pattern:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def unused(text: str) -> str:
