@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from mm01_jax.data.copied import Copied
-from mm01_jax.data.json_lines import json_documents, lines, text_of
+from mm01_jax.data.json_lines import Lines, json_documents, lines, text_of
 from mm01_jax.data.text import FILES, DataError, Record, Seen
 
 _READ = 1 << 16
@@ -24,6 +24,7 @@ _ZSTD_WINDOW = 1 << 27  # what `zstd --long` makes and `zstd -d` takes
 MOST_UNPACKED, MOST_TIMES = 1 << 26, 100
 # Each member of a file takes as long as many lines: so many may have less than so many bytes, `cat` of empty ones too.
 _MOST_SMALL, _SMALL = 1 << 16, 1 << 5
+_MOST_LINES = 1 << 16  # and one of each byte on the disk: a line takes time and memory, however little it says
 
 
 class CompressedLines(Copied):
@@ -39,7 +40,7 @@ class CompressedLines(Copied):
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         with FILES.open(self.path) as file, self._errors():
             unpacked = io.BufferedReader(_Unpacked(self._pieces(file, seen)), _READ)
-            found = ((number, number - 1, line) for number, _, line in lines(unpacked))
+            found = ((number, number - 1, line) for number, line in self._few(lines(unpacked), file))
             empty = True
             read = functools.partial(text_of, field=self.field)
             for one in json_documents(found, read, lambda _: None, f"{self.name} line"):
@@ -47,6 +48,14 @@ class CompressedLines(Copied):
                 yield one
         if empty:
             raise DataError(f"{self.name} is empty: a .jsonl file has at least one line.")
+
+    def _few(self, found: Lines, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+        """Lines with their numbers; DataError where they are many more than bytes have been read of the file."""
+        for number, _, line in found:
+            if number > _MOST_LINES and number > _MOST_LINES + (packed := file.tell()):
+                what = f"its first {packed:,} bytes unpack to {number:,} lines and more"
+                raise DataError(f"{self.name}: {what}; allowed: {_MOST_LINES:,}, and one a byte.")
+            yield number, line
 
     def _pieces(self, file: BinaryIO, seen: Seen) -> Iterator[bytes]:
         """What the file unpacks to; DataError where that is very many times as much."""

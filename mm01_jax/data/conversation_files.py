@@ -24,6 +24,7 @@ from mm01_jax.files import quoted, shown
 from mm01_jax.messages import counted
 
 _MOST_IMAGES = 10_000  # of a conversation
+_KEPT = 1 << 16  # images of which is known that they are whole
 
 
 class Picture(NamedTuple):
@@ -53,8 +54,8 @@ class ConversationShard:
 
     def __init__(self, shard: Shard, folder: pathlib.Path, pairs: bool = False):
         self.name, self._shard, self._folder, self._pairs = shard.name, shard, folder.resolve(), pairs
-        # Many questions may be asked of one image.
-        self._digest = functools.lru_cache(maxsize=1 << 16)(_digest_of_whole)
+        # Many questions may be asked of one image, by one name or several.
+        self._digest, self._whole = functools.lru_cache(maxsize=_KEPT)(self._digest_of_whole), set()
 
     def scan(self, seen: Seen) -> Iterator[Record]:
         for record in self._shard.scan(seen):
@@ -85,6 +86,17 @@ class ConversationShard:
         for picture in found.pictures:
             sha.update(self._digest(picture))
         return sha.digest()[:16]
+
+    def _digest_of_whole(self, picture: Picture) -> bytes:
+        from mm01_jax.data.images.opening import check_whole, content_of  # needs pillow, which text alone does not
+
+        content = content_of(picture.source, picture.name, picture.root)
+        if (digest := hashlib.sha256(content).digest()) not in self._whole:
+            check_whole(content, picture.name)
+            if len(self._whole) == _KEPT:
+                self._whole.clear()
+            self._whole.add(digest)
+        return digest
 
     def _parse(self, content: bytes, label: str) -> Conversation:
         fields, files = _split(content) if isinstance(self._shard, Packed) else (json_object(content), None)
@@ -174,11 +186,3 @@ def _cut(files: bytes, sizes: Sequence[Any]) -> Iterator[bytes]:
     for size in sizes:
         yield files[at : at + size]
         at += size
-
-
-def _digest_of_whole(picture: Picture) -> bytes:
-    from mm01_jax.data.images.opening import check_whole, content_of  # needs pillow, which text alone does not
-
-    content = content_of(picture.source, picture.name, picture.root)
-    check_whole(content, picture.name)
-    return hashlib.sha256(content).digest()

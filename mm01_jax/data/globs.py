@@ -39,6 +39,7 @@ class _Walk:
     def __init__(self, pattern: str, log: Callable[[str], None], is_data: Callable[[str], bool]):
         self._pattern, self._log, self._is_data = pattern, log, is_data
         self._looked, self._found, self._clock = 0, 0, time.monotonic()
+        self._seen: set[tuple[int, int]] = set()  # folders
         self._pseudo = {os.stat(place).st_dev for place in _PSEUDO if os.path.ismount(place)}
 
     def matches(self, place: str, parts: list[str], names: list[tuple[str, bool]] | None = None) -> Iterator[str]:
@@ -85,12 +86,19 @@ class _Walk:
         """(name, whether it is a folder) of what lies in a folder; none where it cannot be read."""
         names = []
         with contextlib.suppress(OSError):
-            if os.stat(place or ".").st_dev in self._pseudo:
+            status = os.stat(place or ".")
+            is_new = (
+                here := (status.st_dev, status.st_ino)
+            ) not in self._seen  # links may lead to it in very many ways
+            self._seen.add(here)
+            if status.st_dev in self._pseudo:
                 self._refuse(f"leads into {place}, which is no folder of data")
             with os.scandir(place or ".") as entries:
                 for entry in entries:
                     is_folder = _is_folder(entry)
-                    self._found += not is_folder and self._is_data(entry.name)  # a link `x.txt` to `.` is none
+                    self._found += (
+                        is_new and not is_folder and self._is_data(entry.name)
+                    )  # a link `x.txt` to `.` is none
                     self._count()
                     names.append((entry.name, is_folder))
         return names

@@ -3,6 +3,7 @@
 What a person wrote is marked before the template sees it, and the marks are taken out behind it.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +18,20 @@ _PRIVATE = range(0xE000, 0xF900)  # code points that Unicode leaves to programs
 
 def specials(tokenizer: Tokenizer) -> re.Pattern:
     """The tokenizer's special tokens in a text, a group; of none, what never matches."""
-    names = sorted(tokenizer.specials, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
+    return _any_of(tuple(tokenizer.specials))
+
+
+@functools.lru_cache(maxsize=4)  # it is asked for at every text
+def _any_of(names: tuple[str, ...]) -> re.Pattern:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
 
 
 def unused(text: str) -> str:
-    return next(mark for mark in map(chr, _PRIVATE) if mark not in text)
+    """A private character that a text has not; ValueError where it has them all."""
+    if not (free := set(map(chr, _PRIVATE)) - set(text)):
+        raise ValueError(f"a conversation has all {len(_PRIVATE):,} characters of private use; allowed: all but one")
+    return min(free)
 
 
 def marked(value: Any, tokenizer: Tokenizer, mark: str) -> Any:

@@ -21,6 +21,8 @@ import jinja2.constants
 from jinja2 import nodes, sandbox
 from jinja2.ext import Extension
 
+_SAID = 400  # characters of an error, which may be of any length
+
 
 class Generation(Extension):
     """`{% generation %} ... {% endgeneration %}`, which say where an answer stands: what is between them."""
@@ -87,7 +89,7 @@ def answer(request: dict) -> list[dict[str, str]]:
     try:
         template = made.from_string(request["template"])
     except jinja2.TemplateSyntaxError as error:
-        return [{"error": f"line {error.lineno}: {error.message}"}] * len(request["calls"])
+        return [{"error": f"line {error.lineno}: {error.message}"[:_SAID]}] * len(request["calls"])
     return [one(template, call, request) for call in request["calls"]]
 
 
@@ -98,7 +100,7 @@ def one(template: jinja2.Template, call: dict, request: dict) -> dict[str, str]:
     except MemoryError:
         return {"error": f"more than {request['bytes']:,} bytes of memory"}
     except Exception as error:  # whatever a stranger's code can raise is its answer
-        return {"error": str(error) or type(error).__name__}
+        return {"error": str(error)[:_SAID] or type(error).__name__}
 
 
 if __name__ == "__main__":

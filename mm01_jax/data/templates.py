@@ -34,7 +34,7 @@ _TIMES, _MORE = 4, 1 << 14
 # Tokens: each character may be said four times, of four bytes; 4,096 more are taken in on one core within seconds.
 _TOKENS_TIMES, _MORE_TOKENS = 16, 1 << 12
 _MOST_SOURCE = 1 << 18  # characters of a template; published ones have up to 30,000
-_MOST_TOKENS = 10_000  # characters of the special tokens together
+_MOST_TOKENS = 10_000  # characters of the special tokens and their names together
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of parts as Python does shows no newline
@@ -127,7 +127,7 @@ class Template(NamedTuple):
         if importlib.util.find_spec("jinja2") is None:
             raise ValueError(f"{self.name}: a chat template needs jinja2: pip install 'mm01_jax[chat]'")
         request = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
-        memory = MEMORY + MEMORY_A_BYTE * len(json.dumps(request))
+        memory = MEMORY + MEMORY_A_BYTE * len(json.dumps(inputs))
         asked = json.dumps(request | {"seconds": SECONDS, "bytes": memory, "added": _MORE, "times": _TIMES}).encode()
         shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("template_process.py"))]
         environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # and nothing of ours beside
@@ -252,8 +252,8 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 def _tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, str]:
     """Special tokens by their names; ValueError where they are long (a template may say each many times) or no text."""
     found = {key: value for key, value in map(_token, config.items()) if value}
-    if (size := sum(map(len, found.values()))) > _MOST_TOKENS:
-        longest = shown(max(found, key=lambda key: len(found[key])))
+    if (size := sum(len(key) + len(value) for key, value in found.items())) > _MOST_TOKENS:
+        longest = shown(max(found, key=lambda key: len(key) + len(found[key])))
         what = f"special tokens of {size:,} characters, the longest {longest}; allowed: at most {_MOST_TOKENS:,}"
         raise ValueError(f"{shown(path)}: {what}")
     for key, token in found.items():

@@ -105,11 +105,14 @@ def _names(content: bytes) -> int:
 
 
 def _is_sound(model: dict[str, Any]) -> bool:
-    """Whether the merges of BPE are of tokens that are there: the library panics at others, and says so at length."""
-    if model["type"] != "BPE":
-        return True
-    words, merges = model["vocab"], model["merges"]
-    pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in merges)
+    """Whether the merges of BPE are of tokens that are there: the library panics at others, and says so at length.
+
+    The vocabulary is an object: in a list each of the merges would be searched for from its beginning.
+    """
+    words, merges = model["vocab"], model.get("merges", [])
+    if model["type"] != "BPE" or not (isinstance(words, dict) and isinstance(merges, list)):
+        return isinstance(words, dict) and model["type"] != "BPE"
+    pairs = (pair if isinstance(pair, list) else pair.split(" ", 2) for pair in merges)
     fixed = any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
     return not fixed and all(a in words and b in words and a + b in words for a, b in pairs)
 

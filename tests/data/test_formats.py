@@ -287,8 +287,11 @@ def test_a_parquet_file_whose_footer_is_very_large_is_refused_before_it_is_read(
         open_dataset(DataConfig(source=str(tmp_path), held_out=0.0), 8, 257)
 
 
-def test_lines_of_which_one_block_holds_very_many_are_told_as_they_are_unpacked(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 400_000, 9))
+def test_lines_of_which_one_block_holds_very_many_are_told_as_they_are_unpacked_or_refused(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "%s"}\n' % (b"a" * 100) * 60_000, 9))
     told = []
-    assert sum(1 for _ in CompressedLines("a", tmp_path / "a.jsonl.gz", "text").scan(told.append)) == 400_000
+    assert sum(1 for _ in CompressedLines("a", tmp_path / "a.jsonl.gz", "text").scan(told.append)) == 60_000
     assert len(told) > 5 and sum(told) == (tmp_path / "a.jsonl.gz").stat().st_size
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 70_000))
+    with pytest.raises(DataError, match=r"^a: its first .* lines and more; allowed: 65,536, and one"):
+        list(CompressedLines("a", tmp_path / "a.jsonl.gz", "text").scan(told.append))

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import struct
+import time
+import zlib
 
 import numpy as np
 import pytest
@@ -147,3 +150,45 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_they_are_read():
     last = whole[whole.rindex(b"\xff\xda") : -2]
     with pytest.raises(ImageError, match=r"has [23]\d\d scans, each as long to read as a picture; allowed are 100"):
         open_image(whole[:-2] + last * 200 + whole[-2:])
+
+
+def tiff(tags: list[tuple[int, int]], pixels: bytes, then: int = 0) -> bytes:
+    """A TIFF of 16 x 16 grey values; `then` is where the header of its next picture stands."""
+    rows = [(256, 16), (257, 16), (258, 8), (262, 1), (277, 1), *tags]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(rows))
+    at = struct.pack("<4sI", b"II*\0", 8 + len(pixels))
+    return at + pixels + struct.pack("<H", len(rows)) + table + struct.pack("<I", then)
+
+
+STRIP = [(259, 1), (273, 8), (278, 16), (279, 256)]
+
+
+def test_pillow_s_warnings_and_errors_are_lines_that_name_the_picture(tmp_path, capfd):
+    path = tmp_path / "a.tif"
+    size, none = (struct.pack("<HHII", 279, 4, count, 256) for count in (1, 1 << 24))
+    path.write_bytes(tiff(STRIP, bytes(256)).replace(size, none))
+    assert describe(str(path), image_samples.VISION)["mode"] == "L"  # of its last tag Pillow warns
+    path.write_bytes(tiff(STRIP, bytes(256), then=8))  # another picture, without a size
+    assert main(["--describe", str(path)]) == 3
+    assert capfd.readouterr().err == f"mm01_jax.data.images: {path}: has several frames; save the one that is meant\n"
+
+
+def test_of_a_picture_of_very_many_frames_two_are_looked_at():
+    head = b"GIF89a" + struct.pack("<HH", 4, 4) + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    start = time.process_time()
+    with pytest.raises(ImageError, match="has several frames"):
+        open_image(head + (b"," + struct.pack("<HHHH", 0, 0, 4, 4) + b"\0\2\0") * 300_000 + b";")
+    assert time.process_time() - start < 0.5
+
+
+def test_a_tile_of_a_tiff_is_no_larger_than_a_picture_may_be():
+    def tiled(sides: list[int]) -> bytes:
+        data = zlib.compress(bytes(256))
+        tags = [*zip((322, 323, 322), sides, strict=False), (259, 8), (324, 8), (325, len(data))]
+        return tiff(tags, data)
+
+    assert open_image(tiled([16, 16])).size == (16, 16)
+    with pytest.raises(ImageError, match="has tiles of 784,000,000 pixels; allowed are 67,108,864"):
+        open_image(tiled([28_000, 28_000]))
+    with pytest.raises(ImageError, match="the size of its tiles is none; its header is damaged"):
+        open_image(tiled([28_000, 16, 16]))  # of two widths the library takes the first, Pillow the last

@@ -60,6 +60,14 @@ def test_the_name_of_a_special_token_in_what_a_person_wrote_is_text():
     assert private.encode() in bytes(TEXT.ids([{"role": "user", "content": private}], BYTES).tolist())
 
 
+def test_a_conversation_that_leaves_no_private_character_is_refused():
+    private = "".join(map(chr, range(0xE000, 0xF900)))
+    with pytest.raises(ValueError, match="all 6,400 characters of private use; allowed: all but one"):
+        TEXT.ids([{"role": "user", "content": private}], BYTES)
+    said = TEXT.ids([{"role": "user", "content": f"{private[:-1]} {END}"}], BYTES).tolist()
+    assert said.count(BYTES.special(END)) == 1 and f"{private[:-1]} {END}".encode() in bytes(said)
+
+
 def test_tools_stand_after_all_messages_and_before_the_answer_that_is_to_come():
     ids = Released().ids(CHAT[:2], BYTES, [{"name": "f"}])
     names = {BYTES.special(name): name.encode() for name in (BEGIN, END)}
@@ -142,10 +150,18 @@ def test_a_template_adds_few_tokens_though_its_tokenizer_makes_many_of_a_charact
         Template(loop, "x.jinja").ids([{"role": "user", "content": "hello"}], Many())
 
 
+def test_what_a_template_says_of_an_error_is_cut_where_it_is_said():
+    (found,) = Template("{{ raise_exception('z' * 4000000) }}", "x.jinja")._run([{}])
+    assert found == {"error": "z" * 400}
+
+
 def test_special_tokens_and_templates_of_great_length_are_bad_data_by_their_file(tmp_path):
     config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
     config.write_text(json.dumps({"bos_token": {"content": "b" * 9000}, "eos_token": "e" * 2000, "chat_template": "x"}))
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: special tokens of 11,000 .* longest bos_token; a"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: special tokens of 11,018 .* longest bos_token; a"):
+        templates.choose(None, [tmp_path], BYTES)
+    config.write_text(json.dumps({f"{'b' * 3000}{n}_token": "b" for n in range(4)} | {"chat_template": "x"}))
+    with pytest.raises(DataError, match=r"special tokens of 12,032 characters, the longest bbb"):
         templates.choose(None, [tmp_path], BYTES)
     config.write_text('{"bos_token": "\\ud800", "chat_template": "x"}')
     with pytest.raises(DataError, match=r"tokenizer_config\.json: bos_token: character 0 is half a pair of surrogates"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -45,10 +46,21 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
         (True, {"decoder": {"type": "Strip", "content": "a", "start": 1, "stop": 0}}),
         (True, {"model": {"type": "WordPiece", "vocab": {}, "max_input_chars_per_word": 1_000_000}}),
         (True, {"model": []}),
+        (True, {"model": {"type": "WordLevel", "vocab": ["a"], "unk_token": "a"}}),
+        (True, {"model": bytes_json()["model"] | {"merges": [" " * 100]}}),
     ],
 )
 def test_what_is_not_known_to_be_harmless_is_guarded(needed, changed):
     assert (tokenizer_guard.harmless(json.dumps(bytes_json() | changed).encode()) is None) is needed
+
+
+@pytest.mark.parametrize("form", [list, " ".join])
+def test_merges_are_searched_for_in_no_vocabulary_but_an_object(form):
+    words = [f"w{number}" for number in range(20_000)]
+    model = bytes_json()["model"] | {"vocab": form(words), "merges": [[words[-1], ""]] * len(words)}
+    start = time.process_time()
+    assert tokenizer_guard.harmless(json.dumps(bytes_json() | {"model": model}).encode()) is None
+    assert time.process_time() - start < 1
 
 
 def test_names_are_counted_whatever_stands_between_them_and_their_colon():

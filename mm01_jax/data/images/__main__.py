@@ -17,7 +17,7 @@ import numpy as np
 
 from mm01_jax import arguments, command
 from mm01_jax.config import VisionConfig, command_line
-from mm01_jax.data.images.opening import EXIF_ORIENTATION, decode, open_image
+from mm01_jax.data.images.opening import decode, open_image, orientation
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.flag import Command, Flag
 
@@ -56,7 +56,7 @@ def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
     with open_image(path) as image:
         layout, side = layout_of(image.size, vision, path), vision.image_size
         tiles = make_tiles(decode(image, path), vision, path)
-        orientation = image.getexif().get(EXIF_ORIENTATION)  # of a PNG it lies behind the pixels: decoded before
+        turned = orientation(image, path)
         width, height, mode = *image.size, image.mode
     found = {
         "name": path,
@@ -70,7 +70,7 @@ def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
         "u8_sha256": _digests(tiles),
         "f32_sha256": _digests(normalise(tiles)),
     }
-    return found if orientation in (None, 1) else found | {"exif_orientation_ignored": orientation}
+    return found if turned in (None, 1) else found | {"exif_orientation_ignored": turned}
 
 
 def _digests(tiles: np.ndarray) -> list[str]:
@@ -83,8 +83,8 @@ def _line(found: dict[str, Any]) -> str:
         f"{found['name']}: {found['W']} x {found['H']} {found['mode']}, canvas {across} x {down}, "
         f"{found['tiles']} tiles, map {columns} x {rows}, {found['tokens']:,} tokens"
     )
-    orientation = found.get("exif_orientation_ignored")
-    return line if orientation is None else f"{line}; its EXIF orientation {orientation} is ignored"
+    turned = found.get("exif_orientation_ignored")
+    return line if turned is None else f"{line}; its EXIF orientation {turned} is ignored"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ is resized in that mode), its EXIF orientation ignored, alpha dropped. Three kin
 processor destroys them: 16-bit grey (all white there), 32-bit grey (cut off at 255), palettes with alpha (all black).
 """
 
+import contextlib
 import io
+import logging
+import math
 import os
 import pathlib
 import stat
-import threading
+import struct
 import warnings
+from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
@@ -21,11 +25,12 @@ from mm01_jax.values import nearest_words
 Source = str | os.PathLike | bytes | Image.Image  # a path, the bytes of a file, or an image that is open already
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
-MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel
+MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel; of a TIFF's tile, too, which is decoded whole
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
 _SCAN, _MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG, which has some ten
-EXIF_ORIENTATION = 0x0112
-_LOCK = threading.Lock()  # warnings are filtered for the whole process
+_EXIF_ORIENTATION = 0x0112
+_TILE = (322, 323)  # a TIFF's tags of a tile's width and length
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as its warnings in `pillow`
 
 
 class ImageError(DataError):
@@ -44,8 +49,24 @@ def open_image(source: Source, name: str | None = None, root: pathlib.Path | Non
     """
     name = name or ("an image" if isinstance(source, bytes | Image.Image) else os.fspath(source))
     image = source if isinstance(source, Image.Image) else _identify(content_of(source, name, root), name)
-    _check_header(image, name)
+    with pillow(name, "its header is damaged"):
+        _check_header(image, name)
     return image
+
+
+@contextlib.contextmanager
+def pillow(name: str, wrong: str = "the file is truncated or damaged") -> Iterator[None]:
+    """A context of all that Pillow does with a stranger's file: it warns of nothing, and what it raises is ImageError.
+
+    Its warnings stay off: what is put back at the end, as it was, would be what another thread has changed meanwhile.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # its decoders raise whatever the damage leads them to
+        raise ImageError(f"{name}: {_why(error)}; {wrong}") from error
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
@@ -54,11 +75,15 @@ def decode(image: Image.Image, name: str) -> Image.Image:
     Raises:
       ImageError: it is truncated or damaged.
     """
-    try:
+    with pillow(name):
         image.load()
-    except Exception as error:  # Pillow's decoders raise whatever the damage leads them to
-        raise ImageError(f"{name}: {_why(error)}; the file is truncated or damaged") from error
     return image
+
+
+def orientation(image: Image.Image, name: str) -> int | None:
+    """What EXIF says of a decoded image: of a PNG it lies behind the pixels; errors as of `decode`."""
+    with pillow(name):
+        return image.getexif().get(_EXIF_ORIENTATION)
 
 
 def check_whole(content: bytes, name: str) -> None:
@@ -69,15 +94,12 @@ def check_whole(content: bytes, name: str) -> None:
     Raises:
       ImageError: as `open_image` and `decode`.
     """
-    with open_image(content, name) as image:
+    with open_image(content, name) as image, pillow(name):
         if image.format == "PNG":
-            try:
-                image.verify()
-            except Exception as error:
-                raise ImageError(f"{name}: {_why(error)}; the file is truncated or damaged") from error
+            image.verify()
         else:
             image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
-            decode(image, name)
+            image.load()
 
 
 def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path | None = None) -> bytes:
@@ -105,21 +127,39 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
 
 
 def _identify(content: bytes, name: str) -> Image.Image:
-    try:
-        # Between its two limits Pillow warns and goes on; here the one limit is `MAX_PIXELS`, below both.
-        with _LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with pillow(name, "its header is damaged"):
+        try:
+            # Between its two limits Pillow warns and goes on; here the one limit is `MAX_PIXELS`, below both.
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
-    except Image.DecompressionBombError as error:
-        pixels = f"more than {2 * Image.MAX_IMAGE_PIXELS:,}"
-        raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
-    except Exception as error:  # as in `decode`
-        raise ImageError(f"{name}: {_why(error)}; its header is damaged") from error
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
+        except Image.DecompressionBombError as error:
+            pixels = f"more than {2 * Image.MAX_IMAGE_PIXELS:,}"
+            raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
     if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) > _MOST_SCANS:
         raise ImageError(f"{name}: has {scans:,} scans, each as long to read as a picture; allowed are {_MOST_SCANS}")
+    if image.format == "TIFF" and (pixels := _tile_pixels(image, content, name)) > MAX_PIXELS:
+        raise ImageError(f"{name}: has tiles of {pixels:,} pixels; allowed are {MAX_PIXELS:,}")
     return image
+
+
+def _tile_pixels(image: Image.Image, content: bytes, name: str) -> int:
+    """Of a tile of a TIFF, 0 where it has none: its strips are as wide as the image, and end with it.
+
+    Of a size that is there twice, or of another type, the library that unpacks the tile may take what Pillow does not.
+    """
+    order, big = "<" if content.startswith(b"II") else ">", 43 in content[2:4]
+    with pillow(name, "its header is damaged"):
+        (count,) = struct.unpack_from(order + "HQ"[big], content, at := image.tag_v2.offset)
+        at, entry = at + (8 if big else 2), struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
+        whole = min(count, (len(content) - at) // entry.size)
+        tags = entry.iter_unpack(memoryview(content)[at : at + whole * entry.size])
+        found = [(tag, kind, values) for tag, kind, values in tags if tag in _TILE]
+        if not found:
+            return 0
+        if sorted(tag for tag, _, _ in found) != [*_TILE] or any(k not in (3, 4) or n != 1 for _, k, n in found):
+            raise ValueError("the size of its tiles is none")
+        return math.prod(image.tag_v2[tag] for tag in _TILE)
 
 
 def _what_it_is(head: bytes) -> str:
@@ -158,7 +198,7 @@ def _check_header(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: has mode {image.mode!r} ({_PROBLEM.get(image.mode, _DEEP)}); save it as 8-bit RGB")
     # A JPEG of several pictures (MPO, as phones write it) begins with the photograph itself.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageError(f"{name}: has {image.n_frames} frames; save the one that is meant")
+        raise ImageError(f"{name}: has several frames; save the one that is meant")  # to count them all are read
 
 
 _DEEP = "more than 8 bits a value"

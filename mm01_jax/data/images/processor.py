@@ -13,7 +13,7 @@ from PIL import Image
 
 from mm01_jax.config import VisionConfig
 from mm01_jax.data.image_grid import ImageLayout, lay_out
-from mm01_jax.data.images.opening import ImageError
+from mm01_jax.data.images.opening import ImageError, pillow
 
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -51,10 +51,11 @@ def make_tiles(image: Image.Image, vision: VisionConfig, name: str) -> np.ndarra
     """
     side, layout = vision.image_size, layout_of(image.size, vision, name)
     columns, rows = layout.grid
-    picture = image.resize(resized(image.size, layout, side), Image.Resampling.BICUBIC)
-    canvas = Image.new("RGB", (columns * side, rows * side))
-    canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
-    thumbnail = image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
+    with pillow(name):
+        picture = image.resize(resized(image.size, layout, side), Image.Resampling.BICUBIC)
+        canvas = Image.new("RGB", (columns * side, rows * side))
+        canvas.paste(picture, ((canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2))
+        thumbnail = image.resize((side, side), Image.Resampling.BICUBIC).convert("RGB")
     cut = np.asarray(canvas).reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
     return np.concatenate([np.asarray(thumbnail)[None], cut.reshape(-1, side, side, 3)])
 
