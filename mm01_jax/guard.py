@@ -6,6 +6,7 @@ text and tokenizers, whose cost is of their size, have bounds of their own. Thre
 watched: commands read there what they were told to, before anything else.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -104,9 +105,7 @@ def _clock() -> Callable[[], float]:
 
 def _memory() -> int:
     """Bytes of memory that this process has for itself alone; 0 where a system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            _, resident, shared, *_ = map(int, file.read().split())
-    except OSError:
-        return 0
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError), open("/proc/self/statm", "rb") as file:
+        _, resident, shared, *_ = map(int, file.read().split())
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+    return 0

@@ -18,6 +18,7 @@ OWN = {
     "mm01_jax.data.template_process": "the pipe to the process that started it",
     "mm01_jax.data.templates": "the pipe to a process that it started",
     "mm01_jax.data.tokenizer_process": "the pipe to the process that started it",
+    "mm01_jax.guard": "what the system says of this process",
     "mm01_jax.inference.engine_processes": "what the first process of the same job says",
     "mm01_jax.inference.serve.channel": "the pair of sockets to a process that it started",
     "mm01_jax.inference.serve.page": "its own page",

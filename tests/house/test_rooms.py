@@ -15,6 +15,7 @@ LEVELS = (
         "mm01_jax.config",
         "mm01_jax.chips",
         "mm01_jax.progress",
+        "mm01_jax.guard",
         "mm01_jax.cluster",
         "mm01_jax.pulse",
     ),
@@ -41,7 +42,7 @@ BESIDE = {
 }
 
 # A room -> all of ours that it may import, though more lies below.
-_GROUND = ("mm01_jax.config", *LEVELS[0], "mm01_jax.files", "mm01_jax.messages", "mm01_jax.values")
+_GROUND = ("mm01_jax.config", *LEVELS[0], "mm01_jax.files", "mm01_jax.guard", "mm01_jax.messages", "mm01_jax.values")
 ALONE = {
     "pallas_kernels": (),
     "mm01_jax.checkpoint": _GROUND,
