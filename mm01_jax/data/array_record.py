@@ -1,5 +1,6 @@
 """ArrayRecord files as documents: one record is one UTF-8 text."""
 
+import operator
 import os
 import pathlib
 import struct
@@ -40,7 +41,7 @@ class ArrayRecordFile:
         return os.stat(self.path).st_size
 
     def scan(self, seen: Seen) -> Iterator[Record]:
-        return (record for record, _ in self.documents(seen))
+        return map(operator.itemgetter(0), self.documents(seen))  # as JsonLines
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         for number, text in self.contents():

@@ -60,8 +60,11 @@ class Copied:
         raise NotImplementedError
 
     def scan(self, seen: Seen) -> Iterator[Record]:
-        for record, text in self.documents(seen):
-            yield record if record.problem else record._replace(key=_COPIES.add(text, self.name))
+        return map(self._copied, self.documents(seen))  # which lets go of a text before the next is made
+
+    def _copied(self, found: tuple[Record, bytes]) -> Record:
+        record, text = found
+        return record if record.problem else record._replace(key=_COPIES.add(text, self.name))
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         del digest  # nobody else has the copy
