@@ -108,10 +108,10 @@ class Door(NamedTuple):
 
     @contextlib.contextmanager
     def errors(self, path, doing: str = "") -> Iterator[None]:
-        """A context in which what is wrong with a file (RuntimeError: it links to itself) becomes this room's error."""
+        """A context in which what is wrong with a file becomes this room's error."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             refused = self.error(f"{shown(path)}: {doing}{why(error)}")
             if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):  # it is there
                 refused.exit_code = FileError.exit_code
@@ -146,8 +146,8 @@ def why(error: BaseException) -> str:
     """An error in one line, without the name of the file, which the message has already."""
     if isinstance(error, FileNotFoundError):
         return "missing (No such file or directory)"
-    if isinstance(error, RuntimeError) and "loop" in str(error):  # pathlib's
-        return "missing (a link that leads to itself)"
+    if getattr(error, "strerror", None) == os.strerror(errno.ELOOP):
+        return "missing (a link that leads to itself, or over very many others)"
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
 

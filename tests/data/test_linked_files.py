@@ -13,7 +13,7 @@ def test_a_chain_of_links_is_followed_as_far_as_the_system_does(tmp_path):
         (tmp_path / f"{number}.txt").symlink_to(f"{number - 1}.txt")
     with FILES.open(tmp_path / "9.txt", root=tmp_path) as file:
         assert file.read() == b"text"
-    with pytest.raises(DataError, match=r"59\.txt: Too many levels of symbolic links"):
+    with pytest.raises(DataError, match=r"59\.txt: missing .*over very many others"):
         FILES.open(tmp_path / "59.txt", root=tmp_path)
 
 
