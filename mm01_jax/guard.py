@@ -56,8 +56,8 @@ def reading[T](directory, read: Callable[[], T], times: float = 1) -> T:
         if watch.seconds() > _LONG:
             _spent[place] = before + watch.seconds(), time.monotonic()
     if watch.found:
-        what = "what it says about its weights (configs, manifests, names) takes more than"
-        raise FileError(f"{shown(directory)}: {what} {watch.found} to read, so it is none that was made in good faith")
+        what = f"what it says about its weights (configs, manifests, names) takes more than {watch.found} to read"
+        raise FileError(f"{shown(directory)}: {what}; that of 456 B parameters takes a small part of it")
     return made
 
 

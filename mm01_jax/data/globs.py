@@ -87,18 +87,16 @@ class _Walk:
         names = []
         with contextlib.suppress(OSError):
             status = os.stat(place or ".")
-            is_new = (
-                here := (status.st_dev, status.st_ino)
-            ) not in self._seen  # links may lead to it in very many ways
+            here = status.st_dev, status.st_ino
+            is_new = here not in self._seen  # links may lead to it in very many ways
             self._seen.add(here)
             if status.st_dev in self._pseudo:
                 self._refuse(f"leads into {place}, which is no folder of data")
             with os.scandir(place or ".") as entries:
                 for entry in entries:
                     is_folder = _is_folder(entry)
-                    self._found += (
-                        is_new and not is_folder and self._is_data(entry.name)
-                    )  # a link `x.txt` to `.` is none
+                    # A link `x.txt` to `.` is no data.
+                    self._found += is_new and not is_folder and self._is_data(entry.name)
                     self._count()
                     names.append((entry.name, is_folder))
         return names
