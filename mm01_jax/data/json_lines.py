@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mm01_jax.data.text import FILES, DataError, Record, Seen, Unreadable, check_same, exact, examine
-from mm01_jax.files import SMALL, parse_json, shown
+from mm01_jax.files import parse_json, shown
 
-MOST_LINE = SMALL  # bytes of a line
+MOST_LINE = 1 << 24  # bytes of a line, which take seven times as much as it becomes a text and UTF-8 again
 MOST_SKIPPED = 1 << 28  # bytes of a line that is left out: a file with a longer one has no lines
 Lines = Iterable[tuple[int, int, bytes]]  # number from 1, offset, line
 

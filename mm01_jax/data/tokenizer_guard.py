@@ -180,6 +180,7 @@ class Guarded:
 
     def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
         self._name, self._content, self._ends = name, content, ends
+        self._memory = min(MOST_MEMORY, MEMORY + LOAD_MEMORY * len(content))
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
         if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
@@ -220,7 +221,7 @@ class Guarded:
         self._process = subprocess.Popen(shell, env=environment, **pipes)
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
         first = {"size": len(self._content), "seconds": seconds, "left": SECONDS, "ends": self._ends}
-        first["bytes"] = min(MOST_MEMORY, MEMORY + LOAD_MEMORY * len(self._content))
+        first["bytes"] = self._memory
         return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
 
     def _ask(self, what: str, content: bytes) -> bytes:
@@ -275,7 +276,10 @@ class Guarded:
         process.stdout.close()
         if code in (-signal.SIGXCPU, -signal.SIGKILL):
             return "takes too long"
-        return f"ended the library ({signal.Signals(-code).name if code < 0 else code})"
+        asked = (
+            f": it may have asked for more than {self._memory >> 20:,} MiB of memory" if code == -signal.SIGABRT else ""
+        )
+        return f"ended the library ({signal.Signals(-code).name if code < 0 else code}{asked})"
 
     def close(self) -> None:
         """Ends the process."""

@@ -20,6 +20,7 @@ from mm01_jax.parallel import sequence_layout
 from mm01_jax.progress import Progress
 
 TOKENS = 2**16  # of a batch on one device, at most
+_LEAST = 2**10  # as many at least, where rows are shorter
 _BLOCK = 2**11  # positions; a multiple of the mixers' own blocks
 _MOST_NATS = math.log(sys.float_info.max)
 
@@ -152,7 +153,10 @@ def _no_longer(rows: Rows, length: int, mesh: MeshConfig) -> tuple[Rows, int]:
 
 
 def _batch_size(config: Config, mesh: MeshConfig, length: int) -> int:
-    """Rows of a batch: a multiple of the shards of `batch`; each at most as many as in training and as TOKENS allow."""
+    """Rows of a batch: a multiple of the shards of `batch`; each at most as many as in training and as TOKENS allow.
+
+    Of short rows more than in training: a checkpoint that says one token a row would have a batch made of each.
+    """
     shards = mesh.shards("batch")
-    of_training = -(-config.train.batch_size // shards)
+    of_training = max(-(-config.train.batch_size // shards), _LEAST // length)
     return shards * max(1, min(of_training, TOKENS * mesh.shards("seq") // length))

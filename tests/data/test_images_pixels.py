@@ -188,7 +188,21 @@ def test_a_tile_of_a_tiff_is_no_larger_than_a_picture_may_be():
         return tiff(tags, data)
 
     assert open_image(tiled([16, 16])).size == (16, 16)
-    with pytest.raises(ImageError, match="has tiles of 784,000,000 pixels; allowed are 67,108,864"):
+    with pytest.raises(ImageError, match=r"take 2,990 MiB decoded \(784,000,000 pixels, L\); allowed: 192 MiB"):
         open_image(tiled([28_000, 28_000]))
     with pytest.raises(ImageError, match="the size of its tiles is none; its header is damaged"):
         open_image(tiled([28_000, 16, 16]))  # of two widths the library takes the first, Pillow the last
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "side"), [("RGB", "PNG", 5_500), ("RGBA", "PNG", 4_600), ("RGB", "WEBP", 3_700)]
+)
+def test_a_picture_takes_much_memory_only_where_its_file_is_large_too(mode, kind, side):
+    def file(mode: str, side: int) -> bytes:
+        Image.new(mode, (side, side)).save(made := io.BytesIO(), kind)
+        return made.getvalue()
+
+    assert open_image(file(mode, side * 9 // 10)).width == side * 9 // 10
+    with pytest.raises(ImageError, match=rf"take \d+ MiB decoded \({side**2:,} pixels, .*\); allowed: 192 MiB"):
+        open_image(content := file(mode, side))
+    assert open_image(content + bytes(side**2 // 5)).width == side  # a photograph's bytes

@@ -10,11 +10,18 @@ from mm01_jax.data.sources import find_shards
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
 def test_of_a_long_line_few_copies_are_made_and_none_is_kept(tmp_path, kind):
+    def found(text: bytes) -> list:
+        (tmp_path / f"a.{kind}").write_bytes(text if kind == "jsonl" else gzip.compress(text))
+        tracemalloc.start()
+        (shard,) = find_shards(f"{tmp_path}/a.{kind}", "text")
+        return list(shard.scan(lambda size: None))
+
     line = b'{"text": "' + b"a" * (1 << 23) + b'"}\n'
-    (tmp_path / f"a.{kind}").write_bytes(line * 2 if kind == "jsonl" else gzip.compress(line * 2))
-    (shard,) = find_shards(f"{tmp_path}/a.{kind}", "text")
-    tracemalloc.start()
-    sizes = [record.size for record in shard.scan(lambda size: None)]
+    sizes = [record.size for record in found(line * 2)]
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sizes == [1 << 23] * 2 and most < 4.5 * len(line)
+    longer = found(b'{"text": "' + b"a" * (1 << 24) + b'"}\n' + line)
+    tracemalloc.stop()
+    assert [record.size for record in longer] == [0, 1 << 23]
+    assert "more than 16,777,216 bytes; as a .txt file a document may be longer" in longer[0].problem

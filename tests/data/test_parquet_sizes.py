@@ -75,3 +75,12 @@ def test_a_footer_of_very_many_row_groups_or_columns_is_refused_before_the_libra
         file.write(b"\x19\xfc" + b"\xff" * (1 << 17))
     with pytest.raises(DataError, match=r"a.parquet: its footer, of [0-9,]* bytes, "):
         corpus_of(path)
+
+
+def test_a_column_of_texts_that_repeat_others_is_refused_by_how_it_is_written(tmp_path):
+    options = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "one two"]}), tmp_path / "a.parquet", **options)
+    with pytest.raises(
+        DataError, match=r"a.parquet: the column 'text' is written in a way that is not read .*: plain and"
+    ):
+        corpus_of(tmp_path / "a.parquet")

@@ -108,6 +108,11 @@ def test_a_vocabulary_of_very_many_pieces_takes_bounded_memory(tmp_path, monkeyp
     monkeypatch.setattr(tokenizer_guard, "MOST_MEMORY", 16 << 20)
     with pytest.raises(ValueError, match=r"tokenizer\.json': while it is loaded: MemoryError"):
         open_tokenizer(str(path))
+    monkeypatch.setattr(tokenizer_guard, "MOST_MEMORY", 28 << 20)
+    with pytest.raises(
+        ValueError, match=r"ended the library \(SIGABRT: it may have asked for more than 28 MiB of memory"
+    ):
+        open_tokenizer(str(path))
 
 
 def test_a_tokenizer_that_is_there_and_no_regular_file_is_bad_data_by_its_kind(tmp_path):

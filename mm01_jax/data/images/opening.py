@@ -25,7 +25,15 @@ from mm01_jax.values import nearest_words
 Source = str | os.PathLike | bytes | Image.Image  # a path, the bytes of a file, or an image that is open already
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
-MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel; of a TIFF's tile, too, which is decoded whole
+MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel
+_MEMORY, _FOR_A_BYTE = 192 << 20, 100  # bytes that decoding and resizing may take, or so many for each of the file
+_WEBP, _PLAIN, _FEW, _ALPHA = (
+    17,
+    7,
+    4,
+    10,
+)  # bytes a pixel, measured: its two canvases; four channels; one; alpha's copy
+_COSTS = {"1": _FEW, "L": _FEW, "P": _FEW, "LA": _ALPHA, "RGBA": _ALPHA}
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
 _SCAN, _MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG, which has some ten
 _EXIF_ORIENTATION = 0x0112
@@ -48,9 +56,14 @@ def open_image(source: Source, name: str | None = None, root: pathlib.Path | Non
       ImageError: what is wrong with it.
     """
     name = name or ("an image" if isinstance(source, bytes | Image.Image) else os.fspath(source))
-    image = source if isinstance(source, Image.Image) else _identify(content_of(source, name, root), name)
+    if isinstance(source, Image.Image):
+        with pillow(name, "its header is damaged"):
+            _check_header(source, name)
+        return source
+    image = _identify(content := content_of(source, name, root), name)
     with pillow(name, "its header is damaged"):
         _check_header(image, name)
+        _check_cost(image, content, name)
     return image
 
 
@@ -138,9 +151,19 @@ def _identify(content: bytes, name: str) -> Image.Image:
             raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
     if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) > _MOST_SCANS:
         raise ImageError(f"{name}: has {scans:,} scans, each as long to read as a picture; allowed are {_MOST_SCANS}")
-    if image.format == "TIFF" and (pixels := _tile_pixels(image, content, name)) > MAX_PIXELS:
-        raise ImageError(f"{name}: has tiles of {pixels:,} pixels; allowed are {MAX_PIXELS:,}")
     return image
+
+
+def _check_cost(image: Image.Image, content: bytes, name: str) -> None:
+    """A picture may take much memory where its file is large, too: a photograph's is, one that is made to be is not."""
+    tile = _tile_pixels(image, content, name) if image.format == "TIFF" else 0
+    pixels = max(image.width * image.height, tile)
+    cost = pixels * (_WEBP if image.format == "WEBP" else _COSTS.get(image.mode, _PLAIN))
+    if cost > (most := max(_MEMORY, _FOR_A_BYTE * len(content))):
+        what = f"its {len(content):,} bytes take {cost >> 20:,} MiB decoded ({pixels:,} pixels, {image.mode})"
+        raise ImageError(
+            f"{name}: {what}; allowed: {most >> 20:,} MiB. A smaller one says as much: it is resized anyway"
+        )
 
 
 def _tile_pixels(image: Image.Image, content: bytes, name: str) -> int:
