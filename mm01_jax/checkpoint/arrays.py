@@ -6,8 +6,11 @@ The CRC makes a damaged block an error that names its file; that the right data 
 import collections
 import functools
 import math
+import os
 import pathlib
+import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -25,8 +28,9 @@ class StoredArray:
     def __init__(self, root: pathlib.Path, path: str, leaf: Leaf, *, create: bool = False):
         self.path, self.leaf, self.root = path, leaf, root
         mode = {"create": True, "open": True} if create else {"open": True, "assume_metadata": True}
+        directory = root / disk_grid.leaf_directory(path)
         # The manifest, which has a checksum, is the metadata: a damaged zarr.json cannot change what is read.
-        self._store = ts.open(_spec(root / disk_grid.leaf_directory(path), leaf), **mode).result()
+        self._store = _written(directory, ts.open(_spec(directory, leaf), **mode))
 
     def write(self, bounds: tuple[slice, ...], data: np.ndarray, queue: "Queue") -> None:
         """Queues the writing of a box of whole files; `data` must not change until the queue has finished."""
@@ -34,7 +38,9 @@ class StoredArray:
             part = data[_inside(box, bounds)]
             queue.room(part.nbytes)
             # Without a promise that `part` stays, tensorstore would copy it first.
-            queue.add(self._store[box].write(part, can_reference_source_data_indefinitely=True), part.nbytes)
+            future = self._store[box].write(part, can_reference_source_data_indefinitely=True)
+            [name] = disk_grid.file_names(self.path, box, self.leaf.file)
+            queue.add(future, part.nbytes, functools.partial(_written, self.root / name))
 
     def read(self, bounds: tuple[slice, ...]) -> np.ndarray:
         """The box, of the leaf's dtype; beside it at most about 256 MiB are held.
@@ -76,6 +82,16 @@ class StoredArray:
             raise CheckpointError(f"{self.root / name}: tensor {self.path}: {error}") from error
 
 
+def _written(path: pathlib.Path, future: ts.Future) -> Any:
+    """What a future holds; of a full or broken disk an OSError, for which tensorstore has errors of several types."""
+    try:
+        return future.result()
+    except (ValueError, OSError) as error:
+        if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+
+
 def _inside(box, bounds) -> tuple[slice, ...]:
     return tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(box, bounds, strict=True))
 
@@ -92,7 +108,7 @@ class Queue:
         while self._waiting and self._bytes + nbytes > _IN_FLIGHT_BYTES:
             self._finish_oldest()
 
-    def add(self, future, nbytes: int, receive: Callable = lambda future: future.result()) -> None:
+    def add(self, future, nbytes: int, receive: Callable) -> None:
         """Takes over an operation that has started; `receive` gets it when it is done."""
         self._waiting.append((future, nbytes, receive))
         self._bytes += nbytes

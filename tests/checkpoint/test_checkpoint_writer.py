@@ -1,8 +1,10 @@
 """Laws of chunk-by-chunk writing: the same format as training, resumable, in bounded memory."""
 
+import errno
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 
@@ -140,3 +142,19 @@ def test_memory_does_not_grow_with_the_leaf(tmp_path):
     command = [sys.executable, "-c", BOUNDED, str(tmp_path / "out")]
     grown = float(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
     assert grown < 64, f"{grown:.0f} MiB"
+
+
+@pytest.mark.parametrize("size", [0, 40, 400])
+def test_what_the_system_refuses_to_write_is_its_error_with_the_file(tmp_path, model, size):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoint.ArrayWriter(tmp_path / "converted", plan(model)) as writer:
+        chunk = max(chunks(model), key=lambda chunk: chunk[2].nbytes)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large") as error:
+                writer.write(*chunk, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG and pathlib.Path(error.value.filename).is_relative_to(
+        tmp_path / "converted.partial"
+    )

@@ -66,7 +66,7 @@ def _argv(command: str, made: World, room: pathlib.Path) -> list[str]:
         "train": made.train(room / "run", "--save-on=USR1,usr2", steps=10**6),
         "nohup": made.train(room / "run"),
         "short": made.train(room / "run", steps=2),
-        "generate": ["mm01_jax.inference", checkpoint, "--prompt=q1q ", "--max-tokens=20000"],
+        "generate": ["mm01_jax.inference", checkpoint, "--prompt=q1q ", "--max-tokens=20000", "--temperature=0"],
         "eval": ["mm01_jax.evals", "perplexity", checkpoint, f"--source={made.runs.folder / 'text'}"],
         "convert": ["mm01_jax.convert", "from-torch", f"--source={made.torch}", f"--target={room / 'made'}"],
     }[command]
