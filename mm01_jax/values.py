@@ -29,7 +29,10 @@ def allowed_instead(value: object, *, writes: bool = False, reads: str = "") -> 
     if not isinstance(value, str):
         return None
     if reads:
-        return None if _exists(value) else f"{reads} that exists"
+        if not _exists(value):
+            return f"{reads} that exists"
+        is_other = reads in ("a folder", "a directory") and os.path.exists(value) and not os.path.isdir(value)
+        return f"{reads}, which this is not" if is_other else None
     if not writes:
         return None
     place = pathlib.Path(value)

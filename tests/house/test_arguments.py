@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mm01_jax import arguments, command
+from mm01_jax import arguments, command, values
 from mm01_jax.config import ConfigError, command_line
 from mm01_jax.convert import to_torch
 from mm01_jax.convert.torch.dialects import DIALECTS
@@ -252,3 +252,12 @@ def test_configs_import_each_other_as_neighbours():
     """An installed package has no top-level package `configs`."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("configs/*.py")}
     assert not [name for name, text in texts.items() if re.search(r"^(from|import) configs", text, re.MULTILINE)]
+
+
+def test_what_is_no_folder_is_refused_where_one_is_read_before_anything_is_imported(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    for name in ("pipe", "file"):
+        assert values.allowed_instead(str(tmp_path / name), reads="a folder") == "a folder, which this is not"
+        assert values.allowed_instead(str(tmp_path / name), reads="a file or folder") is None
+    assert values.allowed_instead(str(tmp_path), reads="a folder") is None
