@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import pathlib
+import stat
 from collections.abc import Iterable
 
 from mm01_jax import taken
@@ -29,10 +30,7 @@ def allowed_instead(value: object, *, writes: bool = False, reads: str = "") -> 
     if not isinstance(value, str):
         return None
     if reads:
-        if not _exists(value):
-            return f"{reads} that exists"
-        is_other = reads in ("a folder", "a directory") and os.path.exists(value) and not os.path.isdir(value)
-        return f"{reads}, which this is not" if is_other else None
+        return _unreadable(value, reads)
     if not writes:
         return None
     place = pathlib.Path(value)
@@ -47,15 +45,22 @@ def allowed_instead(value: object, *, writes: bool = False, reads: str = "") -> 
     return None if os.access(folder, os.W_OK | os.X_OK) else "a file in a folder that may be written in"
 
 
-def _exists(path: str) -> bool:
-    """What cannot be looked at (a folder that is another user's) exists: its reader says why it is not read."""
+def _unreadable(path: str, reads: str) -> str | None:
+    """What is allowed where a path is not; None where it is, and where its reader has to say why it is not read.
+
+    What no look inside is needed for is said here, before a command imports what takes seconds.
+    """
     try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return os.path.islink(path) if "\0" not in path else False
-    except OSError:
-        return True
-    return True
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        empty = is_folder and reads == "a folder" and not os.listdir(path)
+    except PermissionError:  # another user's
+        return None
+    except (OSError, ValueError):
+        leads = "\0" not in path and len(path) <= MOST_NAME and os.path.islink(path)
+        return f"{reads} that exists{', which a link leads to' if leads else ''}"
+    if not is_folder and reads in ("a folder", "a directory"):
+        return f"{reads}, which this is not"
+    return "a folder with something in it" if empty else None
 
 
 def similar(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
