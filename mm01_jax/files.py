@@ -1,8 +1,8 @@
 """The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
 
 Regular files alone are opened, without waiting; a size is bounded before a byte is read; a link leads nowhere outside
-the directory that owns it. JSON is read in linear time and bounded memory. What is written appears whole under its
-name and never goes through a link; what is deleted lies in the directory named.
+the directory that owns it. JSON is read in linear time and bounded memory. What is written appears whole and goes
+through no link; what is deleted lies in the directory named.
 """
 
 import codecs
@@ -26,6 +26,7 @@ OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault o
 _TEXT, _TEXTS = (re.compile(rb'(?s)(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)' + end) for end in (b")", rb'[^"]*+){1,4096}+'))
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
 _DIGITS, _LONG, _SHOWN = 40, re.compile(rb"[0-9]{40}"), 200  # of a whole number; characters of a name in a message
+_EDGE = re.compile(rb"[eE]\+?0*+[1-9][0-9]{2}")  # without one, and without a long number, no number is beyond float64
 
 
 class FileError(Exception):
@@ -185,11 +186,10 @@ def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, gu
             needed -= sum(_takes(match[0]) - _takes(_TEXT.sub(b"", match[0])) for match in _TEXTS.finditer(raw))
         if needed > most:
             raise ValueError(f"its values would take {needed >> 20} MiB, too many")
-    text = utf8(raw)
-    finite, whole = guard(_finite), guard(_whole) if _LONG.search(raw) else None
-    hooks = {"parse_constant": finite, "parse_float": finite, "parse_int": whole}
+    finite, whole = guard(_finite), guard(_whole) if (long := _LONG.search(raw)) else None
+    hooks = {"parse_constant": finite, "parse_float": finite if long or _EDGE.search(raw) else None, "parse_int": whole}
     try:
-        return _checked_depth(json.loads(text, object_pairs_hook=pairs or _once, **hooks))
+        return _checked_depth(json.loads(utf8(raw), object_pairs_hook=pairs or _once, **hooks))
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
 

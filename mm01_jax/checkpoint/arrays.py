@@ -63,16 +63,26 @@ class StoredArray:
     def _check_files(self, bounds: tuple[slice, ...]) -> None:
         """Refuses what tensorstore would wait for (a FIFO), follow out of the checkpoint, or read without end.
 
-        A file has its blocks, a CRC of each, and an index of where they are with a CRC of its own.
+        A file has its blocks, a CRC of each, and an index of where they are with a CRC of its own. In a shorter one
+        several would be one: small on the disk, as large as any when they are read.
         """
-        leaf = self.leaf
-        blocks = math.prod(f // b for f, b in zip(leaf.file, leaf.block, strict=True))
-        most = math.prod(leaf.file) * np.dtype(leaf.dtype).itemsize + 20 * blocks + 4
-        for name in disk_grid.file_names(self.path, bounds, leaf.file):
+        for name in disk_grid.file_names(self.path, bounds, self.leaf.file):
+            wanted = self._size(name)
             try:
-                FILES.check(self.root / name, root=self.root, most=most)
+                FILES.check(self.root / name, root=self.root, most=wanted)
             except CheckpointError as error:
                 raise CheckpointError(f"{error} (tensor {self.path})") from None
+            if (size := (self.root / name).stat().st_size) != wanted:
+                what = f"has {size:,} bytes; allowed: {wanted:,}, those of its blocks"
+                raise CheckpointError(f"{self.root / name}: {what} (tensor {self.path})")
+
+    def _size(self, name: str) -> int:
+        """Bytes of a file, of whose blocks those within the array are stored, and all stand in the index."""
+        leaf, place = self.leaf, map(int, name.rpartition("/c")[2].split("/")[1:])
+        dims = list(zip(place, leaf.shape, leaf.file, leaf.block, strict=True))
+        stored = math.prod(-(-min(file, size - at * file) // block) for at, size, file, block in dims)
+        each = math.prod(leaf.block) * np.dtype(leaf.dtype).itemsize + 4
+        return stored * each + 16 * math.prod(file // block for _, _, file, block in dims) + 4
 
     def _check(self, box, future):
         try:

@@ -65,10 +65,13 @@ class ArrayRecordFile:
 
     def _parts(self, count: int) -> Iterator[int]:
         """Where the records that are read together end; DataError of a chunk that would take the memory."""
-        found = stop = nbytes = 0
+        found = stop = nbytes = whole = 0
         with FILES.open(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
             for records, packed, unpacked in _chunks(file):
                 self._check_chunk(found, packed, unpacked)
+                whole += unpacked
+                self._check_whole(whole, size)
                 if found > stop and nbytes + unpacked > _READ_BYTES:
                     yield (stop := found)
                     nbytes = 0
@@ -86,6 +89,12 @@ class ArrayRecordFile:
     def _check_chunk(self, found: int, packed: int, unpacked: int) -> None:
         if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * packed):
             what = f"records from {found} on take {unpacked:,} bytes, packed into {packed:,}"
+            raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
+
+    def _check_whole(self, unpacked: int, size: int) -> None:
+        """DataError of chunks that are much together, each of which is not."""
+        if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * size):
+            what = f"its {size:,} bytes unpack to {unpacked:,} and more"
             raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
 
     def check_chunks(self) -> None:

@@ -43,6 +43,7 @@ class Samples:
     ):
         self._template = template
         self._corpus, self._chosen_D, self._tokenizer, self._vision = corpus, chosen_D, tokenizer, vision
+        self._sizes: dict[Picture, tuple[int, int]] = {}  # many conversations may be about one picture
         if vision and tokenizer.special("<image>") != vision.image_token:
             raise ValueError(
                 f"vision.image_token={vision.image_token}; allowed is {tokenizer.special('<image>')}, which "
@@ -147,7 +148,11 @@ class Samples:
     def _lay_out(self, picture: Picture) -> ImageLayout:
         from mm01_jax.data.images import opening, processor  # need pillow, which text alone does not
 
-        size = opening.open_image(picture.source, picture.name, picture.root).size
+        size = self._sizes.get(picture)
+        if size is None:
+            size = opening.open_image(picture.source, picture.name, picture.root).size
+            if not isinstance(picture.source, bytes) and len(self._sizes) < 1 << 16:
+                self._sizes[picture] = size
         return processor.layout_of(size, self._vision, picture.name)
 
     def _see(self, picture: Picture) -> tuple[ImageLayout, np.ndarray]:

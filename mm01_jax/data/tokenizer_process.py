@@ -15,6 +15,7 @@ import resource
 import sys
 from collections.abc import Iterable
 
+MOST_IDS = 1 << 24  # an embedding has a row of each
 _RARE = "\U0010fffd"  # which Unicode leaves to programs, and no vocabulary has
 
 
@@ -35,6 +36,8 @@ def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
         tokenizer.model.dropout = None  # a text has one encoding here
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     _check_ids(vocabulary, added)
+    if (highest := max(vocabulary.values(), default=0)) >= MOST_IDS:
+        raise ValueError(f"a token has the id {highest:,}; allowed: below {MOST_IDS:,}")
     parts = [part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,

@@ -158,3 +158,14 @@ def test_what_the_system_refuses_to_write_is_its_error_with_the_file(tmp_path, m
     assert error.value.errno == errno.EFBIG and pathlib.Path(error.value.filename).is_relative_to(
         tmp_path / "converted.partial"
     )
+
+
+def test_an_array_file_has_the_bytes_of_its_blocks_and_no_fewer(tmp_path, model):
+    write(tmp_path / "converted", model)
+    found = checkpoint.open_checkpoint(tmp_path / "converted")
+    path, index, _ = max(chunks(model), key=lambda chunk: chunk[2].nbytes)
+    found.read(path, index)
+    (file, *_) = (one for one in tmp_path.rglob(f"*.{path.replace('/', '.')}/c/**/*") if one.is_file())
+    file.write_bytes(file.read_bytes()[4:])  # of an index whose entries are all one block, less would be sound
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{file}: has [0-9,]+ bytes; allowed: [0-9,]+, those of its"):
+        found.read(path, index)

@@ -34,3 +34,11 @@ def test_an_array_record_bomb_is_refused_before_it_is_unpacked(tmp_path):
     path = written(tmp_path / "data.arrayrecord", [b"a", b"a" * (65 << 20)], "group_size:1")
     with pytest.raises(DataError, match="data.arrayrecord: records from 1 on take 68,15.* allowed: at most 32 times"):
         list(ArrayRecordFile("data.arrayrecord", path).contents())
+
+
+def test_chunks_that_are_much_together_are_refused(tmp_path):
+    path = written(tmp_path / "many.arrayrecord", [b"a" * (40 << 20)] * 2, "group_size:1")
+    with pytest.raises(
+        DataError, match="many.arrayrecord: its [0-9,]+ bytes unpack to 83,.* and more; allowed: at most 32"
+    ):
+        list(ArrayRecordFile("many.arrayrecord", path).contents())

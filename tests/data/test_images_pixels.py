@@ -206,3 +206,16 @@ def test_a_picture_takes_much_memory_only_where_its_file_is_large_too(mode, kind
     with pytest.raises(ImageError, match=rf"take \d+ MiB decoded \({side**2:,} pixels, .*\); allowed: 192 MiB"):
         open_image(content := file(mode, side))
     assert open_image(content + bytes(side**2 // 5)).width == side  # a photograph's bytes
+
+
+def test_very_many_chunks_and_segments_are_refused_before_they_are_read():
+    made = {}
+    for kind in ("PNG", "JPEG"):
+        Image.new("RGB", (8, 8)).save(file := io.BytesIO(), kind)
+        made[kind] = file.getvalue()
+    chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+    for kind, at, piece in (("PNG", 33, chunk), ("JPEG", 2, b"\xff\xe1\0\2")):
+        head, tail = made[kind][:at], made[kind][at:]
+        assert open_image(head + piece * 900 + tail).size == (8, 8)
+        with pytest.raises(ImageError, match="has more than 1,[0-9]+ (chunks|segments); allowed: one for each KiB"):
+            open_image(head + piece * 2000 + tail)

@@ -84,3 +84,11 @@ def test_a_column_of_texts_that_repeat_others_is_refused_by_how_it_is_written(tm
         DataError, match=r"a.parquet: the column 'text' is written in a way that is not read .*: plain and"
     ):
         corpus_of(tmp_path / "a.parquet")
+
+
+def test_rows_that_no_bytes_stand_for_are_refused(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"] * 90_000}), tmp_path / "a.parquet")
+    with pytest.raises(
+        DataError, match=r"a.parquet: its [0-9,]+ bytes have [0-9,]+ rows and more; allowed: 65,536, and"
+    ):
+        corpus_of(tmp_path / "a.parquet")

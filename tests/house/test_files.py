@@ -24,6 +24,16 @@ def test_commas_inside_text_are_no_values():
         files.parse_json(b"[" + b"[]," * 3_000_000 + b"[]]")
 
 
+def test_numbers_are_looked_at_one_by_one_only_where_one_may_be_beyond_float64(monkeypatch):
+    many = b"[" + b"1.5,-2e99," * 200_000 + b"0]"
+    monkeypatch.setattr(files, "_finite", None)
+    assert files.parse_json(many)[:2] == [1.5, -2e99]
+    monkeypatch.undo()
+    for number in ("1e309", "1" * 310 + ".0", "0.1e0310", "-1E+400", "NaN", "-Infinity"):
+        with pytest.raises(ValueError, match=r"is beyond float64|is not JSON|a whole number of"):
+            files.parse_json(f"[{number}]".encode())
+
+
 @pytest.mark.parametrize("value", ["1.5", '"%07d"', '{"%07d":0}'], ids=("floats", "texts", "objects"))
 def test_an_object_takes_no_more_memory_than_it_is_counted_with(value):
     names = [f"{number:07}" for number in range(80_000)]

@@ -126,8 +126,9 @@ def leaf_problems(stored: dict, leaves: dict[str, table.Leaf]) -> list[str]:
     problems = grouped("missing", (path for path in leaves if path not in stored))
     problems += grouped("surplus", (path for path in stored if path not in leaves))
     for path in leaves.keys() & stored.keys():
-        if stored[path].shape != leaves[path].shape or stored[path].stack != leaves[path].stack:
-            problems.append(f"{path} has shape {list(stored[path].shape)}, the config gives {list(leaves[path].shape)}")
+        found, wanted = (f"shape {list(one.shape)}, {one.stack} of it stacked" for one in (stored[path], leaves[path]))
+        if found != wanted:
+            problems.append(f"{path} has {found}; the config gives {wanted}")
     dtypes = {leaf.dtype for leaf in stored.values()}
     if len(dtypes) > 1 or not dtypes <= {"bfloat16", "float32"}:
         problems.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")

@@ -139,7 +139,27 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
         raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}{meant}") from error
 
 
+def _check_chunks(content: bytes, name: str) -> None:
+    """A PNG's chunks, and a JPEG's segments before its pixels, are read one by one: very many take minutes."""
+    png = content.startswith(_BEGINS["PNG"])
+    at, count, most = 8 if png else 2, 0, 1000 + len(content) // 1024
+    while at + 8 <= len(content) and count <= most:
+        if png:
+            if content[at + 4 : at + 8] == b"IEND":
+                break
+            at += 12 + int.from_bytes(content[at : at + 4])
+        elif content[at] != 0xFF or content[at : at + 2] == _SCAN:
+            break
+        else:  # bytes that fill up may stand before a segment
+            at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
+        count += 1
+    if count > most:
+        raise ImageError(f"{name}: has more than {most:,} {'chunks' if png else 'segments'}; allowed: one for each KiB")
+
+
 def _identify(content: bytes, name: str) -> Image.Image:
+    if content.startswith((_BEGINS["PNG"], _BEGINS["JPEG"])):
+        _check_chunks(content, name)
     with pillow(name, "its header is damaged"):
         try:
             # Between its two limits Pillow warns and goes on; here the one limit is `MAX_PIXELS`, below both.
