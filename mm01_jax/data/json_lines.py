@@ -12,6 +12,7 @@ from mm01_jax.files import parse_json, shown
 
 MOST_LINE = 1 << 24  # bytes of a line, which take seven times as much as it becomes a text and UTF-8 again
 MOST_SKIPPED = 1 << 28  # bytes of a line that is left out: a file with a longer one has no lines
+_LONG = 1 << 20
 Lines = Iterable[tuple[int, int, bytes]]  # number from 1, offset, line
 
 
@@ -100,6 +101,8 @@ def lines(file: BinaryIO, start: int = 0, stop: int | None = None) -> Iterator[t
         offset = start - 1 + _skip_line(file, "the line before")
     while (stop is None or offset < stop) and (line := file.readline(MOST_LINE + 1)):
         number += 1
+        if len(line) > _LONG and b"\0" in line:  # a hole, most of all: each next line may be one, too, at no cost
+            raise Unreadable(f"line {number} has {len(line):,} bytes and more, and a NUL byte among them: no text")
         yield number, offset, line
         offset += len(line)
         if len(line) > MOST_LINE and not line.endswith(b"\n"):

@@ -130,7 +130,7 @@ class TextFile:
     def scan(self, seen: Seen) -> Iterator[Record]:
         with FILES.open(self.path) as file:
             self._mark = _mark(file)
-            yield examine(0, self.name, iter(lambda: file.read(BLOCK), b""), seen)
+            yield examine(0, self.name, iter(lambda: file.read(BLOCK) or b"", b""), seen)
 
     def read(self, key: int, start: int, stop: int, digest: bytes | None) -> bytes:
         del key
@@ -142,7 +142,7 @@ class TextFile:
             return exact(file.read(stop - start), self.name, stop - start)
 
     def _look_again(self, file: BinaryIO, digest: bytes | None) -> None:
-        found = examine(0, self.name, iter(lambda: file.read(BLOCK), b""))
+        found = examine(0, self.name, iter(lambda: file.read(BLOCK) or b"", b""))
         if found.problem or found.digest != digest:
             why = found.problem or "its text is another than the one that was indexed"
             raise DataError(f"{self.name} changed while in use: {why}.")

@@ -5,6 +5,7 @@ Its digests have been compared before; this is about a file that is whole and sa
 
 import pathlib
 
+import optax
 from jax.sharding import Mesh
 
 from mm01_jax.checkpoint import CheckpointError, Restored, check_finite, check_keys, plain
@@ -41,6 +42,10 @@ def check(
         _refuse(manifest, "row", meta["row"], f"{rows}, the next after {step} steps of this run's batch sizes")
     if int(restored.state.step) != step:
         _refuse(manifest, "step", step, f"{int(restored.state.step)}, as the state that was saved counts")
+    for _, count in optax.tree_utils.tree_get_all_with_path(restored.state.opt_state, "count"):
+        if not 0 <= int(count) <= step:
+            what = f"the optimizer has counted {int(count)} steps; allowed: 0 to {step}, of which some may be refused"
+            raise CheckpointError(f"{manifest.parent}: {what}")
     if not allow_nonfinite:
         check_finite(manifest.parent, restored.state, mesh)
 

@@ -1,11 +1,13 @@
 """A long line of JSON costs few times its own size."""
 
 import gzip
+import time
 import tracemalloc
 
 import pytest
 
 from mm01_jax.data.sources import find_shards
+from mm01_jax.data.text import DataError
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz"])
@@ -25,3 +27,16 @@ def test_of_a_long_line_few_copies_are_made_and_none_is_kept(tmp_path, kind):
     tracemalloc.stop()
     assert [record.size for record in longer] == [0, 1 << 23]
     assert "more than 16,777,216 bytes; as a .txt file a document may be longer" in longer[0].problem
+
+
+def test_a_long_line_of_holes_ends_the_file_at_once(tmp_path):
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.write(b'{"text": "one"}\n')
+        for number in range(1, 200):
+            file.seek(number << 26)
+            file.write(b"\n")
+    (shard,) = find_shards(f"{tmp_path}/a.jsonl", "text")
+    start = time.process_time()
+    with pytest.raises(DataError, match="line 2 has 16,777,217 bytes and more, and a NUL byte among them: no text"):
+        list(shard.scan(lambda size: None))
+    assert time.process_time() - start < 1.0
