@@ -80,7 +80,7 @@ class Answering:
     @property
     def name(self) -> str:
         mesh = " x ".join(f"{axis} {size}" for axis in MESH_AXES if (size := getattr(self.config.mesh, axis)) > 1)
-        return f"{self.kind} of {self.shape}, int8, {self.config.model.num_experts} experts, {mesh}"
+        return f"{self.kind} of {self.shape}, int8, {self.config.model.num_experts} experts, {mesh or 'one GPU'}"
 
     def work(self) -> Iterator[Ready | Rows]:
         import jax

@@ -261,3 +261,20 @@ def test_program_that_xla_compiled_has_the_collectives_that_were_written():
     stated = count(traced.jaxpr, sizes).collectives
     assert stated == {Collective("all-reduce", ("tensor",), 1024): 5, Collective("all-gather", ("data",), 2048): 1}
     assert collectives.find(parse(traced.lower().compile().as_text()), sizes).counts == stated
+
+
+@pytest.mark.parametrize(
+    ("calls", "index", "moved"),
+    [
+        (4, "s32[1]{0}", 4 * (800 + 4 + 40)),
+        (3, "s32[1]{0}", 3 * (3200 + 4 + 40)),
+        (4, "s32[2]{0}", 4 * (3200 + 8 + 40)),
+    ],
+)
+def test_kernels_that_take_stacks_and_the_number_of_a_layer_move_that_layer(calls, index, moved):
+    lines = [f'  %k.{n} = f32[10]{{0}} custom-call(%w, %i), custom_call_target="kernel"' for n in range(calls)]
+    head = f"ENTRY %main (w: f32[4,200], i: {index}) -> f32[10] {{"
+    parameters = ["  %w = f32[4,200]{1,0} parameter(0)", f"  %i = {index} parameter(1)"]
+    text = "\n".join(["HloModule jit_f, is_scheduled=true", "", head, *parameters, *lines, "}", ""])
+    text = text.replace(f"%k.{calls - 1} =", f"ROOT %k.{calls - 1} =").replace("  ROOT", "  ROOT")
+    assert traffic.bytes_moved(parse(text)) == moved

@@ -1,9 +1,13 @@
 """Bytes that a compiled program moves between a chip and its main memory: operands in, results out, of every
 instruction, as often as it runs.
 
-Inside a fusion nothing moves. A slice taken out of a large array moves the slice, and so does an update in place.
+Inside a fusion nothing moves. A slice taken out of a large array moves the slice, and so does an update in place. A
+kernel that is given stacks of layers and the number of one moves that layer.
 Arrays that the compiler keeps in a core's own memory (TPU: VMEM) do not count.
 """
+
+import re
+from collections import Counter
 
 from mm01_jax.plan.hlo.text import FREE, Instruction, Program, sizes
 
@@ -16,8 +20,35 @@ def bytes_moved(program: Program, branch_share: float = 1) -> float:
     for name, instructions in program.computations.items():
         if name not in program.inlined and (times := runs[name]):
             shapes = {i.name: i.shape for i in instructions}
-            total += times * sum(_cost(i, shapes, program) for i in instructions)
+            calls = Counter(_signature(i, shapes) for i in instructions if i.opcode == "custom-call")
+            for i in instructions:
+                layers = _layers(_signature(i, shapes), times * calls[_signature(i, shapes)])
+                total += times * (_kernel(i, shapes, layers) if layers > 1 else _cost(i, shapes, program))
     return total
+
+
+def _signature(instruction: Instruction, shapes: dict[str, str]) -> tuple[str, ...]:
+    return tuple(shapes.get(name, "") for name in instruction.operands)
+
+
+def _layers(operands: tuple[str, ...], calls: float) -> int:
+    """Of the stacks of layers that a kernel is given with the number of one, which is int32 of one element: so many
+    calls have operands of these shapes. 1 where it is given none.
+    """
+    largest = max(operands, key=_far, default="")
+    layers = _leading(largest)
+    return layers if any(x.startswith("s32[1]") for x in operands) and layers and calls % layers == 0 else 1
+
+
+def _leading(shape: str) -> int:
+    found = re.match(r"\w+\[(\d+),", shape)
+    return int(found[1]) if found else 0
+
+
+def _kernel(call: Instruction, shapes: dict[str, str], layers: int) -> float:
+    """Of a call, a layer of each stack; what it gives back in place of a stack, too."""
+    parts = [*(shapes.get(name, "") for name in call.operands), *re.findall(r"\w+\[[^()]*?\}", call.shape)]
+    return sum(_far(x) / (layers if _leading(x) == layers else 1) for x in parts)
 
 
 def _cost(instruction: Instruction, shapes: dict[str, str], program: Program) -> int:
