@@ -52,7 +52,6 @@ def _unreadable(path: str, reads: str) -> str | None:
     """
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-        empty = is_folder and reads == "a folder" and not os.listdir(path)
     except PermissionError:  # another user's
         return None
     except (OSError, ValueError):
@@ -60,7 +59,7 @@ def _unreadable(path: str, reads: str) -> str | None:
         return f"{reads} that exists{', which a link leads to' if leads else ''}"
     if not is_folder and reads in ("a folder", "a directory"):
         return f"{reads}, which this is not"
-    return "a folder with something in it" if empty else None
+    return None
 
 
 def similar(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:

@@ -259,16 +259,14 @@ def test_what_is_no_folder_is_refused_where_one_is_read_before_anything_is_impor
     (tmp_path / "file").write_text("")
     (tmp_path / "nowhere").symlink_to("never")
     (tmp_path / "circle").symlink_to("circle")
-    (tmp_path / "empty").mkdir()
     for name, said in (
         ("pipe", "a folder, which this is not"),
         ("file", "a folder, which this is not"),
         ("nowhere", "a folder that exists, which a link leads to"),
         ("circle", "a folder that exists, which a link leads to"),
         ("x" * 300, "a folder that exists"),
-        ("empty", "a folder with something in it"),
     ):
         assert values.allowed_instead(str(tmp_path / name), reads="a folder") == said
-    for name in ("pipe", "file", "empty"):
+    for name in ("pipe", "file"):
         assert values.allowed_instead(str(tmp_path / name), reads="a file or folder") is None
     assert values.allowed_instead(str(tmp_path), reads="a folder") is None
