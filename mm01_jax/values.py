@@ -3,6 +3,7 @@ does not; and which path was meant."""
 
 import contextlib
 import difflib
+import errno
 import itertools
 import math
 import os
@@ -15,6 +16,7 @@ from mm01_jax import taken
 MOST_TOKENS = 10_240_000  # of an answer: positions that the released model has (max_position_embeddings)
 MOST_NAME = 4096  # characters of a name, which may be a path
 _FILE = "a file in a folder that exists, new or to be replaced"
+_MISSING = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # None: a NUL in a name
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
 
 
@@ -52,9 +54,9 @@ def _unreadable(path: str, reads: str) -> str | None:
     """
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-    except PermissionError:  # another user's
-        return None
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) not in _MISSING:  # another user's, or of a disk
+            return None
         leads = "\0" not in path and len(path) <= MOST_NAME and os.path.islink(path)
         return f"{reads} that exists{', which a link leads to' if leads else ''}"
     if not is_folder and reads in ("a folder", "a directory"):

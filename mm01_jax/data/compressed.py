@@ -24,7 +24,7 @@ _ZSTD_WINDOW = 1 << 27  # what `zstd --long` makes and `zstd -d` takes
 MOST_UNPACKED, MOST_TIMES = 1 << 26, 100
 # Each member of a file takes as long as many lines: so many may have less than so many bytes, `cat` of empty ones too.
 _MOST_SMALL, _SMALL = 1 << 16, 1 << 5
-_MOST_LINES = 1 << 16  # and one of each byte on the disk: a line takes time and memory, however little it says
+MOST_LINES = 1 << 16  # and one of each byte on the disk: a line takes time and memory, however little it says
 
 
 class CompressedLines(Copied):
@@ -52,9 +52,9 @@ class CompressedLines(Copied):
     def _few(self, found: Lines, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         """Lines with their numbers; DataError where they are many more than bytes have been read of the file."""
         for number, _, line in found:
-            if number > _MOST_LINES and number > _MOST_LINES + (packed := file.tell()):
+            if number > MOST_LINES and number > MOST_LINES + (packed := file.tell()):
                 what = f"its first {packed:,} bytes unpack to {number:,} lines and more"
-                raise DataError(f"{self.name}: {what}; allowed: {_MOST_LINES:,}, and one a byte.")
+                raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one a byte.")
             yield number, line
 
     def _pieces(self, file: BinaryIO, seen: Seen) -> Iterator[bytes]:

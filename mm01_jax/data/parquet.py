@@ -5,14 +5,13 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from mm01_jax.data.compressed import MOST_TIMES, MOST_UNPACKED
+from mm01_jax.data.compressed import MOST_LINES, MOST_TIMES, MOST_UNPACKED
 from mm01_jax.data.copied import Copied
 from mm01_jax.data.parquet_sizes import MOST_FOOTER, check_footer, check_pages
 from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
 from mm01_jax.files import quoted, shown, why
 
 _ROWS = 256  # made together
-_MOST_ROWS = 1 << 16  # and one of each byte on the disk
 _GROUPS = 64  # of rows, looked at together before they are read
 _LIMITS = {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
 
@@ -46,9 +45,9 @@ class ParquetText(Copied):
                         raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
                     yield self._document(row, text)
                     row += 1
-                    if row > _MOST_ROWS + size:
+                    if row > MOST_LINES + size:
                         what = f"its {size:,} bytes have {row:,} rows and more"
-                        raise DataError(f"{self.name}: {what}; allowed: {_MOST_ROWS:,}, and one a byte.")
+                        raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one a byte.")
                 now = size * row // max(file.metadata.num_rows, 1)
                 seen(now - told)
                 told = now

@@ -278,3 +278,21 @@ def test_kernels_that_take_stacks_and_the_number_of_a_layer_move_that_layer(call
     text = "\n".join(["HloModule jit_f, is_scheduled=true", "", head, *parameters, *lines, "}", ""])
     text = text.replace(f"%k.{calls - 1} =", f"ROOT %k.{calls - 1} =").replace("  ROOT", "  ROOT")
     assert traffic.bytes_moved(parse(text)) == moved
+
+
+def test_a_fusion_is_no_kernel_that_reads_one_layer():
+    text = """HloModule jit_f, is_scheduled=true
+
+%f (p.0: f32[4,200], p.1: s32[1]) -> f32[4,200] {
+  %p.0 = f32[4,200]{1,0} parameter(0)
+  %p.1 = s32[1]{0} parameter(1)
+  ROOT %n = f32[4,200]{1,0} negate(%p.0)
+}
+
+ENTRY %main (w: f32[4,200], i: s32[1]) -> f32[4,200] {
+  %w = f32[4,200]{1,0} parameter(0)
+  %i = s32[1]{0} parameter(1)
+  ROOT %r = f32[4,200]{1,0} fusion(%w, %i), kind=kLoop, calls=%f
+}
+"""
+    assert traffic.bytes_moved(parse(text)) == 3200 + 3200

@@ -27,13 +27,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_BYTES = 1 << 28  # of a file
 MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, three bytes a pixel
 _MEMORY, _FOR_A_BYTE = 192 << 20, 100  # bytes that decoding and resizing may take, or so many for each of the file
-_WEBP, _PLAIN, _FEW, _ALPHA = (
-    17,
-    7,
-    4,
-    10,
-)  # bytes a pixel, measured: its two canvases; four channels; one; alpha's copy
-_COSTS = {"1": _FEW, "L": _FEW, "P": _FEW, "LA": _ALPHA, "RGBA": _ALPHA}
+# Bytes a pixel, measured: a copy is made for alpha; WebP has two canvases of its own; all else has four channels.
+_COSTS = {"1": 4, "L": 4, "P": 4, "LA": 10, "RGBA": 10}
+_PLAIN, _WEBP = 7, 17
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
 _SCAN, _MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG, which has some ten
 _EXIF_ORIENTATION = 0x0112

@@ -22,7 +22,9 @@ def bytes_moved(program: Program, branch_share: float = 1) -> float:
             shapes = {i.name: i.shape for i in instructions}
             calls = Counter(_signature(i, shapes) for i in instructions if i.opcode == "custom-call")
             for i in instructions:
-                layers = _layers(_signature(i, shapes), times * calls[_signature(i, shapes)])
+                layers = 1
+                if i.opcode == "custom-call":
+                    layers = _layers(_signature(i, shapes), times * calls[_signature(i, shapes)])
                 total += times * (_kernel(i, shapes, layers) if layers > 1 else _cost(i, shapes, program))
     return total
 
