@@ -189,7 +189,8 @@ def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, gu
     finite, whole = guard(_finite), guard(_whole) if (long := _LONG.search(raw)) else None
     hooks = {"parse_constant": finite, "parse_float": finite if long or _EDGE.search(raw) else None, "parse_int": whole}
     try:
-        return _checked_depth(json.loads(utf8(raw), object_pairs_hook=pairs or _once, **hooks))
+        plain = json.JSONDecoder(object_pairs_hook=pairs or _once, **hooks).decode(utf8(raw))
+        return plain if raw.count(b"[") + raw.count(b"{") <= DEPTH else _checked_depth(plain)
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
 

@@ -10,11 +10,12 @@ from typing import BinaryIO
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from mm01_jax.data.cost import bounded
 from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, examine
 
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
-_READ = 1 << 16  # records read together, at most: of chunks, which are unpacked whole at every read
+_READ = 1 << 19  # records read together, at most: of chunks, which are unpacked whole at every read
 _READ_BYTES = 1 << 25  # that they may take, but for one chunk
 # A chunk that unpacks to more than this, and to so many times its size on disk, is a bomb.
 _MOST_UNPACKED, _MOST_TIMES = 1 << 26, 32
@@ -58,6 +59,9 @@ class ArrayRecordFile:
         count = self._open().num_records()
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
+        yield from bounded(self.name, size, self._records(count))
+
+    def _records(self, count: int) -> Iterator[tuple[int, bytes]]:
         start = 0
         for stop in self._parts(count):
             yield from enumerate(self._read(start, stop), start=start)

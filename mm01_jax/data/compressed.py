@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from mm01_jax.data.copied import Copied
+from mm01_jax.data.cost import bounded
 from mm01_jax.data.json_lines import Lines, json_documents, lines, text_of
 from mm01_jax.data.text import FILES, DataError, Record, Seen
 
@@ -43,7 +44,8 @@ class CompressedLines(Copied):
             found = ((number, number - 1, line) for number, line in self._few(lines(unpacked), file))
             empty = True
             read = functools.partial(text_of, field=self.field)
-            for one in json_documents(found, read, lambda _: None, f"{self.name} line"):
+            documents = json_documents(found, read, lambda _: None, f"{self.name} line")
+            for one in bounded(self.name, os.fstat(file.fileno()).st_size, documents):
                 empty = False
                 yield one
         if empty:

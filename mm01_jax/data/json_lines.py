@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
+from mm01_jax.data.cost import bounded
 from mm01_jax.data.text import FILES, DataError, Record, Seen, Unreadable, check_same, exact, examine
 from mm01_jax.files import parse_json, shown
 
@@ -41,7 +42,8 @@ class JsonLines:
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         with FILES.open(self.path) as file:
             found = lines(file, self._start, self._stop)
-            yield from json_documents(found, self._text, seen, f"{self.name} line", self._start)
+            documents = json_documents(found, self._text, seen, f"{self.name} line", self._start)
+            yield from bounded(self.name, os.fstat(file.fileno()).st_size, documents)
             empty = file.tell() == 0
         if empty:
             raise DataError(f"{self.name} is empty: a .jsonl file has at least one line.")

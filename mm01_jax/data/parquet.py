@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 from mm01_jax.data.compressed import MOST_LINES, MOST_TIMES, MOST_UNPACKED
 from mm01_jax.data.copied import Copied
-from mm01_jax.data.parquet_sizes import MOST_FOOTER, check_footer, check_pages
+from mm01_jax.data.cost import bounded
+from mm01_jax.data.parquet_sizes import MOST_FOOTER, Pages, check_footer, check_pages
 from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
 from mm01_jax.files import quoted, shown, why
 
+_READ = 1 << 20  # bytes of a chunk at a time
 _ROWS = 256  # made together
-_GROUPS = 64  # of rows, looked at together before they are read
+_TOGETHER = 1 << 26  # bytes of them, but for one; each may be the longest word of a dictionary
+_WORD = 64  # bytes of a dictionary that are made in the time that one more word takes
+_MADE_AGAIN = 1 << 29  # bytes of a dictionary that is made again with each batch, in all of them
 _LIMITS = {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
 
 
@@ -27,17 +31,18 @@ class ParquetText(Copied):
         return os.stat(self.path).st_size
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
+        return bounded(self.name, self.size, self._documents(seen))
+
+    def _documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
         parquet = _library()
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
             check_footer(source.fileno(), self.name)
-            options = {"page_checksum_verification": True, "pre_buffer": False} | _LIMITS
+            options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": _READ} | _LIMITS
             file = parquet.ParquetFile(source, **options)
             place = self._check(file, size)
-            # A text that many rows have stands once in memory, as it does in the file.
-            file = parquet.ParquetFile(source, metadata=file.metadata, read_dictionary=[self.field], **options)
             row = unpacked = told = 0
-            for batch in self._batches(file, source.fileno(), place):
+            for batch in self._batches(file, source.fileno(), place, size):
                 for text in _texts(batch.column(0)):
                     unpacked += len(text or b"")
                     if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
@@ -55,13 +60,26 @@ class ParquetText(Copied):
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
 
-    def _batches(self, file, fd: int, place: int) -> Iterator:
+    def _batches(self, file, fd: int, place: int, size: int) -> Iterator:
         """The rows of the column `place`, of groups whose pages have been looked at."""
-        count = file.metadata.num_row_groups
-        for groups in (range(start, min(start + _GROUPS, count)) for start in range(0, count, _GROUPS)):
-            for group in groups:
-                check_pages(fd, self.name, file.metadata.row_group(group).column(place))
-            yield from file.iter_batches(_ROWS, row_groups=groups, columns=[self.field], use_threads=False)
+        unpacked = 0
+        for group in range(file.metadata.num_row_groups):
+            said = file.metadata.row_group(group)
+            pages = check_pages(fd, self.name, said.column(place))
+            unpacked += pages.unpacked
+            if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
+                what = f"its pages unpack to {unpacked:,} bytes and more, the whole file has {size:,}"
+                raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+            rows = self._rows(file, said.num_rows, pages)
+            yield from file.iter_batches(rows, row_groups=[group], columns=[self.field], use_threads=False)
+
+    def _rows(self, file, rows: int, pages: Pages) -> int:
+        """How many rows of so many are made together."""
+        if _is_dictionary(file.schema_arrow.field(self.field).type):  # its writer's wish, and nothing changes it
+            wanted = max(_ROWS, rows * (pages.dictionary + _WORD * pages.words) // _MADE_AGAIN)
+        else:
+            wanted = min(_ROWS, _TOGETHER // max(pages.dictionary, 1))
+        return max(1, min(wanted, int(_TOGETHER / max(pages.densest, 1))))
 
     def _document(self, row: int, text: bytes | None) -> tuple[Record, bytes]:
         label = f"{self.name} row {row}"
@@ -82,7 +100,7 @@ class ParquetText(Copied):
             others = [shown(name) for name in names[:8]]
             raise DataError(f"{self.name}: data.text_field={self.field!r} is no column of it; it has {others}.")
         kind = file.schema_arrow.field(self.field).type
-        if pyarrow.types.is_dictionary(kind):
+        if _is_dictionary(kind):
             kind = kind.value_type
         if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             raise DataError(f"{self.name}: the column {quoted(self.field)} is of {shown(kind)}, not of text.")
@@ -110,22 +128,28 @@ class ParquetText(Copied):
             IndexError,
             UnicodeDecodeError,
         ) as error:
-            said = shown(why(error))
-            if "Not yet implemented" in said:  # of DELTA_BYTE_ARRAY, whose rows repeat what one of them says
-                what = f"{self.name}: the column {quoted(self.field)} is written in a way that is not read ({said})"
-                raise DataError(f"{what}; allowed: plain and dictionary encoding.") from error
-            raise DataError(f"{self.name} is no whole Parquet file: {said}.") from error
+            raise DataError(f"{self.name} is no whole Parquet file: {shown(why(error))}.") from error
 
 
 def _texts(column) -> Iterator[bytes | None]:
     """The bytes of each row, UTF-8 or not; None where there is nothing."""
+    if not _is_dictionary(column.type):
+        return (text.as_py() for text in _binary(column))
+    words = _binary(column.dictionary)
+    return (words[index.as_py()].as_py() if index.is_valid else None for index in column.indices)
+
+
+def _binary(words):
     import pyarrow
 
-    words = column.dictionary
     large = pyarrow.types.is_large_string(words.type)
-    words = words.cast(pyarrow.large_binary() if large else pyarrow.binary())
-    for index in column.indices:
-        yield words[index.as_py()].as_py() if index.is_valid else None
+    return words.cast(pyarrow.large_binary() if large else pyarrow.binary())
+
+
+def _is_dictionary(kind) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_dictionary(kind)
 
 
 def _library():

@@ -6,7 +6,7 @@ or a struct. What is not asked for is passed over, whatever it is.
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from mm01_jax.data.text import DataError
 
@@ -20,7 +20,8 @@ _MOST_EMPTY = 16  # pages of a chunk that hold no values: its dictionary
 _SLACK = 128  # bytes of a chunk that the library looks for beyond its end: an old writer forgot its first header
 _LIST, _SET, _MAP, _STRUCT = range(9, 13)
 _DEPTH = 12  # of structs and lists inside one another
-_DATA, _DATA_2 = 5, 8  # fields of a page's header: the header of a data page, of the second kind
+_DICTIONARY, _ENCODINGS = 7, {5: 2, 8: 4}  # fields of a page's header: of a dictionary; of data, both kinds, and in it
+_REPEATS = 7  # an encoding of a row as so many bytes of the one before and some more: of few bytes come very many
 
 
 class _Compact:
@@ -100,24 +101,42 @@ def check_footer(fd: int, name: str) -> None:
             raise DataError(f"{name}: its footer, of {footer:,} bytes, {what}: row groups, columns.") from None
 
 
-def check_pages(fd: int, name: str, column) -> None:
-    """DataError where a page of a column (as the library has it) unpacks to very many times its size."""
-    for at, (packed, unpacked) in _pages(fd, name, column):
+class Pages(NamedTuple):
+    """What the pages of a column's chunk take."""
+
+    unpacked: int  # bytes of all of them
+    dictionary: int  # of the one that holds no rows
+    words: int  # in it
+    densest: float  # bytes a row of the page in which that is most
+
+
+def check_pages(fd: int, name: str, column) -> Pages:
+    """What a column (as the library has it) takes; DataError where one page unpacks to very many times its size."""
+    whole = dictionary = words = densest = 0
+    for at, packed, unpacked, rows, held in _pages(fd, name, column):
         if packed < 0 or not 0 <= unpacked <= max(_MOST_PAGE, _MOST_TIMES * packed):
             what = f"a page of {packed:,} bytes (at byte {at:,}) unpacks to {unpacked:,}"
             raise DataError(f"{name}: {what}; allowed: at most {_MOST_TIMES} times as many, or {_MOST_PAGE:,}.")
+        whole += unpacked
+        densest = max(densest, unpacked / rows) if rows else densest
+        dictionary, words = (dictionary, words) if rows else (dictionary + unpacked, words + held)
+    return Pages(whole, dictionary, words, densest)
 
 
-def _pages(fd: int, name: str, column) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(where, (bytes, bytes unpacked)) of the pages that the library would read of a column."""
+def _pages(fd: int, name: str, column) -> Iterator[tuple[int, int, int, int, int]]:
+    """(where, bytes, bytes unpacked, rows, words of a dictionary) of a column's pages that the library would read."""
     at, first = column.data_page_offset, column.dictionary_page_offset
     at, values, empty = first if first and 0 < first < at else at, 0, 0
     end = at + column.total_compressed_size + _SLACK
     while values < column.num_values and at < end:
         header, size = _header(fd, name, at)
         packed, unpacked = header.get(3, -1), header.get(2, -1)
-        yield at, (packed, unpacked)
-        held = sum(max(0, header[kind].get(1, 0)) for kind in (_DATA, _DATA_2) if kind in header)
+        for kind, encoding in _ENCODINGS.items():
+            if header.get(kind, {}).get(encoding) == _REPEATS:
+                what = f"a page (at byte {at:,}) is written as DELTA_BYTE_ARRAY, whose rows repeat one another"
+                raise DataError(f"{name}: {what}; allowed: plain and dictionary encoding.")
+        held = sum(max(0, header[kind].get(1, 0)) for kind in _ENCODINGS if kind in header)
+        yield at, packed, unpacked, held, max(0, header[_DICTIONARY].get(1, 0)) if _DICTIONARY in header else 0
         values, empty, at = values + held, empty + (not held), at + size + packed
         if empty > _MOST_EMPTY:
             raise DataError(f"{name}: more than {_MOST_EMPTY} pages of a column (at byte {at:,}) hold no values.")

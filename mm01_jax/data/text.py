@@ -71,6 +71,9 @@ class Shard(Protocol):
 
 def examine(key: int, label: str, blocks: Iterable[bytes], seen: Seen = lambda size: None) -> Record:
     """The record of a text given piece by piece; the pieces may cut a character. `seen` hears of each."""
+    if isinstance(blocks, list) and len(blocks) == 1 and _is_text(whole := blocks[0]):  # a third of the time
+        seen(len(whole))
+        return Record(key, label, len(whole), hashlib.sha256(whole).digest()[:16], None)
     sha, decoder = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
     size, problem = 0, None
     for block in blocks:
@@ -84,6 +87,16 @@ def examine(key: int, label: str, blocks: Iterable[bytes], seen: Seen = lambda s
     if problem is None and decoder.getstate()[0]:
         problem = f"its UTF-8 ends inside a character (at byte {size - len(decoder.getstate()[0])})"
     return Record(key, label, size, sha.digest()[:16], problem)
+
+
+def _is_text(whole: bytes) -> bool:
+    """Whether nothing is wrong with a text; what is, `examine` finds piece by piece."""
+    if not whole or 0 in whole or whole.startswith(codecs.BOM_UTF8):
+        return False
+    try:
+        return whole.isascii() or bool(whole.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _problem(decoder: codecs.IncrementalDecoder, block: bytes, size: int) -> str | None:

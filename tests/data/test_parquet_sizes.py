@@ -1,6 +1,7 @@
 """What a Parquet file says of its sizes is looked at before its library believes it."""
 
 import os
+import time
 import types
 
 import pyarrow
@@ -41,11 +42,11 @@ def test_every_page_of_a_sound_file_is_found_with_its_size(tmp_path, version, co
     with open(path, "rb") as file:
         for group in range(metadata.num_row_groups):
             column = metadata.row_group(group).column(0)
-            pages = [sizes for _, sizes in parquet_sizes._pages(file.fileno(), "a", column)]
+            pages = [sizes for _, *sizes in parquet_sizes._pages(file.fileno(), "a", column)]
             assert len(pages) > 5
-            headers = column.total_compressed_size - sum(packed for packed, _ in pages)
+            headers = column.total_compressed_size - sum(packed for packed, *_ in pages)
             assert 0 < headers < 100 * len(pages) + 2 * 20_000 * len(pages)  # with the least and the greatest text
-            assert sum(unpacked for _, unpacked in pages) + headers == column.total_uncompressed_size
+            assert sum(unpacked for _, unpacked, *_ in pages) + headers == column.total_uncompressed_size
     assert len(corpus_of(path)) == 3000
 
 
@@ -77,11 +78,13 @@ def test_a_footer_of_very_many_row_groups_or_columns_is_refused_before_the_libra
         corpus_of(path)
 
 
-def test_a_column_of_texts_that_repeat_others_is_refused_by_how_it_is_written(tmp_path):
-    options = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_a_column_of_texts_that_repeat_others_is_refused_by_how_it_is_written(tmp_path, version):
+    options = {"use_dictionary": False, "data_page_version": version}
+    options |= {"column_encoding": {"text": "DELTA_BYTE_ARRAY"}}
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "one two"]}), tmp_path / "a.parquet", **options)
     with pytest.raises(
-        DataError, match=r"a.parquet: the column 'text' is written in a way that is not read .*: plain and"
+        DataError, match=r"a.parquet: a page \(at byte 4\) is written as DELTA_BYTE_ARRAY.*allowed: plain and"
     ):
         corpus_of(tmp_path / "a.parquet")
 
@@ -92,3 +95,25 @@ def test_rows_that_no_bytes_stand_for_are_refused(tmp_path):
         DataError, match=r"a.parquet: its [0-9,]+ bytes have [0-9,]+ rows and more; allowed: 65,536, and"
     ):
         corpus_of(tmp_path / "a.parquet")
+
+
+def test_pages_that_are_much_together_are_refused_though_each_is_not(tmp_path):
+    """Row groups may even be one chunk: what the footer says of them is not counted, their pages are."""
+    texts = ["a" * 10_000_000, *"bcdefghij"]
+    options = {"compression": "zstd", "use_dictionary": False, "row_group_size": 1, "write_statistics": False}
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts[:1] * 9 + texts}), tmp_path / "a.parquet", **options)
+    with pytest.raises(DataError, match=r"a.parquet: its pages unpack to [0-9,]+ bytes and more, the whole file has"):
+        corpus_of(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("wished", [False, True])
+def test_a_large_dictionary_is_not_made_again_with_every_few_rows(tmp_path, wished):
+    """Of a column that its writer wishes to be one, the library makes it new for every batch."""
+    words = [f"{n:0100d}" for n in range(100_000)]
+    column = pyarrow.array(words + words[:1] * 100_000)
+    table = pyarrow.table({"text": column.dictionary_encode() if wished else column})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
+    began = time.process_time()
+    found = [text for _, text in find_shards(str(tmp_path / "a.parquet"), "text")[0].documents(lambda size: None)]
+    assert found == [word.encode() for word in words + words[:1] * 100_000]
+    assert time.process_time() - began < 8  # two, and over a minute where it is made for every few rows
