@@ -21,6 +21,8 @@ FILE_BYTES = 128 * 2**20  # no file holds more than this, which bounds the memor
 BLOCK_BYTES = 2 * 2**20
 # No leaf has more: a grid that says so is a bomb, since file and block lists cost memory before a byte is read.
 MOST_FILES, MOST_BLOCKS = 2**20, 2**16  # of a leaf, of a file
+# Of all leaves together, beside one for every 4 KiB of them: a block of one element takes 10 us, as any other.
+MOST_SMALL_BLOCKS, SMALL_BLOCK_BYTES = 2**18, 4096
 MOST_LEAVES = 10_000  # of a tree of weights and moments: the released model's has 72 with AdamW's
 DTYPES = ("bfloat16", "float16", "float32", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")
 _KEY = re.compile(r"[A-Za-z0-9_]+")
@@ -86,6 +88,24 @@ def file_grid(
 
 def _largest_divisor(n: int, limit: int) -> int:
     return max(d for d in range(1, max(1, min(n, limit)) + 1) if n % d == 0)
+
+
+def is_cut(shape: tuple[int, ...], block: tuple[int, ...], num_stack: int, itemsize: int) -> bool:
+    """Whether blocks are so small since `file_grid` had to cut a larger one, along an axis whose length is prime."""
+    nbytes = math.prod(block) * itemsize
+    parts = [n // b for n, b in zip(shape[num_stack:], block[num_stack:], strict=True) if n % b == 0]
+    return any(nbytes * n > BLOCK_BYTES and nbytes * _largest_prime(n) > BLOCK_BYTES for n in parts)
+
+
+def _largest_prime(n: int) -> int:
+    """The largest prime factor of n; 1 of 1."""
+    factor = 2
+    while factor * factor <= n:
+        if n % factor:
+            factor += 1
+        else:
+            n //= factor
+    return n
 
 
 def boxes(bounds: tuple[slice, ...], file: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

@@ -90,6 +90,15 @@ class Leaf:
             most = f"at most {disk_grid.MOST_FILES:,} files of {disk_grid.MOST_BLOCKS:,} blocks"
             raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are {most}")
 
+    @property
+    def small_blocks(self) -> int:
+        """Blocks of less than 4 KiB, beyond the one that any leaf has; none where no other grid could be."""
+        itemsize, grid = np.dtype(self.dtype).itemsize, zip(self.shape, self.file, self.block, strict=True)
+        if math.prod(self.block) * itemsize >= disk_grid.SMALL_BLOCK_BYTES:
+            return 0
+        blocks = math.prod(-(-n // f) * (f // b) for n, f, b in grid)
+        return 0 if disk_grid.is_cut(self.shape, self.block, self.stack, itemsize) else blocks - 1
+
     def __post_init__(self):
         shapes = (self.shape, self.file, self.block)
         if self.dtype not in disk_grid.DTYPES:
@@ -193,6 +202,7 @@ def _read(raw: bytes, path: pathlib.Path, most_leaves: int) -> Manifest:
     if len(body["leaves"]) > most_leaves:
         raise CheckpointError(f"{path}: leaves: got {len(body['leaves']):,}; allowed: at most {most_leaves:,}")
     leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
+    _check_blocks(leaves, path)
     keys = ("files", "step", "meta", "versions", "source_sha256")
     manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
     if digest.tree_sha256({name: body["leaves"][name]["sha256"] for name in leaves}) != body["tree_sha256"]:
@@ -222,6 +232,15 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     if entry["sha256"] != digest.leaf_sha256(name, leaf.shape, leaf.dtype, leaf.lanes):
         raise CheckpointError(f"{path}: leaves.{name}.sha256 does not follow from its shape, dtype and lanes")
     return leaf
+
+
+def _check_blocks(leaves: dict[str, Leaf], path: pathlib.Path) -> None:
+    weights = [leaf for name, leaf in leaves.items() if name.startswith(disk_grid.WEIGHTS)]
+    for read in (weights, leaves.values()):  # who reads weights alone never sees how large the others are
+        small, nbytes = (sum(getattr(leaf, name) for leaf in read) for name in ("small_blocks", "nbytes"))
+        if small > (most := disk_grid.MOST_SMALL_BLOCKS + nbytes // disk_grid.SMALL_BLOCK_BYTES):
+            what = f"{small:,} blocks of less than {disk_grid.SMALL_BLOCK_BYTES:,} bytes; allowed: at most {most:,}"
+            raise CheckpointError(f"{path}: leaves: {what} of {nbytes:,} bytes")
 
 
 def versions() -> dict[str, str]:

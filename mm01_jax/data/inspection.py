@@ -11,7 +11,7 @@ import numpy as np
 
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
-from mm01_jax.data.text import PROGRESS_SECONDS, DataError
+from mm01_jax.data.text import PROGRESS_SECONDS, DataError, Seen
 from mm01_jax.data.token_files import FILES, is_token_folder
 from mm01_jax.data.token_folder import TokenFolder
 from mm01_jax.data.tokenizer import TOKENIZER_FILE, BytesTokenizer, open_tokenizer
@@ -84,12 +84,11 @@ def _verify(folder: TokenFolder, log: Log) -> None:
 
     wrong = []
     shards = folder.manifest["shards"]
+    seen = _progress(sum(size for _, _, size, _, _ in shards), "bytes", log)
     for number, shard in enumerate(shards):
         said = dict(zip(("documents", "tokens", "tokens_bytes", "tokens_sha256", "index_sha256"), shard, strict=True))
-        if found := problem(folder.name, number, said):
+        if found := problem(folder.name, number, said, seen):
             wrong.append(found)
-        if number % 100 == 99:
-            log(f"verified {number + 1:,} of {len(shards):,} shards")
     if wrong:
         raise DataError(f"{len(wrong):,} of {len(shards):,} shards are damaged: {listing(wrong)}")
     _read_all(folder, log)
@@ -97,17 +96,31 @@ def _verify(folder: TokenFolder, log: Log) -> None:
 
 def _read_all(folder: TokenFolder, log: Log) -> None:
     """Digests can be made to fit: what they fit is read as training reads it."""
-    wrong, clock = [], time.monotonic()
+    wrong, seen = [], _progress(len(folder), "documents", log)
     for document in range(len(folder)):
         try:
             folder.tokens(document)
         except DataError as error:
             wrong.append(str(error))
-        if time.monotonic() - clock > PROGRESS_SECONDS:
-            clock = time.monotonic()
-            log(f"verified {document + 1:,} of {len(folder):,} documents")
+        seen(1)
     if wrong:
         raise DataError(f"{len(wrong):,} of {len(folder):,} documents cannot be read: {listing(wrong)}")
+
+
+def _progress(total: int, unit: str, log: Log) -> Seen:
+    """Counts what is verified, and says it every few seconds with the time that is left."""
+    done, began = 0, time.monotonic()
+    said = began
+
+    def seen(more: int) -> None:
+        nonlocal done, said
+        done += more
+        if (now := time.monotonic()) - said > PROGRESS_SECONDS:
+            said = now
+            left = (now - began) / done * (total - done)
+            log(f"verified {done:,} of {total:,} {unit}, {left:,.0f} s left")
+
+    return seen
 
 
 def _text(source: str, samples: int, text_field: str, log: Log) -> Found:

@@ -2,8 +2,9 @@
 
 stdin has a JSON object: `template`; `variables`, of every rendering; `calls`, the variables of each; `added`, the
 characters that any rendering may have beside `times` those of its call; `seconds` of the processor and `bytes` of
-memory that all may take. stdout gets
-[{"text": ...} or {"error": ...}, ...], one a call. Nothing of ours is imported here.
+memory that all may take; SIGPROF ends what takes longer. stdout gets
+{"calls": [{"text": ...} or {"error": ...}, ...], "seconds": of the processor that they took}. Nothing of ours is
+imported here.
 
 The template sees what it would in transformers: `messages`, `tools`, `add_generation_prompt`, `raise_exception`,
 `strftime_now`, `tojson`, `break` and `continue`, `generation` blocks. It can open no file and start no process.
@@ -13,8 +14,10 @@ import datetime
 import html  # noqa: F401 - filters import these four when they are used, and no file can be opened then
 import json
 import pprint  # noqa: F401
+import signal
 import sys
 import textwrap  # noqa: F401
+import time
 
 import jinja2
 import jinja2.constants
@@ -62,16 +65,14 @@ def render(template: jinja2.Template, variables: dict, limit: int) -> str:
     return "".join(pieces)
 
 
-def confine(seconds: int, memory: int) -> None:
+def confine(seconds: float, memory: int) -> None:
     """Bounds what this process may take; where the system knows no limits, who started it bounds its time."""
     try:
         import resource
     except ImportError:
         return
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    until = int(used.ru_utime + used.ru_stime) + seconds
-    limits = {"RLIMIT_CPU": until, "RLIMIT_AS": memory, "RLIMIT_FSIZE": memory}
-    limits |= {"RLIMIT_NOFILE": 3, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # from here on; RLIMIT_CPU knows whole seconds alone
+    limits = {"RLIMIT_AS": memory, "RLIMIT_FSIZE": memory, "RLIMIT_NOFILE": 3, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0}
     for name, value in limits.items():
         if hasattr(resource, name):
             try:
@@ -80,27 +81,37 @@ def confine(seconds: int, memory: int) -> None:
                 continue
 
 
-def answer(request: dict) -> list[dict[str, str]]:
+def answer(request: dict) -> dict:
     made = environment()
     try:  # what explains an error is imported by the first one, and later no file can be opened
         made.from_string("{{ 0 | tojson }}{{ strftime_now('%Y') }}{{ x.y }}").render()
     except jinja2.TemplateError:
         confine(request["seconds"], request["bytes"])
+    began = time.process_time()
     try:
         template = made.from_string(request["template"])
+        found = [one(template, call, request) for call in request["calls"]]
     except jinja2.TemplateSyntaxError as error:
-        return [{"error": f"line {error.lineno}: {error.message}"[:_SAID]}] * len(request["calls"])
-    return [one(template, call, request) for call in request["calls"]]
+        found = [{"error": f"line {error.lineno}: {error.message}"[:_SAID]}] * len(request["calls"])
+    except Exception as error:
+        found = [{"error": why(error, request)}] * len(request["calls"])
+    return {"calls": found, "seconds": time.process_time() - began}
 
 
 def one(template: jinja2.Template, call: dict, request: dict) -> dict[str, str]:
     limit = request["added"] + request["times"] * len(json.dumps(call, ensure_ascii=False))
     try:
         return {"text": render(template, request["variables"] | call, limit)}
-    except MemoryError:
-        return {"error": f"more than {request['bytes']:,} bytes of memory"}
     except Exception as error:  # whatever a stranger's code can raise is its answer
-        return {"error": str(error)[:_SAID] or type(error).__name__}
+        return {"error": why(error, request)}
+
+
+def why(error: Exception, request: dict) -> str:
+    if isinstance(error, MemoryError):
+        return f"more than {request['bytes']:,} bytes of memory"
+    if isinstance(error, RecursionError):
+        return f"it is nested too deep, or calls itself: {error}"[:_SAID]
+    return str(error)[:_SAID] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """Chat templates that come with a checkpoint: where they lie, and what they make of a conversation.
 
-A template is a stranger's program. It runs in jinja2's sandbox, in a process of its own (`template_process.py`) that
-can open no file and has bounded time, memory and output. The name of a special token in what a person wrote stays text.
+A template is a stranger's program. It runs in jinja2's sandbox, in a process of its own (`renderings.py`) that can open
+no file and has bounded time, memory and output. The name of a special token in what a person wrote stays text.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,26 +18,25 @@ from mm01_jax.config.fields import nearest_name
 from mm01_jax.data import conversations, marked_text
 from mm01_jax.data.conversations import Rendered, text_of
 from mm01_jax.data.m1_template import DOCUMENT, M1
+from mm01_jax.data.renderings import Refused, Renderings
 from mm01_jax.data.text import DataError
 from mm01_jax.data.tokenizer import Tokenizer, check_utf8
 from mm01_jax.files import Door, quoted, shown
 
 Message = dict[str, Any]
 FILES = Door(ValueError)
-SECONDS = 2  # of the processor, for all renderings of one conversation
-MEMORY, MEMORY_A_BYTE = 224 << 20, 64  # and so many of each byte of the conversation, its copies and its text
 # What a template may make: so many times the conversation's characters, and so many more; published ones add 8,000.
 _TIMES, _MORE = 4, 1 << 14
 # Tokens: each character may be said four times, of four bytes; 4,096 more are taken in on one core within seconds.
 _TOKENS_TIMES, _MORE_TOKENS = 16, 1 << 12
-_MOST_SOURCE = 1 << 18  # characters of a template; published ones have up to 30,000
+_MOST_SOURCE = 1 << 18  # characters of a template
 _MOST_TOKENS = 10_000  # characters of the special tokens and their names together
-_WALL_SECONDS = 120.0  # of a machine that is busy with other things
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of parts as Python does shows no newline
 
 
-class Template(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Template:
     """source: jinja. name: of its file. tokens: what tokenizer_config.json calls bos_token, eos_token, ...
 
     damaged: what is raised where it cannot even say a word: DataError of one that lies in a checkpoint.
@@ -48,8 +44,9 @@ class Template(NamedTuple):
 
     source: str
     name: str
-    tokens: Mapping[str, str] = {}
+    tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
     damaged: type[Exception] = ValueError
+    _renderings: Renderings = dataclasses.field(default_factory=Renderings, compare=False, repr=False)
 
     @property
     def thinks(self) -> bool:
@@ -126,25 +123,11 @@ class Template(NamedTuple):
         """{"text": ...} or {"error": ...} of each rendering."""
         if importlib.util.find_spec("jinja2") is None:
             raise ValueError(f"{self.name}: a chat template needs jinja2: pip install 'mm01_jax[chat]'")
-        request = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
-        memory = MEMORY + MEMORY_A_BYTE * len(json.dumps(inputs))
-        asked = json.dumps(request | {"seconds": SECONDS, "bytes": memory, "added": _MORE, "times": _TIMES}).encode()
-        shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("template_process.py"))]
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # and nothing of ours beside
-        with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-            stdin.write(asked)
-            stdin.seek(0)
-            pipes = {"stdin": stdin, "stdout": stdout, "stderr": subprocess.DEVNULL, "env": environment}
-            try:
-                code = subprocess.run(shell, timeout=_WALL_SECONDS, check=False, **pipes).returncode
-            except subprocess.TimeoutExpired:
-                code = -signal.SIGKILL
-            stdout.seek(0)
-            answered = stdout.read()
-        if code:
-            killed = code in (-signal.SIGXCPU, -signal.SIGKILL)
-            raise self._refused(f"it takes more than {SECONDS} s" if killed else f"out of memory, or ended ({code})")
-        return json.loads(answered)
+        asked = {"template": self.source, "variables": dict(self.tokens), "calls": inputs}
+        try:
+            return self._renderings.run(asked | {"added": _MORE, "times": _TIMES})
+        except Refused as error:
+            raise self._refused(str(error)) from None
 
     def _refused(self, why: str) -> ValueError:
         why = " ".join(why.split())
@@ -193,7 +176,7 @@ def choose(asked: str | None, folders: Sequence[pathlib.Path], tokenizer: Tokeni
         return OURS[asked]() if asked in OURS else from_file(asked)
     try:
         if found := find(*folders):
-            return found._replace(damaged=DataError)
+            return dataclasses.replace(found, damaged=DataError)
     except ValueError as error:
         raise DataError(str(error)) from None
     if tokenizer.name != "bytes" and {conversations.BEGIN, conversations.END} <= set(tokenizer.specials):

@@ -60,6 +60,23 @@ def test_a_manifest_of_more_leaves_than_any_model_s_is_refused_before_they_are_l
     assert len(checkpoint.open_checkpoint(path.parents[1], prefix="", most_leaves=20_000).leaves) == len(many)
 
 
+def test_blocks_of_an_element_are_refused_where_they_are_very_many_in_all_leaves_together(run):
+    path = run / "checkpoints/00000002/state/manifest.json"
+    sound = manifest.read_file(path)
+    lanes = np.zeros(4, np.uint32)
+    leaf = manifest.Leaf(shape=(2**16,), dtype="float32", stack=0, file=(2**16,), block=(1,), lanes=lanes)
+    large = dataclasses.replace(leaf, shape=(2**31,), file=(2**25,), block=(2**19,))
+    for count in (3, 5):
+        many = {"opt_state/large": large} | {f"model/x{number}": leaf for number in range(count)}
+        path.write_bytes(dataclasses.replace(sound, leaves=sound.leaves | many).to_bytes())
+        if count == 3:
+            manifest.read_file(path)
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"leaves: 327,\d{3} blocks of less than 4,096 bytes; allowed: "
+    ):
+        manifest.read_file(path)
+
+
 def test_a_manifest_that_is_opened_again_is_looked_at_once_and_again_when_it_has_changed(run, monkeypatch):
     path = run / "checkpoints/00000002/state/manifest.json"
     opened = checkpoint.open_checkpoint(run)

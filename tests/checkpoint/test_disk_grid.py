@@ -118,3 +118,34 @@ def test_a_leaf_of_more_files_or_blocks_than_any_has_is_refused(shapes):
     shape, file, block = shapes
     with pytest.raises(ValueError, match="at most 1,048,576 files of 65,536 blocks"):
         Leaf(shape=shape, dtype="float32", stack=0, file=file, block=block).check_grid()
+
+
+@settings(max_examples=300, deadline=None)
+@given(leaves(), st.sampled_from((16, 100, 1000)))
+def test_blocks_that_were_cut_are_known_to_be(leaf, block_bytes):
+    shape, shard, stack, itemsize = leaf
+    before, disk_grid.BLOCK_BYTES = disk_grid.BLOCK_BYTES, block_bytes
+    try:
+        block = disk_grid.file_grid(shape, shard, stack, itemsize)[1]
+        assert block == (1,) * stack + shard[stack:] or disk_grid.is_cut(shape, block, stack, itemsize)
+    finally:
+        disk_grid.BLOCK_BYTES = before
+
+
+def test_blocks_of_the_released_model_on_large_meshes_and_of_an_odd_vocabulary_are_none_too_many():
+    config = dataclasses.replace(text_01.get_config(), mesh=MeshConfig())
+    tree = abstract_state(config, jax.sharding.AbstractMesh((1, 1, 1, 1), MESH_AXES))
+    for ways in ((1, 1), (8, 8), (64, 8), (8, 512)):  # of the last two axes of a leaf, or of the one that it has
+        small = nbytes = 0
+        for x, stack in zip(jax.tree.leaves(tree), disk_grid.leaf_stacks(tree), strict=True):
+            shard = [1] * stack + list(x.shape[stack:])
+            for axis, parts in zip(range(len(shard) - 1, stack - 1, -1), ways, strict=False):
+                shard[axis] //= parts if shard[axis] % parts == 0 else 1
+            file, block = disk_grid.file_grid(x.shape, tuple(shard), stack, x.dtype.itemsize)
+            leaf = Leaf(shape=x.shape, dtype=x.dtype.name, stack=stack, file=file, block=block)
+            small, nbytes = small + leaf.small_blocks, nbytes + leaf.nbytes
+        assert small < nbytes / disk_grid.SMALL_BLOCK_BYTES / 100
+    shape = (151_643, 128)
+    file, block = disk_grid.file_grid(shape, shape, 0, 4)
+    odd = Leaf(shape=shape, dtype="float32", stack=0, file=file, block=block)
+    assert block == (1, 128) and odd.small_blocks == 0

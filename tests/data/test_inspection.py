@@ -1,6 +1,8 @@
 """python -m mm01_jax.data inspect: counts, lengths, samples, what was skipped; damage by name."""
 
 import hashlib
+import json
+import os
 import re
 import shutil
 
@@ -82,6 +84,26 @@ def test_verify_reads_records_whose_digests_were_made_to_fit(place, tmp_path, ca
         path.write_text(path.read_text().replace(before, after))
     assert main(["inspect", f"--source={folder}", "--verify"]) == 3
     assert "documents cannot be read: " in capsys.readouterr().err
+
+
+def test_tokens_that_are_mostly_holes_are_refused_by_name_and_not_hashed(place, tmp_path, capsys):
+    folder, size = tmp_path / "tokens", 2**40
+    shutil.copytree(place / "tokens", folder)
+    manifest = json.loads((folder / "tokens.json").read_text())
+    manifest["shards"][0][2] = size
+    (folder / "tokens.json").write_text(json.dumps(manifest))
+    os.truncate(folder / "tokens-00000.arrayrecord", size)
+    assert main(["inspect", f"--source={folder}", "--verify"]) == 3
+    assert "tokens-00000.arrayrecord: is mostly holes: " in capsys.readouterr().err
+
+
+def test_how_far_the_bytes_are_verified_is_said_on_the_way(place, monkeypatch):
+    lines = []
+    monkeypatch.setattr(inspection, "PROGRESS_SECONDS", 0)
+    inspection.inspect(str(place / "tokens"), samples=0, verify=True, log=lines.append)
+    total = sum(path.stat().st_size for path in (place / "tokens").glob("*.arrayrecord"))
+    assert f"verified {total:,} of {total:,} bytes, 0 s left" in lines
+    assert "verified 125 of 125 documents, 0 s left" in lines
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Chat templates that come with a checkpoint: what they make of a conversation, and what a stranger's code may not."""
 
 import json
+import os
 import time
 
 import numpy as np
 import pytest
 
-from mm01_jax.data import templates
+from mm01_jax.data import renderings, templates
 from mm01_jax.data.conversations import BEGIN, END
 from mm01_jax.data.templates import Released, Template
 from mm01_jax.data.text import DataError
@@ -201,13 +202,35 @@ def test_a_template_of_a_checkpoint_that_says_nothing_is_bad_data_and_one_that_i
         templates.from_file(str(tmp_path / "chat_template.jinja" / "chat_template.jinja")).stop(BYTES)
 
 
-def test_a_template_that_does_not_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(templates, "SECONDS", 1)
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    began = time.process_time()
-    with pytest.raises(ValueError, match="takes more than 1 s"):
-        Template(loop, "x.jinja").ids(CHAT[:1], BYTES)
+def test_a_template_that_does_not_end_takes_its_seconds_once_and_not_for_each_conversation(monkeypatch):
+    monkeypatch.setattr(renderings, "SECONDS", 1)
+    endless = Template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x.jinja")
+    began, others = time.process_time(), os.times().children_user
+    for _ in range(6):
+        with pytest.raises(ValueError, match=r"^x\.jinja: chat template: it takes more than 1 s, or than 0\.10 s of"):
+            endless.ids(CHAT[:1], BYTES)
+    assert os.times().children_user - others < 4.5
     assert time.process_time() - began < 1  # another process's seconds
+
+
+def test_what_a_conversation_takes_beyond_its_share_later_ones_have_not_and_a_large_one_has_more(monkeypatch):
+    given, took = [], iter([0.05, 1.5, 0.5, 0.0, 0.0])
+
+    def process(asked):
+        given.append(json.loads(asked)["seconds"])
+        return 0, json.dumps({"calls": [], "seconds": next(took)}).encode()
+
+    monkeypatch.setattr(renderings, "_process", process)
+    runs = renderings.Renderings()
+    for said in ("", "", "", "", "x" * 500_000):
+        runs.run({"template": "", "calls": [said]})
+    assert given == pytest.approx([2, 2, 0.6, 0.2, 0.8], abs=1e-3)
+
+
+@pytest.mark.parametrize("source", ["{% if 1 %}" * 999 + "{% endif %}" * 999, "{{ " + "(" * 999 + ")" * 999 + " }}"])
+def test_a_template_that_is_too_deep_to_be_compiled_is_said_to_be(source):
+    with pytest.raises(ValueError, match=r"^x\.jinja: chat template: it is nested too deep, or calls itself: "):
+        Template(source, "x.jinja").ids(CHAT[:1], BYTES)
 
 
 def test_a_template_that_changes_an_answer_once_it_is_past_marks_none():

@@ -16,7 +16,7 @@ OWN = {
     "mm01_jax.compile_cache": "the user's own cache, and what the system says of its processor",
     "mm01_jax.convert.torch.shard": "a new file that it writes, links not followed",
     "mm01_jax.data.template_process": "the pipe to the process that started it",
-    "mm01_jax.data.templates": "the pipe to a process that it started",
+    "mm01_jax.data.renderings": "the pipe to a process that it started",
     "mm01_jax.data.tokenizer_process": "the pipe to the process that started it",
     "mm01_jax.guard": "what the system says of this process",
     "mm01_jax.inference.engine_processes": "what the first process of the same job says",

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from mm01_jax import holes
 from mm01_jax.data import token_files
 from mm01_jax.data.corpus import too_many_bad
-from mm01_jax.data.text import DataError, Record, Seen, Unreadable
+from mm01_jax.data.text import BLOCK, DataError, Record, Seen, Unreadable
 from mm01_jax.data.token_files import COUNT, FILES, LISTED, MOST_MANIFEST, TEXT, ids_digest, index_row
 from mm01_jax.data.tokenize.plan import Piece, Plan
 from mm01_jax.files import OF_THE_DISK, remove, shown, why, write, written
@@ -174,8 +175,12 @@ def read_summary(folder, shard: int) -> dict[str, Any] | None:
     return token_files.check(FILES.json(path, root=folder, most=MOST_MANIFEST), SUMMARY, path)
 
 
-def problem(folder, shard: int, summary: dict[str, Any]) -> str | None:
-    """What is wrong with a shard, every byte of it looked at; None where it is as it was written."""
+def problem(folder, shard: int, summary: dict[str, Any], seen: Seen = lambda size: None) -> str | None:
+    """What is wrong with a shard, every byte of it looked at; None where it is as it was written.
+
+    Args:
+      seen: told how many bytes more of the tokens have been read.
+    """
     paths = token_files.paths(folder, shard)
     if not summary["documents"]:
         return None
@@ -188,14 +193,20 @@ def problem(folder, shard: int, summary: dict[str, Any]) -> str | None:
         with FILES.open(paths.tokens, root=folder) as file:
             if (size := os.fstat(file.fileno()).st_size) != summary["tokens_bytes"]:
                 return f"{paths.tokens} has {size:,} bytes, {summary['tokens_bytes']:,} were written"
-            if _sha256(file) != summary["tokens_sha256"]:
+            with FILES.errors(paths.tokens):
+                holes.refuse(file)
+            if _sha256(file, seen) != summary["tokens_sha256"]:
                 return f"{paths.tokens} is not what was written: its sha256 is another"
     except DataError as error:
         return str(error)
     return None
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BinaryIO, seen: Seen = lambda size: None) -> str:
     """Of a whole file, as it lies there."""
+    total = hashlib.sha256()
     file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    while block := file.read(BLOCK):
+        total.update(block)
+        seen(len(block))
+    return total.hexdigest()
