@@ -1,8 +1,7 @@
 """The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
 
 Regular files alone are opened, without waiting; a size is bounded before a byte is read; a link leads nowhere outside
-the directory that owns it. JSON is read in linear time and bounded memory. What is written appears whole and goes
-through no link; what is deleted lies in the directory named.
+its directory. JSON takes linear time and bounded memory. What is written appears whole, through no link.
 """
 
 import codecs

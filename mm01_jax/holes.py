@@ -1,6 +1,6 @@
 """Files that are mostly holes: small on the disk, zeros without end to who reads them. It imports none of ours.
 
-For files that hold no zeros by the megabyte and are hashed whole: tokens and their index. Weights and moments may be
+For files that hold no zeros by the megabyte: data, tokens and their index. Weights and moments may be
 zeros, which some file systems (ZFS) keep as holes; they are as large as their config says, and read with progress.
 """
 
@@ -11,14 +11,14 @@ from typing import BinaryIO
 LEAST = 64 * 2**20  # bytes of holes that are let be, whatever the size
 
 
-def refuse(file: BinaryIO) -> None:
-    """ValueError where more than half of an open file, and more than `LEAST`, is holes; none of it is read.
+def refuse(file: BinaryIO, least: int | None = None) -> None:
+    """ValueError where more than half of an open file, and more than `least` (`LEAST`) bytes, is holes; none is read.
 
     Holes are what the file system says that they are: blocks that a compressing one spares are none.
     """
     fd, status = file.fileno(), os.fstat(file.fileno())
     size = status.st_size
-    most = max(LEAST, size // 2)
+    most = max(LEAST if least is None else least, size // 2)
     if size - 512 * status.st_blocks <= most:
         return
     before, holes, at = os.lseek(fd, 0, os.SEEK_CUR), 0, 0

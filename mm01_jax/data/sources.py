@@ -77,16 +77,21 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
     else:
         paths = [p for p in globs.find(source, log, lambda name: name.endswith(SUFFIXES)) if not os.path.isdir(p)]
     real_folder = functools.cache(os.path.realpath)
-    unique, clock = {}, time.monotonic()
+    unique, names, clock = {}, {}, time.monotonic()
     for path in sorted(paths):
         # A folder is taken as a whole, so its links stay inside it; a path or glob was chosen by a person.
         if not _is_utf8(path):  # a digest is made of names, and a run's manifest has them
             raise Unreadable(f"{shown(path)}: a name that is no UTF-8; rename it")
         is_link = os.path.islink(path)
         FILES.check(path, root=source if folder and is_link else None)
-        # One file under two names (a link, a glob that overlaps) is one file.
+        # One file under two names (links of both kinds, a glob that overlaps) is one file.
         place, name = os.path.split(path)
-        unique[os.path.realpath(path) if is_link else os.path.join(real_folder(place), name)] = os.path.abspath(path)
+        real = os.path.realpath(path) if is_link else os.path.join(real_folder(place), name)
+        with FILES.errors(path):
+            status = os.stat(path)
+        if status.st_nlink > 1:
+            real = names.setdefault((status.st_dev, status.st_ino), real)
+        unique[real] = os.path.abspath(path)
         if time.monotonic() - clock > PROGRESS_SECONDS:
             clock = time.monotonic()
             log(f"data: looked at {len(unique):,} of {len(paths):,} files of {shown(source)}")

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
+from mm01_jax import holes
 from mm01_jax.files import Door
 
 BLOCK = 1 << 20  # bytes looked at together by `scan`
@@ -32,7 +33,21 @@ class Unreadable(DataError):
     """A file that cannot be opened or is none."""
 
 
-FILES = Door(Unreadable)
+class _DataDoor(Door):
+    """A door that no file passes which is mostly holes: no text is, and bounds are of a file's size."""
+
+    def open(self, path, **how) -> BinaryIO:
+        file = super().open(path, **how)
+        try:
+            with self.errors(path):
+                holes.refuse(file)
+            return file
+        except BaseException:
+            file.close()
+            raise
+
+
+FILES = _DataDoor(Unreadable)
 
 
 class Record(NamedTuple):

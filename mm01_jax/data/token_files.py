@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mm01_jax import holes
 from mm01_jax.data.text import DataError
 from mm01_jax.files import Door, quoted, shown
 
@@ -26,6 +27,7 @@ FILES = Door(DataError)
 PLAN, MANIFEST = "tokens_plan.json", "tokens.json"
 MOST_MANIFEST = 48 * 2**20
 LISTED = 50_000  # files and bad records that a manifest names: it is read whole
+_MOST_HOLES = 1 << 20  # bytes of a shard's index: digests are no zeros
 MOST_DOCUMENTS = 20_000_000  # of a shard: its index is read whole
 # tokens: ids of the document. size: bytes of its text. text: the first 16 bytes of the text's sha256; ids: the first 8
 # of the record's. file: which of the files that the shard's .json names; key: where that file has the document.
@@ -127,7 +129,9 @@ def read_index(folder: pathlib.Path | str, shard: int, documents: int, sha256: s
     path = paths(folder, shard).index
     if documents > MOST_DOCUMENTS:
         raise DataError(f"{path}: {documents:,} documents; allowed: at most {MOST_DOCUMENTS:,} in a shard.")
-    content = FILES.read(path, root=folder, most=documents * INDEX.itemsize)
+    with FILES.open(path, root=folder, most=documents * INDEX.itemsize) as file, FILES.errors(path):
+        holes.refuse(file, _MOST_HOLES)
+        content = file.read(documents * INDEX.itemsize)
     if hashlib.sha256(content).hexdigest() != sha256 or len(content) != documents * INDEX.itemsize:
         raise DataError(f"{path} is damaged: it is not the index of {documents:,} documents that was written.")
     return np.frombuffer(content, INDEX)

@@ -144,6 +144,7 @@ def test_a_glob_a_folder_and_links_to_the_same_files_give_one_corpus(tmp_path):
     whole = corpus_of(folder)
     assert corpus_of(folder / "*.txt").fingerprint == whole.fingerprint
     (folder / "again.txt").symlink_to(folder / "0.txt")
+    os.link(folder / "1.txt", folder / "and_again.txt")
     (folder / ".hidden").write_bytes(b"\xff")
     assert len(corpus_of(folder)) == len(whole)
 

@@ -37,6 +37,9 @@ def test_a_long_line_of_holes_ends_the_file_at_once(tmp_path):
             file.write(b"\n")
     (shard,) = find_shards(f"{tmp_path}/a.jsonl", "text")
     start = time.process_time()
+    with pytest.raises(DataError, match="a.jsonl: is mostly holes: "):
+        list(shard.scan(lambda size: None))
+    (tmp_path / "a.jsonl").write_bytes((b'{"text": "one"}\n' + bytes(1 << 25) + b"\n") * 2)
     with pytest.raises(DataError, match="line 2 has 16,777,217 bytes and more, and a NUL byte among them: no text"):
         list(shard.scan(lambda size: None))
     assert time.process_time() - start < 1.0
