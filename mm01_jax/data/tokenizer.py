@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -14,14 +13,12 @@ import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_pieces, tokenizer_process
 from mm01_jax.data.text import BadFile
-from mm01_jax.files import Door, shown, utf8, why, write
+from mm01_jax.files import Door, parse_json, shown, utf8, why, write
 from mm01_jax.values import nearest_path, similar
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
 MOST_BYTES = 64 * 2**20  # of it: a vocabulary of 256,000 tokens takes 33 MB
-# Of which the ids are remembered; the library keeps the first 10,000. Of these the longest take 120 MiB.
-_WORDS_KEPT = 1 << 14
 _ASCII = bytes(range(0x20, 0x7F)).decode()
 _BYTES_JSON = 2**16  # more than any file of a byte-level model has
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
@@ -113,10 +110,8 @@ class FileTokenizer:
             with self._errors("is not a tokenizer.json"):
                 self._tokenizer = _library(self.name).Tokenizer.from_str(utf8(content))
                 facts = tokenizer_process.facts(self._tokenizer, END_NAMES, added)
-                said = json.loads(self._tokenizer.pre_tokenizer.__getstate__())
+                said = parse_json(self._tokenizer.pre_tokenizer.__getstate__())
                 self._place = tokenizer_pieces.places(tokenizer_guard.parts(said))
-                if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram of today's versions
-                    self._tokenizer.model._resize_cache(_WORDS_KEPT)
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
         self.end_of_document = self._find_end(facts["ends"])
         removes = not tokenizer_pieces.KNOWN.issuperset(facts["removes"])  # they keep all: they match every character
