@@ -93,7 +93,7 @@ class TokenizedDocuments:
         """(the first, texts) of documents that follow one another."""
         first, texts = 0, []
         for document, source in enumerate(self._chosen_D.tolist()):
-            texts.append(self._corpus.read(source))
+            texts.append(self._read(source))
             if sum(map(len, texts)) > _TOGETHER or len(texts) == _TEXTS_TOGETHER or document + 1 == len(self._chosen_D):
                 yield first, texts
                 first, texts = document + 1, []
@@ -115,7 +115,14 @@ class TokenizedDocuments:
         return counts_D
 
     def _encode_once(self, document: int) -> np.ndarray:
-        return self._checked(document, self._tokenizer.encode(self._corpus.read(int(self._chosen_D[document]))))
+        return self._checked(document, self._tokenizer.encode(self._read(int(self._chosen_D[document]))))
+
+    def _read(self, source: int) -> bytes:
+        """A whole text; DataError where it cannot be encoded."""
+        text = self._corpus.read(source)
+        if problem := self._tokenizer.problem(text):
+            raise DataError(f"{self._corpus.label(source)}: {problem}.")
+        return text
 
     def _checked(self, document: int, ids: np.ndarray) -> np.ndarray:
         source = int(self._chosen_D[document])

@@ -11,16 +11,14 @@ from unicodedata import normalize
 
 import numpy as np
 
-from mm01_jax.data import tokenizer_guard, tokenizer_process
+from mm01_jax.data import tokenizer_guard, tokenizer_pieces, tokenizer_process
 from mm01_jax.data.text import BadFile
-from mm01_jax.files import Door, shown, utf8, why, write
+from mm01_jax.files import Door, parse_json, shown, utf8, why, write
 from mm01_jax.values import nearest_path, similar
 
 FILES = Door(ValueError)
 TOKENIZER_FILE = "tokenizer.json"  # beside the weights of a checkpoint, whoever made it
 MOST_BYTES = 64 * 2**20  # of it: a vocabulary of 256,000 tokens takes 33 MB
-# Of which the ids are remembered; the library keeps the first 10,000, and with these takes a seventh less for code.
-_WORDS_KEPT = 1 << 16
 _ASCII = bytes(range(0x20, 0x7F)).decode()
 _BYTES_JSON = 2**16  # more than any file of a byte-level model has
 # What published tokenizers call the token that ends a text, in the order in which they are looked for.
@@ -41,6 +39,9 @@ class Tokenizer(Protocol):
 
     def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
         """Of each text its ids, and how many of its characters, blanks aside, none of them stands for."""
+
+    def problem(self, text: bytes) -> str | None:
+        """Why a text cannot be encoded; None where it can."""
 
     def special(self, name: str) -> int:
         """The id of a token that no text has, such as `<image>`; ValueError where there is none of that name."""
@@ -69,6 +70,9 @@ class BytesTokenizer:
 
     def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
         return [(self.encode(text), 0) for text in texts]
+
+    def problem(self, text: bytes) -> None:
+        return None
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)
@@ -106,11 +110,11 @@ class FileTokenizer:
             with self._errors("is not a tokenizer.json"):
                 self._tokenizer = _library(self.name).Tokenizer.from_str(utf8(content))
                 facts = tokenizer_process.facts(self._tokenizer, END_NAMES, added)
-                if hasattr(self._tokenizer.model, "_resize_cache"):  # BPE and Unigram of today's versions
-                    self._tokenizer.model._resize_cache(_WORDS_KEPT)
+                said = parse_json(self._tokenizer.pre_tokenizer.__getstate__())
+                self._place = tokenizer_pieces.places(tokenizer_guard.parts(said))
         self.vocab_size, self.specials = facts["vocab_size"], facts["specials"]
         self.end_of_document = self._find_end(facts["ends"])
-        removes = not tokenizer_guard.KNOWN.issuperset(facts["removes"])  # they keep all: they match every character
+        removes = not tokenizer_pieces.KNOWN.issuperset(facts["removes"])  # they keep all: they match every character
         has_all = (facts["falls_back"] and self._keeps(_ASCII)) or self._keeps(_ASCII + _every_byte())
         self.can_drop = removes or not has_all
 
@@ -148,21 +152,34 @@ class FileTokenizer:
             check_utf8("a text", text)
         if self._guarded is not None:
             return self._guarded.encode(text)
-        with self._errors("cannot encode a text"):
-            return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        return self._encoded([text], False)[0][0]
 
     def encode_many(self, texts: list[bytes]) -> list[tuple[np.ndarray, int]]:
         """As one after the other; the library's threads share them, where TOKENIZERS_PARALLELISM is not false."""
         if self._guarded is not None:
             return [self._guarded.counted(text.decode()) if self.can_drop else (self.encode(text), 0) for text in texts]
-        decoded = [text.decode() for text in texts]
-        with self._errors("cannot encode a text"):
-            if not self.can_drop:  # without the places of tokens in the text, which take a tenth of the time
-                found = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
-                return [(np.array(one.ids, np.int32), 0) for one in found]
-            found = self._tokenizer.encode_batch(decoded, add_special_tokens=False)
-            lost = (tokenizer_process.dropped(text, one.offsets) for text, one in zip(decoded, found, strict=True))
-            return [(np.array(one.ids, np.int32), gone) for one, gone in zip(found, lost, strict=True)]
+        return self._encoded([text.decode() for text in texts], self.can_drop)
+
+    def _encoded(self, texts: list[str], counts: bool) -> list[tuple[np.ndarray, int]]:
+        """`encode_many`, by pieces of long texts; counts: of what has no token, which takes the places of tokens."""
+        together = self._tokenizer.encode_batch if counts else self._tokenizer.encode_batch_fast
+        ids, lost = [[] for _ in texts], [0] * len(texts)
+        for group in tokenizer_pieces.groups(texts, self._place):
+            with self._errors("cannot encode a text"):
+                found = together([piece for _, piece in group], add_special_tokens=False)
+            for (number, piece), one in zip(group, found, strict=True):
+                ids[number].append(np.array(one.ids, np.int32))
+                lost[number] += tokenizer_process.dropped(piece, one.offsets) if counts else 0
+        return [(_joined(some), gone) for some, gone in zip(ids, lost, strict=True)]
+
+    def problem(self, text: bytes) -> str | None:
+        if self._guarded is None and len(text) > tokenizer_pieces.MOST:
+            try:
+                for _ in tokenizer_pieces.cut(text.decode(), self._place):
+                    pass
+            except ValueError as error:
+                return str(error)
+        return None
 
     def special(self, name: str) -> int:
         return _known(name, self.specials.get(name), self.name)
@@ -172,6 +189,10 @@ class FileTokenizer:
             return self._guarded.decode(ids)
         with self._errors("cannot decode ids"):
             return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _library(path: str):
@@ -254,7 +275,11 @@ def open_tokenizer(name: str, harmless: str | None = None) -> Tokenizer:
     """`bytes`, or a path to a tokenizer.json; ValueError for anything else. harmless: of `FileTokenizer`."""
     if name == "bytes":
         return BytesTokenizer()
-    if not os.path.exists(name) or os.path.isdir(name):  # what else is there and no file is refused as such
+    if os.path.isdir(name):
+        inside = os.path.join(name, TOKENIZER_FILE)
+        hint = f" Did you mean {inside!r}?" if os.path.isfile(inside) else ""
+        raise ValueError(f"data.tokenizer={name!r} is a directory; allowed: 'bytes' or a tokenizer.json file.{hint}")
+    if not os.path.exists(name):  # what else is there and no file is refused as such
         near = next(iter(similar(name, ["bytes"], cutoff=0.5)), None) or nearest_path(name)
         hint = f" Did you mean {near!r}?" if near else ""
         raise ValueError(f"data.tokenizer={name!r} is neither 'bytes' nor a tokenizer.json file.{hint}")

@@ -2,7 +2,8 @@
 
 The `tokenizers` library runs what a file asks for: regular expressions that backtrack for hours, replacements that
 grow a text without end; and it ends a process that it panics in. The patterns of published tokenizers are known not
-to, nor are the parts listed here; a file with anything else runs in that process.
+to, nor are the parts listed here; a file with anything else runs in that process, and so does one whose texts cannot
+be cut (`tokenizer_pieces.py`), which takes memory without end.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mm01_jax.data import tokenizer_pieces
 from mm01_jax.data.text import BadFile
 from mm01_jax.files import parse_json, shown
 
@@ -31,27 +33,11 @@ LOAD_MEMORY = 50  # times the file's bytes: a Unigram model of 250,000 pieces ta
 MOST_MEMORY = 512 << 20
 _PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
-_LETTERS = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-_GPT_4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-# Patterns of published tokenizers, none of which takes longer than in proportion to the text: MiniMax-01 (o200k's),
-# Llama 3 and Qwen 2 (cl100k's with other lengths of numbers), GPT-2.
-KNOWN = frozenset(
-    {
-        rf"{_LETTERS}*[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]+{_SHORT}{_LETTERS}+[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SHORT}"
-        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        _GPT_4 + r"\p{N}{1,3}" + _REST,
-        _GPT_4 + r"\p{N}" + _REST,
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    }
-)
 # Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
 _MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
 MOST_NAMES = 400_000  # of a file that is loaded at all: tokens of a vocabulary; published ones have up to 262,144
 _PARSED = 350 << 20  # bytes that those take, by the bound that `parse_json` counts with
 _MOST_PARTS = 8  # of one kind
-_MOST_PIECES = 16  # of a template for texts, and ids of a piece
 _MOST_CHARACTERS = 100  # of a text in a part
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
@@ -63,12 +49,12 @@ _NAME = re.compile(rb'"\s*:')
 _OBJECT = re.compile(rb'\{\s*"')  # how an added token begins
 _LONG_PREFIX = re.compile(rb'"prepend"\s*:\s*"[^"]{101}')  # before every text, however short
 # Parts whose time and text grow in proportion to the text's. Not here: NFKC and NFKD make eighteen characters of one,
-# WordPiece takes the square of a word's time; Replace and Prepend make any text of one,
+# WordPiece takes the square of a word's time; Replace and Prepend make any text of one, Strip looks at its ends,
 # Precompiled panics when it is damaged, Unigram and CTC take a damaged file's own time.
 _TYPES = {
-    "normalizer": {"NFC", "NFD", "Lowercase", "StripAccents", "Strip", "BertNormalizer", "Nmt"},
+    "normalizer": {"NFC", "NFD", "Lowercase"},
     "pre_tokenizer": {"Split", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "BertPreTokenizer"},
-    "post_processor": {"TemplateProcessing", "BertProcessing", "RobertaProcessing"},
+    "post_processor": {"TemplateProcessing", "BertProcessing", "RobertaProcessing"},  # none is run
     "decoder": {"ByteFallback", "Fuse", "WordPiece"},  # `Strip` panics where it takes more than is there
     "model": {"BPE", "WordLevel"},
 }
@@ -86,10 +72,12 @@ def harmless(content: bytes) -> list[dict[str, Any]] | None:
     try:
         plain = parse_json(content, most=_PARSED)
         added = plain.get("added_tokens", [])
-        plain_parts = all(_is_plain(kind, _parts(plain.get(kind))) for kind in _TYPES)
+        plain_parts = all(_is_plain(kind, parts(plain.get(kind))) for kind in _TYPES)
+        place = tokenizer_pieces.places(parts(plain.get("pre_tokenizer")))
+        local = place is not None and all(tokenizer_pieces.is_local(token, place) for token in added)
         # Of an added token that the normalizer changes nothing may be left, at which the library panics.
         changed = plain.get("normalizer") is not None and any(token.get("normalized", True) for token in added)
-        sound = plain_parts and not changed and _is_sound(plain["model"]) and _are_few(added)
+        sound = plain_parts and local and not changed and _is_sound(plain["model"]) and _are_few(added)
         return added if sound else None
     except (ValueError, TypeError, AttributeError, KeyError):  # another shape than that of a tokenizer.json
         return None
@@ -108,21 +96,22 @@ def _names(content: bytes) -> int:
 def _is_sound(model: dict[str, Any]) -> bool:
     """Whether the merges of BPE are of tokens that are there: the library panics at others, and says so at length.
 
-    The vocabulary is an object: in a list each of the merges would be searched for from its beginning.
+    Each is said once. The vocabulary is an object: in a list each of them would be searched for from its beginning.
     """
     words, merges = model["vocab"], model.get("merges", [])
     if model["type"] != "BPE" or not (isinstance(words, dict) and isinstance(merges, list)):
         return isinstance(words, dict) and model["type"] != "BPE"
-    pairs = (pair if isinstance(pair, list) else pair.split(" ", 2) for pair in merges)
+    pairs = {tuple(pair if isinstance(pair, list) else pair.split(" ", 2)) for pair in merges}
     fixed = any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
-    return not fixed and all(a in words and b in words and a + b in words for a, b in pairs)
+    once = len(pairs) == len(merges)
+    return once and not fixed and all(a in words and b in words and a + b in words for a, b in pairs)
 
 
 def _are_few(added: list[dict[str, Any]]) -> bool:
     return len(added) <= _MOST_ADDED and sum(len(token["content"]) for token in added) <= _MOST_IN_ADDED
 
 
-def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+def parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     """A part, or those of a Sequence; one inside another is a part like others, which no list has."""
     if part is None:
         return []
@@ -147,23 +136,7 @@ def _is_plain(kind: str, parts: list[dict[str, Any]]) -> bool:
 
 def _is_plain_part(part: dict[str, Any]) -> bool:
     texts = [value for value in part.values() if isinstance(value, str)]
-    if _SEQUENCES & part.keys() or any(len(text) > _MOST_CHARACTERS for text in texts):
-        return False
-    if part["type"] == "TemplateProcessing" and not _adds_little(part):
-        return False
-    pattern = part.get("pattern")  # {"Regex": ...}, {"String": ...}
-    # An empty one matches between all characters.
-    return not isinstance(pattern, dict) or (pattern.get("Regex", next(iter(KNOWN))) in KNOWN and all(pattern.values()))
-
-
-def _adds_little(template: dict[str, Any]) -> bool:
-    """Whether a template says a text once, and a few ids beside it: one that says it N times makes N of its tokens."""
-    ids = [token["ids"] for token in template["special_tokens"].values()]
-    for pieces in (template["single"], template["pair"]):
-        texts = [piece["Sequence"]["id"] for piece in pieces if "Sequence" in piece]
-        if len(pieces) > _MOST_PIECES or len(set(texts)) < len(texts):
-            return False
-    return all(len(some) <= _MOST_PIECES for some in ids)
+    return not _SEQUENCES & part.keys() and all(len(text) <= _MOST_CHARACTERS for text in texts)
 
 
 class Stopped(BadFile):
@@ -183,10 +156,11 @@ class Guarded:
         self._process: subprocess.Popen | None = None
         self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
         if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
-            what = f"has about {count:,} added tokens; allowed: at most {_MOST_LOADED:,}"
+            what = f"has about {count:,} objects, as added tokens are; allowed: at most {_MOST_LOADED:,}"
             raise BadFile(f"data.tokenizer={name!r}: {what}")
         if (count := _names(content)) > MOST_NAMES:
-            raise BadFile(f"data.tokenizer={name!r}: has about {count:,} tokens; allowed: at most {MOST_NAMES:,}")
+            what = f"has about {count:,} names, one a token and seven an added token; allowed: at most {MOST_NAMES:,}"
+            raise BadFile(f"data.tokenizer={name!r}: {what}")
         if (count := _values(content)) > MOST_VALUES:
             raise BadFile(f"data.tokenizer={name!r}: has about {count:,} values; allowed: at most {MOST_VALUES:,}")
         if _LONG_PREFIX.search(content):

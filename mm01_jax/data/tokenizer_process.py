@@ -34,6 +34,7 @@ def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
     tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, never the end of that document
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None  # a text has one encoding here
+    _drop_processor(tokenizer)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     _check_ids(vocabulary, added)
     if (highest := max(vocabulary.values(), default=0)) >= MOST_IDS:
@@ -46,6 +47,19 @@ def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
         "specials": {t.content: number for number, t in tokenizer.get_added_tokens_decoder().items() if t.special},
         "removes": [said for part in parts for said in _removes(json.loads(part))],
     }
+
+
+def _drop_processor(tokenizer) -> None:
+    """What puts special tokens around a text is not asked for; ValueError where it says the text itself anew."""
+    if tokenizer.post_processor is None:
+        return
+    said = json.loads(tokenizer.post_processor.__getstate__())
+    for part in said.get("processors", [said]):
+        times = sum("Sequence" in piece for piece in part["single"]) if "single" in part else 1
+        if times != 1 or part["type"] == "Sequence":
+            what = f"says a text {times:,} times" if times != 1 else "has a Sequence in a Sequence"
+            raise ValueError(f"its post_processor {what}; allowed: once, special tokens around it")
+    tokenizer.post_processor = None
 
 
 def _check_ids(vocabulary: dict[str, int], added: Iterable[dict]) -> None:

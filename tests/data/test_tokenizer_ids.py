@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from mm01_jax import command
-from mm01_jax.data import tokenizer_guard
+from mm01_jax.data import tokenizer_pieces
 from mm01_jax.data.tokenizer import bytes_json, open_tokenizer
 
 END = bytes_json()["added_tokens"][0]
@@ -103,7 +103,7 @@ def test_characters_that_a_part_removes_are_counted(tmp_path, changed, lost):
     assert [gone for _, gone in words.encode_many([b"the tub. the"])] == [lost]
 
 
-@pytest.mark.parametrize("pattern", sorted(tokenizer_guard.KNOWN))
+@pytest.mark.parametrize("pattern", sorted(tokenizer_pieces.KNOWN))
 def test_a_published_pattern_keeps_every_character_and_nothing_is_counted(tmp_path, pattern):
     """MiniMax-01's own splits so: what its pattern matches is kept, and it matches everything."""
     pytest.importorskip("tokenizers")

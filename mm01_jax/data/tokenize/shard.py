@@ -19,7 +19,7 @@ from mm01_jax.data import token_files
 from mm01_jax.data.corpus import too_many_bad
 from mm01_jax.data.text import BLOCK, DataError, Record, Seen, Unreadable
 from mm01_jax.data.token_files import COUNT, FILES, LISTED, MOST_MANIFEST, TEXT, ids_digest, index_row
-from mm01_jax.data.tokenize.plan import Piece, Plan
+from mm01_jax.data.tokenize.plan import Plan
 from mm01_jax.files import OF_THE_DISK, remove, shown, why, write, written
 
 BATCH_BYTES, BATCH_TEXTS = 1 << 20, 512  # encoded together
@@ -55,7 +55,7 @@ def make(plan: Plan, shard: int, seen: Seen = lambda size: None) -> dict[str, An
 
         with _disk_errors(paths.tokens):
             writer = ArrayRecordWriter(tokens.name, _WRITING)
-        for pieces in _batches(plan.shards[shard], seen, made.skip):
+        for pieces in _batches(plan, shard, seen, made.skip):
             for file, record, num_tokens, content in made.encode(pieces):
                 with _disk_errors(paths.tokens):
                     writer.write(content)
@@ -87,13 +87,13 @@ def _disk_errors(path: pathlib.Path) -> Iterator[None]:
 Texts = list[tuple[int, Record, bytes]]  # number of the piece, what was found, its text
 
 
-def _batches(pieces: tuple[Piece, ...], seen: Seen, skip: Callable[[Record], None]) -> Iterator[Texts]:
+def _batches(plan: Plan, shard: int, seen: Seen, skip: Callable[[Record], None]) -> Iterator[Texts]:
     batch, size = [], 0
-    for number, piece in enumerate(pieces):
+    for number, piece in enumerate(plan.shards[shard]):
         try:
             for record, text in piece.shard.documents(seen):
-                if record.problem is not None:
-                    skip(record)
+                if problem := record.problem or plan.tokenizer.problem(text):
+                    skip(record._replace(problem=problem))
                     continue
                 batch.append((number, record, text))
                 size += len(text)
