@@ -95,7 +95,9 @@ class Door(NamedTuple):
     def folder(self, path) -> pathlib.Path:
         """A directory to write and delete in, made where there is none; a link is no such directory."""
         try:
-            pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+            _check_kind(os.stat(path), None, "a directory") if os.path.exists(path) else os.makedirs(
+                path, exist_ok=True
+            )
         except (OSError, ValueError) as error:
             of_the_disk = getattr(error, "errno", None) in OF_THE_DISK
             raise error if of_the_disk else self.error(f"{shown(path)}: {why(error)}; allowed: a directory") from None
