@@ -94,15 +94,14 @@ class Door(NamedTuple):
 
     def folder(self, path) -> pathlib.Path:
         """A directory to write and delete in, made where there is none; a link is no such directory."""
+        made = pathlib.Path(path)
         try:
-            _check_kind(os.stat(path), None, "a directory") if os.path.exists(path) else os.makedirs(
-                path, exist_ok=True
-            )
+            _check_kind(made.stat(), None, "a directory") if made.exists() else made.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             of_the_disk = getattr(error, "errno", None) in OF_THE_DISK
             raise error if of_the_disk else self.error(f"{shown(path)}: {why(error)}; allowed: a directory") from None
         self.refuse_link(path)
-        return pathlib.Path(path)
+        return made
 
     def refuse_link(self, path) -> None:
         if os.path.islink(path):
@@ -190,8 +189,7 @@ def parse_json(raw: bytes, pairs: Callable | None = None, most: int = MEMORY, gu
     finite, whole = guard(_finite), guard(_whole) if (long := _LONG.search(raw)) else None
     hooks = {"parse_constant": finite, "parse_float": finite if long or _EDGE.search(raw) else None, "parse_int": whole}
     try:
-        plain = json.JSONDecoder(object_pairs_hook=pairs or _once, **hooks).decode(utf8(raw))
-        return plain if raw.count(b"[") + raw.count(b"{") <= DEPTH else _checked_depth(plain)
+        return _checked_depth(json.JSONDecoder(object_pairs_hook=pairs or _once, **hooks).decode(utf8(raw)))
     except RecursionError:
         raise ValueError(f"lists and objects are more than {DEPTH} deep") from None
 

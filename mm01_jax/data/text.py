@@ -37,7 +37,7 @@ class _DataDoor(Door):
     """A door that no file passes which is mostly holes: no text is, and bounds are of a file's size."""
 
     def open(self, path, **how) -> BinaryIO:
-        file = super().open(path, **how)
+        file = Door.open(self, path, **how)
         try:
             with self.errors(path):
                 holes.refuse(file)
