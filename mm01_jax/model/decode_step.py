@@ -3,27 +3,34 @@
 Weights, states, keys and values stay in their stacks: every operation is told which layer it is for, and nothing is
 copied. A layer is seven: projections, the mixer's step, its output product, norm and router, the experts' two halves,
 norm. Residuals between them are in the compute dtype, products that meet one are float32 parts which it adds up.
+
+Over `tensor` each device does this with its heads and its share of every expert's width; what meets a residual is
+summed over the devices before, twice a layer.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from mm01_jax import sharding
+from mm01_jax.config import ModelConfig
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.deterministic import ByRowConfig
 from mm01_jax.model.layers import Int8Weight, rms_norm, rope_angles
 from mm01_jax.model.lightning import Lightning
-from mm01_jax.model.mixers import MIXERS, constrain_cache
+from mm01_jax.model.mixers import MIXERS, cache_specs, constrain_cache
 from mm01_jax.model.softmax import KeysValues
 from mm01_jax.parallel.experts.layer import RouterStats
 from mm01_jax.parallel.experts.router import count
 from pallas_kernels import dispatch
 from pallas_kernels.attention_step import attention_step
 from pallas_kernels.expert_step import expert_step
-from pallas_kernels.few_rows import filled_up
+from pallas_kernels.few_rows import Placed, filled_up, in_rows
 from pallas_kernels.int8 import Int8
 from pallas_kernels.lightning_step import RING, empty_rings, lightning_fold, lightning_ring_step, lightning_step
 from pallas_kernels.norm_step import Mixed, Norm, Router, norm_step
@@ -40,6 +47,18 @@ class Told(NamedTuple):
     active_B: jax.Array
 
 
+class Weights(NamedTuple):
+    """What a step reads of a model, or a device's part of it: stacks of layers, the last norm, float32 slopes a stack
+    (M, n, N). axis: over which products are to be summed.
+    """
+
+    stacks: Sequence[Any]
+    final_norm: nnx.Param
+    slopes: Sequence[jax.Array]
+    config: ModelConfig
+    axis: str | None = None
+
+
 class Ringed(NamedTuple):
     """States (M, n, B, N, H, H) of lightning layers as of `place` (1,) steps ago, and the tokens since."""
 
@@ -49,9 +68,13 @@ class Ringed(NamedTuple):
 
 
 def serves(model, rows: int) -> bool:
-    """Whether a token of every row goes this way: up to 256 rows on one TPU or NVIDIA Hopper GPU, bfloat16 weights
-    (those of experts or int8), no expert with a capacity, and not where bits have to be those of training's forward."""
-    alone = math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
+    """Whether a token of every row goes this way: up to 256 rows on TPUs or NVIDIA Hopper GPUs, over `tensor` alone,
+    bfloat16 weights (those of experts or int8), no expert with a capacity, and not where bits have to be those of
+    training's forward.
+    """
+    sizes, rules = jax.sharding.get_abstract_mesh().shape, model.rules
+    by_heads = rules.heads == rules.kv_heads == rules.ffn and "tensor" not in (*rules.expert, *rules.batch, *rules.seq)
+    alone = math.prod(sizes.values()) == (sizes.get("tensor", 1) if by_heads else 1)
     plain = model.config.routing == "dropless" and not isinstance(model.config, ByRowConfig)
     here = dispatch.platform() == "tpu" or dispatch.why_not_hopper() is None
     plain &= model.compute.quantize != "int8_attention"
@@ -64,6 +87,26 @@ def serves(model, rows: int) -> bool:
 
 def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax.Array, DecodeCache, jax.Array]:
     """(hidden (B, D) after the final norm, the cache, the experts chosen (layers, A, B), E where there is none)."""
+    weights, config = Weights(list(model.stacks), model.final_norm, model.slopes(), model.config), model.config
+    if jax.sharding.get_abstract_mesh().size == 1:
+        return _forward(weights, x_BD, told, cache)
+    rules, (axis,) = sharding.gathered(model.rules), model.rules.heads
+    leaves, tree = jax.tree.flatten((weights.stacks, weights.final_norm))
+    params = jax.tree.leaves((weights.stacks, weights.final_norm), is_leaf=lambda x: isinstance(x, nnx.Param))
+    specs = [sharding.spec(rules, *param.get_metadata()["axes"]) for param in params]
+
+    def local(leaves, slopes, x_BD, told, cache):
+        stacks, final_norm = jax.tree.unflatten(tree, leaves)
+        return _forward(Weights(stacks, final_norm, slopes, config, axis), x_BD, told, cache)
+
+    laid = cache_specs(config, model.rules)
+    in_specs = (specs, sharding.spec(rules, None, None, "heads"), jax.P(), jax.P(), laid)
+    mapped = jax.shard_map(local, in_specs=in_specs, out_specs=(jax.P(), laid, jax.P()), check_vma=False)
+    return mapped(leaves, weights.slopes, x_BD, told, cache)
+
+
+def _forward(model: Weights, x_BD: jax.Array, told: Told, cache: DecodeCache):
+    """`forward` on one device, of its part of the weights."""
     config, B = model.config, x_BD.shape[0]
     x = rms_norm(x_BD, model.stacks[0].input_norm[0, 0].astype(x_BD.dtype), config.norm_eps)
     x = jnp.pad(x, ((0, filled_up(B) - B), (0, 0)))
@@ -73,14 +116,15 @@ def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax
     for number, (index, layer) in enumerate(order):
         stack, residual = model.stacks[index], functools.partial(Norm, eps=config.norm_eps)
         mix = _lightning if MIXERS[config.stacks[index][0]] is Lightning else _softmax
-        slope_LN = model.slopes()[index].reshape(-1, config.num_heads)
+        slope_LN = _layers(model.slopes[index])
         parts, mixed, caches[index] = mix(stack.mixer, x, caches[index], (slope_LN, *told), layer)
+        parts, mixed = _over_devices(parts, mixed, model.axis, B)
         norm = residual(_flat(stack.post_norm, x.dtype), layer, *stack.mixer.residual(config))
         router = Router(routers[index], layer, told.active_B, config.num_experts_per_token)
         x, choice, weight = norm_step(x, parts, norm, rows=B, mixed=mixed, router=router)
         choices.append(choice[:, :B])
         matrices = tuple(_flat(w, x.dtype) for w in (stack.experts.gate, stack.experts.up, stack.experts.down))
-        parts = expert_step(x, choice, weight, matrices, layer, rows=B)
+        parts, _ = _over_devices(expert_step(x, choice, weight, matrices, layer, rows=B), None, model.axis, B)
         if number + 1 < len(order):
             after, layer = order[number + 1]
             weight_LD = _flat(model.stacks[after].input_norm, x.dtype)
@@ -93,9 +137,20 @@ def forward(model, x_BD: jax.Array, told: Told, cache: DecodeCache) -> tuple[jax
     return x[:B], DecodeCache(tuple(caches), lengths), jnp.stack(choices)
 
 
+def _over_devices(parts: jax.Array | Placed, mixed: Mixed | None, axis: str | None, rows: int):
+    """Parts summed over the devices, and what their norm is due to of all heads; of one device as they are."""
+    if axis is None:
+        return parts, mixed
+    parts = jax.lax.psum(jnp.sum(in_rows(parts, rows), axis=0, keepdims=True), axis)
+    if mixed is not None:
+        mixed = mixed._replace(o_RW=jax.lax.all_gather(mixed.o_RW, axis, axis=1, tiled=True))
+    return parts, mixed
+
+
 def rings_pay(model, rows: int, steps: int) -> bool:
     """Whether so many steps of so many rows are computed with rings, and have other last bits than single steps."""
-    return serves(model, rows) and rows >= LEAST_RINGED and steps <= RING
+    alone = jax.sharding.get_abstract_mesh().size == 1
+    return alone and serves(model, rows) and rows >= LEAST_RINGED and steps <= RING
 
 
 def begin_rings(model, cache: DecodeCache, steps: int) -> DecodeCache:

@@ -1,9 +1,14 @@
 """The decoder's step of one token a row by operations of its own, against the NumPy reference of whole rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from mm01_jax import sharding
+from mm01_jax.config import MeshConfig
 from mm01_jax.model import decode_step
 from mm01_jax.model.mixers import empty_cache
 from tests.model import jax_model
@@ -12,9 +17,10 @@ from tests.reference.model import forward
 from tests.reference.random_weights import random_weights
 
 LENGTH = 5
+CUT_IN_THREE = dataclasses.replace(AWKWARD, vocab_size=30, intermediate_size=12)  # heads, their keys, experts, words
 
 
-def _decoded(model, tokens_BS, active_SB, rings: bool = False):
+def _decoded(model, tokens_BS, active_SB, rings: bool = False, devices: int = 1):
     """(logits of every step (S, B, V), router statistics (S, ...), the cache)."""
 
     @jax.jit
@@ -25,7 +31,7 @@ def _decoded(model, tokens_BS, active_SB, rings: bool = False):
         stats = decode_step.stats(choice, active_B, model.config.num_experts)
         return model.logits(hidden_BD[:, None])[:, 0], stats, cache
 
-    with jax_model.one_device():
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(tensor=devices), jax.devices()[:devices])):
         cache = empty_cache(model.config, model.compute, model.rules, len(tokens_BS), 8)
         begun, results = cache.lengths, []
         cache = decode_step.with_rings(model, cache) if rings else cache
@@ -37,13 +43,14 @@ def _decoded(model, tokens_BS, active_SB, rings: bool = False):
     return [x for x, _ in results], [x for _, x in results], cache
 
 
-def test_tokens_one_by_one_give_the_reference_logits_and_idle_rows_wait():
-    weights = {name: weight.astype(np.float64) for name, weight in random_weights(AWKWARD, 11).items()}
-    model = jax_model.build(AWKWARD, 3, weights, "float32")
-    tokens_BS = np.random.RandomState(4).randint(AWKWARD.vocab_size, size=(2, LENGTH)).astype(np.int32)
+@pytest.mark.parametrize("config, devices", [(AWKWARD, 1), (CUT_IN_THREE, 3)], ids=["alone", "tensor 3"])
+def test_tokens_one_by_one_give_the_reference_logits_and_idle_rows_wait(config, devices):
+    weights = {name: weight.astype(np.float64) for name, weight in random_weights(config, 11).items()}
+    model = jax_model.build(config, 3, weights, "float32")
+    tokens_BS = np.random.RandomState(4).randint(config.vocab_size, size=(2, LENGTH)).astype(np.int32)
     active_SB = np.array([[1, 1], [1, 0], [1, 1], [0, 1], [1, 1], [1, 1]], bool)
-    logits, stats, cache = _decoded(model, tokens_BS, active_SB)
-    result = forward(AWKWARD, weights, tokens_BS)
+    logits, stats, cache = _decoded(model, tokens_BS, active_SB, devices=devices)
+    result = forward(config, weights, tokens_BS)
     assert np.array_equal(cache.lengths, [LENGTH, LENGTH])
     place_B = np.zeros(2, int)
     for step, active_B in enumerate(active_SB):
