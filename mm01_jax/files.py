@@ -1,8 +1,7 @@
 """The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
 
-Regular files alone are opened, without waiting; a size is bounded before a byte is read; a link leads nowhere outside
-the directory that owns it. JSON is read in linear time and bounded memory. What is written appears whole and goes
-through no link; what is deleted lies in the directory named.
+Regular files alone are opened, of a bounded size, without waiting; links stay inside the directory that owns them.
+JSON takes linear time and bounded memory. What is written appears whole; neither it nor a deletion follows a link.
 """
 
 import codecs
@@ -96,6 +95,7 @@ class Door(NamedTuple):
     def folder(self, path) -> pathlib.Path:
         """A directory to write and delete in, made where there is none; a link is no such directory."""
         try:
+            os.path.exists(path) and _check_kind(os.stat(path), None, "a directory")  # mkdir would say "File exists"
             pathlib.Path(path).mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
             of_the_disk = getattr(error, "errno", None) in OF_THE_DISK

@@ -35,10 +35,13 @@ def together(texts: Iterable[str]) -> list[str]:
     for text in map(_line, texts):
         alike.setdefault(re.sub(r"\d+", "*", text), []).append(text)
     told = []
-    for pattern, group in alike.items():
+    for group in alike.values():
         if len(group) < _ALIKE:
             told += group
         else:
+            numbers = zip(*(re.findall(r"\d+", text) for text in group), strict=True)
+            said = (each[0] if len(set(each)) == 1 else "*" for each in numbers)  # that of a folder is the same in all
+            pattern = re.sub(r"\d+", lambda _, said=said: next(said), group[0])
             told.append(f"{len(group):,} of {pattern}, the first {group[0]}")
     return told
 

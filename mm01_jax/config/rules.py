@@ -23,8 +23,7 @@ MOST_ELEMENTS = 2**32 - 1  # of one layer's array: what a chunk of a checkpoint 
 
 def check(config: Config) -> Config:
     """The config itself when it is valid; else raises ConfigError with every problem."""
-    broken = problems(config)
-    if broken:
+    if broken := problems(config):
         raise ConfigError(broken)
     return config
 
@@ -113,12 +112,13 @@ def _top_k(config: Config) -> Iterator[Problem]:
 
 
 def _period(config: Config) -> Iterator[Problem]:
-    period = config.model.period
-    if not period or config.model.num_layers > MOST_LAYERS or len(config.model.stacks) > MOST_STACKS:
-        kinds = typing.get_args(MixerKind)
-        most = f"at most {MOST_LAYERS:,} with all periods, in at most {MOST_STACKS} stretches of one kind"
-        allowed = f"at least one layer, {' or '.join(map(repr, kinds))}, and {most}"
-        yield Problem(key="model.period", got=period, allowed=allowed, nearest=repr(kinds[:1]))
+    model, (kind, other) = config.model, typing.get_args(MixerKind)
+    most = MOST_LAYERS // max(1, len(model.period))
+    if not model.period or not most or len(model.stacks) > MOST_STACKS:
+        allowed = f"at least one layer, {kind!r} or {other!r}; at most {MOST_LAYERS:,}, in {MOST_STACKS} stretches"
+        yield Problem(key="model.period", got=model.period, allowed=allowed, nearest=repr((kind,)))
+    elif (got := model.num_periods) > most:
+        yield Problem(key="model.num_periods", got=got, allowed=f"at most {most:,}", nearest=str(most))
 
 
 def _vision(config: Config) -> Iterator[Problem]:

@@ -97,6 +97,12 @@ def test_more_stretches_of_layers_than_a_checkpoint_is_read_with_are_refused_bef
     assert rules.MOST_STACKS * of_one + of_one <= MOST_LEAVES
 
 
+@pytest.mark.parametrize(("layers", "periods", "key"), [(2, 2**31 - 1, "num_periods"), (20_000, 1, "period")])
+def test_of_too_many_layers_the_field_that_makes_them_is_named(layers, periods, key):
+    (found,) = rules.problems(_with(model__period=("lightning",) * layers, model__num_periods=periods))
+    assert found.key == f"model.{key}"
+
+
 def test_section_of_another_type_is_refused_and_judged_no_further():
     found = rules.problems(dataclasses.replace(wrong_base.get_config(), model=None))
     assert [problem.key for problem in found] == ["model"]

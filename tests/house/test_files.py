@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import pathlib
 import resource
 import subprocess
 import time
@@ -105,7 +104,7 @@ def test_an_error_of_the_disk_stays_one(tmp_path, monkeypatch, code):
         patch.setattr(files, "update", fail)
         with pytest.raises(Locked if code == errno.EACCES else OSError):
             RunLock(tmp_path)
-    monkeypatch.setattr(pathlib.Path, "mkdir", fail)
+    monkeypatch.setattr(os, "mkdir", fail)
     with pytest.raises(files.FileError if code == errno.EACCES else OSError):
         files.Door().folder(tmp_path / "new")
 

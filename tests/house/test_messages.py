@@ -35,7 +35,7 @@ def test_a_name_out_of_a_file_is_shown_in_one_short_line(name):
 def test_names_that_differ_in_numbers_alone_are_one_problem():
     names = [f"layers.{i}.experts.{j}.w1" for i in range(80) for j in range(32)]
     assert messages.grouped("missing", [*names, "norm"]) == [
-        "missing 2,560 of layers.*.experts.*.w*, the first layers.0.experts.0.w1",
+        "missing 2,560 of layers.*.experts.*.w1, the first layers.0.experts.0.w1",
         "missing norm",
     ]
     assert messages.grouped("missing", names[:2]) == [f"missing {name}" for name in names[:2]]
@@ -58,6 +58,11 @@ def test_what_a_model_says_gives_a_terminal_no_orders_and_a_pipe_has_it_as_it_is
     assert messages.answer(said, Out()) == (r"\x1b[2J\r\x07\x9b1A\x7f" if terminal else said)
     chat.Shown(out := Out(), thinks=False).take(f"a{said}")
     assert out.getvalue() == f"a{messages.answer(said, out)}"
+
+
+def test_numbers_that_are_the_same_in_all_that_is_told_together_stay():
+    told = messages.together(f"/runs/s6/arrays/{number}: missing" for number in range(7))
+    assert told == ["7 of /runs/s6/arrays/*: missing, the first /runs/s6/arrays/0: missing"]
 
 
 def test_a_name_of_several_lines_is_a_line_of_a_list():
