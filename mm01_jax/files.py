@@ -1,7 +1,7 @@
 """The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
 
-Regular files alone are opened, without waiting; a size is bounded before a byte is read; a link leads nowhere outside
-its directory. JSON takes linear time and bounded memory. What is written appears whole, through no link.
+Regular files alone are opened, of a bounded size, without waiting; links stay inside the directory that owns them.
+JSON takes linear time and bounded memory. What is written appears whole; neither it nor a deletion follows a link.
 """
 
 import codecs

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from configs import text_01
-from mm01_jax.checkpoint import leaf_paths, leaf_stacks
+from mm01_jax.checkpoint import leaf_paths, leaf_stacks, manifest
 from mm01_jax.config import ComputeConfig, ModelConfig, Rules, VisionConfig
 from mm01_jax.convert import axes, table
+from mm01_jax.convert.torch import structure
 from mm01_jax.convert.torch.dialects import DIALECTS
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
@@ -98,3 +99,11 @@ def test_any_pattern_of_layers_maps_each_layer_to_its_own_place():
         assert names == [
             f"model.layers.{i}.self_attn.qkv_proj.weight" for i, kind in enumerate(kinds) if kind == "lightning"
         ]
+
+
+def test_a_leaf_of_ours_with_other_stack_axes_is_named_with_both():
+    shape = (2, 3, 4)
+    stored = {"a": manifest.Leaf(shape=shape, dtype="float32", stack=1, file=shape, block=(1, 3, 4))}
+    (problem,) = structure.leaf_problems(stored, {"a": table.Leaf(shape, 2)})
+    assert problem == "a has shape [2, 3, 4], 1 of it stacked; the config gives shape [2, 3, 4], 2 of it stacked"
+    assert not structure.leaf_problems(stored, {"a": table.Leaf(shape, 1)})

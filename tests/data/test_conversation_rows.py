@@ -184,3 +184,13 @@ def test_an_image_of_several_names_is_decoded_once(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
     data.opened(tmp_path / "a.jsonl")
     assert decoded == ["a.png"]
+
+
+def test_of_a_picture_that_very_many_conversations_are_about_the_size_is_read_once(tmp_path, monkeypatch):
+    opened, open_image = [], opening.open_image
+    monkeypatch.setattr(opening, "open_image", lambda *given: opened.append(given) or open_image(*given))
+    (tmp_path / "a.png").write_bytes(data.png(20, 20, 0))
+    lines = [{"messages": data.conversation(number, 1), "images": ["a.png"]} for number in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    data.opened(tmp_path / "a.jsonl")
+    assert len([source for source, *_ in opened if not isinstance(source, bytes)]) == 1  # beside the look at its bytes

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from mm01_jax import command
-from mm01_jax.data import tokenizer_pieces
+from mm01_jax.data import tokenizer_pieces, tokenizer_process
 from mm01_jax.data.tokenizer import bytes_json, open_tokenizer
 
 END = bytes_json()["added_tokens"][0]
@@ -53,6 +53,14 @@ def test_two_tokens_with_one_id_are_refused_by_name(tmp_path, changed):
     plain["model"]["vocab"]["c"] = plain["model"]["vocab"]["b"]
     with pytest.raises(ValueError, match=r"t\.json'.*the tokens 'b' and 'c' have one id, 98$"):
         opened(tmp_path, plain)
+
+
+@pytest.mark.parametrize("changed", [{}, GUARDED])
+def test_an_id_beyond_any_embedding_is_refused(tmp_path, changed):
+    pytest.importorskip("tokenizers")
+    assert opened(tmp_path, with_word(tokenizer_process.MOST_IDS - 1, id=257) | changed).vocab_size == 1 << 24
+    with pytest.raises(ValueError, match=r"t\.json'.*a token has the id 16,777,216; allowed: below 16,777,216"):
+        opened(tmp_path, with_word(tokenizer_process.MOST_IDS, id=257) | changed)
 
 
 def test_ids_with_a_hole_are_taken_where_the_file_says_what_the_library_does(tmp_path):
