@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from mm01_jax.data.compressed import MOST_LINES
 from mm01_jax.data.cost import bounded
 from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, examine
 
@@ -18,7 +19,7 @@ FILE_BLOCK = 1 << 16
 _READ = 1 << 19  # records read together, at most: of chunks, which are unpacked whole at every read
 _READ_BYTES = 1 << 25  # that they may take, but for one chunk
 # A chunk that unpacks to more than this, and to so many times its size on disk, is a bomb.
-_MOST_UNPACKED, _MOST_TIMES = 1 << 26, 32
+_MOST_UNPACKED, _MOST_TIMES = 1 << 24, 32
 _BLOCK_HEADER, _CHUNK_HEADER = 24, struct.Struct("<8xQ8xQQ")  # bytes; of a chunk: of data, type and records, unpacked
 RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -59,6 +60,9 @@ class ArrayRecordFile:
         count = self._open().num_records()
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
+        if count > MOST_LINES + size:
+            what = f"its {size:,} bytes have {count:,} records"
+            raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one a byte.")
         yield from bounded(self.name, size, self._records(count))
 
     def _records(self, count: int) -> Iterator[tuple[int, bytes]]:

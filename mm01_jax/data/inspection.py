@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mm01_jax.data import token_files
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import PROGRESS_SECONDS, DataError, Seen
@@ -80,14 +81,18 @@ def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
 
 
 def _verify(folder: TokenFolder, log: Log) -> None:
-    from mm01_jax.data.tokenize.shard import problem
+    from mm01_jax.data.tokenize.shard import problem, read_summary
 
     wrong = []
     shards = folder.manifest["shards"]
     seen = _progress(sum(size for _, _, size, _, _ in shards), "bytes", log)
     for number, shard in enumerate(shards):
         said = dict(zip(("documents", "tokens", "tokens_bytes", "tokens_sha256", "index_sha256"), shard, strict=True))
-        if found := problem(folder.name, number, said, seen):
+        summary = read_summary(folder.name, number) or {}
+        if other := [name for name, value in said.items() if summary.get(name) != value]:
+            path = token_files.paths(folder.name, number).summary
+            wrong.append(f"{path}: {other[0]} is {summary.get(other[0])}, {token_files.MANIFEST} has {said[other[0]]}")
+        elif found := problem(folder.name, number, said, seen):
             wrong.append(found)
     if wrong:
         raise DataError(f"{len(wrong):,} of {len(shards):,} shards are damaged: {listing(wrong)}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mm01_jax.data.text import DataError
 
+_LETTERS = b"PAR1"
 MOST_FOOTER = 1 << 24  # bytes of it, which is read whole and takes five times as much
 _MOST_TAKEN, _SMALL_FOOTER = 128 << 20, 1 << 18  # bytes in memory that it may take; so few take less, whatever they say
 _TAKES, _IN_LIST, _OF_COLUMN = 32, 100, 900  # bytes of a value; of a struct in a list; where it may be a column
@@ -90,6 +91,8 @@ class _Compact:
 def check_footer(fd: int, name: str) -> None:
     """DataError where the footer of a file is very large, or what it holds would take very much memory."""
     size = os.fstat(fd).st_size
+    if {os.pread(fd, 4, 0), os.pread(fd, 4, max(0, size - 4))} != {_LETTERS}:
+        raise DataError(f"{name} is no whole Parquet file: it does not begin and end with {_LETTERS.decode()}.")
     footer = int.from_bytes(os.pread(fd, 4, max(0, size - 8)), "little")  # its length, and four letters
     if footer > MOST_FOOTER:
         raise DataError(f"{name}: a footer of {footer:,} bytes; allowed: at most {MOST_FOOTER:,}.")
@@ -147,9 +150,20 @@ def _header(fd: int, name: str, at: int) -> tuple[dict[int, Any], int]:
     for most in _HEADERS:
         try:
             reader = _Compact(os.pread(fd, most, at), _TAKES * most)
-            return reader.struct(), reader.at
+            if not _is_header(fields := reader.struct()):
+                raise DataError("has other values than it may")
+            return fields, reader.at
         except IndexError:  # it is longer, or the file ends
             continue
         except DataError as error:
             raise DataError(f"{name}: the header of a page (at byte {at:,}) {error}.") from None
     raise DataError(f"{name}: the header of a page (at byte {at:,}) does not end.")
+
+
+def _is_header(fields: dict[int, Any]) -> bool:
+    """Whether what is asked of a page's header is what it is to be: whole numbers, of structs whole numbers."""
+    numbers = [fields.get(field, 0) for field in (1, 2, 3)]
+    for kind in (_DICTIONARY, *_ENCODINGS):
+        inner = fields.get(kind, {})
+        numbers += [inner.get(field, 0) for field in (1, 2, 4)] if isinstance(inner, dict) else [None]
+    return all(isinstance(number, int) for number in numbers)

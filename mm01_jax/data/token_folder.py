@@ -198,6 +198,7 @@ def _check_files(folder: pathlib.Path, shards: list[list], itemsize: int) -> Non
     for name, size in wanted.items():
         if name not in there:
             raise DataError(f"{folder / name} is missing: {MANIFEST} has it with {size:,} bytes.")
+        FILES.check(folder / name, root=folder)
         with FILES.errors(folder / name):
             found = os.stat(folder / name).st_size
         if found != size:

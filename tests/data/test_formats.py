@@ -280,6 +280,7 @@ def test_without_its_extra_a_format_is_refused_with_what_to_install(tmp_path, mo
 
 def test_a_parquet_file_whose_footer_is_very_large_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "a.parquet", "wb") as file:
+        file.write(b"PAR1")
         file.truncate(20 << 20)
         file.seek(-8, 2)
         file.write((18 << 20).to_bytes(4, "little") + b"PAR1")

@@ -92,7 +92,14 @@ def test_tokens_that_are_mostly_holes_are_refused_by_name_and_not_hashed(place, 
     manifest = json.loads((folder / "tokens.json").read_text())
     manifest["shards"][0][2] = size
     (folder / "tokens.json").write_text(json.dumps(manifest))
+    summary = json.loads((folder / "tokens-00000.json").read_text())
     os.truncate(folder / "tokens-00000.arrayrecord", size)
+    assert main(["inspect", f"--source={folder}", "--verify"]) == 3
+    assert (
+        f"tokens-00000.json: tokens_bytes is {summary['tokens_bytes']}, tokens.json has {size}"
+        in capsys.readouterr().err
+    )
+    (folder / "tokens-00000.json").write_text(json.dumps(summary | {"tokens_bytes": size}))
     assert main(["inspect", f"--source={folder}", "--verify"]) == 3
     assert "tokens-00000.arrayrecord: is mostly holes: " in capsys.readouterr().err
 

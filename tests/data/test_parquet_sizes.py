@@ -61,6 +61,24 @@ def test_pages_without_values_or_without_an_end_are_refused(tmp_path):
             parquet_sizes.check_pages(file.fileno(), "a.parquet", column)
 
 
+def test_page_headers_of_other_kinds_of_values_and_files_of_another_kind_are_refused_by_name(tmp_path):
+    good = bytes([0x15, 0, 0x15, 0, 0x15, 0, 0x2C, 0x15, 2, 0, 0])
+    for content in (
+        good[:6] + bytes([0x25, 2, 0]),
+        bytes([0x1C, 0, 0x15, 0, 0x15, 0, 0]),
+        good[:7] + bytes([0x1C, 0, 0, 0]),
+    ):
+        (tmp_path / "a.parquet").write_bytes(content * 100)
+        column = types.SimpleNamespace(
+            data_page_offset=0, dictionary_page_offset=None, num_values=9, total_compressed_size=len(content)
+        )
+        with open(tmp_path / "a.parquet", "rb") as file, pytest.raises(DataError, match="other values than it may"):
+            parquet_sizes.check_pages(file.fileno(), "a.parquet", column)
+    (tmp_path / "a.parquet").write_text('{"text": "a"}\n' * 9)
+    with pytest.raises(DataError, match="a.parquet is no whole Parquet file: it does not begin and end with PAR1"):
+        corpus_of(tmp_path / "a.parquet")
+
+
 def test_a_footer_of_very_many_row_groups_or_columns_is_refused_before_the_library_reads_it(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"text": ["h"] * 20} | {f"c{n}": pyarrow.nulls(20, pyarrow.int8()) for n in range(500)})

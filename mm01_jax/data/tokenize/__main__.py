@@ -180,6 +180,7 @@ class _Progress:
             return
         self._shown = now
         rate = self._seen / (now - self._began)
+        self._total = max(self._total, self._seen)  # of files that unpack to more than they are
         left = clock((self._total - self._seen) / rate) if rate else "unknown time"
         line = f"tokenize {self._seen / 1e6:,.1f} of {self._total / 1e6:,.1f} MB  {rate / 1e6:,.2f} MB/s  {left} left"
         self._open = sys.stdout.isatty()

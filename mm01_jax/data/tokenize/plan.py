@@ -6,6 +6,7 @@ shards   0           | 1      2      3          | 3 goes on       each of about 
 
 import hashlib
 import json
+import os
 import pathlib
 import platform
 from importlib import metadata
@@ -157,7 +158,7 @@ def keep(plan: Plan) -> None:
     """
     path = plan.out / PLAN
     FILES.folder(plan.out)
-    if not path.exists():
+    if not os.path.lexists(path):
         # Another machine may be writing what this one is about to.
         ours = (".", PLAN, TOKENIZER_FILE, "tokens-")
         if others := sorted(p.name for p in plan.out.iterdir() if not p.name.startswith(ours)):
