@@ -59,7 +59,7 @@ def open_image(source: Source, name: str | None = None, root: pathlib.Path | Non
         if image.format == "PNG":
             check_png(content, name)
             if image.mode == "P" and image.palette is None:
-                raise ImageError(f"{name}: has colours by number and no palette")
+                raise ImageError(f"{name}: its pixels are numbers of colours and its palette is missing")
     return image
 
 
