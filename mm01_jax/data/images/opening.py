@@ -6,19 +6,17 @@ processor destroys them: 16-bit grey (all white there), 32-bit grey (cut off at 
 """
 
 import contextlib
-import io
 import logging
 import math
 import os
 import pathlib
 import stat
-import struct
 import warnings
 from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
-from mm01_jax.data.text import DataError
+from mm01_jax.data.images.pieces import BEGINS, SCAN, ImageError, check_png, opened, tags
 from mm01_jax.files import Door
 from mm01_jax.values import nearest_words
 
@@ -31,14 +29,12 @@ _MEMORY, _FOR_A_BYTE = 192 << 20, 100  # bytes that decoding and resizing may ta
 _COSTS = {"1": 4, "L": 4, "P": 4, "LA": 10, "RGBA": 10}
 _PLAIN, _WEBP = 7, 17
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
-_SCAN, _MOST_SCANS = b"\xff\xda", 100  # of a progressive JPEG, which has some ten
+_MOST_SCANS = 100  # of a progressive JPEG, which has some ten
 _EXIF_ORIENTATION = 0x0112
 _TILE = (322, 323)  # a TIFF's tags of a tile's width and length
+# Of others the words are Python's own, of its types.
+_SAY_WHAT_IS_WRONG = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # as its warnings in `pillow`
-
-
-class ImageError(DataError):
-    """An image that cannot be used; the message begins with its name."""
 
 
 def open_image(source: Source, name: str | None = None, root: pathlib.Path | None = None) -> Image.Image:
@@ -60,6 +56,10 @@ def open_image(source: Source, name: str | None = None, root: pathlib.Path | Non
     with pillow(name, "its header is damaged"):
         _check_header(image, name)
         _check_cost(image, content, name)
+        if image.format == "PNG":
+            check_png(content, name)
+            if image.mode == "P" and image.palette is None:
+                raise ImageError(f"{name}: its pixels are numbers of colours and its palette is missing")
     return image
 
 
@@ -75,7 +75,8 @@ def pillow(name: str, wrong: str = "the file is truncated or damaged") -> Iterat
     except ImageError:
         raise
     except Exception as error:  # its decoders raise whatever the damage leads them to
-        raise ImageError(f"{name}: {_why(error)}; {wrong}") from error
+        said = f"{_why(error)}; {wrong}" if isinstance(error, _SAY_WHAT_IS_WRONG) else wrong
+        raise ImageError(f"{name}: {said}") from error
 
 
 def decode(image: Image.Image, name: str) -> Image.Image:
@@ -85,7 +86,10 @@ def decode(image: Image.Image, name: str) -> Image.Image:
       ImageError: it is truncated or damaged.
     """
     with pillow(name):
+        colours = len(image.palette.palette) // 3 if image.format == "PNG" and image.mode == "P" else 256
         image.load()
+        if colours < 256 and (last := image.getextrema()[1]) >= colours:
+            raise ImageError(f"{name}: has a pixel of colour {last}; its palette has {colours}")
     return image
 
 
@@ -135,37 +139,16 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
         raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}{meant}") from error
 
 
-def _check_chunks(content: bytes, name: str) -> None:
-    """A PNG's chunks, and a JPEG's segments before its pixels, are read one by one: very many take minutes."""
-    png = content.startswith(_BEGINS["PNG"])
-    at, count, most = 8 if png else 2, 0, 1000 + len(content) // 1024
-    while at + 8 <= len(content) and count <= most:
-        if png:
-            if content[at + 4 : at + 8] == b"IEND":
-                break
-            at += 12 + int.from_bytes(content[at : at + 4])
-        elif content[at] != 0xFF or content[at : at + 2] == _SCAN:
-            break
-        else:  # bytes that fill up may stand before a segment
-            at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
-        count += 1
-    if count > most:
-        raise ImageError(f"{name}: has more than {most:,} {'chunks' if png else 'segments'}; allowed: one for each KiB")
-
-
 def _identify(content: bytes, name: str) -> Image.Image:
-    if content.startswith((_BEGINS["PNG"], _BEGINS["JPEG"])):
-        _check_chunks(content, name)
     with pillow(name, "its header is damaged"):
         try:
             # Between its two limits Pillow warns and goes on; here the one limit is `MAX_PIXELS`, below both.
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+            image = Image.open(opened(content, name), formats=FORMATS)
         except UnidentifiedImageError as error:
             raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
         except Image.DecompressionBombError as error:
-            pixels = f"more than {2 * Image.MAX_IMAGE_PIXELS:,}"
-            raise ImageError(f"{name}: has {pixels} pixels; allowed are {MAX_PIXELS:,}") from error
-    if image.format in ("JPEG", "MPO") and (scans := content.count(_SCAN)) > _MOST_SCANS:
+            raise ImageError(f"{name}: {_too_large(content[:22])}") from error
+    if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) > _MOST_SCANS:
         raise ImageError(f"{name}: has {scans:,} scans, each as long to read as a picture; allowed are {_MOST_SCANS}")
     return image
 
@@ -187,13 +170,8 @@ def _tile_pixels(image: Image.Image, content: bytes, name: str) -> int:
 
     Of a size that is there twice, or of another type, the library that unpacks the tile may take what Pillow does not.
     """
-    order, big = "<" if content.startswith(b"II") else ">", 43 in content[2:4]
     with pillow(name, "its header is damaged"):
-        (count,) = struct.unpack_from(order + "HQ"[big], content, at := image.tag_v2.offset)
-        at, entry = at + (8 if big else 2), struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
-        whole = min(count, (len(content) - at) // entry.size)
-        tags = entry.iter_unpack(memoryview(content)[at : at + whole * entry.size])
-        found = [(tag, kind, values) for tag, kind, values in tags if tag in _TILE]
+        found = [(tag, kind, values) for tag, kind, values in tags(content) if tag in _TILE]
         if not found:
             return 0
         if sorted(tag for tag, _, _ in found) != [*_TILE] or any(k not in (3, 4) or n != 1 for _, k, n in found):
@@ -210,17 +188,25 @@ def _what_it_is(head: bytes) -> str:
         return f"is an SVG drawing, which has no pixels: render it to PNG first; {read}"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypavif"):
         return f"is a HEIC or AVIF image; {read}"
-    if head[:8] == _BEGINS["PNG"] and head[12:16] == b"IHDR" and len(head) >= 24:
+    if head[:8] == BEGINS["PNG"] and head[12:16] == b"IHDR" and len(head) >= 24:
         width, height = (int.from_bytes(head[at : at + 4]) for at in (16, 20))
         if width == 0 or height == 0:  # an image without pixels is none to Pillow
             return _without_pixels(width, height)
-    kind = next((kind for kind, begins in _BEGINS.items() if head.startswith(begins)), None)
+    kind = next((kind for kind, begins in BEGINS.items() if head.startswith(begins)), None)
     if kind:
         return f"begins as a {kind}; its header is damaged"
     return f"is no image (it begins with {head[:8]!r}); {read}"
 
 
-_BEGINS = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0"}
+def _too_large(head: bytes) -> str:
+    """What a file has whose size is beyond Pillow's own limit; to Pillow the width of a BMP has no sign."""
+    if (
+        head.startswith(BEGINS["BMP"])
+        and head[14] > 12
+        and (width := int.from_bytes(head[18:], "little", signed=True)) < 0
+    ):
+        return f"has a width of {width:,} pixels; allowed is at least 1"
+    return f"has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; allowed are {MAX_PIXELS:,}"
 
 
 def _without_pixels(width: int, height: int) -> str:

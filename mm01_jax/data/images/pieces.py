@@ -1,0 +1,109 @@
+"""What a stranger's file is made of: very many pieces take minutes or much memory, and are refused before Pillow reads.
+
+Bounded are the chunks of a PNG, the segments of a JPEG, what is read of a GIF, and the values of a TIFF's tags.
+"""
+
+import io
+import struct
+from collections.abc import Iterator
+
+from mm01_jax.data.text import DataError
+
+BEGINS = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", "BMP": b"BM", "TIFF": b"II*\0"}
+SCAN = b"\xff\xda"  # where a JPEG's pixels begin
+_READS, _BYTES_A_READ = 10_000, 16  # a GIF's block of pixels has 255 bytes, and is read at twice
+_VALUES, _OF_BYTES = 1 << 16, (1, 2, 7)  # of a TIFF's tag, but of types that stay bytes: a colour profile, a text
+_CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+
+
+class ImageError(DataError):
+    """An image that cannot be used; the message begins with its name."""
+
+
+class Counted(io.BytesIO):
+    """A GIF, read in no more pieces than its bytes allow: Pillow keeps each of a comment's, which may have one byte."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self._left, self._name = _READS + len(content) // _BYTES_A_READ, name
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            allowed = f"{_READS:,} reads and one for each {_BYTES_A_READ} bytes"
+            raise ImageError(f"{self._name}: has very many blocks that are very small; allowed: {allowed}")
+        return super().read(size)
+
+
+def opened(content: bytes, name: str) -> io.BytesIO:
+    """The file for Pillow.
+
+    Raises:
+      ImageError: it has more pieces than its bytes allow.
+      ValueError, struct.error: of a TIFF, as `tags`.
+    """
+    if content.startswith((BEGINS["PNG"], BEGINS["JPEG"])):
+        _check_chunks(content, name)
+    if content[:2] in (b"II", b"MM") and content[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
+        most = max((values for _, kind, values in tags(content) if kind not in _OF_BYTES), default=0)
+        if most > _VALUES:
+            raise ImageError(f"{name}: has a tag of {most:,} values; allowed are {_VALUES:,}")
+    return Counted(content, name) if content.startswith(BEGINS["GIF"]) else io.BytesIO(content)
+
+
+def check_png(content: bytes, name: str) -> None:
+    """Whether a PNG ends as one, with no chunk on the way that it cannot be read without; Pillow passes over both.
+
+    Raises:
+      ImageError: as it says.
+    """
+    kinds = {content[at + 4 : at + 8] for at in _chunks(content)}
+    if strange := sorted(kind for kind in kinds - _CRITICAL if not kind[0] & 0x20):
+        raise ImageError(f"{name}: has a chunk {strange[0]!r}, which is none of PNG's and must not be passed over")
+    if b"IEND" not in kinds:
+        raise ImageError(f"{name}: has no chunk IEND at its end; the file is truncated or damaged")
+
+
+def tags(content: bytes) -> list[tuple[int, int, int]]:
+    """(number, type, count of values) of each tag of a TIFF's first picture, where Pillow looks for them.
+
+    Raises:
+      struct.error: the file ends before.
+      ValueError: they are too many, or in a form that Pillow and the library which unpacks pixels read differently.
+    """
+    if content.startswith(b"MM\0+"):
+        raise ValueError("it is a BigTIFF of highest bytes first")
+    order, big = "<" if content.startswith(b"II") else ">", content[2] == 43
+    (at,) = struct.unpack_from(order + "IQ"[big], content, 8 if big else 4)
+    (count,) = struct.unpack_from(order + "HQ"[big], content, at)
+    if count > _VALUES:
+        raise ValueError(f"it has {count:,} tags; allowed are {_VALUES:,}")
+    at, entry = at + (8 if big else 2), struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
+    whole = min(count, (len(content) - at) // entry.size)
+    return list(entry.iter_unpack(memoryview(content)[at : at + whole * entry.size]))
+
+
+def _chunks(content: bytes) -> Iterator[int]:
+    """Where each chunk of a PNG begins, to its end."""
+    at = 8
+    while at + 12 <= len(content):
+        yield at
+        if content[at + 4 : at + 8] == b"IEND":
+            break
+        at += 12 + int.from_bytes(content[at : at + 4])
+
+
+def _segments(content: bytes) -> Iterator[int]:
+    """Where each segment of a JPEG begins, before its pixels; bytes that fill up may stand before one."""
+    at = 2
+    while at + 8 <= len(content) and content[at] == 0xFF and content[at : at + 2] != SCAN:
+        yield at
+        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
+
+
+def _check_chunks(content: bytes, name: str) -> None:
+    png, most = content.startswith(BEGINS["PNG"]), 1000 + len(content) // 1024
+    for count, _ in enumerate(_chunks(content) if png else _segments(content), 1):
+        if count > most:
+            what = "chunks" if png else "segments"
+            raise ImageError(f"{name}: has more than {most:,} {what}; allowed: one for each KiB")
