@@ -13,7 +13,7 @@ import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_pieces, tokenizer_process
 from mm01_jax.data.text import BadFile
-from mm01_jax.files import Door, parse_json, shown, utf8, why, write
+from mm01_jax.files import Door, parse_json, shown, utf8, write
 from mm01_jax.values import nearest_path, similar
 
 FILES = Door(ValueError)
@@ -93,6 +93,8 @@ class FileTokenizer:
         _library(path)
         content = FILES.read(path, most=MOST_BYTES)
         self.name, self.fingerprint = path, hashlib.sha256(content).hexdigest()
+        with FILES.errors(path):
+            utf8(content)
         try:
             self._open(content, harmless)
         except ValueError as error:
@@ -143,7 +145,7 @@ class FileTokenizer:
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            raise BadFile(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
+            raise BadFile(f"data.tokenizer={self.name!r} {doing}: {shown(tokenizer_process.cause(error))}") from None
 
     def encode(self, text: bytes | str) -> np.ndarray:
         if isinstance(text, bytes):
