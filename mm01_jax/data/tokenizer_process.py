@@ -58,12 +58,14 @@ def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
     _check_ids(vocabulary, added)
     if (highest := max(vocabulary.values(), default=0)) >= MOST_IDS:
         raise ValueError(f"a token has the id {highest:,}; allowed: below {MOST_IDS:,}")
+    own = tokenizer.get_added_tokens_decoder()
     parts = [part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,
         "ends": {name: vocabulary[name] for name in ends if name in vocabulary},
         "falls_back": _falls_back(tokenizer, vocabulary),
-        "specials": {t.content: number for number, t in tokenizer.get_added_tokens_decoder().items() if t.special},
+        "specials": {t.content: number for number, t in own.items() if t.special},
+        "takes_blanks": [t.content for t in own.values() if (t.lstrip or t.rstrip) and not t.special],
         "removes": [said for part in parts for said in _removes(json.loads(part))],
     }
 
