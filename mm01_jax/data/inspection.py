@@ -61,6 +61,8 @@ def _tokens(source: str, samples: int, verify: bool, log: Log) -> Found:
         FILES.check(kept, root=source)
     tokenizer = BytesTokenizer() if in_bytes else open_tokenizer(kept)
     folder.check_tokenizer(tokenizer)
+    if lost := tokenizer.loses_blanks:
+        log(f"data: {lost}")
     tokens, text_bytes = manifest["tokens"], manifest["text_bytes"]
     facts = {
         "documents": f"{len(folder):,} of {folder.num_files:,} files",

@@ -75,6 +75,8 @@ class TokenizedDocuments:
     def _count(self, log: Callable[[str], None]) -> np.ndarray:
         """Encodes every document once, those of a batch by as many threads as there are processors."""
         counts_D = np.zeros(len(self._chosen_D), np.int64)
+        if lost := self._tokenizer.loses_blanks:
+            log(f"data: {lost}")
         dropped = in_documents = 0
         progress = _Counting(self.num_bytes, len(counts_D), log)
         for first, texts in self._batches():

@@ -13,7 +13,8 @@ import numpy as np
 
 from mm01_jax.data import tokenizer_guard, tokenizer_pieces, tokenizer_process
 from mm01_jax.data.text import BadFile
-from mm01_jax.files import Door, parse_json, shown, utf8, why, write
+from mm01_jax.files import Door, parse_json, quoted, shown, utf8, write
+from mm01_jax.messages import counted
 from mm01_jax.values import nearest_path, similar
 
 FILES = Door(ValueError)
@@ -32,6 +33,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     end_of_document: int
     fingerprint: str
+    loses_blanks: str  # what is to be said of that, where it does, before its tokens are used
     specials: Mapping[str, int]  # tokens that no text has, by their names
 
     def encode(self, text: bytes | str) -> np.ndarray:
@@ -60,6 +62,7 @@ class BytesTokenizer:
     vocab_size = 257
     end_of_document = 256
     fingerprint = "bytes-257"
+    loses_blanks = ""
     specials = {"<beginning_of_sentence>": 0xFD, "<end_of_sentence>": 0xFE, "<image>": 0xFF}
 
     def encode(self, text: bytes | str) -> np.ndarray:
@@ -91,7 +94,7 @@ class FileTokenizer:
 
     def __init__(self, path: str, harmless: str | None = None):
         _library(path)
-        content = FILES.read(path, most=MOST_BYTES)
+        content = FILES.text(path, most=MOST_BYTES).encode()
         self.name, self.fingerprint = path, hashlib.sha256(content).hexdigest()
         try:
             self._open(content, harmless)
@@ -117,6 +120,7 @@ class FileTokenizer:
         removes = not tokenizer_pieces.KNOWN.issuperset(facts["removes"])  # they keep all: they match every character
         has_all = (facts["falls_back"] and self._keeps(_ASCII)) or self._keeps(_ASCII + _every_byte())
         self.can_drop = removes or not has_all
+        self.loses_blanks = self._find_lost_blanks(facts["takes_blanks"])
 
     def _find_end(self, ids: Mapping[str, int]) -> int:
         for name in END_NAMES:
@@ -126,14 +130,25 @@ class FileTokenizer:
             f"data.tokenizer={self.name!r} has no token that ends a text; known are {', '.join(END_NAMES)}."
         )
 
+    def _find_lost_blanks(self, takers: list[str]) -> str:
+        """`dropped` leaves blanks aside: a tokenizer of words has no tokens of them, and its decoder puts them back."""
+        if sum(map(str.isspace, back := self._back("a b\nc"))) < 2:
+            return f"{self.name!r} loses blanks: 'a b\\nc' comes back as {quoted(back)}"
+        beside = f"beside {counted(len(takers), 'added token')}, the first: "
+        return f"{self.name!r} loses blanks {beside}{quoted(takers[0])}" if takers else ""
+
     def _keeps(self, probe: str) -> bool:
         """Whether a text comes back: with `_every_byte` from one that is byte-level alone, which loses none."""
+        return self._back(probe).strip() == probe.strip()
+
+    def _back(self, probe: str) -> str:
+        """What becomes of a text; itself where it is refused: that drops nothing."""
         try:
-            return self.decode(self.encode(probe)).strip() == probe.strip()
+            return self.decode(self.encode(probe))
         except tokenizer_guard.Stopped:
             raise
-        except ValueError:  # what has no token is refused, not dropped
-            return True
+        except ValueError:
+            return probe
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -143,7 +158,7 @@ class FileTokenizer:
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:
-            raise BadFile(f"data.tokenizer={self.name!r} {doing}: {shown(why(error))}") from None
+            raise BadFile(f"data.tokenizer={self.name!r} {doing}: {shown(tokenizer_process.cause(error))}") from None
 
     def encode(self, text: bytes | str) -> np.ndarray:
         if isinstance(text, bytes):
@@ -170,7 +185,8 @@ class FileTokenizer:
             for (number, piece), one in zip(group, found, strict=True):
                 ids[number].append(np.array(one.ids, np.int32))
                 lost[number] += tokenizer_process.dropped(piece, one.offsets) if counts else 0
-        return [(_joined(some), gone) for some, gone in zip(ids, lost, strict=True)]
+        joined = (some[0] if len(some) == 1 else np.concatenate(some) for some in ids)
+        return list(zip(joined, lost, strict=True))
 
     def problem(self, text: bytes) -> str | None:
         if self._guarded is None and len(text) > tokenizer_pieces.MOST:
@@ -189,10 +205,6 @@ class FileTokenizer:
             return self._guarded.decode(ids)
         with self._errors("cannot decode ids"):
             return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
-
-
-def _joined(pieces: list[np.ndarray]) -> np.ndarray:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _library(path: str):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from mm01_jax.data import tokenizer_pieces
+from mm01_jax.data import tokenizer_pieces, tokenizer_process
 from mm01_jax.data.text import BadFile
 from mm01_jax.files import parse_json, shown
 
@@ -71,7 +71,7 @@ def harmless(content: bytes) -> list[dict[str, Any]] | None:
         return None
     try:
         plain = parse_json(content, most=_PARSED)
-        added = plain.get("added_tokens", [])
+        added = tokenizer_process.added_tokens(plain)
         plain_parts = all(_is_plain(kind, parts(plain.get(kind))) for kind in _TYPES)
         place = tokenizer_pieces.places(parts(plain.get("pre_tokenizer")))
         local = place is not None and all(tokenizer_pieces.is_local(token, place) for token in added)

@@ -16,12 +16,31 @@ import sys
 from collections.abc import Iterable
 
 MOST_IDS = 1 << 24  # an embedding has a row of each
+_MOST_ADDED = 1_000_000  # characters of all added tokens: the library searches for all at once
+_MOST_IN_VOCABULARY = 8_000_000  # characters of its tokens: 262,144, as the largest published have, of 30 each
+_INTERNAL = (TypeError, AttributeError, LookupError, RecursionError)  # what our own look at another shape raises
 _RARE = "\U0010fffd"  # which Unicode leaves to programs, and no vocabulary has
 
 
 # Normalizers and pre-tokenizers that lose no character but blanks.
 _KEEPING = {"Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "Prepend", "ByteLevel", "Metaspace"}
 _KEEPING |= {"Whitespace", "WhitespaceSplit", "Digits", "UnicodeScripts", "BertPreTokenizer", "FixedLength"}
+
+
+def added_tokens(plain) -> list[dict]:
+    """Those of what a tokenizer.json says; ValueError where its tokens have more characters than any's."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"JSON of a {type(plain).__name__}, not of an object")
+    added, words = plain.get("added_tokens") or [], plain["model"]["vocab"]
+    _check_characters("its added tokens have", (token["content"] for token in added), _MOST_ADDED)
+    names = (word if isinstance(word, str) else word[0] for word in words)  # Unigram has pairs
+    _check_characters("its vocabulary has", names, _MOST_IN_VOCABULARY)
+    return added
+
+
+def _check_characters(what: str, names: Iterable[str], most: int) -> None:
+    if (count := sum(map(len, names))) > most:
+        raise ValueError(f"{what} {count:,} characters; allowed: at most {most:,}")
 
 
 def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
@@ -39,12 +58,14 @@ def facts(tokenizer, ends: Iterable[str], added: Iterable[dict]) -> dict:
     _check_ids(vocabulary, added)
     if (highest := max(vocabulary.values(), default=0)) >= MOST_IDS:
         raise ValueError(f"a token has the id {highest:,}; allowed: below {MOST_IDS:,}")
+    own = tokenizer.get_added_tokens_decoder()
     parts = [part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) if part is not None]
     return {
         "vocab_size": max(vocabulary.values(), default=-1) + 1,
         "ends": {name: vocabulary[name] for name in ends if name in vocabulary},
         "falls_back": _falls_back(tokenizer, vocabulary),
-        "specials": {t.content: number for number, t in tokenizer.get_added_tokens_decoder().items() if t.special},
+        "specials": {t.content: number for number, t in own.items() if t.special},
+        "takes_blanks": [t.content for t in own.values() if (t.lstrip or t.rstrip) and not t.special],
         "removes": [said for part in parts for said in _removes(json.loads(part))],
     }
 
@@ -150,7 +171,7 @@ def serve(requests, answers) -> None:
     def load() -> bytes:
         nonlocal tokenizer
         # Of a name that occurs twice the library takes the last. What is read here goes before the library reads.
-        added = json.loads(content, object_pairs_hook=once).get("added_tokens") or []
+        added = added_tokens(json.loads(content, object_pairs_hook=once))
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(content)
@@ -169,11 +190,18 @@ def serve(requests, answers) -> None:
         left -= _used() - before
 
 
+def cause(error: BaseException) -> str:
+    """An error in one line, without Python's words for what our own look at a file stumbled over."""
+    if isinstance(error, _INTERNAL):
+        return "its shape is not that of a tokenizer.json"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _say(answers, work) -> bool:
     try:
         said, head = work(), {}
     except BaseException as error:  # of the library: Exception, and PanicException, which is none
-        said, head = b"", {"error": " ".join(str(error).split())[:300] or type(error).__name__}
+        said, head = b"", {"error": cause(error)}
     answers.write(json.dumps({"size": len(said)} | head).encode() + b"\n" + said)
     answers.flush()
     return not head

@@ -150,3 +150,51 @@ def test_a_folder_is_no_tokenizer_and_the_file_in_it_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(bytes_json()))
     with pytest.raises(ValueError, match=rf"is a directory; .* Did you mean '{tmp_path}/tokenizer\.json'\?$"):
         open_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps(bytes_json()).encode("utf-16"), r"t\.json: not UTF-8 \(at byte 0: "),
+        (b"[]", "JSON of a list, not of an object$"),
+        (b'{"model": []}', "its shape is not that of a tokenizer.json$"),
+        (b'{"model": {"vocab": {}}, "added_tokens": [{}]}', "its shape is not that of a tokenizer.json$"),
+        (b"[" * 100_000, "its shape is not that of a tokenizer.json$"),
+    ],
+)
+def test_what_is_no_tokenizer_is_said_without_the_words_of_python(tmp_path, content, said):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        open_tokenizer(str(tmp_path / "t.json"))
+    assert command.exit_code(error.value) == 3 and "t.json" in str(error.value)
+
+
+def with_long_names(kind: str, count: int, length: int) -> dict:
+    names, plain = [f"{number:0{length}}" for number in range(count)], bytes_json()
+    if kind == "added tokens have":
+        token = plain["added_tokens"][0] | {"special": False}
+        plain["added_tokens"] += [token | {"id": 257 + number, "content": name} for number, name in enumerate(names)]
+    elif kind == "vocabulary has":
+        plain["model"]["vocab"] |= {name: 256 + number for number, name in enumerate(names)}
+        plain["added_tokens"][0]["id"] = 256 + count
+    else:
+        plain["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[name, -1.0] for name in names]}
+        plain["added_tokens"][0]["id"] = count
+    return plain
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "most"),
+    [("added tokens have", 1_000, 1_000_000), ("vocabulary has", 900, 8_000_000), ("pieces", 900, 8_000_000)],
+)
+def test_tokens_of_very_many_characters_are_refused_before_they_are_loaded(tmp_path, kind, count, most):
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(with_long_names(kind, 100, 100)))
+    assert open_tokenizer(str(path)).vocab_size >= 100
+    path.write_text(json.dumps(with_long_names(kind, count, 10_000)))
+    what = kind.replace("pieces", "vocabulary has")
+    with pytest.raises(ValueError, match=rf"t\.json'.*: its {what} [\d,]+ characters; allowed: at most {most:,}$") as e:
+        open_tokenizer(str(path))
+    assert command.exit_code(e.value) == 3

@@ -60,6 +60,8 @@ def _run(argv: Sequence[str]) -> None:
     _check_beam(given)
     fields = {name: getattr(given, name) for name in ("text_field", "max_bad_records", "shard_bytes")}
     plan = planning.make(planning.Asked(given.source, given.tokenizer, given.out, **fields), _say)
+    if lost := plan.tokenizer.loses_blanks:
+        _say(lost)
     planning.keep(plan)
     numbers = range(len(plan.shards))[part::parts]
     with _alone(plan, part, parts):
