@@ -24,6 +24,7 @@ _TAKES = {b"[": 250, b"{": 250, b",": 110, b":": 170}  # bytes at most: a list, 
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of who named the file
 _TEXT, _TEXTS = (re.compile(rb'(?s)(?:"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)' + end) for end in (b")", rb'[^"]*+){1,4096}+'))
 _KINDS = {"-": "a regular file", "d": "a directory", "p": "a FIFO", "s": "a socket"}  # as `ls` tells them
+POINTER, UNFETCHED = b"version https://git-lfs", "is git-lfs's pointer to a file: `git lfs pull` fetches the file"
 _DIGITS, _LONG, _SHOWN = 40, re.compile(rb"[0-9]{40}"), 200  # of a whole number; characters of a name in a message
 _EDGE = re.compile(rb"[eE]\+?0*+[1-9][0-9]{2}")  # without one, and without a long number, no number is beyond float64
 
@@ -59,8 +60,8 @@ class Door(NamedTuple):
         """The bytes of a file of at most `most` bytes."""
         with self.open(path, root=root, most=most) as file, self.errors(path):  # a read allocates what it is asked for
             raw = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
-            if len(raw) > most:
-                raise ValueError("grew while it was read")
+            if len(raw) > most or raw.startswith(POINTER):
+                raise ValueError(UNFETCHED if raw.startswith(POINTER) else "grew while it was read")
         return raw
 
     def text(self, path, *, root=None, most: int = SMALL) -> str:
@@ -199,8 +200,7 @@ def _takes(raw: bytes) -> int:
 
 
 def _once(pairs: list) -> dict:
-    plain = dict(pairs)
-    if len(plain) < len(pairs):
+    if len(plain := dict(pairs)) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the name {quoted(twice)} occurs twice")

@@ -10,7 +10,7 @@ from mm01_jax.config import ModelConfig
 from mm01_jax.convert import parallel, table
 from mm01_jax.convert.progress import Progress, gigabytes
 from mm01_jax.convert.sources import CheckpointSource, Origin, TorchSource, buffer_problems, open_source, read_origin
-from mm01_jax.convert.torch import decay, files
+from mm01_jax.convert.torch import decay, files, structure
 from mm01_jax.convert.torch.settings import Settings
 from mm01_jax.messages import listing, say, together
 
@@ -88,7 +88,7 @@ def _sha256_problems(source, known: dict[str, str], leaves: dict[str, Leaf] | No
     """
     names = {source.dialect.torch_name(tensor): tensor for tensor in source.tensors}
     made = {buffer.name for buffer in decay.buffers(source.config.model, 1)}
-    problems = [f"missing {name}" for name in known if name not in names and name not in made]
+    problems = [f"missing {structure.named(name)}" for name in known if name not in names and name not in made]
     problems += [f"surplus {name}" for name in names if name not in known and leaves is None]
 
     def one(tensor: table.Tensor) -> str | None:
@@ -119,8 +119,8 @@ def _digest_problems(source: CheckpointSource, manifest: Manifest, origin: Origi
     """Leaves and chunks of one of our checkpoints that are not those of another's manifest."""
     leaves, other_leaves = source.checkpoint.manifest.weights(), manifest.weights()
     problems = _origin_differences(source, manifest, origin)
-    problems += [f"missing {path}" for path in other_leaves if path not in leaves]
-    problems += [f"surplus {path}" for path in leaves if path not in other_leaves]
+    problems += [f"missing {structure.named(path)}" for path in other_leaves if path not in leaves]
+    problems += [f"surplus {structure.named(path)}" for path in leaves if path not in other_leaves]
     for path in sorted(leaves.keys() & other_leaves.keys()):
         a, b = ((x.dtype, list(x.shape), x.stack) for x in (leaves[path], other_leaves[path]))
         if a != b:

@@ -21,7 +21,7 @@ def check(source: pathlib.Path, trained: str | None = None) -> None:
     trained: the fingerprint of the tokenizer that the weights were trained with; what lies there may be no other.
     """
     for name in _present(source):
-        FILES.check(source / name, root=source, most=MOST_BYTES)
+        FILES.read(source / name, root=source, most=MOST_BYTES)
     place = source / TOKENIZER_FILE
     if trained and os.path.lexists(place) and (found := fingerprint(place)) != trained:
         raise CheckpointError(f"{place}: is {found}, and the weights were trained with {shown(trained)}; remove it")

@@ -4,6 +4,7 @@ A template is a stranger's program. It runs in jinja2's sandbox, in a process of
 no file and has bounded time, memory and output. The name of a special token in what a person wrote stays text.
 """
 
+import collections
 import dataclasses
 import importlib.util
 import json
@@ -31,6 +32,7 @@ _TIMES, _MORE = 4, 1 << 14
 _TOKENS_TIMES, _MORE_TOKENS = 16, 1 << 12
 _MOST_SOURCE = 1 << 18  # characters of a template
 _MOST_TOKENS = 10_000  # characters of the special tokens and their names together
+_SPECIAL = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))  # transformers' own
 _JINJA, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _PROBE = "what a probe\nsays"  # in two lines: a template that prints a list of parts as Python does shows no newline
 
@@ -206,6 +208,9 @@ def _source(said: Any, path: pathlib.Path) -> str:
     """The template that tokenizer_config.json has: a text, or the default of several by name, otherwise the first."""
     if isinstance(said, list) and all(isinstance(one, dict) for one in said):
         named = {str(one.get("name")): one.get("template") for one in said}
+        if len(named) < len(said):
+            twice = collections.Counter(str(one.get("name")) for one in said).most_common(1)[0][0]
+            raise ValueError(f"{shown(path)}: chat_template: got two templates named {quoted(twice)}; allowed: one")
         said = named.get("default", next(iter(named.values()), said))
     if not isinstance(said, str):
         allowed = "a text, or a list of objects with a name and a template, a text"
@@ -234,6 +239,10 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
 
 def _tokens(config: dict[str, Any], path: pathlib.Path) -> dict[str, str]:
     """Special tokens by their names; ValueError where they are long (a template may say each many times) or no text."""
+    for key in _SPECIAL:
+        if config.get(key) is not None and _token((key, config[key]))[1] is None:
+            allowed = "a text, an object with a text in content, or null"
+            raise ValueError(f"{shown(path)}: {key}: got {quoted(config[key])}; allowed: {allowed}")
     found = {key: value for key, value in map(_token, config.items()) if value}
     if (size := sum(len(key) + len(value) for key, value in found.items())) > _MOST_TOKENS:
         longest = shown(max(found, key=lambda key: len(key) + len(found[key])))

@@ -4,11 +4,12 @@ Shard names come from an index that anybody may have written: they must be plain
 directory. Nothing outside it is opened.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from mm01_jax.checkpoint import FILES, CheckpointError, check_keys
 from mm01_jax.checkpoint.plain import SHA256, objects_of
 from mm01_jax.convert.torch import header
+from mm01_jax.data.tokenizer import MOST_BYTES
 from mm01_jax.files import quoted, shown
 from mm01_jax.messages import listing
 from mm01_jax.values import nearest_words
@@ -25,6 +27,7 @@ SINGLE = "model.safetensors"
 SHA256S = "sha256.json"  # of tensors, headers and small files, written beside every export
 _ADAPTER = "adapter_config.json"  # of a LoRA: transformers adds it to the weights beside it
 _MOST_SHARDS = 4_000  # Text-01 has 413
+_MOST_FILES = 100  # beside the shards, in a list; each is read
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Rows of one read: they are hashed and transposed before they leave the processor's cache. Read through the library,
 # a gigabyte took 0.93 s of processor time; so it takes 0.05.
@@ -66,11 +69,21 @@ class TensorFiles:
         """The JSON object in a file of the directory."""
         return FILES.json(self.directory / name, root=self.directory)
 
-    def small_sha256s(self) -> dict[str, str]:
-        """SHA-256 of config.json and of the index, where there is one."""
-        names = [name for name in ("config.json", INDEX) if (self.directory / name).exists()]
-        contents = {name: FILES.read(self.directory / name, root=self.directory) for name in names}
-        return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    def small_sha256s(self, listed: Collection[str] = ()) -> dict[str, str]:
+        """SHA-256 of config.json, of the index, where there is one, and of the files that a list has besides.
+
+        Raises:
+          CheckpointError: what is listed is no plain name of a file that lies here.
+        """
+        where = self.directory / SHA256S
+        if len(listed) > _MOST_FILES:
+            raise CheckpointError(f"{where}: files: lists {len(listed):,}; allowed: at most {_MOST_FILES:,}")
+        for name in listed:
+            if not _plain_name(name) or not os.path.lexists(self.directory / name):
+                raise CheckpointError(f"{where}: files: got {quoted(name)}; allowed: names of files that lie beside it")
+        names = {name for name in ("config.json", INDEX) if (self.directory / name).exists()} | set(listed)
+        read = functools.partial(FILES.read, root=self.directory, most=MOST_BYTES)
+        return {name: hashlib.sha256(read(self.directory / name)).hexdigest() for name in sorted(names)}
 
     def _index(self) -> dict[str, str] | None:
         path = self.directory / INDEX
@@ -80,7 +93,7 @@ class TensorFiles:
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{path}: no weight_map from tensor names to shards")
         for name, shard in weight_map.items():
-            if not _plain_name(shard):
+            if not _plain_name(shard) or not shard.endswith(".safetensors"):
                 got = f"tensor {quoted(name)}: shard {quoted(shard)}"
                 what = f"{got} is not the plain name of a .safetensors file"
                 advice = _pickle_advice([shard]) if isinstance(shard, str) else ""
@@ -200,9 +213,9 @@ def check_sha256s(path: pathlib.Path, listed: dict) -> dict[str, dict[str, str]]
     return {kind: listed[kind] for kind in kinds}
 
 
-def _plain_name(shard: object) -> bool:
-    plain = isinstance(shard, str) and shard.isprintable() and len(shard) < 200
-    return plain and shard.endswith(".safetensors") and not set(shard) & set("/\\:") and not shard.startswith(".")
+def _plain_name(name: object) -> bool:
+    plain = isinstance(name, str) and name.isprintable() and 0 < len(name) < 200
+    return plain and not set(name) & set("/\\:") and not name.startswith(".")
 
 
 def _pickle_advice(names: list[str]) -> str:

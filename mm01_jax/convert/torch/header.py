@@ -13,7 +13,7 @@ import struct
 from typing import NamedTuple
 
 from mm01_jax.checkpoint import FILES, CheckpointError
-from mm01_jax.files import quoted, shown
+from mm01_jax.files import POINTER, UNFETCHED, quoted, shown
 
 # Of all files of a directory: the 8,637 tensors of VL-01 take 1.4 MB; more is an attack on the parser.
 MAX_HEADER_BYTES = 16_000_000
@@ -50,8 +50,8 @@ def read(path: pathlib.Path, directory: pathlib.Path, before: int = 0) -> Header
         size, raw = os.fstat(file.fileno()).st_size, file.read(8)
         if len(raw) < 8:
             raise ValueError(f"{size} bytes are no safetensors file")
-        if raw == b"version ":
-            raise ValueError("is git-lfs's pointer to the file and not the file: `git lfs pull` fetches it")
+        if POINTER.startswith(raw):
+            raise ValueError(UNFETCHED)
         length = struct.unpack("<Q", raw)[0]
         if length > (most := min(MAX_HEADER_BYTES - before, size - 8)):
             after = f" after {before} of the others" if before else ""
@@ -78,8 +78,9 @@ def _entry(path: pathlib.Path, name: str, value: object) -> Entry:
     if not isinstance(dtype, str) or dtype not in _BYTES:
         raise CheckpointError(f"{where}: dtype {quoted(str(dtype)[:40])}; known are {', '.join(_BYTES)}")
     if not _whole_numbers(shape, _MAX_DIMS) or not _whole_numbers(offsets, 2) or len(offsets) != 2:
-        got = f"shape {shown(str(shape)[:80])} and data_offsets {shown(str(offsets)[:80])}"
-        raise CheckpointError(f"{where}: {got}; allowed: {_MAX_DIMS} dims, two offsets, each >= 0 and < 2**63")
+        got = f"shape {quoted(shape)} and data_offsets {quoted(offsets)}"
+        allowed = f"at most {_MAX_DIMS} dims and two offsets, whole numbers >= 0 and < 2**63"
+        raise CheckpointError(f"{where}: {got}; allowed: {allowed}")
     start, stop = offsets
     if stop - start != math.prod(shape) * _BYTES[dtype]:
         needs = math.prod(shape) * _BYTES[dtype]

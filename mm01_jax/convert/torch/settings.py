@@ -13,7 +13,7 @@ from mm01_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainC
 from mm01_jax.convert import table
 from mm01_jax.convert.torch import unread
 from mm01_jax.convert.torch.dialects import DIALECTS, Dialect
-from mm01_jax.files import quoted, shown
+from mm01_jax.files import quoted
 
 # Our field -> (type, the original's name, transformers' name or names).
 FIELDS = {
@@ -151,7 +151,7 @@ def _field(plain: dict, names: list[str], problems: list[str]) -> Any:
         return None
     first = next(iter(values.values()))
     if any(value != first for value in values.values()):
-        problems.append(" contradicts ".join(f"{name}={shown(value)}" for name, value in values.items()))
+        problems.append(" contradicts ".join(f"{name}={quoted(value)}" for name, value in values.items()))
         return None
     return first
 
@@ -186,7 +186,7 @@ def _period(text: dict, problems: list[str]) -> tuple[tuple[str, ...] | None, in
             or not all(type(k) in (int, str) and k in KINDS for k in layer_kinds)
             or not layer_kinds
         ):
-            problems.append(f"{name}={shown(str(layer_kinds)[:60])} is not a list of {', '.join(map(repr, KINDS))}")
+            problems.append(f"{name}={quoted(layer_kinds)} is not a list of {', '.join(map(repr, KINDS))}")
             return None, None
         if len(layer_kinds) > _MOST_LAYERS:
             problems.append(f"{name} lists {len(layer_kinds):,} layers; allowed: at most {_MOST_LAYERS:,}")
@@ -197,7 +197,7 @@ def _period(text: dict, problems: list[str]) -> tuple[tuple[str, ...] | None, in
     layers = lists[0]
     count = text.get("num_hidden_layers")
     if count != len(layers):
-        problems.append(f"num_hidden_layers={shown(count)} contradicts {next(iter(kinds))}, which lists {len(layers)}")
+        problems.append(f"num_hidden_layers={quoted(count)} contradicts {next(iter(kinds))}, which lists {len(layers)}")
     size = next(
         n for n in range(1, len(layers) + 1) if len(layers) % n == 0 and layers[:n] * (len(layers) // n) == layers
     )
@@ -215,7 +215,7 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
     fixed["shared_intermediate_size"] = (text.get("shared_intermediate_size"), (*absent, 0, [0]))
     for name, (value, allowed) in fixed.items():
         if not any(type(value) is type(choice) and value == choice for choice in allowed):
-            got = "is missing" if value is None else f"= {shown(value)}"
+            got = "is missing" if value is None else f"= {quoted(value)}"
             words = " or ".join("none" if choice is None else repr(choice) for choice in allowed)
             problems.append(f"{name} {got}; this model has {words}")
     problems += unread.rope_problems(text)
@@ -224,7 +224,7 @@ def _check_fixed(plain: dict, text: dict, dialect: Dialect, problems: list[str])
     share, rotary, head = (text.get(name) for name in ("partial_rotary_factor", "rotary_dim", "head_dim"))
     if share is not None and (type(share) not in (int, float) or share * _whole(head) != _whole(rotary)):
         problems.append(
-            f"partial_rotary_factor={shown(share)} contradicts rotary_dim={shown(rotary)} of head_dim={shown(head)}"
+            f"partial_rotary_factor={quoted(share)} contradicts rotary_dim={quoted(rotary)} of head_dim={quoted(head)}"
         )
 
 
@@ -265,7 +265,7 @@ def _grids(pinpoints: Any, side: int, problems: list[str]) -> tuple[tuple[int, i
     for pair in pairs:
         sizes = pair if isinstance(pair, list) and len(pair) == 2 else [None]
         if any(type(size) is not int or size < side or size % side for size in sizes):
-            got = "is missing" if pinpoints is None else f"has {shown(pair)}"
+            got = "is missing" if pinpoints is None else f"has {quoted(pair)}"
             problems.append(f"image_grid_pinpoints {got}; allowed: pairs [width, height] of multiples of {side}")
             return None
     return tuple((width // side, height // side) for width, height in pairs)

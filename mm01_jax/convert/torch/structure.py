@@ -11,10 +11,11 @@ from mm01_jax.convert import table
 from mm01_jax.convert.torch import decay, header
 from mm01_jax.convert.torch.dialects import Dialect
 from mm01_jax.convert.torch.files import TensorFiles
-from mm01_jax.files import quoted, shown
+from mm01_jax.files import quoted
 from mm01_jax.messages import grouped
 
 _SHARED = re.compile(r"\.(shared_mlp|coefficient)\.")
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]+")
 _WEIGHTS = ("bfloat16", "float32", "float16")
 _MOST_EXPERTS = 30_000  # with the vision blocks; Text-01 has 2,560, and each is three tensors to list
 _MOST_TOLD = 10_000  # names that are looked at one by one, so that those alike are told together
@@ -61,7 +62,7 @@ def problems(source) -> list[str]:
     problems += _dtypes(source)
     problems += _grouped("missing", [name for name in shapes if name not in entries])
     surplus = [name for name in entries if name not in shapes]
-    problems += _grouped("surplus", surplus, lambda name: f"{shown(name)}{_surplus_advice(name)}")
+    problems += _grouped("surplus", surplus, lambda name: f"{named(name)}{_surplus_advice(name)}")
     return problems + _shapes(source, shapes)
 
 
@@ -100,7 +101,7 @@ def _dtypes(source) -> list[str]:
     others = [name for name, entry in entries.items() if header.DTYPES.get(entry.dtype) not in (most, "float32")]
 
     def said(name: str) -> str:
-        return f"{shown(name)} of {shard[name]} is {entries[name].dtype}, the weights are {source.dtype}"
+        return f"{named(name)} of {shard[name]} is {entries[name].dtype}, the weights are {source.dtype}"
 
     return _grouped("tensor", others, said)
 
@@ -117,6 +118,11 @@ def _layer_kinds(entries: dict, model: ModelConfig) -> list[str]:
     return problems
 
 
+def named(name: str) -> str:
+    """A tensor's name that may be anything: in quotes where a space, or what looks like a letter, would not be seen."""
+    return name if len(name) < 200 and _PLAIN.fullmatch(name) else quoted(name)
+
+
 def _surplus_advice(name: str) -> str:
     return " (a shared expert, which this model does not have)" if _SHARED.search(name) else ""
 
@@ -124,7 +130,7 @@ def _surplus_advice(name: str) -> str:
 def leaf_problems(stored: dict, leaves: dict[str, table.Leaf]) -> list[str]:
     """Missing, surplus and mis-shaped leaves of one of our checkpoints."""
     problems = grouped("missing", (path for path in leaves if path not in stored))
-    problems += grouped("surplus", (path for path in stored if path not in leaves))
+    problems += grouped("surplus", (named(path) for path in stored if path not in leaves))
     for path in leaves.keys() & stored.keys():
         found, wanted = (f"shape {list(one.shape)}, {one.stack} of it stacked" for one in (stored[path], leaves[path]))
         if found != wanted:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mm01_jax.config.fields import nearest_name
 from mm01_jax.data.text import BadFile
-from mm01_jax.files import Door, quoted, shown
+from mm01_jax.files import POINTER, Door, quoted, shown
 
 FILES = Door(BadFile)
 FIELDS = {
@@ -137,7 +137,8 @@ def _words(path: pathlib.Path) -> tuple[str, ...]:
 
 def _is_pointer(path: pathlib.Path) -> bool:
     """Whether a clone without git-lfs has put its pointer here."""
-    return path.stat().st_size < 1024 and FILES.read(path).startswith(b"version https://git-lfs")
+    with FILES.open(path) as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def _said(path: str, name: str, entry: Any) -> Said:
