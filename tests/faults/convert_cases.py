@@ -66,7 +66,7 @@ STRUCTURE = (
     Case("a name twice in a header", edit_bytes(duplicate_key), (SHARD, "occurs twice")),
     Case("overlapping offsets", edit_header(overlap), (SHARD, "overlaps")),
     Case("negative offsets", edit_header(negative), (SHARD, "data_offsets [-2")),
-    Case("offsets as text", edit_header(lambda h: first(h).update(data_offsets="0")), (SHARD, "data_offsets 0")),
+    Case("offsets as text", edit_header(lambda h: first(h).update(data_offsets="0")), (SHARD, "data_offsets '0'")),
     Case("an unknown dtype", edit_header(lambda h: first(h).update(dtype="F12")), (SHARD, "dtype 'F12'")),
     Case("a dtype of another size", edit_header(lambda h: first(h).update(dtype="F64")), (SHARD, "needs")),
     Case("a dtype of the same size", edit_header(lambda h: first(h).update(dtype="F16")), (SHARD, "is F16")),
