@@ -37,7 +37,7 @@ class Slots(NamedTuple):
     hidden_BD: final hidden of the last token taken in. place_B: int32, which place of the cache is position 0.
     number_B: int32, new tokens drawn so far. left_B: int32, those that may come yet, 0 when a row has ended. stop_BK:
     int32, ids that end it, -1: none. tokens_BT: int32, all that were taken in, by position, then those expected, then
-    -1; T is 0 where nothing is guessed from them.
+    -1; T is 1 where nothing is guessed from them (an empty array is a fault of XLA).
     """
 
     cache: DecodeCache
@@ -63,7 +63,8 @@ def empty_slots(config: ModelConfig, compute, rules: Rules, sizes: Sizes) -> Slo
         jnp.full((B, sizes.stop_ids), -1, jnp.int32),
         jax.tree.map(jnp.asarray, sampling.rows([sampling.Sampling()] * B, [0] * B)),
         sampling.empty_history(B, V),
-        jnp.zeros((B, sizes.max_length if sizes.drafts else 0), jnp.int32),
+        # XLA for GPUs (jaxlib 0.11.2) dies in compiling where several devices slice an empty array beside others.
+        jnp.zeros((B, sizes.max_length if sizes.drafts else 1), jnp.int32),
     )
     return constrain(slots, slot_specs(slots, config, rules))
 
