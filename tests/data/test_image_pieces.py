@@ -114,3 +114,31 @@ def test_what_is_no_sound_png_is_refused(made, says):
 def test_a_png_may_have_what_may_be_passed_over_and_unused_colours():
     for made in (png((b"abCd", b"x"), COLOURS, END), png((b"PLTE", bytes(12)), NUMBERS, END, colours=3)):
         assert decode(open_image(made + b"behind"), "a.png").size == (2, 2)
+
+
+def beside(kind: str, nbytes: int) -> bytes:
+    """A picture of 8 x 8 with so many bytes beside its pixels."""
+    image, file = Image.new("RGB", (8, 8)), io.BytesIO()
+    if kind == "PNG":
+        image.save(file, kind)
+        chunk = b"prVt" + bytes(nbytes - 13)  # and IHDR's
+        whole = struct.pack(">I", nbytes - 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        return file.getvalue()[:33] + whole + file.getvalue()[33:]
+    if kind == "JPEG":
+        image.save(file, kind)
+        short, rest = divmod(nbytes, 65_000)
+        parts = [
+            b"\xff\xe1" + struct.pack(">H", size) + b"Exif\0\0" + bytes(size - 8) for size in [65_000] * short + [rest]
+        ]
+        return b"\xff\xd8" + b"".join(parts) + file.getvalue()[2:]
+    image.save(file, kind, icc_profile=bytes(nbytes))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_what_stands_beside_the_pixels_is_bounded_before_it_is_kept(kind):
+    start = time.process_time()
+    assert open_image(beside(kind, 1_000_000)).size == (8, 8)
+    with pytest.raises(ImageError, match=r"has 2\d,\d+,\d+ bytes beside its pixels .*; allowed are 16,777,216: save"):
+        open_image(beside(kind, 20_000_000))
+    assert time.process_time() - start < 1

@@ -1,6 +1,7 @@
 """What a stranger's file is made of: very many pieces take minutes or much memory, and are refused before Pillow reads.
 
-Bounded are the chunks of a PNG, the segments of a JPEG, what is read of a GIF, and the values of a TIFF's tags.
+Bounded are the chunks of a PNG, the segments of a JPEG, what is read of a GIF, the values of a TIFF's tags, and what
+stands beside the pixels: Pillow keeps three copies of a colour profile, and puts EXIF together in its square.
 """
 
 import io
@@ -13,6 +14,8 @@ BEGINS = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8", 
 SCAN = b"\xff\xda"  # where a JPEG's pixels begin
 _READS, _BYTES_A_READ = 10_000, 16  # a GIF's block of pixels has 255 bytes, and is read at twice
 _VALUES, _OF_BYTES = 1 << 16, (1, 2, 7)  # of a TIFF's tag, but of types that stay bytes: a colour profile, a text
+_BESIDE = 1 << 24  # bytes: a colour profile of a printer has four million, EXIF of a JPEG 65,533
+_PIXELS = {b"IDAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF"}  # chunks of them, in a PNG and in a WebP
 _CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
 
@@ -42,12 +45,14 @@ def opened(content: bytes, name: str) -> io.BytesIO:
       ImageError: it has more pieces than its bytes allow.
       ValueError, struct.error: of a TIFF, as `tags`.
     """
-    if content.startswith((BEGINS["PNG"], BEGINS["JPEG"])):
+    if content.startswith((BEGINS["PNG"], BEGINS["JPEG"])) or _is_webp(content):
         _check_chunks(content, name)
     if content[:2] in (b"II", b"MM") and content[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+"):
-        most = max((values for _, kind, values in tags(content) if kind not in _OF_BYTES), default=0)
+        found = tags(content)
+        most = max((values for _, kind, values in found if kind not in _OF_BYTES), default=0)
         if most > _VALUES:
             raise ImageError(f"{name}: has a tag of {most:,} values; allowed are {_VALUES:,}")
+        _check_beside(sum(values for _, kind, values in found if kind in _OF_BYTES), name)
     return Counted(content, name) if content.startswith(BEGINS["GIF"]) else io.BytesIO(content)
 
 
@@ -57,7 +62,7 @@ def check_png(content: bytes, name: str) -> None:
     Raises:
       ImageError: as it says.
     """
-    kinds = {content[at + 4 : at + 8] for at in _chunks(content)}
+    kinds = {kind for kind, _ in _chunks(content)}
     if strange := sorted(kind for kind in kinds - _CRITICAL if not kind[0] & 0x20):
         raise ImageError(f"{name}: has a chunk {strange[0]!r}, which is none of PNG's and must not be passed over")
     if b"IEND" not in kinds:
@@ -83,27 +88,44 @@ def tags(content: bytes) -> list[tuple[int, int, int]]:
     return list(entry.iter_unpack(memoryview(content)[at : at + whole * entry.size]))
 
 
-def _chunks(content: bytes) -> Iterator[int]:
-    """Where each chunk of a PNG begins, to its end."""
-    at = 8
-    while at + 12 <= len(content):
-        yield at
-        if content[at + 4 : at + 8] == b"IEND":
+def _is_webp(content: bytes) -> bool:
+    return content.startswith(b"RIFF") and content[8:12] == b"WEBP"
+
+
+def _chunks(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """(kind, bytes) of each chunk of a PNG, to its end, or of a WebP."""
+    webp = _is_webp(content)
+    at, order = (12, "little") if webp else (8, "big")
+    while at + (8 if webp else 12) <= len(content):
+        first, second = content[at : at + 4], content[at + 4 : at + 8]
+        kind, size = (first, int.from_bytes(second, order)) if webp else (second, int.from_bytes(first, order))
+        yield kind, size
+        if kind == b"IEND":
             break
-        at += 12 + int.from_bytes(content[at : at + 4])
+        at += 8 + size + size % 2 if webp else 12 + size
 
 
-def _segments(content: bytes) -> Iterator[int]:
-    """Where each segment of a JPEG begins, before its pixels; bytes that fill up may stand before one."""
+def _segments(content: bytes) -> Iterator[tuple[bytes, int]]:
+    """(marker, bytes) of each segment of a JPEG, before its pixels; bytes that fill up may stand before one."""
     at = 2
     while at + 8 <= len(content) and content[at] == 0xFF and content[at : at + 2] != SCAN:
-        yield at
-        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
+        filled = content[at + 1] == 0xFF
+        size = 0 if filled else int.from_bytes(content[at + 2 : at + 4])
+        yield content[at : at + 2], size
+        at += 1 if filled else 2 + size
 
 
 def _check_chunks(content: bytes, name: str) -> None:
-    png, most = content.startswith(BEGINS["PNG"]), 1000 + len(content) // 1024
-    for count, _ in enumerate(_chunks(content) if png else _segments(content), 1):
+    jpeg, most, beside = content.startswith(BEGINS["JPEG"]), 1000 + len(content) // 1024, 0
+    for count, (kind, size) in enumerate(_segments(content) if jpeg else _chunks(content), 1):
         if count > most:
-            what = "chunks" if png else "segments"
+            what = "segments" if jpeg else "chunks"
             raise ImageError(f"{name}: has more than {most:,} {what}; allowed: one for each KiB")
+        beside += 0 if kind in _PIXELS else size
+    _check_beside(beside, name)
+
+
+def _check_beside(nbytes: int, name: str) -> None:
+    if nbytes > _BESIDE:
+        what = f"has {nbytes:,} bytes beside its pixels (a colour profile, EXIF, other data)"
+        raise ImageError(f"{name}: {what}; allowed are {_BESIDE:,}: save it without")

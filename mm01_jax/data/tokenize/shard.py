@@ -127,17 +127,21 @@ class _Shard:
     def encode(self, batch: Texts) -> Iterator[tuple[int, Record, int, bytes]]:
         """(number of the piece, what was found, number of tokens, the record) of each text."""
         encoded = self._plan.tokenizer.encode_many([text for _, _, text in batch])
-        together = np.concatenate([ids for ids, _ in encoded])
-        if not all(len(ids) for ids, _ in encoded) or self._wrong(together):
+        lengths, lost = [len(ids) for ids, _ in encoded], [lost for _, lost in encoded]
+        together = encoded[0][0] if len(encoded) == 1 else np.concatenate([ids for ids, _ in encoded])
+        if not all(lengths) or self._wrong(together):
             for (_, record, _), (ids, _) in zip(batch, encoded, strict=True):
                 if wrong := self._wrong(ids):
                     raise DataError(f"{shown(record.label)}: --tokenizer={self._plan.tokenizer.name!r} makes {wrong}.")
-        content, itemsize, at = together.astype(self._plan.dtype).tobytes(), np.dtype(self._plan.dtype).itemsize, 0
-        for (file, record, _), (ids, lost) in zip(batch, encoded, strict=True):
-            self.counts["dropped"] += lost
-            self.counts["documents_dropped"] += lost > 0
-            stop = at + len(ids) * itemsize
-            yield file, record, len(ids), content[at:stop]
+        del encoded  # of a long text, ids are four times its bytes
+        together = together.astype(self._plan.dtype)
+        content, itemsize, at = together.tobytes(), together.itemsize, 0
+        del together
+        for (file, record, _), length, gone in zip(batch, lengths, lost, strict=True):
+            self.counts["dropped"] += gone
+            self.counts["documents_dropped"] += gone > 0
+            stop = at + length * itemsize
+            yield file, record, length, content[at:stop]
             at = stop
 
     def _wrong(self, ids: np.ndarray) -> str:
