@@ -1,5 +1,6 @@
 """Text to token ids and back: bytes, which need nothing, or a user's `tokenizer.json`."""
 
+import array
 import contextlib
 import functools
 import hashlib
@@ -178,15 +179,14 @@ class FileTokenizer:
     def _encoded(self, texts: list[str], counts: bool) -> list[tuple[np.ndarray, int]]:
         """`encode_many`, by pieces of long texts; counts: of what has no token, which takes the places of tokens."""
         together = self._tokenizer.encode_batch if counts else self._tokenizer.encode_batch_fast
-        ids, lost = [[] for _ in texts], [0] * len(texts)
+        ids, lost = [array.array("i") for _ in texts], [0] * len(texts)  # which grow where they are, as joining does not
         for group in tokenizer_pieces.groups(texts, self._place):
             with self._errors("cannot encode a text"):
                 found = together([piece for _, piece in group], add_special_tokens=False)
             for (number, piece), one in zip(group, found, strict=True):
-                ids[number].append(np.array(one.ids, np.int32))
+                ids[number].extend(one.ids)
                 lost[number] += tokenizer_process.dropped(piece, one.offsets) if counts else 0
-        joined = (some[0] if len(some) == 1 else np.concatenate(some) for some in ids)
-        return list(zip(joined, lost, strict=True))
+        return [(np.frombuffer(found, np.int32), count) for found, count in zip(ids, lost, strict=True)]
 
     def problem(self, text: bytes) -> str | None:
         if self._guarded is None and len(text) > tokenizer_pieces.MOST:
