@@ -113,15 +113,19 @@ Blocks = Callable[[int], Iterator[bytes]]
 
 
 def _gzip(blocks: Blocks) -> Iterator[bytes]:
-    """The members of a .gz file, one after the other; the library compares their checksums."""
-    member = None
+    """The members of a .gz file, one after the other; the library compares their checksums.
+
+    Behind a member zeros may stand, with which tapes are filled up: gzip takes them, too.
+    """
+    member, began = None, False
     for block in blocks(_READ):
+        block = block.lstrip(b"\0") if began and member is None else block
         while block:
-            member = zlib.decompressobj(31) if member is None else member
+            member, began = zlib.decompressobj(31) if member is None else member, True
             yield member.decompress(block, _PIECE)
             block = member.unconsumed_tail
             if member.eof:
-                block, member = member.unused_data, None
+                block, member = member.unused_data.lstrip(b"\0"), None
     if member is not None:
         raise EOFError("it ends inside a compressed stream")
 

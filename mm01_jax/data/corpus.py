@@ -79,7 +79,7 @@ def fingerprint(files: dict[str, FileSummary]) -> str:
     """sha256 over the files' names, sizes and content, in order of names."""
     sha = hashlib.sha256(b"mm01 corpus 1")
     for name, file in files.items():
-        sha.update(f"{name}\0{file.documents} {file.size} {file.digest}\0".encode())
+        sha.update(f"{name}\0{file.documents} {file.size} {file.digest}\0".encode(errors="surrogatepass"))
     return sha.hexdigest()
 
 

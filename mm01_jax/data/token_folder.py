@@ -7,13 +7,13 @@ are compared with theirs as they are read: with four bytes of sha256, beside the
 import functools
 import os
 import pathlib
-import re
 from collections.abc import Callable
 
 import numpy as np
 
 from mm01_jax.data import token_files
-from mm01_jax.data.corpus import FileSummary
+from mm01_jax.data.corpus import FileSummary, fingerprint
+from mm01_jax.data.sources import SUFFIXES
 from mm01_jax.data.text import DataError
 from mm01_jax.data.token_files import FILES, LISTED, MANIFEST, MOST_DOCUMENTS, MOST_MANIFEST, ids_digest
 from mm01_jax.data.tokenizer import Tokenizer
@@ -126,6 +126,8 @@ class TokenFolder:
             if value < min(self.manifest[name], LISTED) or value > self.manifest[name]:
                 said = f"{name} is {self.manifest[name]:,}, and {value:,} are named"
                 raise DataError(f"{self._folder / MANIFEST}: {said}.")
+        if self.files and self.fingerprint != fingerprint(self.files):
+            raise DataError(f"{self._folder / MANIFEST}: its fingerprint is not that of the files it names.")
         for name, most in (("documents_dropped", "documents"), ("dropped", "text_bytes")):
             if (value := self.manifest[name]) > sums[most]:
                 raise DataError(f"{self._folder / MANIFEST}: {name} is {value:,}, more than {most}, {sums[most]:,}.")
@@ -203,6 +205,6 @@ def _check_files(folder: pathlib.Path, shards: list[list], itemsize: int) -> Non
             found = os.stat(folder / name).st_size
         if found != size:
             raise DataError(f"{folder / name} has {found:,} bytes; {size:,} were written.")
-    others = [name for name in there - wanted.keys() if re.search(r"\.(arrayrecord|index)$", name)]
+    others = [name for name in there - wanted.keys() if name.endswith((".index", *SUFFIXES))]
     if others:
         raise DataError(f"{folder / shown(min(others))} is no file of this tokenization; {MANIFEST} does not have it.")

@@ -179,7 +179,7 @@ class FileTokenizer:
     def _encoded(self, texts: list[str], counts: bool) -> list[tuple[np.ndarray, int]]:
         """`encode_many`, by pieces of long texts; counts: of what has no token, which takes the places of tokens."""
         together = self._tokenizer.encode_batch if counts else self._tokenizer.encode_batch_fast
-        ids, lost = [array.array("i") for _ in texts], [0] * len(texts)  # which grow where they are, as joining does not
+        ids, lost = [array.array("i") for _ in texts], [0] * len(texts)  # joined, ids were there twice
         for group in tokenizer_pieces.groups(texts, self._place):
             with self._errors("cannot encode a text"):
                 found = together([piece for _, piece in group], add_special_tokens=False)

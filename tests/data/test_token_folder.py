@@ -207,6 +207,11 @@ DAMAGES = {
     "bytes of text": (lambda f: change_manifest(f, text_bytes=2**63 - 1), "text_bytes is 9,223,372,.* its shards have"),
     "files": (lambda f: change_manifest(f, num_files=2**62), "num_files is 4,611,686,.* are named"),
     "bad records": (lambda f: change_manifest(f, bad=2**62), "bad is 4,611,686,.* are named"),
+    "names of files": (
+        lambda f: change_manifest(f, files={"\ud800": [1, 1, ""]}, num_files=1),
+        "tokens.json: its fingerprint is not that of the files it names",
+    ),
+    "text beside": (lambda f: (f / "more.txt").write_text("more"), "more.txt is no file of this tokenization"),
     "dropped": (lambda f: change_manifest(f, dropped=2**62), "dropped is 4,611,686,.* more than text_bytes"),
     "more documents than a shard may have": (
         lambda f: (change_shard(f, 0, 10**11), change_shard(f, 1, 10**11)),
