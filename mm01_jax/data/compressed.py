@@ -22,7 +22,7 @@ _PIECE = 1 << 20  # unpacked at a time, where the library has a bound
 _ZSTD_READ = 1 << 8  # of .zst, whose library has none: so much unpacks to 8 MiB at most
 _ZSTD_WINDOW = 1 << 27  # what `zstd --long` makes and `zstd -d` takes
 # A file that unpacks to more than this, and to so many times what has been read of it, is a bomb.
-MOST_UNPACKED, MOST_TIMES = 1 << 26, 100
+MOST_UNPACKED, MOST_TIMES = 1 << 25, 100
 # Each member of a file takes as long as many lines: so many may have less than so many bytes, `cat` of empty ones too.
 _MOST_SMALL, _SMALL = 1 << 16, 1 << 5
 MOST_LINES = 1 << 16  # and one of each byte on the disk: a line takes time and memory, however little it says

@@ -14,7 +14,7 @@ from mm01_jax.files import quoted, shown, why
 
 _READ = 1 << 20  # bytes of a chunk at a time
 _ROWS = 256  # made together
-_TOGETHER = 1 << 26  # bytes of them, but for one; each may be the longest word of a dictionary
+_TOGETHER = 1 << 24  # bytes of them, but for one; each may be the longest word of a dictionary
 _WORD = 64  # bytes of a dictionary that are made in the time that one more word takes
 _MADE_AGAIN = 1 << 29  # bytes of a dictionary that is made again with each batch, in all of them
 _LIMITS = {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
