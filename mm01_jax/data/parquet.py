@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from mm01_jax.data.compressed import MOST_LINES, MOST_TIMES, MOST_UNPACKED
 from mm01_jax.data.copied import Copied
@@ -13,11 +14,12 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, examine
 from mm01_jax.files import quoted, shown, why
 
 _READ = 1 << 20  # bytes of a chunk at a time
-_ROWS = 256  # made together
+_ROWS, _FEW = 256, 4096  # made together; that one after the other take little time
 _TOGETHER = 1 << 24  # bytes of them, but for one; each may be the longest word of a dictionary
 _WORD = 64  # bytes of a dictionary that are made in the time that one more word takes
 _MADE_AGAIN = 1 << 29  # bytes of a dictionary that is made again with each batch, in all of them
-_LIMITS = {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
+_HOW = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": _READ}
+_HOW |= {"thrift_string_size_limit": MOST_FOOTER, "thrift_container_size_limit": 1 << 15}  # of what a footer says
 
 
 class ParquetText(Copied):
@@ -38,11 +40,10 @@ class ParquetText(Copied):
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
             check_footer(source.fileno(), self.name)
-            options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": _READ} | _LIMITS
-            file = parquet.ParquetFile(source, **options)
+            file = parquet.ParquetFile(source, **_HOW)
             place = self._check(file, size)
             row = unpacked = told = 0
-            for batch in self._batches(file, source.fileno(), place, size):
+            for batch in self._batches(file, source, place, size):
                 for text in _texts(batch.column(0)):
                     unpacked += len(text or b"")
                     if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
@@ -60,25 +61,28 @@ class ParquetText(Copied):
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
 
-    def _batches(self, file, fd: int, place: int, size: int) -> Iterator:
+    def _batches(self, file, source: BinaryIO, place: int, size: int) -> Iterator:
         """The rows of the column `place`, of groups whose pages have been looked at."""
         unpacked = 0
         for group in range(file.metadata.num_row_groups):
             said = file.metadata.row_group(group)
-            pages = check_pages(fd, self.name, said.column(place))
+            pages = check_pages(source.fileno(), self.name, said.column(place))
             unpacked += pages.unpacked
             if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
                 what = f"its pages unpack to {unpacked:,} bytes and more, the whole file has {size:,}"
                 raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
-            rows = self._rows(file, said.num_rows, pages)
+            longest = pages.dictionary
+            if longest > _TOGETHER // _ROWS and said.num_rows > _FEW:
+                longest = _longest_word(source, file.metadata, group, self.field)
+            rows = self._rows(file, said.num_rows, pages, longest)
             yield from file.iter_batches(rows, row_groups=[group], columns=[self.field], use_threads=False)
 
-    def _rows(self, file, rows: int, pages: Pages) -> int:
+    def _rows(self, file, rows: int, pages: Pages, longest: int) -> int:
         """How many rows of so many are made together."""
         if _is_dictionary(file.schema_arrow.field(self.field).type):  # its writer's wish, and nothing changes it
             wanted = max(_ROWS, rows * (pages.dictionary + _WORD * pages.words) // _MADE_AGAIN)
         else:
-            wanted = min(_ROWS, _TOGETHER // max(pages.dictionary, 1))
+            wanted = min(_ROWS, _TOGETHER // max(longest, 1))
         return max(1, min(wanted, int(_TOGETHER / max(pages.densest, 1))))
 
     def _document(self, row: int, text: bytes | None) -> tuple[Record, bytes]:
@@ -129,6 +133,15 @@ class ParquetText(Copied):
             UnicodeDecodeError,
         ) as error:
             raise DataError(f"{self.name} is no whole Parquet file: {shown(why(error))}.") from error
+
+
+def _longest_word(source: BinaryIO, metadata, group: int, field: str) -> int:
+    """Bytes of the longest word of a column's dictionary, which is made once for it."""
+    import pyarrow.compute
+
+    file = _library().ParquetFile(source, metadata=metadata, read_dictionary=[field], **_HOW)
+    column = next(file.iter_batches(1, row_groups=[group], columns=[field], use_threads=False)).column(0)
+    return pyarrow.compute.max(pyarrow.compute.binary_length(_binary(column.dictionary))).as_py() or 0
 
 
 def _texts(column) -> Iterator[bytes | None]:
