@@ -4,12 +4,10 @@ import operator
 import os
 import pathlib
 import struct
-import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from array_record.python.array_record_module import ArrayRecordReader
-
+from mm01_jax.data import reading
 from mm01_jax.data.compressed import MOST_LINES
 from mm01_jax.data.cost import bounded
 from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, examine
@@ -17,11 +15,10 @@ from mm01_jax.data.text import FILES, DataError, Record, Seen, check_same, exami
 # Records lie in blocks of this many bytes and the index is in the last: a whole file is a multiple of it.
 FILE_BLOCK = 1 << 16
 _READ = 1 << 19  # records read together, at most: of chunks, which are unpacked whole at every read
-_READ_BYTES = 1 << 25  # that they may take, but for one chunk
+_READ_BYTES = 1 << 23  # that they may take, but for one chunk
 # A chunk that unpacks to more than this, and to so many times its size on disk, is a bomb.
 _MOST_UNPACKED, _MOST_TIMES = 1 << 24, 32
 _BLOCK_HEADER, _CHUNK_HEADER = 24, struct.Struct("<8xQ8xQQ")  # bytes; of a chunk: of data, type and records, unpacked
-RANDOM_ACCESS = "readahead_buffer_size:0,max_parallelism:0"
 
 
 class ArrayRecordFile:
@@ -35,8 +32,6 @@ class ArrayRecordFile:
 
     def __init__(self, name: str, path: pathlib.Path):
         self.name, self.path = name, path
-        self._lock = threading.Lock()
-        self._reader: ArrayRecordReader | None = None
 
     @property
     def size(self) -> int:
@@ -57,12 +52,13 @@ class ArrayRecordFile:
             raise DataError(
                 f"{self.name} is not a whole ArrayRecord file: {size} bytes, not a multiple of {FILE_BLOCK}."
             )
-        count = self._open().num_records()
+        count = reading.num_records(self.name, self.path)
         if count == 0:
             raise DataError(f"{self.name} has no records: the file is truncated, damaged or was never closed.")
         if count > MOST_LINES + size // 4:  # its index alone takes one of each
             what = f"its {size:,} bytes have {count:,} records"
             raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one for four bytes.")
+        self._check_index(count)
         yield from bounded(self.name, size, self._records(count))
 
     def _records(self, count: int) -> Iterator[tuple[int, bytes]]:
@@ -89,8 +85,6 @@ class ArrayRecordFile:
                     nbytes = unpacked
                 if found == count:
                     break
-        if found < count:
-            raise DataError(f"{self.name} is damaged in records {found} to {count - 1}: their chunk is none.")
         if stop < count:
             yield count
 
@@ -104,6 +98,17 @@ class ArrayRecordFile:
         if unpacked > max(_MOST_UNPACKED, _MOST_TIMES * size):
             what = f"its {size:,} bytes unpack to {unpacked:,} and more"
             raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
+
+    def _check_index(self, count: int) -> None:
+        """DataError of an index that leaves out records, or has more than there are."""
+        with FILES.open(self.path) as file:
+            found = [records for records, _, _ in _chunks(file)]
+        if found[-2:-1] == [len(found) - 1]:  # the index, a record for each chunk and one before; then where it lies
+            found = found[:-2]
+        if (there := sum(found)) > count:
+            raise DataError(f"{self.name} is damaged: its index has {count:,} records, its chunks have {there:,}.")
+        if there < count:
+            raise DataError(f"{self.name} is damaged in records {there} to {count - 1}: their chunk is none.")
 
     def check_chunks(self) -> None:
         """DataError of a chunk that would take the memory, for who reads records by their number alone."""
@@ -125,20 +130,8 @@ class ArrayRecordFile:
             raise DataError(f"{self.name} changed while in use: record {key} is shorter than when it was indexed.")
         return text
 
-    def _open(self) -> ArrayRecordReader:
-        if self._reader is None:
-            try:
-                self._reader = ArrayRecordReader(str(self.path), RANDOM_ACCESS)
-            except (RuntimeError, ValueError) as error:
-                raise DataError(f"{self.name} is not an ArrayRecord file: {error}") from error
-        return self._reader
-
     def _read(self, start: int, stop: int) -> list[bytes]:
-        with self._lock:  # one reader has one file position
-            try:
-                records = self._open().read(start, stop)
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise DataError(f"{self.name} is damaged in records {start} to {stop - 1}: {error}") from error
+        records = reading.records(self.name, self.path, start, stop)
         if len(records) != stop - start:
             raise DataError(f"{self.name} is damaged: records {start} to {stop - 1} gave {len(records)} records.")
         return records

@@ -1,11 +1,13 @@
 """Parquet files as documents: one column of text, a row a document (extra `parquet`)."""
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from mm01_jax.data import reading
 from mm01_jax.data.compressed import MOST_LINES, MOST_TIMES, MOST_UNPACKED
 from mm01_jax.data.copied import Copied
 from mm01_jax.data.cost import bounded
@@ -33,30 +35,46 @@ class ParquetText(Copied):
         return os.stat(self.path).st_size
 
     def documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
-        return bounded(self.name, self.size, self._documents(seen))
+        if importlib.util.find_spec("pyarrow") is None:
+            raise ValueError("a .parquet file needs the `parquet` extra: pip install 'mm01_jax[parquet]'.")
+        with FILES.open(self.path):  # what cannot be opened is said here
+            yield from bounded(self.name, self.size, self._documents(seen))
 
     def _documents(self, seen: Seen) -> Iterator[tuple[Record, bytes]]:
-        parquet = _library()
+        row = 0
+        for more, texts in reading.batches(self.name, self.path, self.field):
+            for number, text in enumerate(texts, row):
+                yield self._document(number, text)
+            row += len(texts)
+            seen(more)
+
+    def batches(self) -> Iterator[tuple[int, list[bytes | None]]]:
+        """(bytes of the file, texts) of the rows, some after the other, for `reading.py`, whose process does it.
+
+        Raises:
+          DataError: no whole Parquet file, or one that takes very much.
+        """
+        import pyarrow.parquet
+
         with FILES.open(self.path) as source, self._errors():
             size = os.fstat(source.fileno()).st_size
             check_footer(source.fileno(), self.name)
-            file = parquet.ParquetFile(source, **_HOW)
+            file = pyarrow.parquet.ParquetFile(source, **_HOW)
             place = self._check(file, size)
             row = unpacked = told = 0
             for batch in self._batches(file, source, place, size):
-                for text in _texts(batch.column(0)):
-                    unpacked += len(text or b"")
-                    if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
-                        what = f"{row + 1:,} rows hold {unpacked:,} bytes, the whole file has {size:,}"
-                        raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
-                    yield self._document(row, text)
-                    row += 1
-                    if row > MOST_LINES + size:
-                        what = f"its {size:,} bytes have {row:,} rows and more"
-                        raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one a byte.")
+                texts = list(_texts(batch.column(0)))
+                row, unpacked = row + len(texts), unpacked + sum(len(text or b"") for text in texts)
+                if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
+                    what = f"{row:,} rows hold {unpacked:,} bytes, the whole file has {size:,}"
+                    raise DataError(f"{self.name}: {what}; allowed: at most {MOST_TIMES} times as many.")
+                if row > MOST_LINES + size:
+                    what = f"its {size:,} bytes have {row:,} rows and more"
+                    raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one a byte.")
                 now = size * row // max(file.metadata.num_rows, 1)
-                seen(now - told)
+                yield now - told, texts
                 told = now
+                del batch, texts  # before the next are made
             if row != file.metadata.num_rows or row == 0:
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
@@ -123,11 +141,12 @@ class ParquetText(Copied):
 
         try:
             yield
+        except MemoryError:  # one of pyarrow's, too
+            raise
         except (
             pyarrow.ArrowException,
             OSError,
             EOFError,
-            MemoryError,
             OverflowError,
             IndexError,
             UnicodeDecodeError,
@@ -138,8 +157,9 @@ class ParquetText(Copied):
 def _longest_word(source: BinaryIO, metadata, group: int, field: str) -> int:
     """Bytes of the longest word of a column's dictionary, which is made once for it."""
     import pyarrow.compute
+    import pyarrow.parquet
 
-    file = _library().ParquetFile(source, metadata=metadata, read_dictionary=[field], **_HOW)
+    file = pyarrow.parquet.ParquetFile(source, metadata=metadata, read_dictionary=[field], **_HOW)
     column = next(file.iter_batches(1, row_groups=[group], columns=[field], use_threads=False)).column(0)
     return pyarrow.compute.max(pyarrow.compute.binary_length(_binary(column.dictionary))).as_py() or 0
 
@@ -163,11 +183,3 @@ def _is_dictionary(kind) -> bool:
     import pyarrow
 
     return pyarrow.types.is_dictionary(kind)
-
-
-def _library():
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError("a .parquet file needs the `parquet` extra: pip install 'mm01_jax[parquet]'.") from error
-    return pyarrow.parquet

@@ -7,21 +7,15 @@ be cut (`tokenizer_pieces.py`), which takes memory without end.
 """
 
 import contextlib
-import json
-import os
 import pathlib
 import re
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
 from typing import Any
 
 import numpy as np
 
 from mm01_jax.data import tokenizer_pieces, tokenizer_process
+from mm01_jax.data.apart import Ended, Process
 from mm01_jax.data.text import BadFile
 from mm01_jax.files import parse_json, shown
 
@@ -31,7 +25,6 @@ LOAD_BYTES_A_SECOND = 10_000_000
 MEMORY = 192 << 20  # of it, beside
 LOAD_MEMORY = 50  # times the file's bytes: a Unigram model of 250,000 pieces takes 340 MB
 MOST_MEMORY = 512 << 20
-_PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _WALL_SECONDS = 120.0  # of a machine that is busy with other things
 # Of a file that is loaded in this process: 256,000 tokens with their merges have 2,000,000 values.
 _MOST_VALUES, _MOST_NAMES = 2_400_000, 300_000
@@ -153,7 +146,7 @@ class Guarded:
     def __init__(self, name: str, content: bytes, ends: tuple[str, ...]):
         self._name, self._content, self._ends = name, content, ends
         self._memory = min(MOST_MEMORY, MEMORY + LOAD_MEMORY * len(content))
-        self._process: subprocess.Popen | None = None
+        self._process: Process | None = None
         self._lock = threading.Lock()  # a request and its answer are one: several threads read a run's data
         if (count := sum(1 for _ in _OBJECT.finditer(content))) > _MOST_LOADED:
             what = f"has about {count:,} objects, as added tokens are; allowed: at most {_MOST_LOADED:,}"
@@ -187,76 +180,38 @@ class Guarded:
         return ids
 
     def _start(self) -> dict[str, Any]:
-        shell = [sys.executable, "-s", "-P", str(pathlib.Path(__file__).with_name("tokenizer_process.py"))]
-        environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TOKENIZERS_PARALLELISM": "false"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen(shell, env=environment, **pipes)
+        script = str(pathlib.Path(__file__).with_name("tokenizer_process.py"))
+        self._process = Process([script], self._memory >> 20, {"TOKENIZERS_PARALLELISM": "false"})
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
-        first = {"size": len(self._content), "seconds": seconds, "left": SECONDS, "ends": self._ends}
-        first["bytes"] = self._memory
-        return parse_json(self._exchange(json.dumps(first).encode() + b"\n" + self._content, "is loaded", seconds))
+        first = {"seconds": seconds, "left": SECONDS, "ends": self._ends, "bytes": self._memory}
+        return parse_json(self._exchange(first, self._content, "is loaded"))
 
     def _ask(self, what: str, content: bytes) -> bytes:
-        seconds = 0.001 + len(content) / CHARACTERS_A_SECOND
-        request = json.dumps({"do": what, "size": len(content), "seconds": seconds}).encode() + b"\n" + content
+        request = {"do": what, "seconds": 0.001 + len(content) / CHARACTERS_A_SECOND}
         with self._lock:
             if self._process is None:
                 self._start()
-            return self._exchange(request, f"{what}s {len(content):,} bytes", seconds)
+            return self._exchange(request, content, f"{what}s {len(content):,} bytes")
 
-    def _exchange(self, request: bytes, doing: str, seconds: float) -> bytes:
+    def _exchange(self, request: dict[str, Any], content: bytes, doing: str) -> bytes:
         try:
-            # The process reads the whole of a request before it answers, so that neither waits for the other.
-            self._process.stdin.write(request)
-            self._process.stdin.flush()
-            deadline = time.monotonic() + _WALL_SECONDS + seconds
-            head = parse_json(self._read(None, deadline))
-            content = self._read(head["size"], deadline)
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
-            raise Stopped(f"data.tokenizer={self._name!r}: {self._end()} while it {doing}") from None
-        except BaseException:
-            self._end()
+            self._process.say(request, content)
+            head, answer = self._process.hear(_WALL_SECONDS + request["seconds"])
+        except BaseException as error:
+            self._process = None
+            if isinstance(error, Ended):
+                raise Stopped(f"data.tokenizer={self._name!r}: {error} while it {doing}") from None
             raise
         if "error" in head:
             raise BadFile(f"data.tokenizer={self._name!r}: while it {doing}: {shown(head['error'])}")
-        return content
-
-    def _read(self, size: int | None, deadline: float) -> bytes:
-        """A line, or so many bytes."""
-        found = bytearray()
-        fd = self._process.stdout.fileno()
-        while size is None or len(found) < size:
-            if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
-            piece = os.read(fd, 1 if size is None else min(1 << 20, size - len(found)))
-            if not piece:
-                raise EOFError
-            found += piece
-            if size is None and piece == b"\n":
-                break
-        return bytes(found)
-
-    def _end(self) -> str:
-        """Ends the process; why it could not answer."""
-        process, self._process = self._process, None
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)  # it may be on its way out
-        process.kill()
-        code = process.wait()
-        process.stdout.close()
-        if code in (-signal.SIGXCPU, -signal.SIGKILL):
-            return "takes too long"
-        asked = f": damaged, or more than {self._memory >> 20:,} MiB asked for" if code == -signal.SIGABRT else ""
-        return f"ended the library ({signal.Signals(-code).name if code < 0 else code}{asked})"
+        return answer
 
     def close(self) -> None:
         """Ends the process."""
         with self._lock:
             if self._process is not None:
-                self._end()
+                self._process.end()
+                self._process = None
 
     def __del__(self):
         with contextlib.suppress(Exception):

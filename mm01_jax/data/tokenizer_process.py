@@ -149,22 +149,28 @@ def once(pairs: list) -> dict:
     return plain
 
 
+def stay(nbytes: int) -> None:
+    """With so many bytes of memory, of its own and not of mapped libraries."""
+    resource.setrlimit(resource.RLIMIT_DATA, (nbytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
 def confine(seconds: float) -> None:
     """So many seconds of the processor from now on."""
-    until = math.ceil(_used() + seconds)
+    until = math.ceil(used() + seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def _used() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def used() -> float:
+    """Seconds of the processor so far."""
+    found = resource.getrusage(resource.RUSAGE_SELF)
+    return found.ru_utime + found.ru_stime
 
 
 def serve(requests, answers) -> None:
     first = json.loads(requests.readline())
     confine(first["seconds"])
-    resource.setrlimit(resource.RLIMIT_DATA, (first["bytes"], first["bytes"]))  # of its own, not of mapped libraries
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stay(first["bytes"])
     content = requests.read(first["size"]).decode()
     tokenizer = None
 
@@ -181,13 +187,13 @@ def serve(requests, answers) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     left = first["left"]
     while good and (line := requests.readline()):
-        request, before = json.loads(line), _used()
+        request, before = json.loads(line), used()
         # What many texts take together is bounded too: each adds its own time, and what one saves another has.
         left = min(first["left"], left) + request["seconds"]
         confine(left)
         content = requests.read(request["size"])
         _say(answers, lambda: answer(tokenizer, request, content))  # noqa: B023
-        left -= _used() - before
+        left -= used() - before
 
 
 def cause(error: BaseException) -> str:

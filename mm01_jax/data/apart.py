@@ -1,0 +1,87 @@
+"""A program of ours in a process of its own, asked over pipes: a stranger's file that ends a library ends that one.
+
+A request and an answer are a line of JSON, which says the `size` of what follows, and so many bytes. The program reads
+the whole of a request before it answers, so that neither waits for the other; it ends when its stdin does.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from mm01_jax.files import parse_json
+
+_PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
+_READ = 1 << 20
+
+
+class Ended(Exception):
+    """It has ended instead of answering; the words say how."""
+
+
+class Process:
+    """program: what Python is to run. memory: MiB that it may take, for the words of its end."""
+
+    def __init__(self, program: list[str], memory: int, environment: dict[str, str]):
+        self.memory, self._buffer = memory, bytearray()
+        passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        passed |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        # A session of its own: signals of a terminal are for the command, which may go on for a while.
+        python = [sys.executable, "-s", "-P"]
+        self._process = subprocess.Popen([*python, *program], env=passed, start_new_session=True, **pipes)
+
+    def say(self, head: dict[str, Any], content: bytes = b"") -> None:
+        """Raises Ended."""
+        try:
+            self._process.stdin.write(json.dumps(head | {"size": len(content)}).encode() + b"\n" + content)
+            self._process.stdin.flush()
+        except OSError:
+            raise Ended(self.end()) from None
+
+    def hear(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """An answer, for which it has so many seconds; raises Ended."""
+        deadline = time.monotonic() + seconds
+        try:
+            while (end := self._buffer.find(b"\n")) < 0:
+                self._fill(deadline)
+            head = parse_json(bytes(self._buffer[:end]))
+            del self._buffer[: end + 1]
+            while len(self._buffer) < head["size"]:
+                self._fill(deadline)
+            content = bytes(memoryview(self._buffer)[: head["size"]])
+            del self._buffer[: head["size"]]
+            return head, content
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            raise Ended(self.end()) from None
+        except BaseException:
+            self.end()
+            raise
+
+    def _fill(self, deadline: float) -> None:
+        fd = self._process.stdout.fileno()
+        if not select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise TimeoutError
+        if not (piece := os.read(fd, _READ)):
+            raise EOFError
+        self._buffer += piece
+
+    def end(self) -> str:
+        """Ends it; why it could not answer."""
+        process = self._process
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it may be on its way out
+        process.kill()
+        code = process.wait()
+        process.stdout.close()
+        if code in (-signal.SIGXCPU, -signal.SIGKILL):
+            return "takes too long"
+        asked = f": damaged, or more than {self.memory:,} MiB asked for" if code == -signal.SIGABRT else ""
+        return f"ended the library ({signal.Signals(-code).name if code < 0 else code}{asked})"

@@ -1,0 +1,174 @@
+"""Parquet and ArrayRecord files, read in a process of its own: of some damage their libraries end the one they are in.
+
+Here is what asks (`batches`, `num_records`, `records`), and what is run there (`serve`): each request is about one
+file, and has the time of the processor (`cost.py`) and the memory that a file of its size may take.
+"""
+
+import array
+import atexit
+import contextlib
+import functools
+import json
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from mm01_jax.data import cost
+from mm01_jax.data.apart import Ended, Process
+from mm01_jax.data.text import DataError, Unreadable
+from mm01_jax.data.tokenizer_process import confine, stay, used
+
+_PROGRAM = ["-c", "from mm01_jax.data.reading import serve; serve()"]
+_SECONDS = 120.0  # that a disk may let wait
+_MEMORY, _TIMES = 320 << 20, 8  # bytes of memory: of which Python and pyarrow have 130 MiB; and for each of the file
+_THREADS = 65  # that the library of ArrayRecord starts, each of which takes a stack whether it uses it or not
+_OPEN = 64  # readers of ArrayRecord files that are kept, each with an index of its records
+Texts = list[bytes | None]
+
+
+def batches(name: str, path: os.PathLike | str, field: str) -> Iterator[tuple[int, Texts]]:
+    """(bytes of the file, texts) of the rows of a Parquet file, one after the other.
+
+    Raises:
+      DataError: what `ParquetText.batches` says, or that the process has ended.
+    """
+    with _borrowed(name, path, {"do": "batches", "field": field}) as process:
+        while (answer := _heard(process))[0] is not None:
+            yield answer
+
+
+def num_records(name: str, path: os.PathLike | str) -> int:
+    """Of an ArrayRecord file; DataError where it is none."""
+    with _ONE_AT_A_TIME, _borrowed(name, path, {"do": "count"}) as process:
+        return _heard(process)[0]
+
+
+def records(name: str, path: os.PathLike | str, start: int, stop: int) -> list[bytes]:
+    """Records [start, stop) of an ArrayRecord file; DataError where they are damaged."""
+    with _ONE_AT_A_TIME, _borrowed(name, path, {"do": "records", "start": start, "stop": stop}) as process:
+        return _heard(process)[1]
+
+
+def _end_idle() -> None:
+    for processes in _IDLE.values():
+        while processes:
+            processes.pop().end()
+
+
+_ONE_AT_A_TIME = threading.Lock()  # so that there is one process of open files, whoever reads records
+_IDLE: dict[bool, list[Process]] = {True: [], False: []}  # by whether they read Parquet: each library has its own
+atexit.register(_end_idle)
+
+
+@contextlib.contextmanager
+def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> Iterator[Process]:
+    """A process that has been asked; it is kept where all of its answer has been heard."""
+    size, idle = os.stat(path).st_size, _IDLE[request["do"] == "batches"]
+    memory = _MEMORY + _TIMES * size + (0 if request["do"] == "batches" else _THREADS * _stack())
+    try:
+        process = idle.pop()
+    except IndexError:
+        # The other pools of memory have so much of the system at once that no bound tells what is used of it.
+        process = Process(_PROGRAM, 0, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
+    process.memory = memory >> 20
+    limits = {"seconds": cost.SECONDS + cost.A_MIB * size / 2**20, "bytes": memory}
+    try:
+        process.say(request | limits | {"name": name, "path": os.fspath(path)})
+        yield process
+    except Ended as error:
+        raise DataError(f"{name}: reading it {error}.") from None
+    except DataError:
+        idle.append(process)
+        raise
+    except BaseException:  # the rest of its answer is not wanted
+        process.end()
+        raise
+    idle.append(process)
+
+
+def _stack() -> int:
+    """Bytes of a thread's stack."""
+    size = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return size if size != resource.RLIM_INFINITY else 2 << 20
+
+
+def _heard(process: Process) -> tuple[int | None, Texts]:
+    head, content = process.hear(_SECONDS)
+    if "error" in head:
+        raise (Unreadable if head["unreadable"] else DataError)(head["error"])
+    if not head.get("texts"):
+        return head["number"], []
+    sizes, at, texts = array.array("q", content[: 8 * head["texts"]]), 8 * head["texts"], []
+    for size in sizes:
+        texts.append(content[at : at + size] if size >= 0 else None)
+        at += max(size, 0)
+    return head["number"], texts
+
+
+def serve() -> None:
+    """What the process does: answers requests until there are no more."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while line := requests.readline():
+        request = json.loads(line)
+        stay(request["bytes"])
+        began, left = used(), request["seconds"]
+        confine(left)
+        try:
+            for number, texts in _DOES[request["do"]](request):
+                _answer(answers, number, texts)
+                left += cost.A_RECORD * len(texts)
+                confine(began + left - used())
+                del texts  # before the next are made
+        except DataError as error:
+            _say(answers, {"error": str(error), "unreadable": isinstance(error, Unreadable)}, [])
+        except MemoryError:
+            what = f"reading it takes more than {request['bytes'] >> 20:,} MiB of memory"
+            _say(answers, {"error": f"{request['name']}: {what}.", "unreadable": False}, [])
+
+
+def _batches(request: dict[str, Any]) -> Iterator[tuple[int | None, Texts]]:
+    from mm01_jax.data.parquet import ParquetText
+
+    yield from ParquetText(request["name"], request["path"], request["field"]).batches()
+    yield None, []
+
+
+def _count(request: dict[str, Any]) -> Iterator[tuple[int, Texts]]:
+    _reader.cache_clear()  # the file may be another one now
+    yield _reader(request["name"], request["path"]).num_records(), []
+
+
+def _records(request: dict[str, Any]) -> Iterator[tuple[int, Texts]]:
+    name, start, stop = request["name"], request["start"], request["stop"]
+    try:
+        yield 0, _reader(name, request["path"]).read(start, stop)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DataError(f"{name} is damaged in records {start} to {stop - 1}: {error}") from error
+
+
+_DOES = {"batches": _batches, "count": _count, "records": _records}
+
+
+@functools.lru_cache(_OPEN)
+def _reader(name: str, path: str):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        return ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{name} is not an ArrayRecord file: {error}") from error
+
+
+def _answer(answers, number: int | None, texts: Texts) -> None:
+    sizes = array.array("q", [-1 if text is None else len(text) for text in texts])
+    _say(answers, {"number": number, "texts": len(texts)}, [sizes.tobytes(), *(text for text in texts if text)])
+
+
+def _say(answers, head: dict[str, Any], parts: list[bytes]) -> None:
+    answers.write(json.dumps(head | {"size": sum(map(len, parts))}).encode() + b"\n")
+    for part in parts:
+        answers.write(part)
+    answers.flush()
