@@ -1,5 +1,6 @@
 """ArrayRecord files as documents: one record is one UTF-8 text."""
 
+import collections
 import operator
 import os
 import pathlib
@@ -58,7 +59,6 @@ class ArrayRecordFile:
         if count > MOST_LINES + size // 4:  # its index alone takes one of each
             what = f"its {size:,} bytes have {count:,} records"
             raise DataError(f"{self.name}: {what}; allowed: {MOST_LINES:,}, and one for four bytes.")
-        self._check_index(count)
         yield from bounded(self.name, size, self._records(count))
 
     def _records(self, count: int) -> Iterator[tuple[int, bytes]]:
@@ -72,19 +72,19 @@ class ArrayRecordFile:
         found = stop = nbytes = whole = 0
         with FILES.open(self.path) as file:
             size = os.fstat(file.fileno()).st_size
-            for records, packed, unpacked in _chunks(file):
+            for records, packed, unpacked in _chunks_of_records(file):
                 self._check_chunk(found, packed, unpacked)
                 whole += unpacked
                 self._check_whole(whole, size)
                 if found > stop and nbytes + unpacked > _READ_BYTES:
                     yield (stop := found)
                     nbytes = 0
-                found, nbytes = min(found + records, count), nbytes + unpacked
+                found, nbytes = found + records, nbytes + unpacked
+                self._check_index(count, found)
                 while found - stop >= _READ:
                     yield (stop := stop + _READ)
                     nbytes = unpacked
-                if found == count:
-                    break
+        self._check_index(count, found, at_end=True)
         if stop < count:
             yield count
 
@@ -99,24 +99,22 @@ class ArrayRecordFile:
             what = f"its {size:,} bytes unpack to {unpacked:,} and more"
             raise DataError(f"{self.name}: {what}; allowed: at most {_MOST_TIMES} times as many.")
 
-    def _check_index(self, count: int) -> None:
+    def _check_index(self, count: int, found: int, *, at_end: bool = False) -> None:
         """DataError of an index that leaves out records, or has more than there are."""
-        with FILES.open(self.path) as file:
-            found = [records for records, _, _ in _chunks(file)]
-        if found[-2:-1] == [len(found) - 1]:  # the index, a record for each chunk and one before; then where it lies
-            found = found[:-2]
-        if (there := sum(found)) > count:
-            raise DataError(f"{self.name} is damaged: its index has {count:,} records, its chunks have {there:,}.")
-        if there < count:
-            raise DataError(f"{self.name} is damaged in records {there} to {count - 1}: their chunk is none.")
+        if found > count:
+            what = f"its index has {count:,} records, its chunks have {found:,} and more"
+            raise DataError(f"{self.name} is damaged: {what}.")
+        if at_end and found < count:
+            raise DataError(f"{self.name} is damaged in records {found} to {count - 1}: their chunk is none.")
 
-    def check_chunks(self) -> None:
-        """DataError of a chunk that would take the memory, for who reads records by their number alone."""
+    def check_chunks(self, count: int) -> None:
+        """DataError of a chunk that would take the memory, for who reads records by their number; so many there are."""
         found = 0
         with FILES.open(self.path) as file:
-            for records, packed, unpacked in _chunks(file):
+            for records, packed, unpacked in _chunks_of_records(file):
                 self._check_chunk(found, packed, unpacked)
                 found += records
+        self._check_index(count, found, at_end=True)
 
     def record(self, number: int) -> bytes:
         """The bytes of a record, whatever they are; DataError when they are not as they were written."""
@@ -135,6 +133,18 @@ class ArrayRecordFile:
         if len(records) != stop - start:
             raise DataError(f"{self.name} is damaged: records {start} to {stop - 1} gave {len(records)} records.")
         return records
+
+
+def _chunks_of_records(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """`_chunks` without the index, which has a record for each and one before, and what says where that lies."""
+    held, number = collections.deque(), 0
+    for chunk in _chunks(file):
+        held.append(chunk)
+        if len(held) > 2:
+            number += 1
+            yield held.popleft()
+    if [records for records, _, _ in held][:-1] != [number + 1]:
+        yield from held
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[int, int, int]]:

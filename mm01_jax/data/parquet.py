@@ -85,6 +85,9 @@ class ParquetText(Copied):
         for group in range(file.metadata.num_row_groups):
             said = file.metadata.row_group(group)
             pages = check_pages(source.fileno(), self.name, said.column(place))
+            if (values := said.column(place).num_values) != said.num_rows:
+                what = f"a group of {said.num_rows:,} rows has {values:,} values of {quoted(self.field)}"
+                raise DataError(f"{self.name} has no whole rows: {what}.")
             unpacked += pages.unpacked
             if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
                 what = f"its pages unpack to {unpacked:,} bytes and more, the whole file has {size:,}"

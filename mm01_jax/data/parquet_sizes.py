@@ -91,9 +91,9 @@ class _Compact:
 def check_footer(fd: int, name: str) -> None:
     """DataError where the footer of a file is very large, or what it holds would take very much memory."""
     size = os.fstat(fd).st_size
-    if {os.pread(fd, 4, 0), os.pread(fd, 4, max(0, size - 4))} != {_LETTERS}:
+    if size < 12 or {os.pread(fd, 4, 0), os.pread(fd, 4, size - 4)} != {_LETTERS}:
         raise DataError(f"{name} is no whole Parquet file: it does not begin and end with {_LETTERS.decode()}.")
-    footer = int.from_bytes(os.pread(fd, 4, max(0, size - 8)), "little")  # its length, and four letters
+    footer = int.from_bytes(os.pread(fd, 4, size - 8), "little")  # its length, and four letters
     if footer > MOST_FOOTER:
         raise DataError(f"{name}: a footer of {footer:,} bytes; allowed: at most {MOST_FOOTER:,}.")
     if _SMALL_FOOTER < footer < size:
@@ -115,8 +115,10 @@ class Pages(NamedTuple):
 
 def check_pages(fd: int, name: str, column) -> Pages:
     """What a column (as the library has it) takes; DataError where one page unpacks to very many times its size."""
-    whole = dictionary = words = densest = 0
+    size, whole, dictionary, words, densest = os.fstat(fd).st_size, 0, 0, 0, 0
     for at, packed, unpacked, rows, held in _pages(fd, name, column):
+        if at + packed > size:
+            raise DataError(f"{name}: a page of {packed:,} bytes (at byte {at:,}); the whole file has {size:,}.")
         if packed < 0 or not 0 <= unpacked <= max(_MOST_PAGE, _MOST_TIMES * packed):
             what = f"a page of {packed:,} bytes (at byte {at:,}) unpacks to {unpacked:,}"
             raise DataError(f"{name}: {what}; allowed: at most {_MOST_TIMES} times as many, or {_MOST_PAGE:,}.")

@@ -20,6 +20,7 @@ from mm01_jax.data import cost
 from mm01_jax.data.apart import Ended, Process
 from mm01_jax.data.text import DataError, Unreadable
 from mm01_jax.data.tokenizer_process import confine, stay, used
+from mm01_jax.files import why
 
 _PROGRAM = ["-c", "from mm01_jax.data.reading import serve; serve()"]
 _SECONDS = 120.0  # that a disk may let wait
@@ -66,7 +67,10 @@ atexit.register(_end_idle)
 @contextlib.contextmanager
 def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> Iterator[Process]:
     """A process that has been asked; it is kept where all of its answer has been heard."""
-    size, idle = os.stat(path).st_size, _IDLE[request["do"] == "batches"]
+    try:
+        size, idle = os.stat(path).st_size, _IDLE[request["do"] == "batches"]
+    except OSError as error:
+        raise Unreadable(f"{name} cannot be read: {why(error)}.") from error
     memory = _MEMORY + _TIMES * size + (0 if request["do"] == "batches" else _THREADS * _stack())
     try:
         process = idle.pop()

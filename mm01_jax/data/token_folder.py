@@ -138,7 +138,7 @@ class TokenFolder:
         path = token_files.paths(self._folder, shard).tokens
         FILES.check(path, root=self._folder)
         file = ArrayRecordFile(str(path), path)
-        file.check_chunks()
+        file.check_chunks(self.manifest["shards"][shard][0])
         return file
 
     def _tokens(self, document: int) -> np.ndarray:
