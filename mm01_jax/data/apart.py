@@ -25,16 +25,20 @@ class Ended(Exception):
 
 
 class Process:
-    """program: what Python is to run. memory: MiB that it may take, for the words of its end."""
+    """program: what Python is to run. `memory`: MiB that it is told it may take, for the words of its end."""
 
-    def __init__(self, program: list[str], memory: int, environment: dict[str, str]):
-        self.memory, self._buffer = memory, bytearray()
+    def __init__(self, program: list[str], environment: dict[str, str]):
+        self.memory, self._buffer = 0, bytearray()
         passed = {name: os.environ[name] for name in _PASSED if name in os.environ}
         passed |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | environment
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         # A session of its own: signals of a terminal are for the command, which may go on for a while.
         python = [sys.executable, "-s", "-P"]
         self._process = subprocess.Popen([*python, *program], env=passed, start_new_session=True, **pipes)
+
+    def is_there(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process.poll() is None
 
     def say(self, head: dict[str, Any], content: bytes = b"") -> None:
         """Raises Ended."""

@@ -23,6 +23,8 @@ from mm01_jax.data.tokenizer_process import confine, stay, used
 from mm01_jax.files import why
 
 _PROGRAM = ["-c", "from mm01_jax.data.reading import serve; serve()"]
+# The other pools of memory have so much of the system at once that no bound tells what is used of it.
+_SYSTEM_POOL = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
 _SECONDS = 120.0  # that a disk may let wait
 _MEMORY, _TIMES = 320 << 20, 8  # bytes of memory: of which Python and pyarrow have 130 MiB; and for each of the file
 _THREADS = 65  # that the library of ArrayRecord starts, each of which takes a stack whether it uses it or not
@@ -72,11 +74,7 @@ def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> It
     except OSError as error:
         raise Unreadable(f"{name} cannot be read: {why(error)}.") from error
     memory = _MEMORY + _TIMES * size + (0 if request["do"] == "batches" else _THREADS * _stack())
-    try:
-        process = idle.pop()
-    except IndexError:
-        # The other pools of memory have so much of the system at once that no bound tells what is used of it.
-        process = Process(_PROGRAM, 0, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
+    process = _idle(idle) or Process(_PROGRAM, _SYSTEM_POOL)
     process.memory = memory >> 20
     limits = {"seconds": cost.SECONDS + cost.A_MIB * size / 2**20, "bytes": memory}
     try:
@@ -91,6 +89,16 @@ def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> It
         process.end()
         raise
     idle.append(process)
+
+
+def _idle(processes: list[Process]) -> Process | None:
+    """One of them that is there; several threads take of them."""
+    with contextlib.suppress(IndexError):
+        while True:
+            if (process := processes.pop()).is_there():
+                return process
+            process.end()
+    return None
 
 
 def _stack() -> int:

@@ -181,7 +181,8 @@ class Guarded:
 
     def _start(self) -> dict[str, Any]:
         script = str(pathlib.Path(__file__).with_name("tokenizer_process.py"))
-        self._process = Process([script], self._memory >> 20, {"TOKENIZERS_PARALLELISM": "false"})
+        self._process = Process([script], {"TOKENIZERS_PARALLELISM": "false"})
+        self._process.memory = self._memory >> 20
         seconds = SECONDS + len(self._content) / LOAD_BYTES_A_SECOND
         first = {"seconds": seconds, "left": SECONDS, "ends": self._ends, "bytes": self._memory}
         return parse_json(self._exchange(first, self._content, "is loaded"))
