@@ -20,7 +20,7 @@ from mm01_jax.data import cost
 from mm01_jax.data.apart import Ended, Process
 from mm01_jax.data.text import DataError, Unreadable
 from mm01_jax.data.tokenizer_process import confine, stay, used
-from mm01_jax.files import why
+from mm01_jax.files import parse_json, why
 
 _PROGRAM = ["-c", "from mm01_jax.data.reading import serve; serve()"]
 # The other pools of memory have so much of the system at once that no bound tells what is used of it.
@@ -36,7 +36,7 @@ def batches(name: str, path: os.PathLike | str, field: str) -> Iterator[tuple[in
     """(bytes of the file, texts) of the rows of a Parquet file, one after the other.
 
     Raises:
-      DataError: what `ParquetText.batches` says, or that the process has ended.
+      DataError: what `parquet_rows.Rows` says, or that the process has ended.
     """
     with _borrowed(name, path, {"do": "batches", "field": field}) as process:
         while (answer := _heard(process))[0] is not None:
@@ -124,7 +124,7 @@ def serve() -> None:
     """What the process does: answers requests until there are no more."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while line := requests.readline():
-        request = json.loads(line)
+        request = parse_json(line)
         stay(request["bytes"])
         began, left = used(), request["seconds"]
         confine(left)
@@ -142,9 +142,9 @@ def serve() -> None:
 
 
 def _batches(request: dict[str, Any]) -> Iterator[tuple[int | None, Texts]]:
-    from mm01_jax.data.parquet import ParquetText
+    from mm01_jax.data.parquet_rows import Rows
 
-    yield from ParquetText(request["name"], request["path"], request["field"]).batches()
+    yield from Rows(request["name"], request["path"], request["field"]).batches()
     yield None, []
 
 

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from mm01_jax.config import DataConfig
-from mm01_jax.data import copied, parquet
+from mm01_jax.data import copied, parquet_rows
 from mm01_jax.data.compressed import CompressedLines
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.dataset import open_dataset
@@ -234,9 +234,9 @@ def test_a_column_of_a_dictionary_or_of_large_strings_is_text(tmp_path):
 def test_a_row_that_its_dictionary_does_not_have_is_no_bug_of_ours(tmp_path, monkeypatch):
     beyond = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 7], pyarrow.int32()), ["one"], safe=False)
     path = write_parquet(tmp_path / "a.parquet", ["one", "two"])
-    monkeypatch.setattr(parquet, "_texts", lambda column, texts=parquet._texts: texts(beyond))
+    monkeypatch.setattr(parquet_rows, "_texts", lambda column, texts=parquet_rows._texts: texts(beyond))
     with pytest.raises(DataError, match="a.parquet is no whole Parquet file: index out of bounds"):
-        list(parquet.ParquetText("a.parquet", path, "text").batches())
+        list(parquet_rows.Rows("a.parquet", path, "text").batches())
 
 
 def test_bad_rows_are_skipped_and_counted(tmp_path):

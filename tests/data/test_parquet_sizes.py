@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mm01_jax.data import parquet, parquet_sizes
+from mm01_jax.data import parquet_rows, parquet_sizes
 from mm01_jax.data.corpus import scan_corpus
 from mm01_jax.data.sources import find_shards
 from mm01_jax.data.text import DataError
@@ -20,7 +20,7 @@ def corpus_of(path):
 
 def read_here(path):
     """As its own process does, which nothing of a test reaches."""
-    return list(parquet.ParquetText(path.name, path, "text").batches())
+    return list(parquet_rows.Rows(path.name, path, "text").batches())
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])

@@ -62,7 +62,7 @@ OUTSIDE = {
     "array_record": ("mm01_jax.data",),
     "tokenizers": ("mm01_jax.data",),
     "apache_beam": ("mm01_jax.data.tokenize",),
-    "pyarrow": ("mm01_jax.data.parquet",),
+    "pyarrow": ("mm01_jax.data.parquet_rows",),
     "fsspec": ("mm01_jax.data.remote",),
     "zstandard": ("mm01_jax.data.compressed",),
     "PIL": ("mm01_jax.data",),
