@@ -121,7 +121,10 @@ class Samples:
 
     def _measure(self, document: int) -> None:
         conversation = self._conversation(document)
-        layouts = [self._lay_out(picture) for picture in conversation.pictures]
+        try:
+            layouts = [self._lay_out(picture) for picture in conversation.pictures]
+        except DataError as error:
+            raise DataError(f"{self.label(document)}: {error}") from error
         rendered = self._render(conversation, layouts, document)
         self.num_tokens_D[document] = len(rendered.ids)
         self.num_tiles_D[document] = sum(layout.num_tiles for layout in layouts)

@@ -11,13 +11,15 @@ The template sees what it would in transformers: `messages`, `tools`, `add_gener
 """
 
 import datetime
-import html  # noqa: F401 - filters import these four when they are used, and no file can be opened then
+import encodings.idna  # noqa: F401 - these five are imported where they are used, when no file can be opened
+import html  # noqa: F401
 import json
 import pprint  # noqa: F401
 import signal
 import sys
 import textwrap  # noqa: F401
 import time
+import unicodedata  # noqa: F401
 
 import jinja2
 import jinja2.constants

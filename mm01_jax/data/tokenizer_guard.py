@@ -35,7 +35,7 @@ _MOST_CHARACTERS = 100  # of a text in a part
 _MOST_ADDED = 10_000  # tokens beside the vocabulary, which are looked for in every text
 _MOST_IN_ADDED = 200_000  # characters of them
 MOST_VALUES = 4_000_000  # of such a file: 40 bytes each while it is loaded. Published ones have up to 1,800,000
-_MOST_LOADED = 100_000  # added tokens of a file that is loaded at all; published ones have 7,000
+_MOST_LOADED = 50_000  # added tokens of a file that is loaded at all; published ones have 7,000
 # Ids of a text: what may stand before it (`_LONG_PREFIX`), and of each byte; three bytes become 33 in NFKD.
 _TOKENS, _TOKENS_A_BYTE = 200, 16
 _NAME = re.compile(rb'"\s*:')

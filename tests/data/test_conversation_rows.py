@@ -147,6 +147,7 @@ BAD = {
     "out of the folder": ({"messages": data.conversation(0, 1), "images": ["../x.png"]}, "side the data's folder"),
     "a link out of it": ({"messages": data.conversation(0, 1), "images": ["link.png"]}, "side the data's folder"),
     "truncated": ({"messages": data.conversation(0, 1), "images": ["cut.png"]}, "cut.png: .* truncated or damaged"),
+    "too wide": ({"messages": data.conversation(0, 1), "images": ["wide.png"]}, "wide.png: has 60000 x 1 pixels"),
     "no messages": ({"text": "hello"}, "messages: got None; allowed: a list"),
     "an unknown role": ({"messages": [{"role": "bot", "content": "x"}]}, "role 'bot'"),
     "images no list": ({"messages": data.conversation(0, 0), "images": "a.png"}, "images is 'a.png', not a list"),
@@ -162,6 +163,7 @@ def test_bad_records_are_refused_by_line(tmp_path, name):
     (tmp_path / "x.png").write_bytes(data.png(20, 20, 0))
     (folder / "link.png").symlink_to(tmp_path / "x.png")
     (folder / "cut.png").write_bytes(data.png(40, 40, 0)[:-60])
+    (folder / "wide.png").write_bytes(data.png(60_000, 1, 0))
     (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=f"a.jsonl line 1: .*{says}"):
         data.opened(folder / "a.jsonl")

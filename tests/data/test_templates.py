@@ -192,6 +192,11 @@ def test_a_filter_of_jinja_that_imports_when_it_is_used_can_be_used(filtered):
     assert len(template("{{ message.content }}{{ 'a <b> c' | " + filtered + " }}").ids(CHAT[:1], BYTES))
 
 
+def test_what_python_imports_for_a_name_or_a_method_is_there():
+    said = "{% set \ufb00 = message.content %}{{ \ufb00 }}{{ ''.encode('idna') | length or '' }}"
+    np.testing.assert_array_equal(template(said).ids(CHAT[:2], BYTES), TEXT.ids(CHAT[:2], BYTES))
+
+
 def test_a_template_of_a_checkpoint_that_says_nothing_is_bad_data_and_one_that_is_typed_is_not(tmp_path):
     for name, content in (("chat_template.jinja", "{% for %}"), ("tokenizer_config.json", "[1]")):
         folder = tmp_path / name
