@@ -1,4 +1,4 @@
-"""The one door for what comes from a directory that anybody may have made. Imports nothing of ours.
+"""The one door for what comes from a directory that anybody may have made.
 
 Regular files alone are opened, of a bounded size, without waiting; links stay inside the directory that owns them.
 JSON takes linear time and bounded memory. What is written appears whole; neither it nor a deletion follows a link.
@@ -17,6 +17,8 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
+
+from mm01_jax.links import Links
 
 SMALL = 32 * 2**20  # bytes of a file that is read whole: the manifest of 456 B parameters has 808,252
 MEMORY, DEPTH = 160 * 2**20, 64  # that the values of one JSON text may take; lists and objects inside one another
@@ -38,7 +40,8 @@ class FileError(Exception):
 class Door(NamedTuple):
     """How a room reads files: `error` is what it raises, with a message that names the file.
 
-    `root`, of its methods, is the directory that owns the file: links are followed as far as they stay inside it.
+    `root`, of its methods, is the directory that owns the file, or, for very many files, `Links` of it: links are
+    followed as far as they stay inside it.
     """
 
     error: type[Exception] = FileError
@@ -83,10 +86,11 @@ class Door(NamedTuple):
         with self.errors(path):
             raise ValueError(f"JSON of a {type(plain).__name__}, not of an object")
 
-    def check(self, path, *, root, most: int | None = None) -> None:
-        """Refuses what `open` would, for a library that opens files itself."""
+    def check(self, path, *, root, most: int | None = None) -> int:
+        """Refuses what `open` would, for a library that opens files itself; the bytes of the file."""
         with self.errors(path):
-            _check_kind(os.stat(_inside(path, root)), most)
+            _check_kind(status := os.stat(_inside(path, root)), most)
+        return status.st_size
 
     def inside(self, path, root) -> None:
         """Refuses a directory that is missing, is none or leads out of `root`."""
@@ -120,21 +124,14 @@ class Door(NamedTuple):
             raise refused from None
 
 
-def owners(root) -> tuple[pathlib.Path, ...]:
-    """The folders that files of a directory may lie in: itself; for links of a Hugging Face snapshot its blobs, too."""
-    real = pathlib.Path(root).resolve()
-    blobs = [place.parent.parent / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
-    return (real, *(place for place in blobs[:1] if place.is_dir() and not place.is_symlink()))
-
-
 def _inside(path, root) -> str:
     """Where a path leads. ValueError where that is outside its directory."""
     if root is None:
         return os.fspath(path)
-    real = os.stat(path) and pathlib.Path(path).resolve(strict=True)  # of a chain of links `stat` alone ends, after 40
-    if not any(real.is_relative_to(owner) for owner in owners(root)):
-        raise ValueError(f"a link out of the directory {shown(root)}; copy the file into it")
-    return str(real)
+    links = root if isinstance(root, Links) else Links(root)
+    if not os.path.join(real := links.real(path), "").startswith(links.owners):
+        raise ValueError(f"a link out of the directory {shown(links.root)}; copy the file into it")
+    return real
 
 
 def _check_kind(status: os.stat_result, most: int | None, wanted: str = "a regular file") -> None:

@@ -18,6 +18,7 @@ import tensorstore as ts
 from mm01_jax.checkpoint import disk_grid
 from mm01_jax.checkpoint.errors import FILES, CheckpointError
 from mm01_jax.checkpoint.manifest import Leaf
+from mm01_jax.links import Links
 
 _IN_FLIGHT_BYTES = 2 * disk_grid.FILE_BYTES
 
@@ -26,7 +27,7 @@ class StoredArray:
     """One leaf on disk. `bounds` are one slice per axis with explicit start and stop."""
 
     def __init__(self, root: pathlib.Path, path: str, leaf: Leaf, *, create: bool = False):
-        self.path, self.leaf, self.root = path, leaf, root
+        self.path, self.leaf, self.root, self._links = path, leaf, root, Links(root)
         mode = {"create": True, "open": True} if create else {"open": True, "assume_metadata": True}
         directory = root / disk_grid.leaf_directory(path)
         # The manifest, which has a checksum, is the metadata: a damaged zarr.json cannot change what is read.
@@ -67,14 +68,14 @@ class StoredArray:
         several would be one: small on the disk, as large as any when they are read.
         """
         for name in disk_grid.file_names(self.path, bounds, self.leaf.file):
-            wanted = self._size(name)
+            wanted, file = self._size(name), f"{self.root}/{name}"
             try:
-                FILES.check(self.root / name, root=self.root, most=wanted)
+                size = FILES.check(file, root=self._links, most=wanted)
             except CheckpointError as error:
                 raise CheckpointError(f"{error} (tensor {self.path})") from None
-            if (size := (self.root / name).stat().st_size) != wanted:
+            if size != wanted:
                 what = f"has {size:,} bytes; allowed: {wanted:,}, those of its blocks"
-                raise CheckpointError(f"{self.root / name}: {what} (tensor {self.path})")
+                raise CheckpointError(f"{file}: {what} (tensor {self.path})")
 
     def _size(self, name: str) -> int:
         """Bytes of a file, of whose blocks those within the array are stored, and all stand in the index."""

@@ -21,8 +21,8 @@ FILE_BYTES = 128 * 2**20  # no file holds more than this, which bounds the memor
 BLOCK_BYTES = 2 * 2**20
 # No leaf has more: a grid that says so is a bomb, since file and block lists cost memory before a byte is read.
 MOST_FILES, MOST_BLOCKS = 2**20, 2**16  # of a leaf, of a file
-# Of all leaves together, beside one for every 4 KiB of them: a block of one element takes 10 us, as any other.
-MOST_SMALL_BLOCKS, SMALL_BLOCK_BYTES = 2**18, 4096
+# Of all leaves together, beside one for every 4 KiB of them: a file of one element takes 100 us, a block 10, as any.
+MOST_SMALL_FILES, MOST_SMALL_BLOCKS, SMALL_BYTES = 2**14, 2**18, 4096
 MOST_LEAVES = 10_000  # of a tree of weights and moments: the released model's has 72 with AdamW's
 DTYPES = ("bfloat16", "float16", "float32", "int32", "uint32", "int16", "uint16", "int8", "uint8", "bool")
 _KEY = re.compile(r"[A-Za-z0-9_]+")

@@ -91,13 +91,21 @@ class Leaf:
             raise ValueError(f"shape={self.shape} file={self.file} block={self.block}: allowed are {most}")
 
     @property
+    def small_files(self) -> int:
+        """Files of less than 4 KiB, beyond the one that any leaf has; none where no other grid could be."""
+        return self._small(self.file)
+
+    @property
     def small_blocks(self) -> int:
-        """Blocks of less than 4 KiB, beyond the one that any leaf has; none where no other grid could be."""
-        itemsize, grid = np.dtype(self.dtype).itemsize, zip(self.shape, self.file, self.block, strict=True)
-        if math.prod(self.block) * itemsize >= disk_grid.SMALL_BLOCK_BYTES:
+        """Blocks of less than 4 KiB, likewise."""
+        return self._small(self.block)
+
+    def _small(self, box: tuple[int, ...]) -> int:
+        itemsize = np.dtype(self.dtype).itemsize
+        if math.prod(box) * itemsize >= disk_grid.SMALL_BYTES:
             return 0
-        blocks = math.prod(-(-n // f) * (f // b) for n, f, b in grid)
-        return 0 if disk_grid.is_cut(self.shape, self.block, self.stack, itemsize) else blocks - 1
+        count = math.prod(-(-n // f) * (f // b) for n, f, b in zip(self.shape, self.file, box, strict=True))
+        return 0 if disk_grid.is_cut(self.shape, self.block, self.stack, itemsize) else count - 1
 
     def __post_init__(self):
         shapes = (self.shape, self.file, self.block)
@@ -202,7 +210,7 @@ def _read(raw: bytes, path: pathlib.Path, most_leaves: int) -> Manifest:
     if len(body["leaves"]) > most_leaves:
         raise CheckpointError(f"{path}: leaves: got {len(body['leaves']):,}; allowed: at most {most_leaves:,}")
     leaves = {name: _leaf(name, entry, path) for name, entry in body["leaves"].items()}
-    _check_blocks(leaves, path)
+    _check_small(leaves, path)
     keys = ("files", "step", "meta", "versions", "source_sha256")
     manifest = Manifest(leaves=leaves, **{key: body[key] for key in keys})
     if digest.tree_sha256({name: body["leaves"][name]["sha256"] for name in leaves}) != body["tree_sha256"]:
@@ -234,13 +242,15 @@ def _leaf(name: str, entry: dict, path: pathlib.Path) -> Leaf:
     return leaf
 
 
-def _check_blocks(leaves: dict[str, Leaf], path: pathlib.Path) -> None:
+def _check_small(leaves: dict[str, Leaf], path: pathlib.Path) -> None:
     weights = [leaf for name, leaf in leaves.items() if name.startswith(disk_grid.WEIGHTS)]
     for read in (weights, leaves.values()):  # who reads weights alone never sees how large the others are
-        small, nbytes = (sum(getattr(leaf, name) for leaf in read) for name in ("small_blocks", "nbytes"))
-        if small > (most := disk_grid.MOST_SMALL_BLOCKS + nbytes // disk_grid.SMALL_BLOCK_BYTES):
-            what = f"{small:,} blocks of less than {disk_grid.SMALL_BLOCK_BYTES:,} bytes; allowed: at most {most:,}"
-            raise CheckpointError(f"{path}: leaves: {what} of {nbytes:,} bytes")
+        nbytes = sum(leaf.nbytes for leaf in read)
+        for what, floor in (("files", disk_grid.MOST_SMALL_FILES), ("blocks", disk_grid.MOST_SMALL_BLOCKS)):
+            small, most = sum(getattr(leaf, f"small_{what}") for leaf in read), floor + nbytes // disk_grid.SMALL_BYTES
+            if small > most:
+                got = f"{small:,} {what} of less than {disk_grid.SMALL_BYTES:,} bytes; allowed: at most {most:,}"
+                raise CheckpointError(f"{path}: leaves: {got} of {nbytes:,} bytes")
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from mm01_jax.data.stdlib import stdlib_shards
 from mm01_jax.data.text import FILES, PROGRESS_SECONDS, Shard, TextFile, Unreadable
 from mm01_jax.data.token_files import MANIFEST, is_token_folder
 from mm01_jax.files import quoted, shown, why
+from mm01_jax.links import Links
 from mm01_jax.values import similar
 
 _MOST_BESIDE = 1000  # names of a folder that are looked at for a near one
@@ -76,19 +77,19 @@ def _find_paths(source: str, log: Callable[[str], None]) -> list[str]:
         paths = [source]
     else:
         paths = [p for p in globs.find(source, log, lambda name: name.endswith(SUFFIXES)) if not os.path.isdir(p)]
-    real_folder = functools.cache(os.path.realpath)
+    links, real_folder = Links(source), functools.cache(os.path.realpath)
     unique, names, clock = {}, {}, time.monotonic()
     for path in sorted(paths):
         # A folder is taken as a whole, so its links stay inside it; a path or glob was chosen by a person.
         if not _is_utf8(path):  # a digest is made of names, and a run's manifest has them
             raise Unreadable(f"{shown(path)}: a name that is no UTF-8; rename it")
         is_link = os.path.islink(path)
-        FILES.check(path, root=source if folder and is_link else None)
+        FILES.check(path, root=links if folder and is_link else None)
         # One file under two names (links of both kinds, a glob that overlaps) is one file.
         place, name = os.path.split(path)
-        real = os.path.realpath(path) if is_link else os.path.join(real_folder(place), name)
+        real = links.real(path) if is_link else os.path.join(real_folder(place), name)
         with FILES.errors(path):
-            status = os.stat(path)
+            status = os.stat(real)
         if status.st_nlink > 1:
             real = names.setdefault((status.st_dev, status.st_ino), real)
         unique[real] = os.path.abspath(path)

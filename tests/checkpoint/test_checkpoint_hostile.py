@@ -77,6 +77,20 @@ def test_blocks_of_an_element_are_refused_where_they_are_very_many_in_all_leaves
         manifest.read_file(path)
 
 
+def test_files_of_an_element_are_refused_where_they_are_very_many_in_all_leaves_together(run):
+    path = run / "checkpoints/00000002/state/manifest.json"
+    sound = manifest.read_file(path)
+    lanes = np.zeros(4, np.uint32)
+    leaf = manifest.Leaf(shape=(2**12,), dtype="float32", stack=0, file=(1,), block=(1,), lanes=lanes)
+    for count in (4, 5):  # of 16,384 and what all leaves have in 4 KiBs
+        many = {f"model/x{number}": leaf for number in range(count)}
+        path.write_bytes(dataclasses.replace(sound, leaves=sound.leaves | many).to_bytes())
+        if count == 4:
+            manifest.read_file(path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"20,\d{3} files of less than 4,096 bytes; allowed: .*16,"):
+        manifest.read_file(path)
+
+
 def test_a_manifest_that_is_opened_again_is_looked_at_once_and_again_when_it_has_changed(run, monkeypatch):
     path = run / "checkpoints/00000002/state/manifest.json"
     opened = checkpoint.open_checkpoint(run)
