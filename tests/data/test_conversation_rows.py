@@ -165,7 +165,7 @@ def test_bad_records_are_refused_by_line(tmp_path, name):
     (folder / "cut.png").write_bytes(data.png(40, 40, 0)[:-60])
     (folder / "wide.png").write_bytes(data.png(60_000, 1, 0))
     (folder / "a.jsonl").write_text(json.dumps(record) + "\n")
-    with pytest.raises(DataError, match=f"a.jsonl line 1: .*{says}"):
+    with pytest.raises(DataError, match=f"a.jsonl (line 1|document 0): .*{says}"):
         data.opened(folder / "a.jsonl")
 
 
