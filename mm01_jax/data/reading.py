@@ -45,13 +45,13 @@ def batches(name: str, path: os.PathLike | str, field: str) -> Iterator[tuple[in
 
 def num_records(name: str, path: os.PathLike | str) -> int:
     """Of an ArrayRecord file; DataError where it is none."""
-    with _ONE_AT_A_TIME, _borrowed(name, path, {"do": "count"}) as process:
+    with _A_FEW, _borrowed(name, path, {"do": "count"}) as process:
         return _heard(process)[0]
 
 
 def records(name: str, path: os.PathLike | str, start: int, stop: int) -> list[bytes]:
     """Records [start, stop) of an ArrayRecord file; DataError where they are damaged."""
-    with _ONE_AT_A_TIME, _borrowed(name, path, {"do": "records", "start": start, "stop": stop}) as process:
+    with _A_FEW, _borrowed(name, path, {"do": "records", "start": start, "stop": stop}) as process:
         return _heard(process)[1]
 
 
@@ -61,7 +61,7 @@ def _end_idle() -> None:
             processes.pop().end()
 
 
-_ONE_AT_A_TIME = threading.Lock()  # so that there is one process of open files, whoever reads records
+_A_FEW = threading.BoundedSemaphore(4)  # processes of open files, however many threads read records
 _IDLE: dict[bool, list[Process]] = {True: [], False: []}  # by whether they read Parquet: each library has its own
 atexit.register(_end_idle)
 
