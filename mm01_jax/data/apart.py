@@ -4,6 +4,7 @@ A request and an answer are a line of JSON, which says the `size` of what follow
 the whole of a request before it answers, so that neither waits for the other; it ends when its stdin does.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -12,12 +13,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from mm01_jax.data.text import DataError
 from mm01_jax.files import parse_json
 
 _PASSED = ("LD_LIBRARY_PATH", "PYTHONHOME")  # without which some Pythons do not start
 _READ = 1 << 20
+_KEPT = 8  # processes of a pool that have nothing to do
 
 
 class Ended(Exception):
@@ -43,7 +47,8 @@ class Process:
     def say(self, head: dict[str, Any], content: bytes = b"") -> None:
         """Raises Ended."""
         try:
-            self._process.stdin.write(json.dumps(head | {"size": len(content)}).encode() + b"\n" + content)
+            for part in (json.dumps(head | {"size": len(content)}).encode() + b"\n", content):
+                self._process.stdin.write(part)
             self._process.stdin.flush()
         except OSError:
             raise Ended(self.end()) from None
@@ -89,3 +94,49 @@ class Process:
             return "takes too long"
         asked = f": damaged, or more than {self.memory:,} MiB asked for" if code == -signal.SIGABRT else ""
         return f"ended the library ({signal.Signals(-code).name if code < 0 else code}{asked})"
+
+
+class Pool:
+    """Processes of one program, as many as are asked at a time; program and environment as of `Process`."""
+
+    def __init__(self, program: list[str], environment: dict[str, str]):
+        self._program, self._environment, self._idle = program, environment, []
+        atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def asked(self, head: dict[str, Any], content: bytes = b"", *, seconds: float, memory: int) -> Iterator[Process]:
+        """A process that has been asked, what it may take with it; kept where all of its answer has been heard.
+
+        A DataError in the context is such an answer.
+        """
+        process = self._one_that_is_there() or Process(self._program, self._environment)
+        process.memory = memory >> 20
+        try:
+            process.say(head | {"seconds": seconds, "bytes": memory}, content)
+            yield process
+        except DataError:
+            self._keep(process)
+            raise
+        except BaseException:  # the rest of its answer is not wanted
+            process.end()
+            raise
+        self._keep(process)
+
+    def _one_that_is_there(self) -> Process | None:
+        with contextlib.suppress(IndexError):  # several threads take of them
+            while True:
+                if (process := self._idle.pop()).is_there():
+                    return process
+                process.end()
+        return None
+
+    def _keep(self, process: Process) -> None:
+        if len(self._idle) < _KEPT:
+            self._idle.append(process)
+        else:
+            process.end()
+
+    def end(self) -> None:
+        """Ends those that have nothing to do."""
+        while self._idle:
+            self._idle.pop().end()

@@ -88,7 +88,8 @@ class ConversationShard:
         return sha.digest()[:16]
 
     def _digest_of_whole(self, picture: Picture) -> bytes:
-        from mm01_jax.data.images.opening import check_whole, content_of  # needs pillow, which text alone does not
+        from mm01_jax.data.images.decoding import check_whole  # needs pillow, which text alone does not
+        from mm01_jax.data.images.opening import content_of
 
         content = content_of(picture.source, picture.name, picture.root)
         if (digest := hashlib.sha256(content).digest()) not in self._whole:

@@ -5,7 +5,6 @@ file, and has the time of the processor (`cost.py`) and the memory that a file o
 """
 
 import array
-import atexit
 import contextlib
 import functools
 import json
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mm01_jax.data import cost
-from mm01_jax.data.apart import Ended, Process
+from mm01_jax.data.apart import Ended, Pool, Process
 from mm01_jax.data.text import DataError, Unreadable
 from mm01_jax.data.tokenizer_process import confine, stay, used
 from mm01_jax.files import parse_json, why
@@ -55,50 +54,25 @@ def records(name: str, path: os.PathLike | str, start: int, stop: int) -> list[b
         return _heard(process)[1]
 
 
-def _end_idle() -> None:
-    for processes in _IDLE.values():
-        while processes:
-            processes.pop().end()
-
-
 _A_FEW = threading.BoundedSemaphore(4)  # processes of open files, however many threads read records
-_IDLE: dict[bool, list[Process]] = {True: [], False: []}  # by whether they read Parquet: each library has its own
-atexit.register(_end_idle)
+# By whether they read Parquet: each library has its own.
+_POOLS = {parquet: Pool(_PROGRAM, _SYSTEM_POOL) for parquet in (True, False)}
 
 
 @contextlib.contextmanager
 def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> Iterator[Process]:
-    """A process that has been asked; it is kept where all of its answer has been heard."""
+    """A process that has been asked."""
     try:
-        size, idle = os.stat(path).st_size, _IDLE[request["do"] == "batches"]
+        size, parquet = os.stat(path).st_size, request["do"] == "batches"
     except OSError as error:
         raise Unreadable(f"{name} cannot be read: {why(error)}.") from error
-    memory = _MEMORY + _TIMES * size + (0 if request["do"] == "batches" else _THREADS * _stack())
-    process = _idle(idle) or Process(_PROGRAM, _SYSTEM_POOL)
-    process.memory = memory >> 20
-    limits = {"seconds": cost.SECONDS + cost.A_MIB * size / 2**20, "bytes": memory}
+    memory = _MEMORY + _TIMES * size + (0 if parquet else _THREADS * _stack())
+    head, seconds = request | {"name": name, "path": os.fspath(path)}, cost.SECONDS + cost.A_MIB * size / 2**20
     try:
-        process.say(request | limits | {"name": name, "path": os.fspath(path)})
-        yield process
+        with _POOLS[parquet].asked(head, seconds=seconds, memory=memory) as process:
+            yield process
     except Ended as error:
         raise DataError(f"{name}: reading it {error}.") from None
-    except DataError:
-        idle.append(process)
-        raise
-    except BaseException:  # the rest of its answer is not wanted
-        process.end()
-        raise
-    idle.append(process)
-
-
-def _idle(processes: list[Process]) -> Process | None:
-    """One of them that is there; several threads take of them."""
-    with contextlib.suppress(IndexError):
-        while True:
-            if (process := processes.pop()).is_there():
-                return process
-            process.end()
-    return None
 
 
 def _stack() -> int:

@@ -159,8 +159,8 @@ class Samples:
         return processor.layout_of(size, self._vision, picture.name)
 
     def _see(self, picture: Picture) -> tuple[ImageLayout, np.ndarray]:
-        from mm01_jax.data.images import opening, processor
+        from mm01_jax.data.images import decoding, opening, processor
 
-        image = opening.decode(opening.open_image(picture.source, picture.name, picture.root), picture.name)
+        image = decoding.decode(opening.open_image(picture.source, picture.name, picture.root), picture.name)
         layout = processor.layout_of(image.size, self._vision, picture.name)
         return layout, processor.normalise(processor.make_tiles(image, self._vision, picture.name))

@@ -10,7 +10,8 @@ import numpy as np
 from mm01_jax.config import VisionConfig
 from mm01_jax.data.conversations import END, check_marks, check_messages, render
 from mm01_jax.data.image_grid import text_table
-from mm01_jax.data.images.opening import ImageError, Source, decode, open_image
+from mm01_jax.data.images.decoding import decode
+from mm01_jax.data.images.opening import ImageError, Source, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.files import quoted, shown

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mm01_jax.data.image_grid import bucket
-from mm01_jax.data.images import opening
+from mm01_jax.data.images import decoding, opening
 from mm01_jax.data.pipeline import batches
 from mm01_jax.data.text import DataError
 from tests.data import conversation_data as data
@@ -179,7 +179,7 @@ def test_another_image_under_the_same_name_is_other_data(tmp_path):
 
 def test_an_image_of_several_names_is_decoded_once(tmp_path, monkeypatch):
     decoded = []
-    monkeypatch.setattr(opening, "check_whole", lambda content, name: decoded.append(name))
+    monkeypatch.setattr(decoding, "check_whole", lambda content, name: decoded.append(name))
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(data.png(20, 20, 0))
     record = {"messages": data.conversation(0, 3), "images": ["a.png", "./a.png", "b.png"]}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm01_jax.data.images.opening import ImageError, decode, open_image, orientation
+from mm01_jax.data.images.decoding import decode, orientation
+from mm01_jax.data.images.opening import ImageError, open_image
 
 
 def gif(blocks: bytes, behind: bytes = b"") -> bytes:

@@ -22,9 +22,13 @@ SAYS_NO_JSON = "import sys; sys.stdin.buffer.readline(); print('terminate called
 
 @pytest.fixture(autouse=True)
 def own_processes():
-    reading._end_idle()
-    yield
-    reading._end_idle()
+    yield end_them()
+    end_them()
+
+
+def end_them():
+    for pool in reading._POOLS.values():
+        pool.end()
 
 
 def written(path, texts):
@@ -56,7 +60,8 @@ def test_however_the_process_ends_it_is_one_line_that_names_the_file(
     tmp_path, monkeypatch, capfd, suffix, program, said
 ):
     path = written(tmp_path / f"a{suffix}", ["one", "two"])
-    monkeypatch.setattr(reading, "_PROGRAM", ["-c", program])
+    for pool in reading._POOLS.values():
+        monkeypatch.setattr(pool, "_program", ["-c", program])
     with pytest.raises(DataError, match=rf"^a{suffix}: reading it {said}\.$"):
         texts_of(path)
     monkeypatch.undo()
@@ -67,12 +72,12 @@ def test_one_process_reads_file_after_file_and_goes_on_after_a_bad_one(tmp_path)
     good = written(tmp_path / "a.parquet", ["one", None, ""])
     (tmp_path / "b.parquet").write_bytes(b"PAR1" + bytes(40) + b"PAR1")
     assert texts_of(good) == [b"one", b"", b""]
-    (process,) = reading._IDLE[True]
+    (process,) = reading._POOLS[True]._idle
     with pytest.raises(DataError, match="^b.parquet"):
         texts_of(tmp_path / "b.parquet")
-    assert texts_of(good) == [b"one", b"", b""] and reading._IDLE[True] == [process]
+    assert texts_of(good) == [b"one", b"", b""] and reading._POOLS[True]._idle == [process]
     assert written(tmp_path / "c.arrayrecord", ["three"]) and texts_of(tmp_path / "c.arrayrecord") == [b"three"]
-    assert len(reading._IDLE[True]) == len(reading._IDLE[False]) == 1
+    assert len(reading._POOLS[True]._idle) == len(reading._POOLS[False]._idle) == 1
 
 
 def test_who_stops_in_the_middle_gets_no_rest_of_it_later(tmp_path):
@@ -80,18 +85,18 @@ def test_who_stops_in_the_middle_gets_no_rest_of_it_later(tmp_path):
     found = find_shards(str(long), "text")[0].documents(lambda size: None)
     assert next(found)[1] == b"text 0"
     found.close()
-    assert not reading._IDLE[True]
+    assert not reading._POOLS[True]._idle
     assert len(texts_of(long)) == 1000
 
 
 def test_a_signal_to_all_of_a_terminal_does_not_end_it(tmp_path):
     path = written(tmp_path / "a.parquet", ["one"])
     assert texts_of(path) == [b"one"]
-    (process,) = reading._IDLE[True]
+    (process,) = reading._POOLS[True]._idle
     assert os.getsid(process._process.pid) != os.getsid(0)
     os.kill(process._process.pid, signal.SIGKILL)  # by who is out of memory, while nothing is asked of it
     process._process.wait()
-    assert texts_of(path) == [b"one"] and reading._IDLE[True] != [process]
+    assert texts_of(path) == [b"one"] and reading._POOLS[True]._idle != [process]
 
 
 def test_memory_is_bounded_by_the_size_of_the_file(tmp_path, monkeypatch):

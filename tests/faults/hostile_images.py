@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from mm01_jax.data.images.opening import FORMATS, ImageError, decode, open_image
+from mm01_jax.data.images.decoding import decode
+from mm01_jax.data.images.opening import FORMATS, ImageError, open_image
 from tests.command_line import Parser
 from tests.data import image_samples
 from tests.faults.forked import Ended, Server

@@ -17,8 +17,10 @@ import numpy as np
 
 from mm01_jax import arguments, command
 from mm01_jax.config import VisionConfig, command_line
-from mm01_jax.data.images.opening import decode, open_image, orientation
+from mm01_jax.data.images.decoding import decode, orientation
+from mm01_jax.data.images.opening import open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles, normalise
+from mm01_jax.files import shown
 from mm01_jax.flag import Command, Flag
 
 COMMAND = Command(
@@ -53,11 +55,13 @@ def _run(argv: Sequence[str]) -> None:
 
 def describe(path: str, vision: VisionConfig) -> dict[str, Any]:
     """Sizes in pixels and tokens, and the SHA-256 of each tile, thumbnail first: as bytes, and as float32 pixels."""
-    with open_image(path) as image:
-        layout, side = layout_of(image.size, vision, path), vision.image_size
-        tiles = make_tiles(decode(image, path), vision, path)
-        turned = orientation(image, path)
-        width, height, mode = *image.size, image.mode
+    name = shown(path)
+    with open_image(path, name) as image:
+        layout, side = layout_of(image.size, vision, name), vision.image_size
+        decoded = decode(image, name)
+        tiles = make_tiles(decoded, vision, name)
+        turned = orientation(decoded, name)
+        width, height, mode = *decoded.size, decoded.mode
     found = {
         "name": path,
         "W": width,
@@ -80,7 +84,7 @@ def _digests(tiles: np.ndarray) -> list[str]:
 def _line(found: dict[str, Any]) -> str:
     (across, down), (rows, columns) = found["best_wh"], found["map_hw"]
     line = (
-        f"{found['name']}: {found['W']} x {found['H']} {found['mode']}, canvas {across} x {down}, "
+        f"{shown(found['name'])}: {found['W']} x {found['H']} {found['mode']}, canvas {across} x {down}, "
         f"{found['tiles']} tiles, map {columns} x {rows}, {found['tokens']:,} tokens"
     )
     turned = found.get("exif_orientation_ignored")

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
+from mm01_jax import holes
 from mm01_jax.data.images.pieces import BEGINS, SCAN, ImageError, check_png, opened, tags
-from mm01_jax.files import Door
+from mm01_jax.files import Door, shown
 from mm01_jax.values import nearest_words
 
 Source = str | os.PathLike | bytes | Image.Image  # a path, the bytes of a file, or an image that is open already
@@ -29,8 +30,8 @@ _MEMORY, _FOR_A_BYTE = 192 << 20, 100  # bytes that decoding and resizing may ta
 _COSTS = {"1": 4, "L": 4, "P": 4, "LA": 10, "RGBA": 10}
 _PLAIN, _WEBP = 7, 17
 MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "CMYK", "YCbCr", "HSV")
-_MOST_SCANS = 100  # of a progressive JPEG, which has some ten
-_EXIF_ORIENTATION = 0x0112
+_MOST_SCANS = 100  # of a progressive JPEG, which has some ten; of four colours 18
+_MOST_SCANNED = 20 * MAX_PIXELS  # by all of them together
 _TILE = (322, 323)  # a TIFF's tags of a tile's width and length
 # Of others the words are Python's own, of its types.
 _SAY_WHAT_IS_WRONG = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -47,12 +48,13 @@ def open_image(source: Source, name: str | None = None, root: pathlib.Path | Non
     Raises:
       ImageError: what is wrong with it.
     """
-    name = name or ("an image" if isinstance(source, bytes | Image.Image) else os.fspath(source))
+    name = name or ("an image" if isinstance(source, bytes | Image.Image) else shown(os.fspath(source)))
     if isinstance(source, Image.Image):
         with pillow(name, "its header is damaged"):
             _check_header(source, name)
         return source
     image = _identify(content := content_of(source, name, root), name)
+    image.content = content  # for `decoding.py`
     with pillow(name, "its header is damaged"):
         _check_header(image, name)
         _check_cost(image, content, name)
@@ -79,42 +81,6 @@ def pillow(name: str, wrong: str = "the file is truncated or damaged") -> Iterat
         raise ImageError(f"{name}: {said}") from error
 
 
-def decode(image: Image.Image, name: str) -> Image.Image:
-    """The image with its pixels in memory.
-
-    Raises:
-      ImageError: it is truncated or damaged.
-    """
-    with pillow(name):
-        colours = len(image.palette.palette) // 3 if image.format == "PNG" and image.mode == "P" else 256
-        image.load()
-        if colours < 256 and (last := image.getextrema()[1]) >= colours:
-            raise ImageError(f"{name}: has a pixel of colour {last}; its palette has {colours}")
-    return image
-
-
-def orientation(image: Image.Image, name: str) -> int | None:
-    """What EXIF says of a decoded image: of a PNG it lies behind the pixels; errors as of `decode`."""
-    with pillow(name):
-        return image.getexif().get(_EXIF_ORIENTATION)
-
-
-def check_whole(content: bytes, name: str) -> None:
-    """Whether a file is sound to its end, with as little decoding as tells so.
-
-    PNG has checksums; a JPEG is decoded at an eighth of its size, which reads all of it; others are decoded.
-
-    Raises:
-      ImageError: as `open_image` and `decode`.
-    """
-    with open_image(content, name) as image, pillow(name):
-        if image.format == "PNG":
-            image.verify()
-        else:
-            image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-
-
 def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path | None = None) -> bytes:
     """The file's bytes; what is no regular file is never opened (a FIFO would wait for a writer).
 
@@ -133,6 +99,8 @@ def content_of(source: str | os.PathLike | bytes, name: str, root: pathlib.Path 
             raise ImageError(f"{name}: is {words}, not a file")
         if status.st_size > MAX_BYTES:
             raise ImageError(f"{name}: has {status.st_size:,} bytes; allowed are {MAX_BYTES:,}")
+        with Door(ImageError).open(real, most=MAX_BYTES) as file:
+            holes.refuse(file)
         return Door(ImageError).read(real, most=MAX_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         meant = nearest_words(path) if root is None and isinstance(error, FileNotFoundError) else ""
@@ -148,21 +116,31 @@ def _identify(content: bytes, name: str) -> Image.Image:
             raise ImageError(f"{name}: {_what_it_is(content[:1024])}") from error
         except Image.DecompressionBombError as error:
             raise ImageError(f"{name}: {_too_large(content[:22])}") from error
-    if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) > _MOST_SCANS:
-        raise ImageError(f"{name}: has {scans:,} scans, each as long to read as a picture; allowed are {_MOST_SCANS}")
+    most = min(_MOST_SCANS, _MOST_SCANNED // max(1, image.width * image.height))
+    if image.format in ("JPEG", "MPO") and (scans := content.count(SCAN)) > most:
+        what = f"has {scans:,} scans, each as long to read as a picture"
+        raise ImageError(f"{name}: {what}; allowed are {most} of {image.width} x {image.height} pixels")
     return image
 
 
 def _check_cost(image: Image.Image, content: bytes, name: str) -> None:
     """A picture may take much memory where its file is large, too: a photograph's is, one that is made to be is not."""
-    tile = _tile_pixels(image, content, name) if image.format == "TIFF" else 0
-    pixels = max(image.width * image.height, tile)
-    cost = pixels * (_WEBP if image.format == "WEBP" else _COSTS.get(image.mode, _PLAIN))
-    if cost > (most := max(_MEMORY, _FOR_A_BYTE * len(content))):
+    if (cost := cost_of(image, content, name)) > (most := max(_MEMORY, _FOR_A_BYTE * len(content))):
+        pixels = cost // _each(image)
         what = f"its {len(content):,} bytes take {cost >> 20:,} MiB decoded ({pixels:,} pixels, {image.mode})"
         raise ImageError(
             f"{name}: {what}; allowed: {most >> 20:,} MiB. A smaller one says as much: it is resized anyway"
         )
+
+
+def cost_of(image: Image.Image, content: bytes, name: str) -> int:
+    """Bytes of memory that decoding and resizing it take; errors as of `open_image`."""
+    tile = _tile_pixels(image, content, name) if image.format == "TIFF" else 0
+    return max(image.width * image.height, tile) * _each(image)
+
+
+def _each(image: Image.Image) -> int:
+    return _WEBP if image.format == "WEBP" else _COSTS.get(image.mode, _PLAIN)
 
 
 def _tile_pixels(image: Image.Image, content: bytes, name: str) -> int:

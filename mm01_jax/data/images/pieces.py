@@ -16,6 +16,8 @@ _READS, _BYTES_A_READ = 10_000, 16  # a GIF's block of pixels has 255 bytes, and
 _VALUES, _OF_BYTES = 1 << 16, (1, 2, 7)  # of a TIFF's tag, but of types that stay bytes: a colour profile, a text
 _BESIDE = 1 << 24  # bytes: a colour profile of a printer has four million, EXIF of a JPEG 65,533
 _PIXELS = {b"IDAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF"}  # chunks of them, in a PNG and in a WebP
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers of a JPEG's kinds; of Huffman's code the first three
+_BARE = {1, *range(0xD0, 0xDA)}  # markers without a size
 _CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 
 
@@ -67,6 +69,13 @@ def check_png(content: bytes, name: str) -> None:
         raise ImageError(f"{name}: has a chunk {strange[0]!r}, which is none of PNG's and must not be passed over")
     if b"IEND" not in kinds:
         raise ImageError(f"{name}: has no chunk IEND at its end; the file is truncated or damaged")
+
+
+def is_huffman(content: bytes) -> bool:
+    """Whether a JPEG is surely one of Huffman's code, whatever another reader takes its segments for."""
+    kinds = [marker[1] for marker, _ in _segments(content)]
+    frames = [kind for kind in kinds if kind in _FRAMES]
+    return len(frames) == 1 and frames[0] <= 0xC2 and not _BARE.intersection(kinds)
 
 
 def tags(content: bytes) -> list[tuple[int, int, int]]:

@@ -18,7 +18,8 @@ import numpy as np
 from mm01_jax.config import VisionConfig
 from mm01_jax.data.conversations import render
 from mm01_jax.data.image_grid import text_table
-from mm01_jax.data.images.opening import MAX_PIXELS, ImageError, decode, open_image
+from mm01_jax.data.images.decoding import decode
+from mm01_jax.data.images.opening import MAX_PIXELS, ImageError, open_image
 from mm01_jax.data.images.processor import layout_of, make_tiles
 from mm01_jax.data.tokenizer import Tokenizer
 from mm01_jax.inference.serve import fields, unused
