@@ -12,6 +12,7 @@ function of its index alone: batch size, workers and hosts neither repeat nor sk
 """
 
 import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class TokenDocuments(Protocol):
     """Tokenised documents by index.
 
     Where only parts of them are learnt they also have `learnt(document, start, stop)`, bool, of the same tokens and the
-    end-of-document token behind them.
+    end-of-document token behind them. Where reading some together saves time they have `several(spans)`.
     """
 
     num_tokens_D: np.ndarray  # whole numbers, without the end-of-document token, all >= 1
@@ -75,15 +76,15 @@ class PackedRows:
         segments = np.full(S, -1, np.int32)
         positions = np.zeros(S, np.int32)
         weights = np.zeros(S, np.float32)
-        filled = segment = 0
-        while filled <= S and (piece := self._piece(index * S + filled, S + 1 - filled)) is not None:
-            tokens, learnt = piece
-            stop = filled + len(tokens)
-            stream[filled:stop] = tokens
-            segments[filled:stop] = segment
-            positions[filled:stop] = np.arange(min(stop, S) - filled)
-            weights[filled : stop - 1] = learnt[1:]
-            filled, segment = stop, segment + 1
+        filled, spans = 0, list(self._spans(index * S, S + 1))
+        for segment, ((document, start, stop), tokens) in enumerate(zip(spans, self._tokens(spans), strict=True)):
+            end = filled + stop - start
+            stream[filled : filled + len(tokens)] = tokens
+            stream[filled + len(tokens) : end] = self.documents.end_of_document
+            segments[filled:end] = segment
+            positions[filled:end] = np.arange(min(end, S) - filled)
+            weights[filled : end - 1] = 1 if self._learnt is None else self._learnt(document, start, stop)[1:]
+            filled = end
         return {
             "tokens": stream[:S],
             "targets": stream[1:],
@@ -96,23 +97,30 @@ class PackedRows:
         del index
         return 0
 
-    def _piece(self, at: int, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Up to `most` tokens of the one document at stream position `at`, and which of them are learnt."""
-        epoch, offset = divmod(at, self.tokens_per_epoch)
-        if self.epochs is not None and epoch >= self.epochs:
-            return None
-        _, starts_G = self._epoch(epoch)
-        documents_K, ends_K = self._group(epoch, int(np.searchsorted(starts_G, offset, side="right")) - 1)
-        place = int(np.searchsorted(ends_K, offset, side="right"))
-        document = int(documents_K[place])
-        length = int(self.documents.num_tokens_D[document])
-        start = offset - (int(ends_K[place]) - length - 1)
-        stop = min(start + most, length + 1)
-        tokens = self.documents.tokens(document, start, min(stop, length))
-        if stop == length + 1:
-            tokens = np.append(tokens, np.int32(self.documents.end_of_document))
-        learnt = np.ones(len(tokens)) if self._learnt is None else self._learnt(document, start, stop)
-        return tokens, learnt
+    def _spans(self, at: int, most: int) -> Iterator[tuple[int, int, int]]:
+        """(document, start, stop), its end as one token more, of what has the `most` tokens of the stream from `at`."""
+        stop = at + most
+        while at < stop:
+            epoch, offset = divmod(at, self.tokens_per_epoch)
+            if self.epochs is not None and epoch >= self.epochs:
+                return
+            _, starts_G = self._epoch(epoch)
+            documents_K, ends_K = self._group(epoch, int(np.searchsorted(starts_G, offset, side="right")) - 1)
+            place = int(np.searchsorted(ends_K, offset, side="right"))
+            length = int(self.documents.num_tokens_D[documents_K[place]])
+            start = offset - (int(ends_K[place]) - length - 1)
+            size = min(stop - at, length + 1 - start)
+            yield int(documents_K[place]), start, start + size
+            at += size
+
+    def _tokens(self, spans: Sequence[tuple[int, int, int]]) -> Iterable[np.ndarray]:
+        """The tokens of each, without those that end documents."""
+        lengths = self.documents.num_tokens_D
+        inside = [(document, start, min(stop, int(lengths[document]))) for document, start, stop in spans]
+        several = getattr(self.documents, "several", None)
+        if several is None or len(inside) < 2:  # a document of many rows is kept
+            return (self.documents.tokens(*span) for span in inside)
+        return several(inside)
 
     def _lengths(self, documents_K: np.ndarray) -> np.ndarray:
         """int64 tokens of documents in the stream: each is followed by its end."""

@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mm01_jax.data import cost
@@ -54,6 +54,13 @@ def records(name: str, path: os.PathLike | str, start: int, stop: int) -> list[b
         return _heard(process)[1]
 
 
+def single(wanted: Sequence[tuple[str, str, int]]) -> list[bytes]:
+    """One record of an ArrayRecord file for each (name, path, number), all by one question; errors as of `records`."""
+    name, path, _ = max(wanted, key=lambda one: _size(one[0], one[1]))
+    with _A_FEW, _borrowed(name, path, {"do": "single", "wanted": wanted}) as process:
+        return _heard(process)[1]
+
+
 _A_FEW = threading.BoundedSemaphore(4)  # processes of open files, however many threads read records
 # By whether they read Parquet: each library has its own.
 _POOLS = {parquet: Pool(_PROGRAM, _SYSTEM_POOL) for parquet in (True, False)}
@@ -62,10 +69,7 @@ _POOLS = {parquet: Pool(_PROGRAM, _SYSTEM_POOL) for parquet in (True, False)}
 @contextlib.contextmanager
 def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> Iterator[Process]:
     """A process that has been asked."""
-    try:
-        size, parquet = os.stat(path).st_size, request["do"] == "batches"
-    except OSError as error:
-        raise Unreadable(f"{name} cannot be read: {why(error)}.") from error
+    size, parquet = _size(name, path), request["do"] == "batches"
     memory = _MEMORY + _TIMES * size + (0 if parquet else _THREADS * _stack())
     head, seconds = request | {"name": name, "path": os.fspath(path)}, cost.SECONDS + cost.A_MIB * size / 2**20
     try:
@@ -73,6 +77,13 @@ def _borrowed(name: str, path: os.PathLike | str, request: dict[str, Any]) -> It
             yield process
     except Ended as error:
         raise DataError(f"{name}: reading it {error}.") from None
+
+
+def _size(name: str, path: os.PathLike | str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise Unreadable(f"{name} cannot be read: {why(error)}.") from error
 
 
 def _stack() -> int:
@@ -135,7 +146,12 @@ def _records(request: dict[str, Any]) -> Iterator[tuple[int, Texts]]:
         raise DataError(f"{name} is damaged in records {start} to {stop - 1}: {error}") from error
 
 
-_DOES = {"batches": _batches, "count": _count, "records": _records}
+def _single(request: dict[str, Any]) -> Iterator[tuple[int, Texts]]:
+    asked = [{"name": name, "path": path, "start": at, "stop": at + 1} for name, path, at in request["wanted"]]
+    yield 0, [text for one in asked for _, texts in _records(one) for text in texts]
+
+
+_DOES = {"batches": _batches, "count": _count, "records": _records, "single": _single}
 
 
 @functools.lru_cache(_OPEN)

@@ -7,11 +7,11 @@ are compared with theirs as they are read: with four bytes of sha256, beside the
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mm01_jax.data import token_files
+from mm01_jax.data import reading, token_files
 from mm01_jax.data.corpus import FileSummary, fingerprint
 from mm01_jax.data.sources import SUFFIXES
 from mm01_jax.data.text import DataError
@@ -143,8 +143,20 @@ class TokenFolder:
 
     def _tokens(self, document: int) -> np.ndarray:
         """int32 ids of a document; DataError where they are not those that were written."""
-        shard = self._shard(document)
-        record = self._reader(shard).record(document - int(self._first_S[shard]))
+        return self._checked(document, self._reader(self._shard(document)).record(self._number(document)))
+
+    def several(self, documents: Sequence[int]) -> list[np.ndarray]:
+        """`tokens` of some documents, read together."""
+        files = [self._reader(self._shard(document)) for document in documents]
+        numbers = map(self._number, documents)
+        records = reading.single([(one.name, str(one.path), at) for one, at in zip(files, numbers, strict=True)])
+        return [self._checked(document, record) for document, record in zip(documents, records, strict=True)]
+
+    def _number(self, document: int) -> int:
+        """Which of its shard's it is."""
+        return document - int(self._first_S[self._shard(document)])
+
+    def _checked(self, document: int, record: bytes) -> np.ndarray:
         whole = len(record) == int(self.num_tokens_D[document]) * self._itemsize
         if not whole or ids_digest(record) & _KEPT_OF_DIGEST != self._ids_D[document]:
             raise DataError(f"{self.label(document)} is damaged: its ids are not those that were written.")
@@ -174,6 +186,11 @@ class FolderDocuments:
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
         """int32 tokens [start, stop) of a document."""
         return self._folder.tokens(int(self._chosen_D[document]))[start:stop]
+
+    def several(self, spans: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+        """As `tokens` of each (document, start, stop)."""
+        found = self._folder.several([int(self._chosen_D[document]) for document, _, _ in spans])
+        return [ids[start:stop] for ids, (_, start, stop) in zip(found, spans, strict=True)]
 
 
 def _manifest(folder: pathlib.Path) -> dict:
