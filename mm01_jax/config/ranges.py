@@ -47,6 +47,7 @@ _RANGES = {
     "model.experts_beta": _FACTOR,
     "compute.dropless_bound": Range(least=1.0, most=_MOST),
     "compute.dropless_shard_bound": Range(least=1.0, most=_MOST),
+    "compute.exchange_groups": Range(least=1, most=8),  # each layer's program has all of them, one after another
     "data.held_out": Range(least=0.0, below=1.0),
     "data.seed": _FROM_ZERO,
     "data.max_bad_records": _FROM_ZERO,

@@ -10,15 +10,14 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mm01_jax.config import Change, Config, ConfigError, MixerKind, Problem, fields, ranges
+from mm01_jax.config import Change, Config, ConfigError, MixerKind, Problem, fields, model_sizes, ranges
 from mm01_jax.config.causes import named_once
 from mm01_jax.config.mesh import CROSS_RULES, axis_problems, nearest_divisor
 
 BYTES_VOCABULARY = 257  # the bytes and one end of document
 MOST_LAYERS = 10_000
-MOST_STACKS = 300  # some ten weights each, and two moments of each: a checkpoint is read with 10,000 leaves at most
+MOST_STACKS = 24  # each is a part of every program, which takes 0.7 s to compile; that repeats is known as a period
 MOST_TILES = 1000  # along a side of an image
-MOST_ELEMENTS = 2**32 - 1  # of one layer's array: what a chunk of a checkpoint holds
 
 
 def check(config: Config) -> Config:
@@ -143,17 +142,6 @@ def _vision(config: Config) -> Iterator[Problem]:
         yield Problem(key="vision.image_token", got=vision.image_token, allowed=allowed, nearest=str(vocab_size - 1))
 
 
-def _array_sizes(config: Config) -> Iterator[Problem]:
-    """One layer's array is at most what a checkpoint and an index of 32 bits can hold."""
-    model = config.model
-    qkv = 3 * model.num_heads * model.head_dim
-    for key, size in (("vocab_size", model.vocab_size), ("num_heads", qkv), ("expert_dim", model.expert_dim)):
-        if size * model.embed_dim > MOST_ELEMENTS:
-            most = MOST_ELEMENTS // model.embed_dim * getattr(model, key) // size
-            allowed = f"at most {most:,} for model.embed_dim={model.embed_dim}: an array has at most 2**32 - 1 elements"
-            yield Problem(key=f"model.{key}", got=getattr(model, key), allowed=allowed, nearest=str(max(most, 1)))
-
-
 def _tokens(config: Config) -> Iterator[Problem]:
     train = config.train
     rows = max([train.batch_size, *(size for _, size in train.batch_ramp)])
@@ -275,15 +263,13 @@ def _profile(config: Config) -> Iterator[Problem]:
 
 
 _SCHEDULE = "optimizer.schedule"
-_CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[Problem]]], ...] = (
+_CROSS_RULES: tuple[tuple[tuple[str, ...], Callable[[Config], Iterable[Problem]]], ...] = (
     (("model.num_heads", "model.num_kv_heads"), _heads),
     (("model.rotary_dim", "model.head_dim"), _rotary_dim),
     (("model.num_experts", "model.num_experts_per_token"), _top_k),
     (("model.period", "model.num_periods"), _period),
-    (
-        ("model.vocab_size", "model.embed_dim", "model.num_heads", "model.head_dim", "model.expert_dim"),
-        _array_sizes,
-    ),
+    (model_sizes.OF_ARRAYS, model_sizes.arrays),
+    (("model", "vision"), lambda config: () if [*_vision(config)] else model_sizes.beside_weights(config)),
     (("train.batch_size", "train.batch_ramp", "train.sequence_length"), _tokens),
     (("vision", "model.vocab_size"), _vision),
     (("model.routing", "compute.dropless_bound", "compute.dropless_shard_bound"), _dropless_bound),

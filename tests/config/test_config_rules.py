@@ -89,7 +89,7 @@ def test_problems_of_all_sections_come_together():
     assert keys == {"model.rotary_dim", "train.steps", "data.held_out", "mesh.tensor"}
 
 
-def test_more_stretches_of_layers_than_a_checkpoint_is_read_with_are_refused_before_they_are_trained():
+def test_layers_in_no_order_that_are_more_stretches_than_a_program_may_have_are_refused():
     for stretches, keys in ((rules.MOST_STACKS, []), (rules.MOST_STACKS + 1, ["model.period"])):
         period = tuple(("lightning", "softmax")[at % 2] for at in range(stretches))
         assert [problem.key for problem in rules.problems(_with(model__period=period))] == keys

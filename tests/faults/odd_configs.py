@@ -43,7 +43,7 @@ ODD = {
     "compute.remat": ("auto", "named", "dots", "full"),
     "compute.dropless_bound": (1.0, 1e6),
     "compute.dropless_shard_bound": (1.0, 1e6),
-    "compute.exchange_groups": (2, 3, _MOST),
+    "compute.exchange_groups": (2, 3, 8),
     "compute.exchange": ("padded", "ragged", "gathered"),
     "compute.sequence_attention": ("gather", "ring"),
     "compute.sequence_layout": ("zigzag",),
