@@ -6,6 +6,7 @@ the whole of a request before it answers, so that neither waits for the other; i
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -39,6 +40,9 @@ class Process:
         # A session of its own: signals of a terminal are for the command, which may go on for a while.
         python = [sys.executable, "-s", "-P"]
         self._process = subprocess.Popen([*python, *program], env=passed, start_new_session=True, **pipes)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, AttributeError):  # where none may be as large, or no system call makes it
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _READ)
 
     def say(self, head: dict[str, Any], content: bytes = b"") -> None:
         """Raises Ended."""
@@ -76,6 +80,9 @@ class Process:
             raise EOFError
         self._buffer += piece
 
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def end(self) -> str:
         """Ends it; why it could not answer."""
         process = self._process
@@ -105,10 +112,7 @@ class Pool:
 
         A DataError in the context is such an answer.
         """
-        try:
-            process = self._idle.pop()
-        except IndexError:
-            process = Process(self._program, 0, self._environment)
+        process = self._taken()
         process.memory = memory >> 20
         try:
             process.say(head | {"seconds": seconds, "bytes": memory}, content)
@@ -120,6 +124,13 @@ class Pool:
             process.end()
             raise
         self._keep(process)
+
+    def _taken(self) -> Process:
+        with contextlib.suppress(IndexError):  # another thread may take the last
+            while (process := self._idle.pop()).has_ended():
+                process.end()
+            return process
+        return Process(self._program, 0, self._environment)
 
     def _keep(self, process: Process) -> None:
         if len(self._idle) < _KEPT:
