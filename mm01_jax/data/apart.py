@@ -6,6 +6,7 @@ the whole of a request before it answers, so that neither waits for the other; i
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -39,6 +40,9 @@ class Process:
         # A session of its own: signals of a terminal are for the command, which may go on for a while.
         python = [sys.executable, "-s", "-P"]
         self._process = subprocess.Popen([*python, *program], env=passed, start_new_session=True, **pipes)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError, AttributeError):  # where none may be as large, or no system call makes it
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _READ)
 
     def is_there(self) -> bool:
         """Whether it has not ended by itself."""
@@ -109,7 +113,7 @@ class Pool:
 
         A DataError in the context is such an answer.
         """
-        process = self._one_that_is_there() or Process(self._program, self._environment)
+        process = self._taken()
         process.memory = memory >> 20
         try:
             process.say(head | {"seconds": seconds, "bytes": memory}, content)
@@ -122,13 +126,12 @@ class Pool:
             raise
         self._keep(process)
 
-    def _one_that_is_there(self) -> Process | None:
-        with contextlib.suppress(IndexError):  # several threads take of them
-            while True:
-                if (process := self._idle.pop()).is_there():
-                    return process
+    def _taken(self) -> Process:
+        with contextlib.suppress(IndexError):  # another thread may take the last
+            while not (process := self._idle.pop()).is_there():
                 process.end()
-        return None
+            return process
+        return Process(self._program, self._environment)
 
     def _keep(self, process: Process) -> None:
         if len(self._idle) < _KEPT:

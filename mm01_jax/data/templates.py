@@ -101,7 +101,9 @@ class Template:
         has_parts = any(isinstance(message.get("content"), list) for messages, _ in calls for message in messages)
         forms = (_parts, _text) if has_parts else (_text, _parts)  # some templates know text alone, some parts alone
         calls = [([{"role": "user", "content": _PROBE}], False), *calls]
-        mark = marked_text.unused(json.dumps([[messages for messages, _ in calls], tools], ensure_ascii=False))
+        given = json.dumps([[messages for messages, _ in calls], tools], ensure_ascii=False)
+        check_utf8("a conversation", given)
+        mark = marked_text.unused(given)
         tools = marked_text.marked(tools, tokenizer, mark)
         inputs = [
             {
@@ -118,7 +120,9 @@ class Template:
                 wrong = next((one["error"] for one in found if "error" in one), None)
                 if wrong is not None:
                     raise self._refused(wrong)
-                return [one["text"] for one in found[1:]], mark
+                texts = [one["text"] for one in found[1:]]
+                check_utf8(f"{self.name}: chat template: what it says", "".join(texts))
+                return texts, mark
         raise self._refused(results[0].get("error", "it leaves out what a message says"))
 
     def _run(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

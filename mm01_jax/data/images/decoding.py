@@ -113,7 +113,8 @@ def serve() -> None:
         confine(request["seconds"])
         try:
             for head, content in _answer(requests.read(request["size"]), request):
-                answers.write(json.dumps(head | {"size": len(content)}).encode() + b"\n" + content)
+                answers.write(json.dumps(head | {"size": len(content)}).encode() + b"\n")
+                answers.write(content)
         except ImageError as error:
             memory = f"{request['name']}: decoding it takes more than {request['bytes'] >> 20:,} MiB of memory"
             said = memory if isinstance(error.__cause__, MemoryError) else str(error)
