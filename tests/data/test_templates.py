@@ -157,13 +157,6 @@ def test_what_a_template_says_of_an_error_is_cut_where_it_is_said():
     assert found == {"error": "z" * 400}
 
 
-def test_half_a_pair_of_surrogates_is_the_template_s_or_the_conversation_s_whichever_says_it():
-    with pytest.raises(ValueError, match=r"^x\.jinja: chat template: what it says: character 0 is half a pair"):
-        Template("{{ '\\ud800' }}" + TEXT.source, "x.jinja").ids(CHAT[:1], BYTES)
-    with pytest.raises(ValueError, match=r"^a conversation: character \d+ is half a pair of surrogates"):
-        TEXT.ids([{"role": "user", "content": "\ud800"}], BYTES)
-
-
 def test_special_tokens_and_templates_of_great_length_are_bad_data_by_their_file(tmp_path):
     config, jinja = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
     config.write_text(json.dumps({"bos_token": {"content": "b" * 9000}, "eos_token": "e" * 2000, "chat_template": "x"}))
