@@ -1,7 +1,10 @@
 """One line that says how far a program is, and times as people write them."""
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
 from mm01_jax.messages import screen
@@ -66,6 +69,18 @@ class Watch:
         self._said = now
         left = clock((now - self._began) / done * (self._total - done) if done else float("inf"))
         print(f"{self._what}: {done:,} of {self._total:,}{self._unit}, {left} left", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def saying(what: str) -> Iterator[None]:
+    """A context that says on stderr what it is at, from the fifth second on; for what cannot say how far it is."""
+    late = threading.Timer(Progress.SECONDS, print, (what,), {"file": sys.stderr, "flush": True})
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 Slots change in place: every call donates them to the next.
 """
 
+import contextlib
 import copy
 import functools
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from mm01_jax.model import decode_step
 from mm01_jax.model.cache import DecodeCache
 from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.multimodal import VLModel
+from mm01_jax.progress import saying
 from pallas_kernels import dispatch
 
 jit = jax.jit  # tests put one here that compiles faster
@@ -51,7 +53,7 @@ class Devices:
         self.groups = self._shards(self.model.rules.batch)
         sizes.check_mesh(self._shards(self._decoder.rules.batch), self._shards(self.model.rules.seq), self.mesh.size)
         check_room(self._decoder, self.mesh, sizes, prefix_bytes)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(self.mesh), saying("compiling") if jax.process_index() == 0 else contextlib.nullcontext():
             self._compile()
 
     def _viewed(self, model: TextModel) -> TextModel:

@@ -16,6 +16,7 @@ from mm01_jax.model.decoder import TextModel
 from mm01_jax.model.lightning import Lightning
 from mm01_jax.model.mixers import MIXERS, constrain_cache, empty_cache
 from mm01_jax.model.multimodal import VLModel
+from mm01_jax.progress import saying
 
 CHUNK = 256  # positions of a row on one shard of the sequence whose logits exist at a time
 
@@ -43,7 +44,8 @@ def logits_and_states(model: TextModel | VLModel, ids_BS: np.ndarray) -> dict[st
                 count = np.zeros(rows, np.int32)
                 count[: len(ids)] = min(chunk, ids_BS.shape[1] - start)
                 placed = sharding.put(tokens, model.rules, "batch", "seq"), sharding.put(count, model.rules, "batch")
-                logits, cache = _take_in(model, cache, *placed)
+                with saying(f"logits: positions from {start:,} on"):
+                    logits, cache = _take_in(model, cache, *placed)
                 taken.append(np.asarray(logits)[: len(ids)])
             states = {name: np.asarray(state)[: len(ids)] for name, state in _states(model.config, cache).items()}
         parts.append({"logits": np.concatenate(taken, axis=1)[:, : ids_BS.shape[1]], **states})

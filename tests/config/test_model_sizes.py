@@ -46,3 +46,9 @@ def test_what_the_released_model_needs_is_a_thousandth_of_its_weights():
     assert max(needed for _, needed in model_sizes._needed(config).values()) < weights / 1000
     half = dataclasses.replace(config.model, num_heads=4096, num_kv_heads=4096)  # 64 times the heads
     assert not [*model_sizes.beside_weights(dataclasses.replace(config, model=half))]
+
+
+def test_groups_of_an_exchange_are_as_many_as_a_layer_s_program_may_hold_one_after_another():
+    for groups, keys in ((8, []), (9, ["compute.exchange_groups"]), (10**6, ["compute.exchange_groups"])):
+        config = fields.replace(wrong_base.get_config(), "compute.exchange_groups", groups)
+        assert [problem.key for problem in rules.problems(config)] == keys

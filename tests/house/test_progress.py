@@ -1,5 +1,6 @@
 """What takes long says how far it is, on stderr, and how long it will take."""
 
+import time
 import types
 
 import pytest
@@ -28,6 +29,18 @@ def test_what_is_short_says_nothing(capsys):
     watch = progress.Watch("read", 10**9)
     for done in range(1000):
         watch.at(done)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_cannot_say_how_far_it_is_says_what_it_is_at_from_the_fifth_second_on(monkeypatch, capsys):
+    assert progress.Progress.SECONDS == 5
+    monkeypatch.setattr(progress.Progress, "SECONDS", 0.05)
+    with progress.saying("compiling"):
+        time.sleep(0.5)
+    assert capsys.readouterr().err == "compiling\n"
+    with progress.saying("compiling"):
+        pass
+    time.sleep(0.2)
     assert capsys.readouterr().err == ""
 
 
