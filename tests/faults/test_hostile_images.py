@@ -5,7 +5,15 @@ import tracemalloc
 
 import pytest
 
-from tests.faults.hostile_images import CASES, refusal
+from mm01_jax.data.images.decoding import decode
+from mm01_jax.data.images.opening import open_image
+from tests.faults.hostile_images import CASES, refusal, saved
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started():
+    """The process that decodes some of them: it takes its half second once."""
+    decode(open_image(saved("gif")), "a.gif")
 
 
 @pytest.mark.parametrize("name", CASES)
