@@ -40,8 +40,7 @@ class Rows:
             file = pyarrow.parquet.ParquetFile(source, **_HOW)
             place = self._check(file, size)
             row = unpacked = told = 0
-            for batch in self._batches(file, source, place, size):
-                texts = list(_texts(batch.column(0)))
+            for texts in _together(self._batches(file, source, place, size)):
                 row, unpacked = row + len(texts), unpacked + sum(len(text or b"") for text in texts)
                 if unpacked > max(MOST_UNPACKED, MOST_TIMES * size):
                     what = f"{row:,} rows hold {unpacked:,} bytes, the whole file has {size:,}"
@@ -52,7 +51,7 @@ class Rows:
                 now = size * row // max(file.metadata.num_rows, 1)
                 yield now - told, texts
                 told = now
-                del batch, texts  # before the next are made
+                del texts  # before the next are made
             if row != file.metadata.num_rows or row == 0:
                 said = f"its footer says {file.metadata.num_rows:,} rows, it has {row:,}"
                 raise DataError(f"{self.name} has no whole rows: {said}.")
@@ -136,6 +135,20 @@ def _longest_word(source: BinaryIO, metadata, group: int, field: str) -> int:
     file = pyarrow.parquet.ParquetFile(source, metadata=metadata, read_dictionary=[field], **_HOW)
     column = next(file.iter_batches(1, row_groups=[group], columns=[field], use_threads=False)).column(0)
     return pyarrow.compute.max(pyarrow.compute.binary_length(_binary(column.dictionary))).as_py() or 0
+
+
+def _together(batches: Iterator) -> Iterator[list[bytes | None]]:
+    """The texts of each, a copy of a word for each row that has it, in lists of few more bytes than `_TOGETHER`."""
+    for batch in batches:
+        texts, size = [], 0
+        for text in _texts(batch.column(0)):
+            texts.append(text)
+            size += len(text or b"")
+            if size > _TOGETHER:
+                yield texts
+                texts, size = [], 0
+        if texts:
+            yield texts
 
 
 def _texts(column) -> Iterator[bytes | None]:

@@ -44,7 +44,7 @@ class Store(fsspec.AbstractFileSystem):
         path = self._strip_protocol(path)
         self.asked.append(path)
         if self._fault(path, ("late",)):
-            time.sleep(1.0)
+            time.sleep(2.0)
         if self._fault(path, ("error",)):
             raise OSError("503 slow down")
         if self._fault(path, ("gone",)):
@@ -65,7 +65,7 @@ def store(tmp_path, monkeypatch):
     """The store with a folder that also lies on the disk; its path."""
     fsspec.register_implementation("fake", Store, clobber=True)
     monkeypatch.setattr(remote, "PROTOCOLS", (*remote.PROTOCOLS, "fake"))
-    monkeypatch.setattr(remote, "SECONDS", 0.2)
+    monkeypatch.setattr(remote, "SECONDS", 0.6)
     monkeypatch.setattr(remote, "PAUSE", 0.001)
     folder = write_texts(tmp_path / "texts")
     files = {f"bucket/texts/{p.name}": p.read_bytes() for p in folder.iterdir()}
