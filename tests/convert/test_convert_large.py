@@ -60,7 +60,8 @@ def test_of_decay_buffers_of_another_model_one_head_is_read_and_a_listing_is_nam
 
 def test_tensors_of_a_period_of_very_many_layers_are_listed_in_time_that_grows_with_them(monkeypatch):
     plain = samples.settings("original")
-    plain |= {"num_hidden_layers": 300, "attn_type_list": [0, 1] * 149 + [0, 0]}
+    kinds = [kind for before in range(1, 12) for kind in [0] * before + [1]]  # which do not repeat
+    plain |= {"num_hidden_layers": 300, "attn_type_list": kinds + [0] * (300 - len(kinds))}
     config = read(plain, "config.json").config.model
     stacks, asked = ModelConfig.stacks, []
     monkeypatch.setattr(ModelConfig, "stacks", property(lambda model: asked.append(1) or stacks.__get__(model)))

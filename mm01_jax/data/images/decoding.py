@@ -15,6 +15,7 @@ from mm01_jax.data.apart import Ended, Pool, Process
 from mm01_jax.data.images.opening import cost_of, open_image, pillow
 from mm01_jax.data.images.pieces import ImageError, is_huffman
 from mm01_jax.data.tokenizer_process import confine, stay
+from mm01_jax.files import parse_json
 
 # Seconds of the processor. Measured are at most a third: of noise in WebP or LZMA 0.1 s a megapixel of 2 MiB.
 _SECONDS, _A_MEGAPIXEL, _A_MIB, _MOST_SECONDS = 2.0, 0.06, 0.06, 7.0
@@ -108,7 +109,7 @@ def serve() -> None:
     """What the process does: decodes images until there are no more."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while line := requests.readline():
-        request = json.loads(line)
+        request = parse_json(line)
         stay(request["bytes"])
         confine(request["seconds"])
         try:
