@@ -135,7 +135,10 @@ def leaf_problems(stored: dict, leaves: dict[str, table.Leaf]) -> list[str]:
         found, wanted = (f"shape {list(one.shape)}, {one.stack} of it stacked" for one in (stored[path], leaves[path]))
         if found != wanted:
             problems.append(f"{path} has {found}; the config gives {wanted}")
-    dtypes = {leaf.dtype for leaf in stored.values()}
-    if len(dtypes) > 1 or not dtypes <= {"bfloat16", "float32"}:
-        problems.append(f"leaves of dtype {', '.join(sorted(dtypes))}; allowed: all bfloat16 or all float32")
+    dtypes = collections.Counter(leaf.dtype for leaf in stored.values())
+    if len(dtypes) > 1 or not dtypes.keys() <= {"bfloat16", "float32"}:
+        rarest = min(dtypes, key=dtypes.get)
+        which = next(named(path) for path, leaf in stored.items() if leaf.dtype == rarest)
+        said = f"leaves of dtype {', '.join(sorted(dtypes))}, the first of {rarest} {which}"
+        problems.append(f"{said}; allowed: all bfloat16 or all float32")
     return sorted(problems)
