@@ -168,6 +168,7 @@ def _write_many(folder: pathlib.Path, documents: int) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from mm01_jax.data import token_files
+    from mm01_jax.data.corpus import FileSummary, fingerprint
     from mm01_jax.data.tokenizer import BytesTokenizer
 
     folder.mkdir()
@@ -193,8 +194,9 @@ def _write_many(folder: pathlib.Path, documents: int) -> None:
     manifest |= {"tokenizer": words.fingerprint, "vocab_size": words.vocab_size, "dtype": "uint16"}
     manifest |= dict.fromkeys(token_files.TOTALS, 0)
     manifest |= {"documents": count, "tokens": count * LONG, "text_bytes": count * LONG, "shards": shards}
-    manifest |= {"end_of_document": words.end_of_document, "fingerprint": "0" * 64}
-    manifest |= {"num_files": 1, "files": {}, "bad_records": []}
+    files = {"made": FileSummary(documents=count, size=count * LONG, digest="0" * 64)}
+    manifest |= {"end_of_document": words.end_of_document, "fingerprint": fingerprint(files)}
+    manifest |= {"num_files": 1, "files": {"made": [count, count * LONG, "0" * 64]}, "bad_records": []}
     (folder / token_files.MANIFEST).write_text(json.dumps(manifest))
 
 
