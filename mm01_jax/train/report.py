@@ -56,7 +56,7 @@ def end(config: Config, root: pathlib.Path, summary: dict[str, float], log: Call
             drawn = draw(root, metrics_file.spread(root, log), summary.get("bigram"))
         log(f"wrote {', '.join(map(str, drawn))}" if drawn else "no pictures: pip install 'mm01_jax[plots]'")
     except (OSError, TypeError, ValueError) as error:  # the run is done and saved, whatever its log or the disk is
-        log(f"no pictures: {error}")
+        log(f"no pictures of {root / metrics_file.NAME}: {error}")
     more = f"--config={root}/config.json --workdir={root} --config.train.steps={2 * config.train.steps}"
     log("next:")
     log(f"  {sys.executable} -m mm01_jax.inference --checkpoint={root} --prompt='def '")
